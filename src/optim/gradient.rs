@@ -4,7 +4,9 @@ use super::elementwise::sum_of_squares;
 use crate::lowrank::Tangent;
 use crate::ops::Gradients;
 use crate::params::{ParamStore, Weight};
-use candle_core::{Result, Tensor, bail};
+use crate::error::Failure;
+use anyhow::bail;
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// The gradient of one parameter.
@@ -33,7 +35,7 @@ impl TrainedGradients {
     ///
     /// # Errors
     /// If a parameter received no gradient (naming all of them), or a gradient is not finite (naming the first).
-    pub fn collect(params: &ParamStore, slots: &Gradients) -> Result<Self> {
+    pub fn collect(params: &ParamStore, slots: &Gradients) -> anyhow::Result<Self> {
         let missing: Vec<&str> = params
             .iter()
             .filter(|(id, parameter)| {
@@ -63,11 +65,15 @@ impl TrainedGradients {
                     }
                 };
                 if !square.is_finite() {
-                    bail!("the gradient of `{}` is not finite", parameter.name)
+                    let message = format!(
+                        "the gradient of `{}` is not finite; lower the learning rate or lengthen the warm-up; the last good checkpoint is untouched",
+                        parameter.name
+                    );
+                    return Err(Failure::Diverged(message).into());
                 }
                 Ok((gradient, square))
             })
-            .collect::<Result<Vec<_>>>()?;
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let norm = collected.iter().map(|(_, square)| square).sum::<f64>().sqrt();
         Ok(Self { gradients: collected.into_iter().map(|(gradient, _)| gradient).collect(), norm })
     }
