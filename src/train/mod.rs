@@ -10,4 +10,5 @@ mod stop;
 
 pub use evaluate::{ValidationLoss, evaluate};
 pub use run_folder::{LoadedRun, RunFolder};
-pub use session::{Outcome, TrainOptions, train};
+pub use session::{Outcome, TrainOptions, model_config, optimizer_settings, train};
+pub use stop::StopSignal;
