@@ -1,1 +1,14 @@
-//! (to be written)
+//! Geometry of the manifold of m × n matrices of rank r: points W = U S Vᵀ, tangent vectors, transport and retraction.
+//!
+//! No matrix of size m × n is formed, except by [`LowRank::to_dense`], [`LowRank::from_dense`], [`Tangent::project`] and [`Tangent::to_dense`], which are
+//! for initialisation, inspection and tests. All values are immutable: operations return new ones.
+
+mod point;
+mod retraction;
+mod tangent;
+mod transport;
+
+pub use point::LowRank;
+pub use retraction::{Augmentation, Retracted, Truncation, retract, retract_subspace, tolerance_rank};
+pub use tangent::Tangent;
+pub use transport::BasisChange;

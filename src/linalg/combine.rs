@@ -1,0 +1,198 @@
+//! Products and sums of matrices, accumulated in one buffer, and their Frobenius geometry.
+
+use super::host::{Scalar, with_scalar, with_view};
+use candle_core::{Device, Result, Tensor, bail};
+use faer::linalg::matmul::matmul;
+use faer::mat::{MatMut, MatRef};
+use faer::{Accum, Par};
+
+/// A B, for A: m × k and B: k × n, each possibly a transposed or narrowed view.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    sum_of_products(&[(1.0, a, b)])
+}
+
+/// Σᵢ αᵢ Aᵢ Bᵢ, for Aᵢ: m × kᵢ and Bᵢ: kᵢ × n, without intermediate matrices on the CPU.
+///
+/// # Errors
+/// If the shapes do not fit, or there are no terms.
+pub fn sum_of_products(terms: &[(f64, &Tensor, &Tensor)]) -> Result<Tensor> {
+    accumulate(None, terms)
+}
+
+/// β C + α A B, for A: m × k, B: k × n and C: m × n.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn add_product(beta: f64, c: &Tensor, alpha: f64, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    accumulate(Some((beta, c)), &[(alpha, a, b)])
+}
+
+/// α A + β B, for A and B of equal shape.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn weighted_sum(alpha: f64, a: &Tensor, beta: f64, b: &Tensor) -> Result<Tensor> {
+    if a.dims() != b.dims() {
+        bail!("cannot add a {:?} and a {:?} matrix", a.dims(), b.dims())
+    }
+    if !on_host(a) || !a.is_contiguous() || !b.is_contiguous() {
+        return (a * alpha)? + (b * beta)?;
+    }
+    with_scalar!(a.dtype(), T => weighted_sum_on_host::<T>(alpha, a, beta, b))
+}
+
+fn weighted_sum_on_host<T: Scalar>(alpha: f64, a: &Tensor, beta: f64, b: &Tensor) -> Result<Tensor> {
+    let (alpha, beta) = (T::from_f64(alpha), T::from_f64(beta));
+    let sum = |a: &[T], b: &[T]| a.iter().zip(b).map(|(&x, &y)| alpha * x + beta * y).collect::<Vec<T>>();
+    let numbers = with_view::<T, _>(a, |a| with_view::<T, _>(b, |b| sum(row_major(a), row_major(b))))??;
+    Tensor::from_vec(numbers, a.dims(), a.device())
+}
+
+/// ⟨A, B⟩ = Σᵢⱼ Aᵢⱼ Bᵢⱼ, summed in `f64` in an order that depends on the shape only.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn inner(a: &Tensor, b: &Tensor) -> Result<f64> {
+    if a.dims() != b.dims() {
+        bail!("no inner product of a {:?} and a {:?} matrix", a.dims(), b.dims())
+    }
+    let (a, b) = (a.to_device(&Device::Cpu)?.contiguous()?, b.to_device(&Device::Cpu)?.contiguous()?);
+    with_scalar!(a.dtype(), T => with_view::<T, _>(&a, |a| with_view::<T, _>(&b, |b| dot(row_major(a), row_major(b))))?)
+}
+
+/// ‖A‖_F = (Σᵢⱼ Aᵢⱼ²)^½, in `f64`.
+///
+/// # Errors
+/// If the dtype is neither f32 nor f64.
+pub fn frobenius_norm(a: &Tensor) -> Result<f64> {
+    Ok(inner(a, a)?.sqrt())
+}
+
+/// Eight running sums, so that the loop is vectorised and its order fixed.
+fn dot<T: Scalar>(a: &[T], b: &[T]) -> f64 {
+    const LANES: usize = 8;
+    let mut sums = [0.0; LANES];
+    let (chunks_a, chunks_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f64 = chunks_a.remainder().iter().zip(chunks_b.remainder()).map(|(x, y)| x.to_f64() * y.to_f64()).sum();
+    for (x, y) in chunks_a.zip(chunks_b) {
+        for lane in 0..LANES {
+            sums[lane] += x[lane].to_f64() * y[lane].to_f64();
+        }
+    }
+    sums.iter().sum::<f64>() + rest
+}
+
+/// The numbers of a contiguous row-major view.
+fn row_major<T: Scalar>(view: MatRef<'_, T>) -> &[T] {
+    // SAFETY: callers pass contiguous tensors only, whose rows × columns elements lie one after the other.
+    unsafe { std::slice::from_raw_parts(view.as_ptr(), view.nrows() * view.ncols()) }
+}
+
+fn on_host(tensor: &Tensor) -> bool {
+    matches!(tensor.device(), Device::Cpu)
+}
+
+fn accumulate(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) -> Result<Tensor> {
+    let Some(&(_, first_a, first_b)) = terms.first() else { bail!("a sum of no products has no shape") };
+    let (rows, columns) = (first_a.dim(0)?, first_b.dim(1)?);
+    for (_, a, b) in terms {
+        let ((a_rows, a_columns), (b_rows, b_columns)) = (a.dims2()?, b.dims2()?);
+        if a_columns != b_rows || (a_rows, b_columns) != (rows, columns) {
+            bail!("the product of {a_rows} x {a_columns} and {b_rows} x {b_columns} is no term of a {rows} x {columns} sum")
+        }
+    }
+    if let Some((_, c)) = start
+        && c.dims() != [rows, columns]
+    {
+        bail!("cannot add a {rows} x {columns} product to a {:?} matrix", c.dims())
+    }
+    if on_host(first_a) {
+        with_scalar!(first_a.dtype(), T => accumulate_on_host::<T>(start, terms, rows, columns))
+    } else {
+        accumulate_on_device(start, terms)
+    }
+}
+
+fn accumulate_on_host<T: Scalar>(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)], rows: usize, columns: usize) -> Result<Tensor> {
+    let mut numbers = match start {
+        Some((beta, c)) => {
+            let beta = T::from_f64(beta);
+            with_view::<T, _>(&c.contiguous()?, |c| row_major(c).iter().map(|&x| beta * x).collect())?
+        }
+        None => vec![T::from_f64(0.0); rows * columns],
+    };
+    let mut written = start.is_some();
+    for &(alpha, a, b) in terms.iter().filter(|(_, a, _)| a.elem_count() > 0) {
+        let out = MatMut::from_row_major_slice_mut(&mut numbers, rows, columns);
+        let mode = if written { Accum::Add } else { Accum::Replace };
+        with_view::<T, _>(a, |a| with_view::<T, _>(b, |b| matmul(out, mode, a, b, T::from_f64(alpha), Par::Seq)))??;
+        written = true;
+    }
+    Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)
+}
+
+/// Device products take whole or transposed matrices only, so narrowed views are copied first.
+fn accumulate_on_device(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) -> Result<Tensor> {
+    let whole = |x: &Tensor| if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() };
+    let mut sum = start.map(|(beta, c)| c * beta).transpose()?;
+    for &(alpha, a, b) in terms {
+        let product = whole(a)?.matmul(&whole(b)?)?;
+        let product = if alpha == 1.0 { product } else { (product * alpha)? };
+        sum = Some(match sum {
+            Some(sum) => (sum + product)?,
+            None => product,
+        });
+    }
+    sum.ok_or_else(|| candle_core::Error::Msg("a sum of no products has no shape".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+
+    fn ramp(rows: usize, columns: usize, dtype: DType) -> Tensor {
+        let numbers: Vec<f64> = (0..rows * columns).map(|i| ((i * 37 + 11) % 101) as f64 / 50.0 - 1.0).collect();
+        Tensor::from_vec(numbers, (rows, columns), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    }
+
+    fn distance(a: &Tensor, b: &Tensor) -> f64 {
+        frobenius_norm(&(a - b).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn sums_of_products_agree_with_candle_on_views() {
+        for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F64, 1e-12)] {
+            let (a, b, c) = (ramp(30, 17, dtype), ramp(40, 17, dtype), ramp(30, 40, dtype));
+            let expected = (&c + (a.matmul(&b.t().unwrap()).unwrap() * -2.5).unwrap()).unwrap();
+            assert!(distance(&add_product(1.0, &c, -2.5, &a, &b.t().unwrap()).unwrap(), &expected) < tolerance);
+            let wide = ramp(17, 55, dtype);
+            let part = wide.narrow(1, 7, 40).unwrap();
+            let terms = [(1.0, &a, &part), (0.5, &c, &ramp(40, 40, dtype))];
+            let expected =
+                (a.matmul(&part.contiguous().unwrap()).unwrap() + (c.matmul(&ramp(40, 40, dtype)).unwrap() * 0.5).unwrap()).unwrap();
+            assert!(distance(&sum_of_products(&terms).unwrap(), &expected) < tolerance);
+        }
+    }
+
+    #[test]
+    fn empty_inner_dimension_gives_zero_and_shapes_are_checked() {
+        let (a, b) = (Tensor::zeros((3, 0), DType::F64, &Device::Cpu).unwrap(), Tensor::zeros((0, 2), DType::F64, &Device::Cpu).unwrap());
+        assert_eq!(multiply(&a, &b).unwrap().to_vec2::<f64>().unwrap(), vec![vec![0.0; 2]; 3]);
+        assert!(multiply(&b, &b).unwrap_err().to_string().contains("0 x 2"));
+        assert!(weighted_sum(1.0, &a, 1.0, &b).is_err());
+    }
+
+    #[test]
+    fn inner_products_and_weighted_sums() {
+        let (a, b) = (ramp(13, 9, DType::F64), ramp(13, 9, DType::F64).affine(0.3, 0.1).unwrap());
+        let expected = (&a * &b).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+        assert!((inner(&a, &b).unwrap() - expected).abs() < 1e-12);
+        let expected = (a.affine(2.0, 0.0).unwrap() - b.affine(3.0, 0.0).unwrap()).unwrap();
+        assert!(distance(&weighted_sum(2.0, &a, -3.0, &b).unwrap(), &expected) < 1e-13);
+        assert!(distance(&weighted_sum(2.0, &a.t().unwrap(), -3.0, &b.t().unwrap()).unwrap(), &expected.t().unwrap()) < 1e-13);
+    }
+}

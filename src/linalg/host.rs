@@ -1,0 +1,90 @@
+//! Between candle tensors (row-major, any device) and faer matrices (column-major, host memory).
+
+use candle_core::{DType, Device, Result, Storage, Tensor, WithDType, bail};
+use faer::mat::{Mat, MatRef};
+use faer::traits::RealField;
+
+/// The element types computed in: `f32` and `f64`.
+pub(super) trait Scalar: WithDType + RealField {
+    /// Machine epsilon, the distance from 1 to the next number.
+    const EPSILON: f64;
+}
+
+impl Scalar for f32 {
+    const EPSILON: f64 = f32::EPSILON as f64;
+}
+
+impl Scalar for f64 {
+    const EPSILON: f64 = f64::EPSILON;
+}
+
+/// Runs `$body` with `$scalar` standing for the Rust type of a dtype; other dtypes than f32 and f64 are an error.
+macro_rules! with_scalar {
+    ($dtype:expr, $scalar:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $scalar = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $scalar = f64;
+                $body
+            }
+            other => candle_core::bail!("linear algebra is done in f32 or f64, not {other:?}; convert the tensor first"),
+        }
+    };
+}
+pub(super) use with_scalar;
+
+/// Machine epsilon of a dtype.
+pub(super) fn epsilon(dtype: DType) -> Result<f64> {
+    with_scalar!(dtype, T => Ok(<T as Scalar>::EPSILON))
+}
+
+/// Runs `body` on a 2-D CPU tensor seen in place as a faer matrix, whatever its strides.
+pub(super) fn with_view<T: Scalar, R>(tensor: &Tensor, body: impl FnOnce(MatRef<'_, T>) -> R) -> Result<R> {
+    let (rows, columns) = tensor.dims2()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { bail!("expected a tensor in host memory") };
+    let numbers = &storage.as_slice::<T>()?[layout.start_offset()..];
+    let (row_stride, column_stride) = (layout.stride()[0], layout.stride()[1]);
+    if rows > 0 && columns > 0 {
+        assert!((rows - 1) * row_stride + (columns - 1) * column_stride < numbers.len(), "a layout reaches past its storage");
+    }
+    // SAFETY: the last element was just checked to lie within `numbers`, which outlives the view.
+    let view = unsafe { MatRef::from_raw_parts(numbers.as_ptr(), rows, columns, row_stride as isize, column_stride as isize) };
+    Ok(body(view))
+}
+
+/// A copy on the host, in precision `S`.
+pub(super) fn read<S: Scalar>(tensor: &Tensor) -> Result<Mat<S>> {
+    let tensor = tensor.to_device(&Device::Cpu)?;
+    with_scalar!(tensor.dtype(), T => {
+        with_view::<T, _>(&tensor, |view| Mat::from_fn(view.nrows(), view.ncols(), |i, j| S::from_f64(view[(i, j)].to_f64())))
+    })
+}
+
+/// A tensor with the elements of a host matrix.
+pub(super) fn write<S: Scalar>(matrix: MatRef<'_, S>, dtype: DType, device: &Device) -> Result<Tensor> {
+    let (rows, columns) = matrix.shape();
+    with_scalar!(dtype, T => {
+        let mut numbers = Vec::with_capacity(rows * columns);
+        for i in 0..rows {
+            numbers.extend((0..columns).map(|j| T::from_f64(matrix[(i, j)].to_f64())));
+        }
+        Tensor::from_vec(numbers, (rows, columns), device)
+    })
+}
+
+/// An error naming the operation if an element is infinite or not a number.
+pub(super) fn ensure_finite<S: Scalar>(matrix: MatRef<'_, S>, operation: &str) -> Result<()> {
+    for j in 0..matrix.ncols() {
+        for i in 0..matrix.nrows() {
+            if !matrix[(i, j)].to_f64().is_finite() {
+                let (rows, columns) = matrix.shape();
+                bail!("{operation} of a {rows} x {columns} matrix whose element ({i}, {j}) is {}", matrix[(i, j)].to_f64())
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! Functions of symmetric matrices, and closeness to orthonormality.
+
+use super::combine::multiply;
+use super::host::{ensure_finite, read, write};
+use candle_core::{Error, Result, Tensor, bail};
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::mat::Mat;
+use faer::{Par, Spec};
+
+/// (C + ε (tr C / n) I)^{-½} of a symmetric positive semidefinite C: n × n, with ε = `relative_epsilon`; computed in `f64`.
+///
+/// Eigenvalues that rounding made negative count as zero. Directions in which the regularised matrix is still zero stay zero, as in the
+/// pseudo-inverse.
+///
+/// # Errors
+/// If C is not square or not finite, or its eigenvalue iteration does not converge.
+pub fn inverse_square_root(symmetric: &Tensor, relative_epsilon: f64) -> Result<Tensor> {
+    let (rows, columns) = symmetric.dims2()?;
+    if rows != columns {
+        bail!("the inverse square root is of a square matrix, not of a {rows} x {columns} one")
+    }
+    let matrix = read::<f64>(symmetric)?;
+    ensure_finite(matrix.as_ref(), "inverse square root")?;
+    let mut eigenvalues = Diag::<f64>::zeros(rows);
+    let mut eigenvectors = Mat::<f64>::zeros(rows, rows);
+    let scratch = self_adjoint_evd_scratch::<f64>(rows, ComputeEigenvectors::Yes, Par::Seq, Spec::default());
+    self_adjoint_evd(
+        matrix.as_ref(),
+        eigenvalues.as_mut(),
+        Some(eigenvectors.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Spec::default(),
+    )
+    .map_err(|_| Error::Msg(format!("the eigenvalues of a {rows} x {rows} matrix did not converge")).bt())?;
+    let trace: f64 = (0..rows).map(|i| matrix[(i, i)]).sum();
+    let shift = relative_epsilon * trace / rows.max(1) as f64;
+    let values: Vec<f64> = (0..rows).map(|i| eigenvalues.column_vector()[i].max(0.0) + shift).collect();
+    let smallest = values.iter().copied().fold(0.0, f64::max) * f64::EPSILON * rows as f64;
+    let roots: Vec<f64> = values.iter().map(|&value| if value > smallest { value.sqrt().recip() } else { 0.0 }).collect();
+    let scaled = Mat::from_fn(rows, rows, |i, j| eigenvectors[(i, j)] * roots[j]);
+    let root = &scaled * eigenvectors.transpose();
+    write(root.as_ref(), symmetric.dtype(), symmetric.device())
+}
+
+/// The closest matrix with orthonormal columns, Q (QᵀQ)^{-½}, for a Q: m × r of full column rank.
+///
+/// # Errors
+/// If an element is not finite.
+pub fn reorthonormalize(q: &Tensor) -> Result<Tensor> {
+    multiply(q, &inverse_square_root(&multiply(&q.t()?, q)?, 0.0)?)
+}
+
+/// ‖QᵀQ − I‖_F, for Q: m × r.
+///
+/// # Errors
+/// If the dtype is neither f32 nor f64.
+pub fn orthonormality_defect(q: &Tensor) -> Result<f64> {
+    let gram = read::<f64>(&multiply(&q.t()?, q)?)?;
+    Ok(distance_from_identity(&gram))
+}
+
+/// ‖G − I‖_F of a square matrix.
+pub(super) fn distance_from_identity(gram: &Mat<f64>) -> f64 {
+    let mut sum = 0.0;
+    for j in 0..gram.ncols() {
+        for i in 0..gram.nrows() {
+            let target = if i == j { 1.0 } else { 0.0 };
+            sum += (gram[(i, j)] - target).powi(2);
+        }
+    }
+    sum.sqrt()
+}

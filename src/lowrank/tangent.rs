@@ -1,0 +1,104 @@
+//! Tangent vectors of the manifold of rank-r matrices.
+
+use super::LowRank;
+use crate::linalg::{self, add_product, multiply, sum_of_products, weighted_sum};
+use candle_core::{Result, Tensor};
+
+/// Z = U M Vᵀ + P Vᵀ + U Qᵀ at a point W = U S Vᵀ, with UᵀP = 0 and VᵀQ = 0.
+///
+/// The three terms are orthogonal to each other, so ⟨Z, Z'⟩ = ⟨M, M'⟩ + ⟨P, P'⟩ + ⟨Q, Q'⟩. The parts depend on the bases U and V: they mean something
+/// together with their point only, and travel by [`BasisChange`](super::BasisChange).
+#[derive(Clone, Debug)]
+pub struct Tangent {
+    /// Coefficient part, r × r.
+    pub m: Tensor,
+    /// Column-space part, m × r, UᵀP = 0.
+    pub p: Tensor,
+    /// Row-space part, n × r, VᵀQ = 0.
+    pub q: Tensor,
+}
+
+impl Tangent {
+    /// The zero vector at a point.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn zeros(point: &LowRank) -> Result<Self> {
+        Ok(Self { m: point.s.zeros_like()?, p: point.u.zeros_like()?, q: point.v.zeros_like()? })
+    }
+
+    /// The orthogonal projection of G from its K-gradient G V: m × r and L-gradient Gᵀ U: n × r.
+    ///
+    /// M = Uᵀ(G V), P = G V − U M, Q = Gᵀ U − V Mᵀ.
+    ///
+    /// # Errors
+    /// If the shapes do not fit the point.
+    pub fn from_outer_gradients(point: &LowRank, k: &Tensor, l: &Tensor) -> Result<Self> {
+        let m = multiply(&point.u.t()?, k)?;
+        let p = add_product(1.0, k, -1.0, &point.u, &m)?;
+        let q = add_product(1.0, l, -1.0, &point.v, &m.t()?)?;
+        Ok(Self { m, p, q })
+    }
+
+    /// The orthogonal projection of a dense G: m × n, U Uᵀ G + G V Vᵀ − U Uᵀ G V Vᵀ.
+    ///
+    /// # Errors
+    /// If G's shape is not the point's.
+    pub fn project(point: &LowRank, g: &Tensor) -> Result<Self> {
+        Self::from_outer_gradients(point, &multiply(g, &point.v)?, &multiply(&g.t()?, &point.u)?)
+    }
+
+    /// With P and Q projected again to UᵀP = 0, VᵀQ = 0; the orthogonal projection, where the parts do not satisfy them.
+    ///
+    /// # Errors
+    /// If the shapes do not fit the point.
+    pub fn project_complement(&self, point: &LowRank) -> Result<Self> {
+        let outside = |basis: &Tensor, x: &Tensor| add_product(1.0, x, -1.0, basis, &multiply(&basis.t()?, x)?);
+        Ok(Self { m: self.m.clone(), p: outside(&point.u, &self.p)?, q: outside(&point.v, &self.q)? })
+    }
+
+    /// ⟨Z, Z'⟩ of two vectors at one point.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn inner(&self, other: &Self) -> Result<f64> {
+        Ok(linalg::inner(&self.m, &other.m)? + linalg::inner(&self.p, &other.p)? + linalg::inner(&self.q, &other.q)?)
+    }
+
+    /// ‖Z‖_F = (‖M‖² + ‖P‖² + ‖Q‖²)^½.
+    ///
+    /// # Errors
+    /// If a part is neither f32 nor f64.
+    pub fn norm(&self) -> Result<f64> {
+        Ok(self.inner(self)?.sqrt())
+    }
+
+    /// β Z + α Z', for two vectors at one point: the update of a moment.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn scaled_add(&self, beta: f64, other: &Self, alpha: f64) -> Result<Self> {
+        Ok(Self {
+            m: weighted_sum(beta, &self.m, alpha, &other.m)?,
+            p: weighted_sum(beta, &self.p, alpha, &other.p)?,
+            q: weighted_sum(beta, &self.q, alpha, &other.q)?,
+        })
+    }
+
+    /// Z as a dense m × n tensor.
+    ///
+    /// # Errors
+    /// If the shapes do not fit the point.
+    pub fn to_dense(&self, point: &LowRank) -> Result<Tensor> {
+        let left = add_product(1.0, &self.p, 1.0, &point.u, &self.m)?;
+        sum_of_products(&[(1.0, &left, &point.v.t()?), (1.0, &point.u, &self.q.t()?)])
+    }
+
+    /// The same Z in the bases U R, V T of [`LowRank::in_other_bases`]: (Rᵀ M T, P T, Q R).
+    ///
+    /// # Errors
+    /// If R or T is not r × r.
+    pub fn in_other_bases(&self, r: &Tensor, t: &Tensor) -> Result<Self> {
+        Ok(Self { m: multiply(&multiply(&r.t()?, &self.m)?, t)?, p: multiply(&self.p, t)?, q: multiply(&self.q, r)? })
+    }
+}
