@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 
 const LOCK_FILE: &str = "lrpt.lock";
@@ -36,14 +36,15 @@ impl RunLock {
             }
             Err(TryLockError::Error(error)) => return Err(error).with_context(failed),
         }
-        let write_holder = || -> std::io::Result<()> {
-            file.set_len(0)?;
-            file.rewind()?;
-            writeln!(file, "{}", std::process::id())
-        };
-        { write_holder }().with_context(failed)?;
+        write_holder(&mut file).with_context(failed)?;
         Ok(Self { _file: file })
     }
+}
+
+/// Leaves this process's number for those who find the run locked.
+fn write_holder(file: &mut File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())
 }
 
 /// The process that holds the lock, as far as its file can be read.

@@ -71,7 +71,9 @@ impl Manifest {
     pub(super) fn from_bytes(bytes: &[u8], names: &[&str]) -> anyhow::Result<Self> {
         let Version { format_version } = serde_json::from_slice(bytes).context("manifest.json is no checkpoint manifest")?;
         if format_version != FORMAT_VERSION {
-            bail!("manifest.json has format version {format_version}, but this lrpt reads version {FORMAT_VERSION}; use the lrpt that wrote it");
+            bail!(
+                "manifest.json has format version {format_version}, but this lrpt reads version {FORMAT_VERSION}; use the lrpt that wrote it"
+            );
         }
         let manifest: Self = serde_json::from_slice(bytes).context("manifest.json is no checkpoint manifest")?;
         let listed: Vec<_> = manifest.files.iter().map(|file| file.name.as_str()).collect();

@@ -1,1 +1,3 @@
-//! (to be written)
+//! The commands.
+
+pub mod logging;
