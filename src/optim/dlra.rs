@@ -81,7 +81,12 @@ impl DlraState {
         let core = match hyper.settings.momentum {
             Momentum::Spectral => {
                 let scale = SPECTRAL_SCALE * (point.rows().max(point.columns()) as f64).sqrt();
-                (linalg::polar_newton_schulz(augmentation.core())? * scale)?
+                // The settings that retract by an SVD take the exact polar factor too; the others stay with matrix products.
+                let polar = match hyper.settings.retraction {
+                    RetractionSpec::Svd => linalg::polar(augmentation.core())?,
+                    RetractionSpec::Subspace => linalg::polar_newton_schulz(augmentation.core())?,
+                };
+                (polar * scale)?
             }
             Momentum::HeavyBall | Momentum::Adam => augmentation.core().clone(),
         };

@@ -3,7 +3,7 @@
 use super::adamw::{AdamwState, AdamwStep};
 use super::dlra::{DlraState, DlraStep, DlraUpdate};
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
-use super::rank::RankPolicy;
+use super::rank::{RankDecision, RankPolicy};
 use super::schedule::Schedule;
 use super::state::{StateReader, name};
 use crate::checkpoint::TensorReader;
@@ -71,7 +71,7 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Factor of the schedule at this step.
     pub schedule_factor: f64,
-    /// Truncations of low-rank weights at this step.
+    /// Truncations that decided ranks at this step.
     pub truncations: Vec<(ParamId, Truncation)>,
     /// Time of all dense updates.
     pub dense_time: Duration,
@@ -154,7 +154,11 @@ impl Optimizer {
                     gradient_scale,
                     rank: self.rank_policy(parameter).decide(step, point.rank()),
                 };
-                let update = state.step(point, gradient, &hyper).with_context(|| format!("the low-rank step of `{}` failed", parameter.name))?;
+                let mut update =
+                    state.step(point, gradient, &hyper).with_context(|| format!("the low-rank step of `{}` failed", parameter.name))?;
+                if hyper.rank == RankDecision::Keep {
+                    update.truncation = None;
+                }
                 Ok((*id, update))
             })
             .collect()
