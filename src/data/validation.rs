@@ -42,6 +42,11 @@ impl ValidationSet {
         })
     }
 
+    /// Number of windows.
+    pub fn windows(&self) -> usize {
+        self.windows
+    }
+
     /// Tokens to predict.
     pub fn target_tokens(&self) -> u64 {
         (self.windows * self.block_size) as u64
