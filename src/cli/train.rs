@@ -1,6 +1,6 @@
 //! `lrpt train` and `lrpt resume`.
 
-use super::logging::{LogFormat, Logging};
+use super::logging::Logging;
 use super::{compute, output};
 use crate::data;
 use crate::error::Failure;
@@ -41,17 +41,17 @@ pub struct ResumeArgs {
 }
 
 /// Trains as a spec says.
-pub fn run(args: TrainArgs, log_format: LogFormat) -> Result<()> {
+pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
     let (written, plan) = spec::load_plan(&args.spec, &args.overrides)?;
     let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
-    start(&plan, &spec::to_yaml(&written)?, &run_dir, args.resume, args.stop_after, log_format)
+    start(&plan, &spec::to_yaml(&written)?, &run_dir, args.resume, args.stop_after, terminal, logging)
 }
 
 /// Continues a run with the plan it was started with.
-pub fn resume(args: ResumeArgs, log_format: LogFormat) -> Result<()> {
+pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
     let folder = crate::train::RunFolder::new(&args.run);
     let plan = folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
-    start(&plan, "", &args.run, true, args.stop_after, log_format)
+    start(&plan, "", &args.run, true, args.stop_after, terminal, logging)
 }
 
 fn start(
@@ -60,13 +60,15 @@ fn start(
     run_dir: &Path,
     resume: bool,
     stop_after: Option<u64>,
-    log_format: LogFormat,
+    terminal: Terminal,
+    logging: &Logging,
 ) -> Result<()> {
     let device = compute::device(plan.device)?;
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
     let options = TrainOptions { run_dir, data_cache: data::cache_dir(), spec_yaml, resume, stop_after, device: &device, stop };
-    let terminal = Terminal::stderr();
-    let logging = Logging::start(log_format, &terminal)?;
+    if cfg!(debug_assertions) {
+        tracing::warn!("this is a debug build, tens of times slower than `cargo run --release`");
+    }
     let outcome = train(plan, &options, |folder, resumed_from| {
         logging.write_to(folder.root())?;
         let metrics = match resumed_from {

@@ -87,9 +87,7 @@ impl CholeskyFactor {
         if !scale.iter().all(|&length| length.is_finite() && length > 1e-15) {
             return None;
         }
-        let scaled = |shift: f64| {
-            Mat::from_fn(size, size, |i, j| if i == j { 1.0 + shift } else { gram[(i, j)] / (scale[i] * scale[j]) })
-        };
+        let scaled = |shift: f64| Mat::from_fn(size, size, |i, j| if i == j { 1.0 + shift } else { gram[(i, j)] / (scale[i] * scale[j]) });
         let well_conditioned = |lower: &Mat<f64>| (0..size).all(|j| lower[(j, j)].powi(2) >= shift);
         let lower = lower_factor(scaled(0.0)).filter(well_conditioned).or_else(|| lower_factor(scaled(shift)))?;
         let upper = Mat::from_fn(size, size, |i, j| if i <= j { lower[(j, i)] } else { 0.0 });

@@ -116,7 +116,12 @@ fn accumulate(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) 
     }
 }
 
-fn accumulate_on_host<T: Scalar>(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)], rows: usize, columns: usize) -> Result<Tensor> {
+fn accumulate_on_host<T: Scalar>(
+    start: Option<(f64, &Tensor)>,
+    terms: &[(f64, &Tensor, &Tensor)],
+    rows: usize,
+    columns: usize,
+) -> Result<Tensor> {
     let mut numbers = match start {
         Some((beta, c)) => {
             let beta = T::from_f64(beta);

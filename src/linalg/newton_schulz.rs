@@ -148,7 +148,8 @@ mod tests {
 
     #[test]
     fn polynomials_keep_their_promise_on_the_whole_range() {
-        for (smallest, iterations, error) in [(1e-3, 5, 0.11345), (1e-3, 6, 9.2e-4), (1e-2, 4, 0.01253), (1e-4, 10, 1e-12), (0.5, 4, 1e-12)] {
+        for (smallest, iterations, error) in [(1e-3, 5, 0.11345), (1e-3, 6, 9.2e-4), (1e-2, 4, 0.01253), (1e-4, 10, 1e-12), (0.5, 4, 1e-12)]
+        {
             let polynomials = PolarPolynomials::new(smallest, iterations);
             assert!(polynomials.error() <= error * 1.001 + 1e-12, "{smallest} {iterations}: {}", polynomials.error());
             let mut worst: f64 = 0.0;

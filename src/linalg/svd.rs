@@ -85,16 +85,7 @@ fn attempt(matrix: MatRef<'_, f64>) -> Option<Factors> {
     let thin = ComputeSvdVectors::Thin;
     let scratch = svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Spec::default());
     let mut memory = MemBuffer::new(scratch);
-    faer_svd(
-        matrix,
-        sigma.as_mut(),
-        Some(u.as_mut()),
-        Some(v.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut memory),
-        Spec::default(),
-    )
-    .ok()?;
+    faer_svd(matrix, sigma.as_mut(), Some(u.as_mut()), Some(v.as_mut()), Par::Seq, MemStack::new(&mut memory), Spec::default()).ok()?;
     // A tiny negative or unordered value within rounding would break users of the order.
     let sigma: Vec<f64> = sigma.column_vector().iter().copied().collect();
     let sorted = sigma.windows(2).all(|pair| pair[0] >= pair[1]) && sigma.iter().all(|&value| value >= 0.0);

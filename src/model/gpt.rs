@@ -290,7 +290,9 @@ impl Initial {
     fn dense_count(self) -> usize {
         match self {
             Initial::Constant { size, .. } => size,
-            Initial::Normal { rows, columns, .. } | Initial::LowRank { rows, columns, .. } | Initial::FactorB { rows, columns, .. } => rows * columns,
+            Initial::Normal { rows, columns, .. } | Initial::LowRank { rows, columns, .. } | Initial::FactorB { rows, columns, .. } => {
+                rows * columns
+            }
             Initial::FactorA { .. } => 0,
         }
     }

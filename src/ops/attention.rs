@@ -21,12 +21,7 @@ const TILE: usize = 64;
 pub fn causal_attention(tape: &Tape, q: &Value, k: &Value, v: &Value, n_head: usize, dropout: Option<Dropout>) -> Result<Value> {
     let (b, t, width) = q.tensor().dims3()?;
     if [k, v].iter().any(|x| x.tensor().dims() != [b, t, width]) || !width.is_multiple_of(n_head) {
-        bail!(
-            "causal_attention: q {:?}, k {:?}, v {:?} with {n_head} heads",
-            q.tensor().dims(),
-            k.tensor().dims(),
-            v.tensor().dims()
-        )
+        bail!("causal_attention: q {:?}, k {:?}, v {:?} with {n_head} heads", q.tensor().dims(), k.tensor().dims(), v.tensor().dims())
     }
     let shape = Shape { b, t, heads: n_head, d: width / n_head };
     let sources = [q.source(), k.source(), v.source()];

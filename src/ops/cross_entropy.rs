@@ -96,7 +96,11 @@ fn chunks<T: Real>(h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Re
             let losses: Vec<f64> = logits
                 .par_chunks_mut(vocabulary)
                 .zip(&targets[first..first + rows])
-                .map(|(row, target)| if wanted { row_loss_and_gradient(row, *target as usize, scale) } else { row_loss(row, *target as usize) })
+                .map(
+                    |(row, target)| {
+                        if wanted { row_loss_and_gradient(row, *target as usize, scale) } else { row_loss(row, *target as usize) }
+                    },
+                )
                 .collect();
             sum += losses.iter().sum::<f64>();
             if wanted {

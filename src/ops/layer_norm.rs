@@ -95,7 +95,13 @@ fn forward<T: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon:
 }
 
 /// dx, dw and, if wanted, db.
-fn backward<T: Real>(x: &Tensor, weight: &Tensor, delta: &Tensor, epsilon: f64, with_bias: bool) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+fn backward<T: Real>(
+    x: &Tensor,
+    weight: &Tensor,
+    delta: &Tensor,
+    epsilon: f64,
+    with_bias: bool,
+) -> Result<(Tensor, Tensor, Option<Tensor>)> {
     /// Rows whose share of dw is summed together; fixed, so that dw does not depend on the thread count.
     const ROWS: usize = 64;
     let (rows, width) = rows_of(x)?;

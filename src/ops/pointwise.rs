@@ -15,11 +15,7 @@ const CUBIC: f64 = 0.044_715;
 pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
     let kernels = tape.uses_kernels(x.tensor());
     let input = x.tensor().contiguous()?;
-    let y = if kernels {
-        with_real!(input.dtype(), T => map::<T>(&input, |x| x * gate(x))?)
-    } else {
-        (&input * portable_gate(&input)?)?
-    };
+    let y = if kernels { with_real!(input.dtype(), T => map::<T>(&input, |x| x * gate(x))?) } else { (&input * portable_gate(&input)?)? };
     let to_x = x.source();
     Ok(tape.record(&[to_x], y, move |delta, flow| {
         let dx = if kernels {

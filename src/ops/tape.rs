@@ -87,7 +87,12 @@ impl Tape {
     /// Records an operation's output; `backward` gets the output's gradient and passes gradients on.
     ///
     /// Nothing is recorded in inference, or if no input wants a gradient.
-    pub fn record(&self, inputs: &[Option<Source>], output: Tensor, backward: impl FnOnce(Tensor, &mut Flow) -> Result<()> + 'static) -> Value {
+    pub fn record(
+        &self,
+        inputs: &[Option<Source>],
+        output: Tensor,
+        backward: impl FnOnce(Tensor, &mut Flow) -> Result<()> + 'static,
+    ) -> Value {
         if !self.recording || inputs.iter().all(Option::is_none) {
             return Value { tensor: output, source: None };
         }

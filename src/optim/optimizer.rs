@@ -106,7 +106,13 @@ impl Optimizer {
     ///
     /// # Errors
     /// If a parameter has no gradient, a gradient is not finite, or a factorisation fails; then no parameter and no state has changed.
-    pub fn step(&mut self, params: &mut ParamStore, oracle: &mut dyn GradientOracle, gradients: &mut Gradients, step: u64) -> anyhow::Result<StepReport> {
+    pub fn step(
+        &mut self,
+        params: &mut ParamStore,
+        oracle: &mut dyn GradientOracle,
+        gradients: &mut Gradients,
+        step: u64,
+    ) -> anyhow::Result<StepReport> {
         gradients.reset();
         let evaluation = oracle.evaluate(params, gradients)?;
         let mean = 1.0 / evaluation.micro_batches as f64;

@@ -178,6 +178,10 @@ pub fn restore_model(snapshot: &Snapshot, dtype: DType, device: &Device) -> Resu
         };
         params.set(id, weight);
     }
-    anyhow::ensure!(tensors.is_empty(), "model.safetensors has tensors the network does not know: {:?}", tensors.keys().collect::<Vec<_>>());
+    anyhow::ensure!(
+        tensors.is_empty(),
+        "model.safetensors has tensors the network does not know: {:?}",
+        tensors.keys().collect::<Vec<_>>()
+    );
     Ok((model, params))
 }

@@ -197,13 +197,8 @@ impl<'a> Session<'a> {
             }
         };
         let train = &plan.train;
-        let batches = Batches::new(
-            Arc::new(dataset.train),
-            plan.model.block_size,
-            train.batch_size,
-            train.gradient_accumulation_steps,
-            plan.seed,
-        )?;
+        let batches =
+            Batches::new(Arc::new(dataset.train), plan.model.block_size, train.batch_size, train.gradient_accumulation_steps, plan.seed)?;
         let byte_lengths = dataset.tokenizer.token_byte_lengths();
         let validation = ValidationSet::new(Arc::new(dataset.val), plan.model.block_size, plan.eval.tokens.0, &byte_lengths)?;
         let gradients = Gradients::new(params.slot_count());
