@@ -1,10 +1,2 @@
-//! The network: structure and forward pass, and what it costs. Knows no optimizer.
-
+//! (to be written)
 pub mod account;
-mod config;
-mod generate;
-mod gpt;
-
-pub use config::ModelConfig;
-pub use generate::{Sampling, generate};
-pub use gpt::{DropoutKey, Gpt};

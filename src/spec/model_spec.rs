@@ -1,6 +1,6 @@
 //! `model:` of a spec: the shape of the network and the form of its weights.
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -58,10 +58,11 @@ pub struct LowRankWeightsSpec {
     pub rank: usize,
     /// Exceptions: `q: 32`, `down: dense`, ...
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "per_target_schema::<TargetRank>")]
     pub targets: BTreeMap<Target, TargetRank>,
 }
 
-/// A weight matrix of a transformer block.
+/// A weight matrix W of a transformer block, m × n in y = W x.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
@@ -112,4 +113,11 @@ impl Target {
             Target::Down => (n_embd, n_embd.saturating_mul(4)),
         }
     }
+}
+
+/// Schema of a map from targets to `T` that lists the targets, so that editors offer them and refuse others.
+pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let entry = |target: Target| (target.name().to_owned(), generator.subschema_for::<T>().to_value());
+    let properties: serde_json::Map<_, _> = Target::ALL.into_iter().map(entry).collect();
+    json_schema!({ "type": "object", "properties": properties, "additionalProperties": false })
 }

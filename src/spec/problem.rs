@@ -35,11 +35,17 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// The name among `known` that `written` was probably meant to be: nearest in edits, at most a third of its letters wrong.
+/// The name among `known` that `written` was probably meant to be: nearest in edits with at most a third of the letters wrong, or
+/// else one that contains it or is contained in it.
 pub(crate) fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
-    let distance = |name: &str| strsim::damerau_levenshtein(&written.to_lowercase(), name);
-    let (best, edits) = known.iter().map(|name| (*name, distance(name))).min_by_key(|(_, edits)| *edits)?;
-    (edits <= 1 + best.chars().count() / 3 && edits < best.chars().count()).then_some(best)
+    let written = written.to_lowercase();
+    let allowed = |name: &str| (written.chars().count().max(name.chars().count()) / 3).max(1);
+    let near = known.iter().map(|name| (*name, strsim::damerau_levenshtein(&written, name)));
+    let near = near.filter(|(name, edits)| *edits <= allowed(name) && *edits < name.chars().count()).min_by_key(|(_, edits)| *edits);
+    let part = || {
+        known.iter().copied().find(|name| written.len() >= 3 && (name.contains(&written) || (name.len() >= 3 && written.contains(name))))
+    };
+    near.map(|(name, _)| name).or_else(part)
 }
 
 /// The end of a message about a name that is not one of `known`.
@@ -57,7 +63,9 @@ mod tests {
         let known = ["arch", "n_layer", "n_head", "n_embd"];
         assert_eq!(nearest("n_layr", &known), Some("n_layer"));
         assert_eq!(nearest("N_Head", &known), Some("n_head"));
+        assert_eq!(nearest("layer", &known), Some("n_layer"));
         assert_eq!(nearest("batch", &known), None);
+        assert_eq!(nearest("steps", &["max_steps", "batch_size"]), Some("max_steps"));
         assert_eq!(nearest("q", &["k", "v"]), None);
     }
 }

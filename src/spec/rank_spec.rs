@@ -1,7 +1,7 @@
 //! `rank:` of a spec: how ranks change.
 
 use super::count::Count;
-use super::model_spec::Target;
+use super::model_spec::{Target, per_target_schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,6 +56,7 @@ pub struct ToleranceSpec {
     pub freeze: Option<Count>,
     /// Exceptions per target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "per_target_schema::<ToleranceTargetSpec>")]
     pub targets: BTreeMap<Target, ToleranceTargetSpec>,
 }
 

@@ -31,11 +31,10 @@ fn node_at<'a>(schema: &'a Value, path: &KeyPath) -> Option<&'a Value> {
     })
 }
 
-/// The schema of the value under `key`: a property, the settings of a choice, or an entry of a map.
+/// The schema of the value under `key`: a property, or the settings of a choice.
 fn child<'a>(schema: &'a Value, node: &'a Value, key: &str) -> Option<&'a Value> {
     let of_choice = || node.get("oneOf")?.as_array()?.iter().find_map(|alternative| alternative.get("properties")?.get(key));
-    let of_map = || node.get("additionalProperties").filter(|entry| entry.is_object());
-    let found = node.get("properties").and_then(|properties| properties.get(key)).or_else(of_choice).or_else(of_map)?;
+    let found = node.get("properties").and_then(|properties| properties.get(key)).or_else(of_choice)?;
     Some(resolved(schema, found))
 }
 
@@ -68,8 +67,9 @@ mod tests {
         fn check(node: &Value, at: &str, missing: &mut Vec<String>) {
             if let Some(properties) = node.get("properties").and_then(Value::as_object) {
                 for (key, property) in properties {
+                    let is_choice = node.get("description").is_some();
                     let described = property.get("description").is_some() || property.get("$ref").is_some();
-                    if !described && node.get("description").is_none() {
+                    if !described && !is_choice {
                         missing.push(format!("{at}/{key}"));
                     }
                 }
