@@ -1,1 +1,228 @@
-//! (to be written)
+//! Durable files: everything that must survive a crash is written beside its place, flushed, and renamed into it.
+
+use anyhow::Context;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use tempfile::{Builder, TempDir};
+
+/// Writes a file so that a reader, also one after a crash, sees the old content or the new, never a part.
+///
+/// The bytes go to a temporary file in the same folder, which is flushed to the disk (fsync) and renamed; then the folder is flushed.
+/// Missing folders are created.
+///
+/// # Errors
+/// When a folder cannot be created, or the file cannot be written, flushed or renamed; the message names the path.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let folder = parent_folder(path)?;
+    let write = || -> anyhow::Result<()> {
+        let prefix = temporary_prefix(path)?;
+        let mut temporary = temporary_builder(&prefix, 0o666).tempfile_in(&folder)?;
+        temporary.write_all(bytes)?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(path).map_err(|e| e.error)?;
+        flush_folder(&folder)
+    };
+    write().with_context(|| format!("{}: the file could not be written (is the disk full, or the folder read-only?)", path.display()))
+}
+
+/// Fills a folder so that `target`, whenever it exists, is complete.
+///
+/// `fill` gets an empty temporary folder beside `target`; then every file and folder in it is flushed (fsync), the whole is renamed to
+/// `target`, and the enclosing folder is flushed. A `target` that exists already is replaced: it is renamed away just before, and deleted
+/// after. Temporary folders of the same target that a killed process left behind are removed first; those another process is still
+/// filling are held by a lock on the folder and stay. (Only Unix can lock a folder; elsewhere leftovers stay and do no harm.)
+///
+/// # Errors
+/// When `fill` fails (nothing is left behind then), or a folder cannot be created, flushed or renamed; the message names the path.
+pub fn write_directory_atomic(target: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let enclosing = parent_folder(target)?;
+    let failed = || format!("{}: the folder could not be written (is the disk full, or the place read-only?)", target.display());
+    remove_stale(target, &enclosing).with_context(failed)?;
+    let (temporary, _lock) = locked_temporary_folder(target, &enclosing).with_context(failed)?;
+
+    fill(temporary.path()).with_context(|| format!("{}: the folder was not written", target.display()))?;
+
+    let publish = || -> anyhow::Result<()> {
+        flush_tree(temporary.path())?;
+        let replaced = set_aside(target, &enclosing)?;
+        fs::rename(temporary.path(), target)?;
+        flush_folder(&enclosing)?;
+        drop(replaced);
+        Ok(())
+    };
+    publish().with_context(failed)
+}
+
+/// The folder of a path, created if missing.
+fn parent_folder(path: &Path) -> anyhow::Result<PathBuf> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    fs::create_dir_all(&folder).with_context(|| format!("{}: the folder could not be created", folder.display()))?;
+    Ok(folder)
+}
+
+/// `.NAME.`, with which the temporaries of a path called NAME begin.
+fn temporary_prefix(path: &Path) -> anyhow::Result<OsString> {
+    let mut prefix = OsString::from(".");
+    prefix.push(path.file_name().with_context(|| format!("{}: the path has no name to write to", path.display()))?);
+    prefix.push(".");
+    Ok(prefix)
+}
+
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// Temporaries get the permissions an ordinary file or folder would get (`mode` less the umask), as they become one.
+fn temporary_builder(prefix: &OsString, mode: u32) -> Builder<'_, 'static> {
+    let mut builder = Builder::new();
+    builder.prefix(prefix).suffix(TEMPORARY_SUFFIX);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
+    builder
+}
+
+/// A temporary folder and the lock that tells other processes it is in use.
+fn locked_temporary_folder(target: &Path, enclosing: &Path) -> anyhow::Result<(TempDir, Option<File>)> {
+    let prefix = temporary_prefix(target)?;
+    loop {
+        let temporary = temporary_builder(&prefix, 0o777).tempdir_in(enclosing)?;
+        let lock = lock_folder(temporary.path());
+        // Between creation and lock another process may have taken the folder for a leftover; then another one is made.
+        if temporary.path().exists() {
+            return Ok((temporary, lock));
+        }
+    }
+}
+
+/// The lock of a folder, unless another process holds it or the system cannot lock folders.
+fn lock_folder(folder: &Path) -> Option<File> {
+    if !cfg!(unix) {
+        return None;
+    }
+    let file = File::open(folder).ok()?;
+    file.try_lock().ok()?;
+    Some(file)
+}
+
+/// Removes the temporary folders of `target` that nobody holds.
+fn remove_stale(target: &Path, enclosing: &Path) -> anyhow::Result<()> {
+    let prefix = temporary_prefix(target)?;
+    for entry in fs::read_dir(enclosing)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_temporary = name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes())
+            && name.as_encoded_bytes().ends_with(TEMPORARY_SUFFIX.as_bytes())
+            && entry.file_type()?.is_dir();
+        if is_temporary && let Some(_lock) = lock_folder(&entry.path()) {
+            tracing::debug!("removing {}, left behind by a process that was stopped", entry.path().display());
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Renames an existing `target` to a temporary folder, which is deleted when the returned value is dropped.
+fn set_aside(target: &Path, enclosing: &Path) -> anyhow::Result<Option<TempDir>> {
+    let aside = temporary_builder(&temporary_prefix(target)?, 0o777).tempdir_in(enclosing)?;
+    match fs::rename(target, aside.path().join("replaced")) {
+        Ok(()) => Ok(Some(aside)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Flushes every file and folder under `folder`, the innermost first.
+fn flush_tree(folder: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            flush_tree(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    flush_folder(folder)
+}
+
+/// Makes the names in a folder durable. Only Unix can and needs to.
+fn flush_folder(folder: &Path) -> anyhow::Result<()> {
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/state.json");
+        write_atomic(&path, b"one").unwrap();
+        write_atomic(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(names(path.parent().unwrap()), ["state.json"]);
+    }
+
+    #[test]
+    fn an_error_names_the_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("occupied");
+        fs::create_dir_all(path.join("by a folder")).unwrap();
+        let error = format!("{:#}", write_atomic(&path, b"x").unwrap_err());
+        assert!(error.contains("occupied"), "{error}");
+        assert_eq!(names(folder.path()), ["occupied"]);
+    }
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("step-1");
+        let failed = write_directory_atomic(&target, |inside| {
+            fs::write(inside.join("half"), b"x")?;
+            anyhow::bail!("stopped half-way")
+        });
+        assert!(format!("{:#}", failed.unwrap_err()).contains("step-1"));
+        assert!(names(folder.path()).is_empty());
+
+        for content in [b"one", b"two"] {
+            write_directory_atomic(&target, |inside| {
+                fs::create_dir(inside.join("nested"))?;
+                Ok(fs::write(inside.join("nested/file"), content)?)
+            })
+            .unwrap();
+            assert_eq!(fs::read(target.join("nested/file")).unwrap(), content);
+            assert_eq!(names(folder.path()), ["step-1"]);
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn leftovers_go_and_folders_in_use_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("set");
+        fs::create_dir(folder.path().join(".set.dead.tmp")).unwrap();
+        fs::create_dir(folder.path().join(".other.dead.tmp")).unwrap();
+        let (in_use, _lock) = locked_temporary_folder(&target, folder.path()).unwrap();
+        let in_use_name = in_use.path().file_name().unwrap().to_str().unwrap().to_string();
+
+        write_directory_atomic(&target, |_| Ok(())).unwrap();
+
+        let mut expected = vec![".other.dead.tmp".to_string(), in_use_name, "set".into()];
+        expected.sort();
+        assert_eq!(names(folder.path()), expected);
+    }
+}

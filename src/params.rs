@@ -1,1 +1,163 @@
-//! (to be written)
+//! The parameters of a model, in one fixed order, each dense or low-rank.
+//!
+//! The model keeps ids and looks weights up here, so a rank change (new shapes) can never leave a layer with an old weight.
+
+use crate::lowrank::LowRank;
+use crate::spec::Target;
+use candle_core::{Result, Tensor, bail};
+use std::collections::BTreeSet;
+
+/// Index of a parameter in its [`ParamStore`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ParamId(pub usize);
+
+/// The numbers of one parameter.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// A tensor of any shape.
+    Dense(Tensor),
+    /// A matrix W = U S Vᵀ.
+    LowRank(LowRank),
+}
+
+impl Weight {
+    /// Names and tensors of the parts: the tensor itself under `""`, or `.u`, `.s`, `.v`.
+    pub fn leaves(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Weight::Dense(tensor) => vec![("", tensor)],
+            Weight::LowRank(point) => vec![(".u", &point.u), (".s", &point.s), (".v", &point.v)],
+        }
+    }
+}
+
+/// A weight matrix's place in the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Transformer block, counted from 0.
+    pub layer: usize,
+    /// Which matrix of the block.
+    pub target: Target,
+}
+
+/// What a parameter is for; decides its optimizer rule and weight decay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Token or position table.
+    Embedding,
+    /// Weight or bias of a layer norm.
+    Norm,
+    /// Bias of a linear layer.
+    Bias,
+    /// A block's weight matrix, dense or low-rank.
+    Matrix(Place),
+    /// One of the free factors B (m × r), A (r × n) of W = B A.
+    Factor(Place),
+}
+
+/// One named parameter.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Name in checkpoints, in the spirit of Hugging Face's: `transformer.h.0.attn.q`.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Its numbers.
+    pub weight: Weight,
+}
+
+/// All parameters, in the order the model declares them.
+#[derive(Clone, Debug, Default)]
+pub struct ParamStore {
+    parameters: Vec<Parameter>,
+}
+
+impl ParamStore {
+    /// A store of these parameters.
+    ///
+    /// # Errors
+    /// If two parameters share a name.
+    pub fn new(parameters: Vec<Parameter>) -> Result<Self> {
+        let mut names = BTreeSet::new();
+        if let Some(twice) = parameters.iter().find(|p| !names.insert(p.name.as_str())) {
+            bail!("two parameters are named `{}`", twice.name)
+        }
+        Ok(Self { parameters })
+    }
+
+    /// Number of parameters (named weights, not numbers).
+    pub fn len(&self) -> usize {
+        self.parameters.len()
+    }
+
+    /// Whether there are no parameters.
+    pub fn is_empty(&self) -> bool {
+        self.parameters.is_empty()
+    }
+
+    /// The parameters with their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Parameter)> {
+        self.parameters.iter().enumerate().map(|(index, parameter)| (ParamId(index), parameter))
+    }
+
+    /// The parameter of this id.
+    pub fn get(&self, id: ParamId) -> &Parameter {
+        &self.parameters[id.0]
+    }
+
+    /// Replaces a parameter's numbers; a low-rank weight may change its rank.
+    pub fn set(&mut self, id: ParamId, weight: Weight) {
+        self.parameters[id.0].weight = weight;
+    }
+
+    /// A dense parameter's tensor.
+    ///
+    /// # Errors
+    /// If the parameter is low-rank.
+    pub fn dense(&self, id: ParamId) -> Result<&Tensor> {
+        match &self.get(id).weight {
+            Weight::Dense(tensor) => Ok(tensor),
+            Weight::LowRank(_) => bail!("`{}` is low-rank where a dense tensor is needed", self.get(id).name),
+        }
+    }
+
+    /// Count of trained numbers: dense entries, and r (m + n + r) for a low-rank weight.
+    pub fn element_count(&self) -> usize {
+        self.parameters.iter().flat_map(|p| p.weight.leaves()).map(|(_, tensor)| tensor.elem_count()).sum()
+    }
+
+    /// The low-rank weights.
+    pub fn low_rank(&self) -> impl Iterator<Item = (ParamId, &Parameter, &LowRank)> {
+        self.iter().filter_map(|(id, parameter)| match &parameter.weight {
+            Weight::LowRank(point) => Some((id, parameter, point)),
+            Weight::Dense(_) => None,
+        })
+    }
+
+    /// Mean rank of the low-rank weights, or `None` where there are none.
+    pub fn mean_rank(&self) -> Option<f64> {
+        let ranks: Vec<usize> = self.low_rank().map(|(_, _, point)| point.rank()).collect();
+        (!ranks.is_empty()).then(|| ranks.iter().sum::<usize>() as f64 / ranks.len() as f64)
+    }
+
+    /// Every tensor under its checkpoint name: `name` for a dense parameter, `name.u`, `name.s`, `name.v` for a low-rank one.
+    pub fn named_tensors(&self) -> Vec<(String, Tensor)> {
+        let leaves =
+            |p: &Parameter| -> Vec<_> { p.weight.leaves().into_iter().map(|(leaf, t)| (format!("{}{leaf}", p.name), t.clone())).collect() };
+        self.parameters.iter().flat_map(leaves).collect()
+    }
+
+    /// The gradient slot of a dense parameter, or of a low-rank weight's U (its K-gradient).
+    pub fn slot(id: ParamId) -> usize {
+        2 * id.0
+    }
+
+    /// The gradient slot of a low-rank weight's V (its L-gradient).
+    pub fn l_slot(id: ParamId) -> usize {
+        2 * id.0 + 1
+    }
+
+    /// Number of gradient slots.
+    pub fn slot_count(&self) -> usize {
+        2 * self.len()
+    }
+}

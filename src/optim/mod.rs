@@ -1,1 +1,19 @@
-//! (to be written)
+//! How parameters move: AdamW for everything dense, the DLRA step for low-rank weights, rank policies, schedules, clipping.
+//!
+//! Knows no model: it sees named parameters and asks a [`GradientOracle`] for gradients, as often as its rule needs.
+
+mod adamw;
+mod dlra;
+mod elementwise;
+mod gradient;
+mod optimizer;
+mod rank;
+mod schedule;
+mod state;
+
+pub use adamw::{AdamwState, AdamwStep};
+pub use dlra::{DlraState, DlraStep, DlraUpdate};
+pub use gradient::{Gradient, TrainedGradients, clip_factor};
+pub use optimizer::{Evaluation, GradientOracle, Optimizer, OptimizerSettings, StepReport};
+pub use rank::{RankDecision, RankPolicy, ToleranceCycle};
+pub use schedule::Schedule;

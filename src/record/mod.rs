@@ -1,1 +1,20 @@
-//! (to be written)
+//! What happens during training, as one [`Event`] enum, and those who watch: metrics, console, samples.
+//!
+//! The training loop tells an [`Observer`]; an observer cannot change the training. Everything a step has to say is said before the
+//! checkpoint of that step is saved, so that a resumed run repeats no line and misses none.
+
+mod console;
+mod event;
+mod format;
+mod json_lines;
+mod metrics;
+mod samples;
+mod terminal;
+
+pub use console::{Console, STEP_TARGET};
+pub use event::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Step};
+pub use format::{count, duration};
+pub use json_lines::JsonLines;
+pub use metrics::{is_wall_clock_key, metrics};
+pub use samples::Samples;
+pub use terminal::Terminal;

@@ -1,1 +1,15 @@
-//! (to be written)
+//! The only place where model, optimizer and data meet: the session, its loop, evaluation and resume.
+
+mod diagnose;
+mod evaluate;
+mod memory;
+mod meter;
+mod oracle;
+mod run_folder;
+mod session;
+mod stop;
+
+pub use evaluate::{ValidationLoss, evaluate};
+pub use run_folder::{LoadedRun, RunFolder};
+pub use session::{Outcome, TrainOptions, model_config, optimizer_settings, train};
+pub use stop::StopSignal;

@@ -1,0 +1,47 @@
+//! `latest` and `best`: names that lead to a step's folder, moved in one instant.
+
+use super::directory::{folder_name, step_of};
+use anyhow::Context;
+use std::path::Path;
+
+/// Makes `name` in `folder` lead to the checkpoint of a step: a relative symbolic link on Unix, elsewhere a text file with the folder's name.
+///
+/// # Errors
+/// When the link or file cannot be written.
+pub(super) fn set(folder: &Path, name: &str, step: u64) -> anyhow::Result<()> {
+    let place = folder.join(name);
+    place_atomic(folder, name, &folder_name(step)).with_context(|| format!("{}: could not be set to step {step}", place.display()))
+}
+
+#[cfg(unix)]
+fn place_atomic(folder: &Path, name: &str, target: &str) -> anyhow::Result<()> {
+    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    remove(&temporary)?;
+    std::os::unix::fs::symlink(target, &temporary)?;
+    std::fs::rename(&temporary, folder.join(name))?;
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn place_atomic(folder: &Path, name: &str, target: &str) -> anyhow::Result<()> {
+    crate::fs::write_atomic(&folder.join(name), format!("{target}\n").as_bytes())
+}
+
+/// The step that `name` leads to, if it leads to a checkpoint that is there.
+pub(super) fn get(folder: &Path, name: &str) -> Option<u64> {
+    let place = folder.join(name);
+    let target = match std::fs::read_link(&place) {
+        Ok(target) => target.to_str()?.to_string(),
+        Err(_) => std::fs::read_to_string(&place).ok()?.trim_end().to_string(),
+    };
+    let step = step_of(&target)?;
+    folder.join(target).is_dir().then_some(step)
+}
+
+/// Removes a link or file if it is there.
+pub(super) fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

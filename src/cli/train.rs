@@ -1,0 +1,100 @@
+//! `lrpt train` and `lrpt resume`.
+
+use super::logging::Logging;
+use super::{compute, output};
+use crate::data;
+use crate::error::Failure;
+use crate::record::{Console, JsonLines, Observers, Samples, Terminal};
+use crate::spec::{self, Plan};
+use crate::train::{Outcome, StopSignal, TrainOptions, train};
+use anyhow::{Context, Result};
+use clap::Args;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `lrpt train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The spec, a YAML file.
+    spec: PathBuf,
+    /// Override a key: `--set model.n_layer=8`; any YAML value, also a mapping, which replaces the whole key.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    overrides: Vec<String>,
+    /// Folder of the run (default: runs/<name>).
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Continue the run in that folder from its newest sound checkpoint.
+    #[arg(long)]
+    resume: bool,
+    /// Stop cleanly after this step, with a checkpoint, as if interrupted; continue later with --resume.
+    #[arg(long, value_name = "STEP")]
+    stop_after: Option<u64>,
+}
+
+/// Arguments of `lrpt resume`.
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// The run's folder.
+    run: PathBuf,
+    /// Stop cleanly after this step, with a checkpoint, as if interrupted.
+    #[arg(long, value_name = "STEP")]
+    stop_after: Option<u64>,
+}
+
+/// Trains as a spec says.
+pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
+    let (written, plan) = spec::load_plan(&args.spec, &args.overrides)?;
+    let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
+    start(&plan, &spec::to_yaml(&written)?, &run_dir, args.resume, args.stop_after, terminal, logging)
+}
+
+/// Continues a run with the plan it was started with.
+pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
+    let folder = crate::train::RunFolder::new(&args.run);
+    let plan = folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
+    start(&plan, "", &args.run, true, args.stop_after, terminal, logging)
+}
+
+fn start(
+    plan: &Plan,
+    spec_yaml: &str,
+    run_dir: &Path,
+    resume: bool,
+    stop_after: Option<u64>,
+    terminal: Terminal,
+    logging: &Logging,
+) -> Result<()> {
+    let device = compute::device(plan.device)?;
+    let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
+    let options = TrainOptions { run_dir, data_cache: data::cache_dir(), spec_yaml, resume, stop_after, device: &device, stop };
+    if cfg!(debug_assertions) {
+        tracing::warn!("this is a debug build, tens of times slower than `cargo run --release`");
+    }
+    let outcome = train(plan, &options, |folder, resumed_from| {
+        logging.write_to(folder.root())?;
+        let metrics = match resumed_from {
+            Some(step) => JsonLines::resume(&folder.metrics(), step)?,
+            None => JsonLines::create(&folder.metrics())?,
+        };
+        Ok(Observers(vec![Box::new(metrics), Box::new(Samples::new(folder.root())), Box::new(Console::new(terminal))]))
+    })?;
+    report(plan, run_dir, &outcome)
+}
+
+/// The result, on stdout.
+fn report(plan: &Plan, run_dir: &Path, outcome: &Outcome) -> Result<()> {
+    match &outcome.validation {
+        Some(loss) => output::line(serde_json::json!({
+            "run": run_dir.display().to_string(),
+            "name": plan.name,
+            "step": outcome.step,
+            "loss": loss.loss,
+            "perplexity": loss.perplexity,
+            "bits_per_byte": loss.bits_per_byte,
+            "tokens": loss.tokens,
+        })),
+        None => {
+            tracing::info!("stopped after step {} as asked; continue with `lrpt resume {}`", outcome.step, run_dir.display());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Tokenizers of the Hugging Face `tokenizers` library.
+
+use anyhow::anyhow;
+use rayon::prelude::*;
+use serde_json::Value;
+
+/// The end-of-text token of the tokenizers trained here.
+pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
+/// Names under which tokenizers have an end-of-text token, the first that exists is taken.
+const END_OF_TEXT_NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
+/// Size from which a text is cut into pieces, in bytes.
+const PIECE_BYTES: usize = 1 << 16;
+
+/// A tokenizer of the library, and the JSON it was read from.
+#[derive(Debug)]
+pub(super) struct HuggingFace {
+    inner: tokenizers::Tokenizer,
+    json: String,
+    model: String,
+    end_of_text: Option<u32>,
+    vocab_size: usize,
+    byte_level_decoder: bool,
+    encodes_in_pieces: bool,
+}
+
+impl HuggingFace {
+    /// Reads a `tokenizer.json`, given as text and as the value parsed from it. Its truncation and padding are turned off.
+    ///
+    /// # Errors
+    /// When the library cannot read it.
+    pub(super) fn new(json: &str, value: &Value) -> anyhow::Result<Self> {
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|e| anyhow!("not a tokenizer.json of the tokenizers library: {e}"))?;
+        inner.with_truncation(None).map_err(|e| anyhow!("truncation cannot be turned off: {e}"))?;
+        inner.with_padding(None);
+        inner.set_encode_special_tokens(true);
+        let largest = inner.get_vocab(true).into_values().max().ok_or_else(|| anyhow!("the tokenizer has no tokens"))?;
+        Ok(Self {
+            json: json.to_string(),
+            model: value["model"]["type"].as_str().unwrap_or("tokenizer.json").to_string(),
+            end_of_text: END_OF_TEXT_NAMES.iter().find_map(|name| inner.token_to_id(name)),
+            vocab_size: largest as usize + 1,
+            byte_level_decoder: value["decoder"]["type"] == "ByteLevel",
+            encodes_in_pieces: encodes_in_pieces(value),
+            inner,
+        })
+    }
+
+    pub(super) fn json(&self) -> &str {
+        &self.json
+    }
+
+    pub(super) fn model(&self) -> &str {
+        &self.model
+    }
+
+    pub(super) fn end_of_text(&self) -> Option<u32> {
+        self.end_of_text
+    }
+
+    pub(super) fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    pub(super) fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let encode = |piece: &str| match self.inner.encode_fast(piece, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(anyhow!("the text cannot be encoded: {error}")),
+        };
+        if !self.encodes_in_pieces || text.len() <= PIECE_BYTES {
+            return encode(text);
+        }
+        let tokens: Vec<Vec<u32>> = pieces(text).into_par_iter().map(encode).collect::<anyhow::Result<_>>()?;
+        Ok(tokens.concat())
+    }
+
+    pub(super) fn decode(&self, tokens: &[u32]) -> anyhow::Result<String> {
+        self.inner.decode(tokens, false).map_err(|e| anyhow!("the tokens cannot be decoded: {e}"))
+    }
+
+    /// UTF-8 bytes of every token; exact for byte-level tokenizers, whose tokens are written with one character per byte. For others, by
+    /// how much longer the text of a word becomes when the token follows it (`<0xE4>`, a byte as SentencePiece writes it, is one byte).
+    pub(super) fn token_byte_lengths(&self) -> Vec<u32> {
+        let special: Vec<u32> =
+            self.inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        let before = self.inner.encode_fast("a", false).map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default();
+        let text_bytes = |tokens: &[u32]| self.inner.decode(tokens, false).map_or(0, |text| text.len());
+        let before_bytes = text_bytes(&before);
+        let length = |id: u32| {
+            let token = self.inner.id_to_token(id).unwrap_or_default();
+            if special.contains(&id) || Some(id) == self.end_of_text {
+                0
+            } else if self.byte_level_decoder {
+                token.chars().count()
+            } else if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') {
+                1
+            } else {
+                text_bytes(&[before.as_slice(), &[id]].concat()).saturating_sub(before_bytes)
+            }
+        };
+        (0..self.vocab_size as u32).map(|id| length(id) as u32).collect()
+    }
+}
+
+/// Whether encoding [`pieces`] one by one gives the tokens of the whole: so with the byte-level splitting of GPT-2, without a normalizer, a
+/// space put before the text, or added tokens that are looked for in the text.
+fn encodes_in_pieces(tokenizer: &Value) -> bool {
+    let split = &tokenizer["pre_tokenizer"];
+    let added = tokenizer["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
+    tokenizer["normalizer"].is_null()
+        && split["type"] == "ByteLevel"
+        && split["add_prefix_space"] == false
+        && split["use_regex"] != false
+        && added.iter().all(|token| token["special"] == true)
+}
+
+/// Cuts a text after newlines that stand between two characters that are not white space, into pieces of at least 64 KiB.
+///
+/// GPT-2's splitting expression makes such a newline a word of its own, with or without the text around it, so no word is cut.
+pub(super) fn pieces(text: &str) -> Vec<&str> {
+    let is_cut = |newline: usize| {
+        let before = text[..newline].chars().next_back();
+        let after = text[newline + 1..].chars().next();
+        before.is_some_and(|c| !c.is_whitespace()) && after.is_some_and(|c| !c.is_whitespace())
+    };
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    while text.len() - start > PIECE_BYTES {
+        // Newlines are one byte and never part of another character, so bytes can be searched.
+        let from = start + PIECE_BYTES;
+        let newlines = text.as_bytes()[from..].iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| from + at);
+        let Some(newline) = newlines.into_iter().find(|newline| is_cut(*newline)) else { break };
+        pieces.push(&text[start..=newline]);
+        start = newline + 1;
+    }
+    if start < text.len() || pieces.is_empty() {
+        pieces.push(&text[start..]);
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Tokenizer;
+
+    /// 100 kB with every kind of line end.
+    fn long_text() -> String {
+        (0..12_000)
+            .map(|index| ["a b;\n", "fn f() {\n    x\n}\n\n", "it's 12\n\n\n", "ü,\r\n", "tab\t\n end \n", "(\n)\n"][index % 6])
+            .collect::<String>()
+            + &"x".repeat(2000)
+    }
+
+    #[test]
+    fn pieces_make_up_the_text() {
+        let text = long_text();
+        let cut = pieces(&text);
+        assert!(cut.len() > 1, "{}", cut.len());
+        assert_eq!(cut.concat(), text);
+        assert_eq!(pieces(""), [""]);
+        let newlines = "\n".repeat(2 * PIECE_BYTES);
+        assert_eq!(pieces(&newlines), [newlines.as_str()]);
+    }
+
+    #[test]
+    fn encoding_in_pieces_is_encoding_the_whole() {
+        let text = long_text();
+        let json = crate::data::byte_pair::train(std::slice::from_ref(&text), 320).unwrap();
+        let tokenizer = HuggingFace::new(&json, &serde_json::from_str(&json).unwrap()).unwrap();
+        assert!(tokenizer.encodes_in_pieces);
+        let whole = tokenizer.inner.encode_fast(text.as_str(), false).unwrap().get_ids().to_vec();
+        assert!(tokenizer.encode(&text).unwrap() == whole);
+    }
+
+    #[test]
+    fn names_of_special_tokens_in_a_text_are_text() {
+        let tokenizer = Tokenizer::train_byte_pair(&["some text".to_string()], 257).unwrap();
+        let tokens = tokenizer.encode(END_OF_TEXT).unwrap();
+        assert_eq!(tokens.len(), END_OF_TEXT.len());
+        assert_eq!(tokenizer.decode(&tokens).unwrap(), END_OF_TEXT);
+    }
+
+    /// SentencePiece's form: words begin with `▁`, bytes that are no token of their own are written `<0xE4>`.
+    #[test]
+    fn byte_lengths_of_a_tokenizer_that_is_not_byte_level() {
+        let json = r#"{"version": "1.0", "added_tokens": [{"id": 0, "content": "</s>", "single_word": false, "lstrip": false,
+              "rstrip": false, "normalized": false, "special": true}], "normalizer": null,
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": true},
+            "post_processor": null,
+            "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+              {"type": "ByteFallback"}, {"type": "Fuse"}]},
+            "model": {"type": "BPE", "byte_fallback": true, "vocab": {"</s>": 0, "<0xE4>": 1, "a": 2, "▁": 3, "▁a": 4, "é": 5},
+              "merges": [["▁", "a"]]}}"#;
+        let tokenizer = Tokenizer::from_json(json).unwrap();
+        assert_eq!(tokenizer.encode("a aé").unwrap(), [2, 4, 5]);
+        assert_eq!(tokenizer.token_byte_lengths(), [0, 1, 1, 1, 2, 2]);
+        assert_eq!((tokenizer.end_of_text(), tokenizer.vocab_size()), (Some(0), 6));
+    }
+}

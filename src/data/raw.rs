@@ -1,0 +1,265 @@
+//! Token files that others wrote (nanoGPT, llama2.c), used where they lie.
+
+use super::corpus::usage;
+use super::prepare::{Dataset, DatasetSummary, tokenizer_from_file};
+use super::shard::TokenShard;
+use super::tokenizer::Tokenizer;
+use crate::fs::write_atomic;
+use crate::spec::{SourceSpec, TokenizerSpec};
+use anyhow::Context;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// Tokens examined at a time by one thread.
+const BLOCK_TOKENS: usize = 1 << 22;
+
+/// Where a source's token files are.
+pub(super) struct RawSource {
+    description: String,
+    train: Vec<PathBuf>,
+    val: Vec<PathBuf>,
+    vocab_size: Option<usize>,
+}
+
+impl RawSource {
+    /// The files of a `bin` or `tinystories` source; `None` for others.
+    ///
+    /// # Errors
+    /// When the folder of a `tinystories` source has fewer than two `.bin` files or cannot be read.
+    pub(super) fn find(source: &SourceSpec) -> anyhow::Result<Option<Self>> {
+        Ok(match source {
+            SourceSpec::Bin(bin) => Some(Self {
+                description: format!("bin: train {}, val {}", bin.train.display(), bin.val.display()),
+                train: vec![bin.train.clone()],
+                val: vec![bin.val.clone()],
+                vocab_size: bin.vocab_size,
+            }),
+            SourceSpec::Tinystories(stories) => {
+                let mut files = bin_files(&stories.dir)?;
+                let train = files.split_off(1);
+                check_layout(&stories.dir, train.len())?;
+                Some(Self {
+                    description: format!("tinystories: {}, {} training files", stories.dir.display(), train.len()),
+                    train,
+                    val: files,
+                    vocab_size: stories.vocab_size,
+                })
+            }
+            SourceSpec::CargoRegistry | SourceSpec::Text(_) | SourceSpec::Jsonl(_) => None,
+        })
+    }
+
+    /// Maps the files and checks their tokens against the vocabulary.
+    ///
+    /// # Errors
+    /// [`crate::error::Failure::Usage`] for a tokenizer that would have to be made from text, missing or odd files, and a token outside
+    /// the vocabulary.
+    pub(super) fn open(self, tokenizer: &TokenizerSpec, cache: &Path) -> anyhow::Result<Dataset> {
+        let tokenizer = match tokenizer {
+            TokenizerSpec::Bytes => Tokenizer::bytes(),
+            TokenizerSpec::File(path) => tokenizer_from_file(path)?,
+            TokenizerSpec::Chars | TokenizerSpec::Bpe(_) => {
+                return Err(usage("data.tokenizer: the source is tokens already; give `file: tokenizer.json` (or `bytes`) to decode them"));
+            }
+        };
+        let tokenizer_hash = tokenizer.hash()?;
+        let vocab_size = self.vocab_size.unwrap_or(tokenizer.vocab_size());
+        let byte_lengths = tokenizer.token_byte_lengths();
+        let open_part = |paths: &[PathBuf]| -> anyhow::Result<(TokenShard, Examination)> {
+            let shard = TokenShard::open_raw(paths)?;
+            let examination = examine_once(&shard, paths, &tokenizer_hash, &byte_lengths, cache)?;
+            let names = || paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
+            if examination.largest_token as usize >= vocab_size {
+                return Err(usage(format!(
+                    "{}: token {} is outside the vocabulary of {vocab_size}; give the tokenizer the files were made with, or `vocab_size`",
+                    names(),
+                    examination.largest_token
+                )));
+            }
+            Ok((shard, examination))
+        };
+        let (train, train_examination) = open_part(&self.train)?;
+        let (val, val_examination) = open_part(&self.val)?;
+        let content = [&train_examination.content_hash, &val_examination.content_hash, &tokenizer_hash].map(String::as_str).join(" ");
+        let summary = DatasetSummary {
+            source: self.description,
+            tokenizer: tokenizer.description(),
+            content_hash: blake3::hash(content.as_bytes()).to_hex().to_string(),
+            tokenizer_hash,
+            vocab_size,
+            train_tokens: train.len() as u64,
+            val_tokens: val.len() as u64,
+            train_bytes: train_examination.text_bytes,
+            val_bytes: val_examination.text_bytes,
+        };
+        Ok(Dataset { train, val, tokenizer, summary })
+    }
+}
+
+/// The `.bin` files of a folder in path order, at least two.
+fn bin_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let unreadable = || format!("data.source.tinystories.dir: {} cannot be read", dir.display());
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(unreadable)? {
+        let path = entry.with_context(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "bin") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.len() < 2 {
+        return Err(usage(format!(
+            "data.source.tinystories.dir: {} has {} `.bin` files; it takes one for validation and one or more for training",
+            dir.display(),
+            files.len()
+        )));
+    }
+    Ok(files)
+}
+
+/// Opens the folder as `candle_datasets` does, so that a layout it would read otherwise is noticed.
+#[cfg(feature = "datasets")]
+fn check_layout(dir: &Path, train_files: usize) -> anyhow::Result<()> {
+    let dataset =
+        candle_datasets::nlp::tinystories::Dataset::new(dir).with_context(|| format!("{}: not TinyStories shards", dir.display()))?;
+    // Its `train_tokens` and `valid_tokens` count files.
+    let found = (dataset.train_tokens(), dataset.valid_tokens());
+    anyhow::ensure!(found == (train_files, 1), "{}: {} training and {} validation files expected", dir.display(), found.0, found.1);
+    Ok(())
+}
+
+#[cfg(not(feature = "datasets"))]
+fn check_layout(_dir: &Path, _train_files: usize) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// What one pass over token files tells.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Examination {
+    content_hash: String,
+    largest_token: u32,
+    text_bytes: u64,
+}
+
+/// Examines files, or remembers the result if path, size and modification time are those of an earlier examination: token files may
+/// be far larger than memory.
+fn examine_once(
+    shard: &TokenShard,
+    paths: &[PathBuf],
+    tokenizer_hash: &str,
+    byte_lengths: &[u32],
+    cache: &Path,
+) -> anyhow::Result<Examination> {
+    let mut identity = blake3::Hasher::new();
+    identity.update(tokenizer_hash.as_bytes());
+    for path in paths {
+        let metadata = path.metadata().with_context(|| format!("{}: the file cannot be examined", path.display()))?;
+        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |time| time.as_nanos());
+        let place = path.canonicalize().unwrap_or_else(|_| path.clone());
+        identity.update(format!("{}\0{}\0{modified}\0", place.display(), metadata.len()).as_bytes());
+    }
+    let remembered = cache.join(format!("examined-{}.json", &identity.finalize().to_hex()[..16]));
+    if let Some(examination) = std::fs::read(&remembered).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+        return Ok(examination);
+    }
+    tracing::info!("examining {} tokens of {} files", shard.len(), paths.len());
+    let examination = examine(shard, byte_lengths);
+    write_atomic(&remembered, &serde_json::to_vec_pretty(&examination)?)?;
+    Ok(examination)
+}
+
+fn examine(shard: &TokenShard, byte_lengths: &[u32]) -> Examination {
+    let starts: Vec<usize> = (0..shard.len()).step_by(BLOCK_TOKENS).collect();
+    let blocks: Vec<(blake3::Hash, u32, u64)> = starts
+        .into_par_iter()
+        .map(|start| {
+            let tokens = shard.read(start, BLOCK_TOKENS.min(shard.len() - start));
+            let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+            let text_bytes = tokens.iter().map(|token| byte_lengths.get(*token as usize).map_or(0, |bytes| u64::from(*bytes))).sum();
+            (blake3::hash(&bytes), tokens.into_iter().max().unwrap_or(0), text_bytes)
+        })
+        .collect();
+    let mut content = blake3::Hasher::new();
+    for (hash, ..) in &blocks {
+        content.update(hash.as_bytes());
+    }
+    Examination {
+        content_hash: content.finalize().to_hex().to_string(),
+        largest_token: blocks.iter().map(|(_, largest, _)| *largest).max().unwrap_or(0),
+        text_bytes: blocks.iter().map(|(.., bytes)| bytes).sum(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{BinSourceSpec, BpeSpec, Count, TinystoriesSourceSpec};
+
+    fn write_tokens(path: &Path, tokens: &[u16]) {
+        std::fs::write(path, tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+    }
+
+    fn bin(folder: &Path, vocab_size: Option<usize>) -> SourceSpec {
+        SourceSpec::Bin(BinSourceSpec { train: folder.join("train.bin"), val: folder.join("val.bin"), vocab_size })
+    }
+
+    fn open(source: &SourceSpec, tokenizer: TokenizerSpec, cache: &Path) -> anyhow::Result<Dataset> {
+        RawSource::find(source)?.expect("a raw source").open(&tokenizer, cache)
+    }
+
+    #[test]
+    fn nano_gpt_files_are_read_in_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path().join("cache");
+        write_tokens(&folder.path().join("train.bin"), &[104, 105, 10, 255]);
+        write_tokens(&folder.path().join("val.bin"), &[33, 33]);
+        let dataset = open(&bin(folder.path(), None), TokenizerSpec::Bytes, &cache).unwrap();
+        assert_eq!((dataset.train.read(0, 4), dataset.val.read(0, 2)), (vec![104, 105, 10, 255], vec![33, 33]));
+        let summary = &dataset.summary;
+        assert_eq!((summary.train_tokens, summary.train_bytes, summary.val_bytes, summary.vocab_size), (4, 4, 2, 256));
+
+        let again = open(&bin(folder.path(), None), TokenizerSpec::Bytes, &cache).unwrap();
+        assert_eq!(again.summary, dataset.summary);
+        write_tokens(&folder.path().join("val.bin"), &[33, 34, 35]);
+        let changed = open(&bin(folder.path(), None), TokenizerSpec::Bytes, &cache).unwrap();
+        assert_ne!(changed.summary.content_hash, dataset.summary.content_hash);
+    }
+
+    #[test]
+    fn a_token_outside_the_vocabulary_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        write_tokens(&folder.path().join("train.bin"), &[1, 50_256]);
+        write_tokens(&folder.path().join("val.bin"), &[1]);
+        let error = open(&bin(folder.path(), None), TokenizerSpec::Bytes, folder.path()).unwrap_err();
+        assert_eq!(crate::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("50256") && error.to_string().contains("train.bin"), "{error}");
+        let dataset = open(&bin(folder.path(), Some(50_304)), TokenizerSpec::Bytes, folder.path()).unwrap();
+        assert_eq!((dataset.summary.vocab_size, dataset.summary.train_bytes), (50_304, 1));
+    }
+
+    #[test]
+    fn a_tokenizer_made_from_text_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let bpe = TokenizerSpec::Bpe(BpeSpec { vocab_size: Count(300) });
+        assert_eq!(crate::error::exit_code(&open(&bin(folder.path(), None), bpe, folder.path()).unwrap_err()), 2);
+        let missing = open(&bin(folder.path(), None), TokenizerSpec::Bytes, folder.path()).unwrap_err();
+        assert!(missing.to_string().contains("train.bin"), "{missing}");
+    }
+
+    #[test]
+    fn the_first_tiny_stories_file_is_validation() {
+        let folder = tempfile::tempdir().unwrap();
+        let stories = folder.path().join("tok");
+        std::fs::create_dir(&stories).unwrap();
+        let source = SourceSpec::Tinystories(TinystoriesSourceSpec { dir: stories.clone(), vocab_size: None });
+        write_tokens(&stories.join("data02.bin"), &[5, 6]);
+        assert!(RawSource::find(&source).is_err());
+        write_tokens(&stories.join("data00.bin"), &[1, 2]);
+        write_tokens(&stories.join("data01.bin"), &[3, 4]);
+        std::fs::write(stories.join("data00.json"), "{}").unwrap();
+        let dataset = open(&source, TokenizerSpec::Bytes, &folder.path().join("cache")).unwrap();
+        assert_eq!((dataset.val.read(0, 2), dataset.train.read(0, 4)), (vec![1, 2], vec![3, 4, 5, 6]));
+    }
+}

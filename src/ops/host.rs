@@ -1,0 +1,133 @@
+//! CPU access to candle tensors without copies, and output buffers that are not zeroed before they are overwritten.
+
+use super::real::Real;
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+use std::cell::RefCell;
+
+/// Whether the CPU kernels take this tensor.
+pub fn has_kernel(x: &Tensor) -> bool {
+    x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
+}
+
+/// A contiguous CPU tensor opened for reading.
+pub struct Host<'a> {
+    storage: StorageRef<'a>,
+    start: usize,
+    end: usize,
+}
+
+impl<'a> Host<'a> {
+    /// Opens a tensor.
+    ///
+    /// # Errors
+    /// If it is not contiguous.
+    pub fn new(x: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = x.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else { bail!("a CPU kernel needs a contiguous tensor, got {layout:?}") };
+        Ok(Self { storage, start, end })
+    }
+
+    /// The numbers, as T.
+    ///
+    /// # Errors
+    /// If the tensor is not on the CPU or not of this type.
+    pub fn numbers<T: Real>(&self) -> Result<&[T]> {
+        match &*self.storage {
+            Storage::Cpu(storage) => match T::of_storage(storage) {
+                Some(numbers) => Ok(&numbers[self.start..self.end]),
+                None => bail!("a CPU kernel for {:?} met {:?}", T::TYPE, self.storage.dtype()),
+            },
+            _ => bail!("a CPU kernel met a tensor on another device"),
+        }
+    }
+
+    /// The numbers of a u32 tensor.
+    pub fn ids(&self) -> Result<&[u32]> {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::U32(ids)) => Ok(&ids[self.start..self.end]),
+            _ => bail!("token ids must be u32 on the CPU"),
+        }
+    }
+}
+
+/// A tensor filled by `fill`, which must write every number: the buffer it gets holds arbitrary old memory.
+pub fn build<T: Real>(shape: impl Into<Shape>, fill: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Tensor> {
+    let shape = shape.into();
+    let mut numbers = unwritten::<T>(shape.elem_count());
+    fill(&mut numbers)?;
+    Tensor::from_vec(numbers, shape, &candle_core::Device::Cpu)
+}
+
+/// A vector of `count` numbers whose values are arbitrary, for kernels that overwrite all of them.
+pub fn unwritten<T: Real>(count: usize) -> Vec<T> {
+    let mut numbers: Vec<T> = Vec::with_capacity(count);
+    // SAFETY: the capacity is `count`, f32 and f64 have no invalid bit patterns and no destructor, and every caller writes each number
+    // before reading it; page faults and zeroing are a measurable part of a training step.
+    #[allow(clippy::uninit_vec)]
+    unsafe {
+        numbers.set_len(count)
+    };
+    numbers
+}
+
+/// Changes a contiguous CPU tensor in place; clones that share its storage change with it.
+pub fn mutate<T: Real>(x: &Tensor, change: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
+    struct Mutate<F>(RefCell<Option<F>>);
+    impl<F: FnOnce(&mut CpuStorage, &Layout) -> Result<()>> InplaceOp1 for Mutate<F> {
+        fn name(&self) -> &'static str {
+            "mutate"
+        }
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            match self.0.borrow_mut().take() {
+                Some(change) => change(storage, layout),
+                None => bail!("an in-place change runs once"),
+            }
+        }
+    }
+    let on_storage = |storage: &mut CpuStorage, layout: &Layout| {
+        let Some((start, end)) = layout.contiguous_offsets() else { bail!("an in-place change needs a contiguous tensor, got {layout:?}") };
+        match T::of_storage_mut(storage) {
+            Some(numbers) => change(&mut numbers[start..end]),
+            None => bail!("an in-place change for {:?} met another type", T::TYPE),
+        }
+    };
+    x.inplace_op1(&Mutate(RefCell::new(Some(on_storage))))
+}
+
+/// A pointer that rayon tasks may share; each task writes its own part.
+#[derive(Clone, Copy)]
+pub struct SharedOut<T>(*mut T);
+
+// SAFETY: only used to hand disjoint parts of one buffer to parallel tasks.
+unsafe impl<T> Send for SharedOut<T> {}
+unsafe impl<T> Sync for SharedOut<T> {}
+
+impl<T> SharedOut<T> {
+    /// Shares a buffer that outlives the tasks.
+    pub fn new(out: &mut [T]) -> Self {
+        Self(out.as_mut_ptr())
+    }
+
+    /// The pointer.
+    pub fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// Runs `$body` with the type alias `$t` set to the tensor type f32 or f64.
+macro_rules! with_real {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            other => candle_core::bail!("this operation needs f32 or f64, got {other:?}"),
+        }
+    };
+}
+pub(crate) use with_real;

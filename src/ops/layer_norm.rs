@@ -1,0 +1,154 @@
+//! Layer normalisation (Ba, Kiros & Hinton 2016): y = w ∘ (x − μ)/√(σ² + ε) + b over the last dimension C.
+
+use super::host::{Host, SharedOut, build, unwritten, with_real};
+use super::linear::sum_rows;
+use super::product::{as_rows, rows_of};
+use super::real::{Real, lane_sum, vectorized};
+use super::tape::{Tape, Value};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// Layer norm of x (…, C) with weight and bias of C.
+///
+/// With x̂ the normalised row and g = w ∘ δ: dx = (g − mean g − x̂ mean(g ∘ x̂))/√(σ² + ε), dw = Σ δ ∘ x̂, db = Σ δ.
+///
+/// # Errors
+/// If the weight is not C wide.
+pub fn layer_norm(tape: &Tape, x: &Value, weight: &Value, bias: Option<&Value>, epsilon: f64) -> Result<Value> {
+    let (_, width) = rows_of(x.tensor())?;
+    if weight.tensor().dims() != [width] {
+        bail!("layer_norm: the input is {width} wide, the weight has shape {:?}", weight.tensor().dims())
+    }
+    let kernels = tape.uses_kernels(x.tensor());
+    let input = x.tensor().contiguous()?;
+    let normed = if kernels {
+        with_real!(input.dtype(), T => forward::<T>(&input, weight.tensor(), bias.map(Value::tensor), epsilon)?)
+    } else {
+        let y = normalized(&input, epsilon)?.0.broadcast_mul(weight.tensor())?;
+        match bias {
+            Some(bias) => y.broadcast_add(bias.tensor())?,
+            None => y,
+        }
+    };
+    let (to_x, to_weight, to_bias) = (x.source(), weight.source(), bias.and_then(Value::source));
+    let weight = weight.tensor().clone();
+    Ok(tape.record(&[to_x, to_weight, to_bias], normed, move |delta, flow| {
+        let delta = delta.contiguous()?;
+        let (dx, d_weight, d_bias) = if kernels {
+            with_real!(input.dtype(), T => backward::<T>(&input, &weight, &delta, epsilon, to_bias.is_some())?)
+        } else {
+            let (hat, inverse) = normalized(&input, epsilon)?;
+            let g = delta.broadcast_mul(&weight)?;
+            let last = g.rank() - 1;
+            let along = hat.broadcast_mul(&(&g * &hat)?.mean_keepdim(last)?)?;
+            let dx = (g.broadcast_sub(&g.mean_keepdim(last)?)? - along)?.broadcast_mul(&inverse)?;
+            let d_bias = if to_bias.is_some() { Some(as_rows(&delta)?.sum(0)?) } else { None };
+            (dx, as_rows(&(delta * hat)?)?.sum(0)?, d_bias)
+        };
+        flow.add(to_x, dx)?;
+        flow.add(to_weight, d_weight)?;
+        match d_bias {
+            Some(d_bias) => flow.add(to_bias, d_bias),
+            None => Ok(()),
+        }
+    }))
+}
+
+/// x̂ and 1/√(σ² + ε) by candle operations.
+fn normalized(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
+    let last = x.rank() - 1;
+    let centered = x.broadcast_sub(&x.mean_keepdim(last)?)?;
+    let inverse = (centered.sqr()?.mean_keepdim(last)? + epsilon)?.sqrt()?.recip()?;
+    Ok((centered.broadcast_mul(&inverse)?, inverse))
+}
+
+/// μ and 1/√(σ² + ε) of a row.
+#[inline(always)]
+fn statistics<T: Real>(row: &[T], epsilon: T) -> (T, T) {
+    let scale = T::real(1.0 / row.len() as f64);
+    let mean = lane_sum(row.len(), |i| row[i]) * scale;
+    let variance = lane_sum(row.len(), |i| (row[i] - mean) * (row[i] - mean)) * scale;
+    (mean, T::ONE / (variance + epsilon).root())
+}
+
+fn forward<T: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f64) -> Result<Tensor> {
+    let (_, width) = rows_of(x)?;
+    let (x_host, w_host) = (Host::new(x)?, Host::new(weight)?);
+    let (x_numbers, w) = (x_host.numbers::<T>()?, w_host.numbers::<T>()?);
+    let b_host = bias.map(Host::new).transpose()?;
+    let b = b_host.as_ref().map(|host| host.numbers::<T>()).transpose()?;
+    let epsilon = T::real(epsilon);
+    build::<T>(x.shape().clone(), |out| {
+        out.par_chunks_mut(width).with_min_len(16).zip(x_numbers.par_chunks(width)).for_each(|(out, row)| {
+            vectorized(|| {
+                let (mean, inverse) = statistics(row, epsilon);
+                for ((y, x), w) in out.iter_mut().zip(row).zip(w) {
+                    *y = (*x - mean) * inverse * *w;
+                }
+                if let Some(b) = b {
+                    out.iter_mut().zip(b).for_each(|(y, b)| *y += *b);
+                }
+            })
+        });
+        Ok(())
+    })
+}
+
+/// dx, dw and, if wanted, db.
+fn backward<T: Real>(
+    x: &Tensor,
+    weight: &Tensor,
+    delta: &Tensor,
+    epsilon: f64,
+    with_bias: bool,
+) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+    /// Rows whose share of dw is summed together; fixed, so that dw does not depend on the thread count.
+    const ROWS: usize = 64;
+    let (rows, width) = rows_of(x)?;
+    let (x_host, w_host, d_host) = (Host::new(x)?, Host::new(weight)?, Host::new(delta)?);
+    let (x_numbers, w, d) = (x_host.numbers::<T>()?, w_host.numbers::<T>()?, d_host.numbers::<T>()?);
+    let epsilon = T::real(epsilon);
+    let parts = rows.div_ceil(ROWS);
+    let mut weight_parts = unwritten::<T>(parts * width);
+    let shared = SharedOut::new(&mut weight_parts);
+    let dx = build::<T>(x.shape().clone(), |dx| {
+        dx.par_chunks_mut(ROWS * width).zip(x_numbers.par_chunks(ROWS * width)).zip(d.par_chunks(ROWS * width)).enumerate().for_each(
+            |(part, ((dx, x), d))| {
+                // SAFETY: each part writes its own row of `weight_parts`.
+                let dw = unsafe { std::slice::from_raw_parts_mut(shared.get().add(part * width), width) };
+                dw.fill(T::ZERO);
+                vectorized(|| {
+                    for ((dx, x), d) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(d.chunks_exact(width)) {
+                        row_backward(dx, x, w, d, dw, epsilon);
+                    }
+                })
+            },
+        );
+        Ok(())
+    })?;
+    let d_weight = build::<T>(width, |out| {
+        sum_rows(&weight_parts, parts, width, out);
+        Ok(())
+    })?;
+    let d_bias = with_bias.then(|| {
+        build::<T>(width, |out| {
+            sum_rows(d, rows, width, out);
+            Ok(())
+        })
+    });
+    Ok((dx, d_weight, d_bias.transpose()?))
+}
+
+#[inline(always)]
+fn row_backward<T: Real>(dx: &mut [T], x: &[T], w: &[T], d: &[T], dw: &mut [T], epsilon: T) {
+    let (mean, inverse) = statistics(x, epsilon);
+    let scale = T::real(1.0 / x.len() as f64);
+    let (x, w, d) = (&x[..dx.len()], &w[..dx.len()], &d[..dx.len()]);
+    let mean_g = lane_sum(dx.len(), |i| w[i] * d[i]) * scale;
+    let mean_gx = lane_sum(dx.len(), |i| w[i] * d[i] * (x[i] - mean)) * inverse * scale;
+    for i in 0..dx.len() {
+        let hat = (x[i] - mean) * inverse;
+        dw[i] += d[i] * hat;
+        dx[i] = (w[i] * d[i] - mean_g - hat * mean_gx) * inverse;
+    }
+}

@@ -1,0 +1,156 @@
+//! Linear layers: y = x Wᵀ + b with W dense (m × n) or W = U S Vᵀ. Rows of x: B = product of its leading dimensions.
+
+use super::host::{Host, build, mutate, with_real};
+use super::product::{as_rows, product, rows_of};
+use super::real::{Real, vectorized};
+use super::tape::{Flow, Source, Tape, Value};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// y = x Wᵀ + b for x (…, n), W (m, n), b (m); backward: dx = δ W, dW = δᵀ x, db = Σ δ.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
+    let (m, n) = w.tensor().dims2()?;
+    check_width("linear", x, n)?;
+    let rows = as_rows(x.tensor())?;
+    let y = product(&rows, w.tensor(), false, true)?;
+    let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
+    let (to_x, to_w, to_bias) = (x.source(), w.source(), bias.and_then(Value::source));
+    let (w, input) = (w.tensor().clone(), x.tensor().dims().to_vec());
+    Ok(tape.record(&[to_x, to_w, to_bias], y, move |delta, flow| {
+        let delta = as_rows(&delta)?;
+        flow.add_product(to_w, &delta, &rows, true, false)?;
+        drop(rows);
+        add_bias_gradient(flow, to_bias, &delta)?;
+        if to_x.is_some() {
+            flow.add(to_x, product(&delta, &w, false, false)?.reshape(input)?)?;
+        }
+        Ok(())
+    }))
+}
+
+/// y = x V Sᵀ Uᵀ + b for x (…, n), U (m, r), S (r, r), V (n, r).
+///
+/// With z = x V saved and δ the gradient of y, the backward gives U's slot the K-gradient G V = δᵀ z (m × r), V's slot the L-gradient
+/// Gᵀ U = xᵀ (δ U) (n × r), and dx = (δ U) S Vᵀ, where G = δᵀ x is never formed and nothing is divided by S. These are not the partial
+/// derivatives by U and V (algorithms.md §1); S needs no slot, since its gradient Uᵀ G V is Uᵀ times the K-gradient.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn low_rank_linear(tape: &Tape, x: &Value, u: &Value, s: &Tensor, v: &Value, bias: Option<&Value>) -> Result<Value> {
+    let ((m, r), (n, r_v)) = (u.tensor().dims2()?, v.tensor().dims2()?);
+    if r != r_v || s.dims() != [r, r] {
+        bail!("low_rank_linear: U is {m} x {r}, S {:?}, V {n} x {r_v}", s.dims())
+    }
+    check_width("low_rank_linear", x, n)?;
+    let rows = as_rows(x.tensor())?;
+    let count = rows.dim(0)?;
+    let z = product(&rows, v.tensor(), false, false)?;
+    // S goes to the smaller side: into U (m × r) or onto the rows of z.
+    let y = if m < count {
+        product(&z, &product(u.tensor(), s, false, false)?, false, true)?
+    } else {
+        product(&product(&z, s, false, true)?, u.tensor(), false, true)?
+    };
+    let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
+    let (to_x, to_u, to_v, to_bias) = (x.source(), u.source(), v.source(), bias.and_then(Value::source));
+    let (u, s, v, input) = (u.tensor().clone(), s.clone(), v.tensor().clone(), x.tensor().dims().to_vec());
+    Ok(tape.record(&[to_x, to_u, to_v, to_bias], y, move |delta, flow| {
+        let delta = as_rows(&delta)?;
+        flow.add_product(to_u, &delta, &z, true, false)?;
+        drop(z);
+        add_bias_gradient(flow, to_bias, &delta)?;
+        let delta_u = product(&delta, &u, false, false)?;
+        drop(delta);
+        flow.add_product(to_v, &rows, &delta_u, true, false)?;
+        drop(rows);
+        if to_x.is_some() {
+            let dx = if n < count {
+                product(&delta_u, &product(&v, &s, false, true)?, false, true)?
+            } else {
+                product(&product(&delta_u, &s, false, false)?, &v, false, true)?
+            };
+            flow.add(to_x, dx.reshape(input)?)?;
+        }
+        Ok(())
+    }))
+}
+
+fn check_width(operation: &str, x: &Value, n: usize) -> Result<()> {
+    let (_, width) = rows_of(x.tensor())?;
+    if width != n {
+        bail!("{operation}: the input is {width} wide, the weight takes {n}")
+    }
+    Ok(())
+}
+
+fn output_shape(x: &Tensor, m: usize) -> Vec<usize> {
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = m;
+    }
+    shape
+}
+
+/// y + b on every row, in place where kernels run.
+fn add_bias(tape: &Tape, y: Tensor, bias: Option<&Value>) -> Result<Tensor> {
+    let Some(bias) = bias else { return Ok(y) };
+    if !tape.uses_kernels(&y) {
+        return y.broadcast_add(bias.tensor());
+    }
+    let host = Host::new(bias.tensor())?;
+    with_real!(y.dtype(), T => {
+        let bias = host.numbers::<T>()?;
+        mutate::<T>(&y, |y| {
+            y.par_chunks_mut(bias.len()).for_each(|row| vectorized(|| row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b)));
+            Ok(())
+        })?
+    });
+    Ok(y)
+}
+
+fn add_bias_gradient(flow: &mut Flow, to: Option<Source>, delta: &Tensor) -> Result<()> {
+    if to.is_none() {
+        return Ok(());
+    }
+    flow.add(to, column_sums(delta)?)
+}
+
+/// Σ over rows of a (rows, columns) tensor.
+fn column_sums(x: &Tensor) -> Result<Tensor> {
+    if !super::host::has_kernel(x) {
+        return x.sum(0);
+    }
+    let (rows, columns) = x.dims2()?;
+    let x = x.contiguous()?;
+    let host = Host::new(&x)?;
+    with_real!(x.dtype(), T => {
+        let x = host.numbers::<T>()?;
+        build::<T>(columns, |out| {
+            sum_rows(x, rows, columns, out);
+            Ok(())
+        })
+    })
+}
+
+/// Rows per partial sum of [`sum_rows`].
+const ROWS_PER_PART: usize = 64;
+
+/// out ← Σ over the rows of x, in parts of fixed size that are added in order.
+pub(super) fn sum_rows<T: Real>(x: &[T], rows: usize, columns: usize, out: &mut [T]) {
+    debug_assert_eq!(x.len(), rows * columns);
+    let parts: Vec<Vec<T>> = x
+        .par_chunks(ROWS_PER_PART * columns)
+        .map(|part| {
+            let mut sum = vec![T::ZERO; columns];
+            vectorized(|| part.chunks_exact(columns).for_each(|row| sum.iter_mut().zip(row).for_each(|(s, x)| *s += *x)));
+            sum
+        })
+        .collect();
+    out.fill(T::ZERO);
+    for part in parts {
+        out.iter_mut().zip(part).for_each(|(o, p)| *o += p);
+    }
+}

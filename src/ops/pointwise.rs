@@ -1,0 +1,140 @@
+//! Element-wise operations: GELU, residual addition, dropout.
+
+use super::host::{Host, build, with_real};
+use super::real::{Real, vectorized};
+use super::tape::{PIECE, Tape, Value};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// √(2/π), of the tanh form of GELU.
+const ROOT: f64 = 0.797_884_560_802_865_4;
+/// Cubic coefficient of the tanh form of GELU.
+const CUBIC: f64 = 0.044_715;
+
+/// GELU in GPT-2's tanh form (Hendrycks & Gimpel 2016): ½x(1 + tanh u) = x σ(2u) with u = √(2/π)(x + 0.044715 x³).
+pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
+    let kernels = tape.uses_kernels(x.tensor());
+    let input = x.tensor().contiguous()?;
+    let y = if kernels { with_real!(input.dtype(), T => map::<T>(&input, |x| x * gate(x))?) } else { (&input * portable_gate(&input)?)? };
+    let to_x = x.source();
+    Ok(tape.record(&[to_x], y, move |delta, flow| {
+        let dx = if kernels {
+            let delta = delta.contiguous()?;
+            with_real!(input.dtype(), T => map2::<T>(&input, &delta, |x, delta| {
+                let s = gate(x);
+                let slope = T::real(2.0 * ROOT) * (T::ONE + T::real(3.0 * CUBIC) * x * x);
+                delta * s * (T::ONE + x * (T::ONE - s) * slope)
+            })?)
+        } else {
+            let s = portable_gate(&input)?;
+            let slope = ((input.sqr()? * (3.0 * CUBIC))? + 1.0)? * (2.0 * ROOT);
+            let inner = ((&input * s.affine(-1.0, 1.0)?)? * slope?)? + 1.0;
+            (delta * (s * inner?)?)?
+        };
+        flow.add(to_x, dx)
+    }))
+}
+
+/// σ(2u).
+#[inline(always)]
+fn gate<T: Real>(x: T) -> T {
+    let u2 = T::real(2.0 * ROOT) * x * (T::ONE + T::real(CUBIC) * x * x);
+    T::ONE / (T::ONE + (-u2).exponential())
+}
+
+fn portable_gate(x: &Tensor) -> Result<Tensor> {
+    let u2 = (x * ((x.sqr()? * CUBIC)? + 1.0)?)? * (2.0 * ROOT);
+    (u2?.neg()?.exp()? + 1.0)?.recip()
+}
+
+/// a + b; the backward passes the gradient on to both without a copy.
+pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
+    if a.tensor().dims() != b.tensor().dims() {
+        bail!("add: shapes {:?} and {:?} differ", a.tensor().dims(), b.tensor().dims())
+    }
+    let sum = if tape.uses_kernels(a.tensor()) {
+        let (a, b) = (a.tensor().contiguous()?, b.tensor().contiguous()?);
+        with_real!(a.dtype(), T => map2::<T>(&a, &b, |a, b| a + b)?)
+    } else {
+        (a.tensor() + b.tensor())?
+    };
+    let (to_a, to_b) = (a.source(), b.source());
+    Ok(tape.record(&[to_a, to_b], sum, move |delta, flow| {
+        flow.add_shared(to_a, delta.clone())?;
+        flow.add_shared(to_b, delta)
+    }))
+}
+
+/// A dropout mask, as a function of (key, element index): nothing is stored, the backward draws it again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability of dropping an element.
+    pub probability: f64,
+    /// Key of the mask.
+    pub key: u64,
+}
+
+impl Dropout {
+    /// The factor of element `index`: 0 with probability p, else 1/(1 − p).
+    #[inline(always)]
+    pub fn factor(&self, index: u64) -> f64 {
+        // SplitMix64 (Steele, Lea & Flood 2014) of a counter.
+        let mut z = self.key.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let uniform = ((z ^ (z >> 31)) >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
+        if uniform < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
+    }
+}
+
+/// x with elements dropped at random and the others scaled by 1/(1 − p) (Srivastava et al. 2014, inverted form).
+pub fn dropout(tape: &Tape, x: &Value, dropout: Dropout) -> Result<Value> {
+    let kernels = tape.uses_kernels(x.tensor());
+    let y = masked(x.tensor(), dropout, kernels)?;
+    let to_x = x.source();
+    Ok(tape.record(&[to_x], y, move |delta, flow| flow.add(to_x, masked(&delta, dropout, kernels)?)))
+}
+
+fn masked(x: &Tensor, dropout: Dropout, kernels: bool) -> Result<Tensor> {
+    if !kernels {
+        let factors: Vec<f64> = (0..x.elem_count() as u64).map(|index| dropout.factor(index)).collect();
+        return x * Tensor::from_vec(factors, x.shape(), &candle_core::Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
+    }
+    let x = x.contiguous()?;
+    let host = Host::new(&x)?;
+    with_real!(x.dtype(), T => {
+        let numbers = host.numbers::<T>()?;
+        build::<T>(x.shape().clone(), |out| {
+            out.par_chunks_mut(PIECE).zip(numbers.par_chunks(PIECE)).enumerate().for_each(|(piece, (out, x))| {
+                for (offset, (y, x)) in out.iter_mut().zip(x).enumerate() {
+                    *y = *x * T::real(dropout.factor((piece * PIECE + offset) as u64));
+                }
+            });
+            Ok(())
+        })
+    })
+}
+
+/// f of every element of a contiguous CPU tensor.
+fn map<T: Real>(x: &Tensor, f: impl Fn(T) -> T + Sync) -> Result<Tensor> {
+    let host = Host::new(x)?;
+    let numbers = host.numbers::<T>()?;
+    build::<T>(x.shape().clone(), |out| {
+        out.par_chunks_mut(PIECE)
+            .zip(numbers.par_chunks(PIECE))
+            .for_each(|(out, x)| vectorized(|| out.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x))));
+        Ok(())
+    })
+}
+
+/// f of every pair of elements of two contiguous CPU tensors.
+fn map2<T: Real>(a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Sync) -> Result<Tensor> {
+    let (a_host, b_host) = (Host::new(a)?, Host::new(b)?);
+    let (a_numbers, b_numbers) = (a_host.numbers::<T>()?, b_host.numbers::<T>()?);
+    build::<T>(a.shape().clone(), |out| {
+        out.par_chunks_mut(PIECE)
+            .zip(a_numbers.par_chunks(PIECE).zip(b_numbers.par_chunks(PIECE)))
+            .for_each(|(out, (a, b))| vectorized(|| out.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = f(*a, *b))));
+        Ok(())
+    })
+}

@@ -1,0 +1,273 @@
+//! The tape: what training differentiates through.
+//!
+//! candle's own autograd zero-fills and adds every gradient and its custom operations take three arguments at most; on the CPU that costs
+//! more than the products. Here an operation records one closure; the backward pass runs them in reverse, moves a first gradient in
+//! instead of adding it to zeros, and frees each saved activation as soon as it is used.
+
+use super::host::{has_kernel, mutate, with_real};
+use super::product::{product, product_into};
+use super::real::Real;
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+use std::cell::RefCell;
+
+/// Where a value's gradient goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The output of the node of this index.
+    Node(usize),
+    /// A parameter's gradient slot.
+    Slot(usize),
+}
+
+/// A tensor, with the place of its gradient if it has one.
+#[derive(Clone, Debug)]
+pub struct Value {
+    tensor: Tensor,
+    source: Option<Source>,
+}
+
+impl Value {
+    /// The numbers.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Where the gradient goes; `None` where none is wanted.
+    pub fn source(&self) -> Option<Source> {
+        self.source
+    }
+}
+
+type Backward = Box<dyn FnOnce(Tensor, &mut Flow) -> Result<()>>;
+
+/// A record of operations, or of nothing in inference.
+pub struct Tape {
+    nodes: RefCell<Vec<Backward>>,
+    recording: bool,
+    portable: bool,
+}
+
+impl Tape {
+    /// A tape that records.
+    pub fn training() -> Self {
+        Self { nodes: RefCell::new(Vec::new()), recording: true, portable: false }
+    }
+
+    /// A tape that records and saves nothing.
+    pub fn inference() -> Self {
+        Self { recording: false, ..Self::training() }
+    }
+
+    /// The same tape with the CPU kernels turned off: every operation takes the path of candle operations that other devices take.
+    pub fn portable(self) -> Self {
+        Self { portable: true, ..self }
+    }
+
+    /// Whether operations must save what their backward needs.
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// Whether the CPU kernels are to be used for this tensor.
+    pub fn uses_kernels(&self, x: &Tensor) -> bool {
+        !self.portable && has_kernel(x)
+    }
+
+    /// A value without gradient.
+    pub fn constant(&self, tensor: Tensor) -> Value {
+        Value { tensor, source: None }
+    }
+
+    /// A parameter whose gradient is added to this slot.
+    pub fn parameter(&self, slot: usize, tensor: &Tensor) -> Value {
+        Value { tensor: tensor.clone(), source: self.recording.then_some(Source::Slot(slot)) }
+    }
+
+    /// Records an operation's output; `backward` gets the output's gradient and passes gradients on.
+    ///
+    /// Nothing is recorded in inference, or if no input wants a gradient.
+    pub fn record(
+        &self,
+        inputs: &[Option<Source>],
+        output: Tensor,
+        backward: impl FnOnce(Tensor, &mut Flow) -> Result<()> + 'static,
+    ) -> Value {
+        if !self.recording || inputs.iter().all(Option::is_none) {
+            return Value { tensor: output, source: None };
+        }
+        let mut nodes = self.nodes.borrow_mut();
+        nodes.push(Box::new(backward));
+        Value { tensor: output, source: Some(Source::Node(nodes.len() - 1)) }
+    }
+
+    /// Runs the record backwards from a scalar and adds parameter gradients to `gradients`.
+    ///
+    /// # Errors
+    /// If `loss` was not recorded on this tape, or an operation fails.
+    pub fn backward(self, loss: &Value, gradients: &mut Gradients) -> Result<()> {
+        let Some(source) = loss.source else { bail!("backward: no parameter influences this value, or the tape does not record") };
+        let nodes = self.nodes.into_inner();
+        let mut flow = Flow { arrived: (0..nodes.len()).map(|_| None).collect(), gradients };
+        flow.add(Some(source), loss.tensor.ones_like()?)?;
+        for (index, backward) in nodes.into_iter().enumerate().rev() {
+            if let Some(arrived) = flow.arrived[index].take() {
+                backward(arrived.tensor, &mut flow)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gradients on their way through the tape.
+pub struct Flow<'a> {
+    arrived: Vec<Option<Arrived>>,
+    gradients: &'a mut Gradients,
+}
+
+struct Arrived {
+    tensor: Tensor,
+    /// Whether another value's gradient may share the numbers, so that they must not be changed in place.
+    shared: bool,
+}
+
+impl Flow<'_> {
+    /// Adds a gradient that nothing else refers to.
+    pub fn add(&mut self, to: Option<Source>, gradient: Tensor) -> Result<()> {
+        self.arrive(to, Arrived { tensor: gradient, shared: false })
+    }
+
+    /// Adds a gradient whose numbers are also passed elsewhere.
+    pub fn add_shared(&mut self, to: Option<Source>, gradient: Tensor) -> Result<()> {
+        self.arrive(to, Arrived { tensor: gradient, shared: true })
+    }
+
+    fn arrive(&mut self, to: Option<Source>, new: Arrived) -> Result<()> {
+        match to {
+            None => Ok(()),
+            Some(Source::Slot(slot)) => self.gradients.add(slot, new.tensor, new.shared),
+            Some(Source::Node(index)) => {
+                let sum = match self.arrived[index].take() {
+                    None => new,
+                    Some(old) if !old.shared => Arrived { tensor: add_in_place(old.tensor, &new.tensor)?, shared: false },
+                    Some(old) if !new.shared => Arrived { tensor: add_in_place(new.tensor, &old.tensor)?, shared: false },
+                    Some(old) => Arrived { tensor: (old.tensor + new.tensor)?, shared: false },
+                };
+                self.arrived[index] = Some(sum);
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds op(a) op(b), straight into a parameter's buffer where there is one.
+    pub fn add_product(&mut self, to: Option<Source>, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<()> {
+        match to {
+            None => Ok(()),
+            Some(Source::Slot(slot)) => self.gradients.add_product(slot, a, b, transpose_a, transpose_b),
+            Some(Source::Node(_)) => self.add(to, product(a, b, transpose_a, transpose_b)?),
+        }
+    }
+
+    /// Changes a parameter's buffer in place, filled with zeros of this tensor's kind if nothing has arrived yet; CPU only.
+    pub fn update_slot<T: Real>(&mut self, to: Option<Source>, like: &Tensor, change: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
+        match to {
+            None => Ok(()),
+            Some(Source::Slot(slot)) => mutate(self.gradients.zeroed(slot, like)?, change),
+            Some(Source::Node(_)) => {
+                let gradient = like.zeros_like()?;
+                mutate(&gradient, change)?;
+                self.add(to, gradient)
+            }
+        }
+    }
+}
+
+/// Parameter gradients by slot; buffers are kept from step to step.
+///
+/// A low-rank weight W = U S Vᵀ uses two slots: U's receives the K-gradient G V (m × r) and V's the L-gradient Gᵀ U (n × r), with G the
+/// Euclidean gradient at W. These are not the partial derivatives by U and V, which would carry a factor S (algorithms.md §1).
+#[derive(Debug)]
+pub struct Gradients {
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    buffer: Option<Tensor>,
+    filled: bool,
+}
+
+impl Gradients {
+    /// Empty slots.
+    pub fn new(count: usize) -> Self {
+        Self { slots: (0..count).map(|_| Slot::default()).collect() }
+    }
+
+    /// The gradient of a slot, if one has arrived since the last [`Self::reset`].
+    pub fn get(&self, slot: usize) -> Option<&Tensor> {
+        self.slots.get(slot).filter(|slot| slot.filled).and_then(|slot| slot.buffer.as_ref())
+    }
+
+    /// Forgets all gradients but keeps their buffers.
+    pub fn reset(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.filled = false);
+    }
+
+    fn add(&mut self, slot: usize, gradient: Tensor, shared: bool) -> Result<()> {
+        let slot = &mut self.slots[slot];
+        slot.buffer = Some(match slot.buffer.take().filter(|_| slot.filled) {
+            Some(buffer) => add_in_place(buffer, &gradient)?,
+            None if shared => gradient.copy()?,
+            None => gradient.contiguous()?,
+        });
+        slot.filled = true;
+        Ok(())
+    }
+
+    fn add_product(&mut self, slot: usize, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<()> {
+        let slot = &mut self.slots[slot];
+        let shape = (a.dim(if transpose_a { 1 } else { 0 })?, b.dim(if transpose_b { 0 } else { 1 })?);
+        match &mut slot.buffer {
+            Some(buffer) if buffer.dims() == [shape.0, shape.1] => product_into(buffer, a, b, transpose_a, transpose_b, slot.filled)?,
+            _ => slot.buffer = Some(product(a, b, transpose_a, transpose_b)?),
+        }
+        slot.filled = true;
+        Ok(())
+    }
+
+    fn zeroed(&mut self, slot: usize, like: &Tensor) -> Result<&Tensor> {
+        let slot = &mut self.slots[slot];
+        if !slot.filled {
+            slot.buffer = Some(like.zeros_like()?);
+            slot.filled = true;
+        }
+        match &slot.buffer {
+            Some(buffer) => Ok(buffer),
+            None => bail!("a filled gradient slot has no buffer"),
+        }
+    }
+}
+
+/// Numbers per parallel piece of an element-wise pass.
+pub(super) const PIECE: usize = 1 << 14;
+
+/// a + b into a's memory on the CPU; `a` must not be shared.
+fn add_in_place(a: Tensor, b: &Tensor) -> Result<Tensor> {
+    if !has_kernel(&a) {
+        return &a + b;
+    }
+    let b = b.contiguous()?;
+    let host = super::host::Host::new(&b)?;
+    with_real!(a.dtype(), T => {
+        let b = host.numbers::<T>()?;
+        mutate::<T>(&a, |a| {
+            a.par_chunks_mut(PIECE).zip(b.par_chunks(PIECE)).for_each(|(a, b)| {
+                for (a, b) in a.iter_mut().zip(b) {
+                    *a += *b;
+                }
+            });
+            Ok(())
+        })?
+    });
+    Ok(a)
+}

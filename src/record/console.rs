@@ -1,0 +1,74 @@
+//! Progress for people: a bar on a terminal, lines elsewhere.
+
+use super::format::{bar_message, evaluation_line, ranks_line, run_started, seconds_left, step_line};
+use super::{Event, Observer, RunStarted, Step, Terminal};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Target of the log lines about single steps, which a terminal with a bar does not show.
+pub const STEP_TARGET: &str = "lrpt::progress::step";
+const TARGET: &str = "lrpt::progress";
+
+/// Shows a bar where the terminal has one, and says everything else as log lines, so that it is in `log.txt` too.
+pub struct Console {
+    terminal: Terminal,
+    bar: ProgressBar,
+    max_steps: u64,
+    tokens_per_step: u64,
+    validation_loss: Option<f64>,
+}
+
+impl Console {
+    /// A console on this terminal, which must be the one the log lines go to.
+    pub fn new(terminal: Terminal) -> Self {
+        Self { terminal, bar: ProgressBar::hidden(), max_steps: 0, tokens_per_step: 0, validation_loss: None }
+    }
+
+    fn start(&mut self, run: &RunStarted) {
+        tracing::info!(target: TARGET, "{}", run_started(run));
+        self.max_steps = run.max_steps;
+        self.tokens_per_step = run.tokens_per_step;
+        if self.terminal.is_interactive() {
+            let style = ProgressStyle::with_template("{bar:16.cyan} {pos}/{len}  {wide_msg}").expect("the template is valid");
+            self.bar = self.terminal.add(ProgressBar::new(run.max_steps).with_style(style).with_position(run.start_step));
+            self.bar.tick();
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        let left = seconds_left(step, self.max_steps, self.tokens_per_step);
+        self.bar.set_position(step.step);
+        self.bar.set_message(bar_message(step, self.validation_loss, left));
+        tracing::info!(target: STEP_TARGET, "{}", step_line(step, self.max_steps, self.validation_loss, left));
+    }
+}
+
+impl Observer for Console {
+    fn on(&mut self, event: &Event) -> anyhow::Result<()> {
+        match event {
+            Event::RunStarted(run) => self.start(run),
+            Event::Resumed { step, path } => tracing::info!(target: TARGET, "resumed at step {step} from {}", path.display()),
+            Event::Progress { step } => self.bar.set_position(*step),
+            Event::Step(step) => self.step(step),
+            Event::Evaluation(evaluation) => {
+                self.validation_loss = Some(evaluation.loss);
+                tracing::info!(target: TARGET, "{}", evaluation_line(evaluation));
+            }
+            Event::Ranks(ranks) => tracing::debug!(target: TARGET, "{}", ranks_line(ranks)),
+            Event::Sample(sample) => tracing::info!(target: TARGET, "sample at step {}:\n{}", sample.step, sample.text),
+            Event::CheckpointSaved { step, path } => tracing::info!(target: TARGET, "checkpoint of step {step} in {}", path.display()),
+            Event::Warning { message } => tracing::warn!(target: TARGET, "{message}"),
+            Event::Finished { step, reason, seconds } => {
+                self.bar.finish_and_clear();
+                tracing::info!(target: TARGET, "{reason} at step {step} after {}", super::duration(*seconds));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Console {
+    /// Takes the bar away, so that an error message stands alone.
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

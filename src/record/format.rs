@@ -1,0 +1,172 @@
+//! Figures as people read them. Pure functions.
+
+use super::{Evaluation, Ranks, RunStarted, Step};
+
+/// A time as `45s`, `5m12s`, `2h03m` or `3d04h`; `?` where it is unknown.
+pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "?".into();
+    }
+    let seconds = seconds.round() as u64;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if minutes == 0 => format!("{seconds}s"),
+        () if hours == 0 => format!("{minutes}m{:02}s", seconds % 60),
+        () if days == 0 => format!("{hours}h{:02}m", minutes % 60),
+        () => format!("{days}d{:02}h", hours % 24),
+    }
+}
+
+/// A number with three figures and a unit: `950`, `12.3k`, `4.56M`, `7.89G`.
+pub fn count(value: f64) -> String {
+    if !value.is_finite() {
+        return "?".into();
+    }
+    let units = ["", "k", "M", "G", "T", "P"];
+    let (mut scaled, mut unit) = (value, 0);
+    // 999.5 would be rounded to 1000 and belongs to the next unit.
+    while scaled.abs() >= 999.5 && unit + 1 < units.len() {
+        scaled /= 1000.0;
+        unit += 1;
+    }
+    let decimals = match scaled.abs() {
+        _ if unit == 0 => 0,
+        scaled if scaled < 9.995 => 2,
+        scaled if scaled < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{scaled:.decimals$}{}", units[unit])
+}
+
+/// What a run is, in a line.
+pub(super) fn run_started(run: &RunStarted) -> String {
+    let parameters = match run.dense_parameters {
+        dense if dense == run.parameters => format!("{} parameters", count(run.parameters as f64)),
+        dense => format!("{} parameters (dense: {})", count(run.parameters as f64), count(dense as f64)),
+    };
+    let from = if run.start_step == 0 { String::new() } else { format!(", from step {}", run.start_step) };
+    let threads = if run.threads == 1 { "1 thread".into() } else { format!("{} threads", run.threads) };
+    format!(
+        "{}: {parameters}, {} steps of {} tokens{from}, on {} with {threads}, in {}",
+        run.name,
+        run.max_steps,
+        count(run.tokens_per_step as f64),
+        run.device,
+        run.run_dir.display()
+    )
+}
+
+/// The figures of a step.
+fn figures(step: &Step, validation_loss: Option<f64>) -> String {
+    let mut parts = vec![format!("loss {:.4}", step.loss)];
+    parts.extend(validation_loss.map(|loss| format!("val {loss:.4}")));
+    parts.push(format!("lr {:.2e}", step.learning_rate));
+    parts.push(format!("{} tokens/s", count(step.tokens_per_second)));
+    parts.extend(step.rank_mean.map(|mean| format!("rank {mean:.1}")));
+    parts.join("  ")
+}
+
+/// What stands beside the bar: the time left first, since a narrow terminal cuts the end.
+pub(super) fn bar_message(step: &Step, validation_loss: Option<f64>, seconds_left: f64) -> String {
+    format!("{} left  {}", duration(seconds_left), figures(step, validation_loss))
+}
+
+/// The figures of a step in a line of their own.
+pub(super) fn step_line(step: &Step, max_steps: u64, validation_loss: Option<f64>, seconds_left: f64) -> String {
+    let width = max_steps.to_string().len();
+    format!("step {:>width$}/{max_steps}  {}  {} left", step.step, figures(step, validation_loss), duration(seconds_left))
+}
+
+/// Seconds until the last step, at the present rate; NaN where the rate is unknown.
+pub(super) fn seconds_left(step: &Step, max_steps: u64, tokens_per_step: u64) -> f64 {
+    if step.tokens_per_second > 0.0 {
+        max_steps.saturating_sub(step.step) as f64 * tokens_per_step as f64 / step.tokens_per_second
+    } else {
+        f64::NAN
+    }
+}
+
+/// A validation in a line.
+pub(super) fn evaluation_line(evaluation: &Evaluation) -> String {
+    let bits = evaluation.bits_per_byte.map(|bits| format!("  bits/byte {bits:.4}")).unwrap_or_default();
+    format!(
+        "validation at step {}: loss {:.4}  perplexity {:.2}{bits}  ({} tokens, {})",
+        evaluation.step,
+        evaluation.loss,
+        evaluation.perplexity,
+        count(evaluation.validation_tokens as f64),
+        duration(evaluation.seconds)
+    )
+}
+
+/// The ranks of a model in a line.
+pub(super) fn ranks_line(ranks: &Ranks) -> String {
+    let layers = ranks.layers.iter().map(|layer| format!("{} {}", layer.name, layer.rank)).collect::<Vec<_>>().join(", ");
+    format!("ranks at step {}: {layers}", ranks.step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_round_into_the_next_unit() {
+        let texts = [0.4, 59.4, 59.6, 312.0, 3599.6, 7380.0, 86_399.0, 273_600.0, f64::NAN, -1.0].map(duration);
+        assert_eq!(texts, ["0s", "59s", "1m00s", "5m12s", "1h00m", "2h03m", "23h59m", "3d04h", "?", "?"]);
+    }
+
+    #[test]
+    fn counts_keep_three_figures() {
+        let texts = [0.0, 950.0, 999.6, 1234.0, 9996.0, 12_345.0, 999_600.0, 4.567e6, 7.89e9, f64::INFINITY].map(count);
+        assert_eq!(texts, ["0", "950", "1.00k", "1.23k", "10.0k", "12.3k", "1.00M", "4.57M", "7.89G", "?"]);
+    }
+
+    #[test]
+    fn lines() {
+        let step =
+            Step { step: 10, loss: 4.123_44, learning_rate: 3e-3, tokens_per_second: 12_345.0, rank_mean: Some(64.0), ..Step::default() };
+        assert_eq!(seconds_left(&step, 500, 4096), 490.0 * 4096.0 / 12_345.0);
+        let left = seconds_left(&step, 500, 4096);
+        insta::assert_snapshot!(
+            step_line(&step, 500, Some(4.2), left),
+            @"step  10/500  loss 4.1234  val 4.2000  lr 3.00e-3  12.3k tokens/s  rank 64.0  2m43s left"
+        );
+        let dense = Step { rank_mean: None, tokens_per_second: 0.0, ..step };
+        insta::assert_snapshot!(bar_message(&dense, None, seconds_left(&dense, 500, 4096)), @"? left  loss 4.1234  lr 3.00e-3  0 tokens/s");
+
+        let evaluation = Evaluation {
+            step: 100,
+            loss: 2.0,
+            perplexity: 7.389,
+            bits_per_byte: Some(0.9),
+            validation_tokens: 65_536,
+            seconds: 3.2,
+            ..Default::default()
+        };
+        insta::assert_snapshot!(
+            evaluation_line(&evaluation),
+            @"validation at step 100: loss 2.0000  perplexity 7.39  bits/byte 0.9000  (65.5k tokens, 3s)"
+        );
+
+        let run = RunStarted {
+            name: "gpt-small".into(),
+            run_dir: "runs/gpt-small".into(),
+            parameters: 2_345_678,
+            dense_parameters: 4_200_000,
+            start_step: 0,
+            max_steps: 500,
+            tokens_per_step: 4096,
+            device: "cpu".into(),
+            threads: 2,
+        };
+        insta::assert_snapshot!(
+            run_started(&run),
+            @"gpt-small: 2.35M parameters (dense: 4.20M), 500 steps of 4.10k tokens, on cpu with 2 threads, in runs/gpt-small"
+        );
+        let resumed_dense = RunStarted { dense_parameters: run.parameters, start_step: 250, threads: 1, ..run };
+        insta::assert_snapshot!(
+            run_started(&resumed_dense),
+            @"gpt-small: 2.35M parameters, 500 steps of 4.10k tokens, from step 250, on cpu with 1 thread, in runs/gpt-small"
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! The figures of an event under the keys of `metrics.jsonl`.
+
+use super::{Evaluation, Event, Ranks, Step};
+use serde_json::{Map, Value, json};
+
+/// Whether the values under this key depend on the clock or the machine, and so differ between two runs that are otherwise equal.
+pub fn is_wall_clock_key(key: &str) -> bool {
+    key == "train/tok_per_sec" || key.starts_with("time/") || key.starts_with("mem/")
+}
+
+/// The line of `metrics.jsonl` for an event, keys in a fixed order; none for an event without figures.
+///
+/// A value that is not a finite number is `null`, since JSON has no other word for it.
+pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
+    match event {
+        Event::Step(step) => Some(step_metrics(step)),
+        Event::Evaluation(evaluation) => Some(evaluation_metrics(evaluation)),
+        Event::Ranks(ranks) => Some(ranks_metrics(ranks)),
+        _ => None,
+    }
+}
+
+fn step_metrics(step: &Step) -> Map<String, Value> {
+    let mut line = Map::new();
+    let mut put = |key: &str, value: Value| line.insert(key.to_string(), value);
+    put("step", json!(step.step));
+    put("tokens", json!(step.tokens));
+    put("train/loss", json!(step.loss));
+    put("train/grad_norm", json!(step.grad_norm));
+    put("train/lr", json!(step.learning_rate));
+    if let Some(rate) = step.low_rank_learning_rate {
+        put("train/lr_low_rank", json!(rate));
+    }
+    put("train/tok_per_sec", json!(step.tokens_per_second));
+    if let Some(mean) = step.rank_mean {
+        put("rank/mean", json!(mean));
+    }
+    for (phase, seconds) in &step.times {
+        put(&format!("time/{phase}"), json!(seconds));
+    }
+    for (what, bytes) in &step.memory {
+        put(&format!("mem/{what}"), json!(bytes));
+    }
+    line
+}
+
+fn evaluation_metrics(evaluation: &Evaluation) -> Map<String, Value> {
+    let mut line = Map::new();
+    let mut put = |key: &str, value: Value| line.insert(key.to_string(), value);
+    put("step", json!(evaluation.step));
+    put("tokens", json!(evaluation.tokens));
+    put("val/loss", json!(evaluation.loss));
+    put("val/ppl", json!(evaluation.perplexity));
+    if let Some(bits) = evaluation.bits_per_byte {
+        put("val/bpb", json!(bits));
+    }
+    put("val/tokens", json!(evaluation.validation_tokens));
+    put("time/eval", json!(evaluation.seconds));
+    line
+}
+
+fn ranks_metrics(ranks: &Ranks) -> Map<String, Value> {
+    let mut line = Map::new();
+    let mut put = |key: &str, value: Value| line.insert(key.to_string(), value);
+    put("step", json!(ranks.step));
+    for layer in &ranks.layers {
+        put(&format!("rank/{}", layer.name), json!(layer.rank));
+    }
+    for layer in &ranks.layers {
+        if let Some(error) = layer.truncation_error {
+            put(&format!("lowrank/truncation_error/{}", layer.name), json!(error));
+        }
+    }
+    if let Some(defect) = ranks.defect {
+        put("lowrank/defect", json!(defect));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::LayerRank;
+
+    fn text(event: Event) -> String {
+        serde_json::to_string(&metrics(&event).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn keys_and_their_order() {
+        let step = Step {
+            step: 10,
+            tokens: 40_960,
+            loss: 0.1 + 0.2,
+            grad_norm: 1.5,
+            learning_rate: 3e-3,
+            low_rank_learning_rate: Some(1e-2),
+            tokens_per_second: 5000.25,
+            rank_mean: Some(63.5),
+            times: [("linalg", 0.25), ("data", 0.5)].into(),
+            memory: [("resident", 1 << 30)].into(),
+        };
+        insta::assert_snapshot!(
+            text(Event::Step(step)),
+            @r#"{"step":10,"tokens":40960,"train/loss":0.30000000000000004,"train/grad_norm":1.5,"train/lr":0.003,"train/lr_low_rank":0.01,"train/tok_per_sec":5000.25,"rank/mean":63.5,"time/data":0.5,"time/linalg":0.25,"mem/resident":1073741824}"#
+        );
+        let evaluation = Evaluation {
+            step: 10,
+            tokens: 40_960,
+            loss: 2.0,
+            perplexity: 7.38905609893065,
+            bits_per_byte: Some(1.25),
+            validation_tokens: 65_536,
+            seconds: 2.5,
+        };
+        insta::assert_snapshot!(
+            text(Event::Evaluation(evaluation)),
+            @r#"{"step":10,"tokens":40960,"val/loss":2.0,"val/ppl":7.38905609893065,"val/bpb":1.25,"val/tokens":65536,"time/eval":2.5}"#
+        );
+        let layer = |name: &str, rank, truncation_error| LayerRank { name: name.into(), rank, truncation_error };
+        let ranks =
+            Ranks { step: 10, layers: vec![layer("h.1.attn.q", 32, Some(0.01)), layer("h.0.attn.q", 64, None)], defect: Some(1e-7) };
+        insta::assert_snapshot!(
+            text(Event::Ranks(ranks)),
+            @r#"{"step":10,"rank/h.1.attn.q":32,"rank/h.0.attn.q":64,"lowrank/truncation_error/h.1.attn.q":0.01,"lowrank/defect":1e-7}"#
+        );
+        assert!(metrics(&Event::Progress { step: 1 }).is_none());
+    }
+
+    #[test]
+    fn only_rates_times_and_memory_depend_on_the_clock() {
+        assert!(["train/tok_per_sec", "time/data", "time/eval", "mem/resident"].into_iter().all(is_wall_clock_key));
+        assert!(
+            !["step", "tokens", "train/loss", "train/lr", "val/loss", "rank/mean", "lowrank/defect"].into_iter().any(is_wall_clock_key)
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`, `metrics.jsonl`, `log.txt`, `samples/`, `checkpoints/`.
+
+use crate::checkpoint::{self, Checkpoints, Snapshot};
+use crate::data::{DatasetSummary, Tokenizer};
+use crate::error::Failure;
+use crate::fs::write_atomic;
+use crate::lowrank::LowRank;
+use crate::model::{Gpt, ModelConfig};
+use crate::params::{ParamStore, Weight};
+use crate::spec::{Plan, to_yaml};
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The folder of one run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    root: PathBuf,
+}
+
+impl RunFolder {
+    /// The run folder at this path; nothing is read or written yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Path of the metrics, one JSON object a line.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// Whether the folder holds a run, finished or not.
+    pub fn holds_a_run(&self) -> bool {
+        self.root.join("plan.yaml").exists()
+    }
+
+    /// The run's plan.
+    ///
+    /// # Errors
+    /// If the folder holds no run, or its plan cannot be read by this version.
+    pub fn plan(&self) -> Result<Plan> {
+        let path = self.root.join("plan.yaml");
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!("{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small", self.root.display())
+        })?;
+        Plan::from_yaml(&text, &path.display().to_string())
+    }
+
+    /// The tokenizer the run was trained with.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let path = self.root.join("tokenizer.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read the run's tokenizer {}", path.display()))?;
+        Tokenizer::from_json(&text).with_context(|| format!("{}: not a tokenizer", path.display()))
+    }
+
+    /// Identity and size of the data the run was trained on.
+    pub fn data_summary(&self) -> Result<DatasetSummary> {
+        let path = self.root.join("data.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{}: not a data summary", path.display()))
+    }
+
+    /// Writes what identifies a fresh run: the spec as given, the plan, the environment, the data, the tokenizer.
+    pub fn describe(&self, spec_yaml: &str, plan: &Plan, data: &DatasetSummary, tokenizer: &Tokenizer, device: &Device) -> Result<()> {
+        std::fs::create_dir_all(&self.root).with_context(|| format!("cannot create {}", self.root.display()))?;
+        write_atomic(&self.root.join("spec.yaml"), spec_yaml.as_bytes())?;
+        write_atomic(&self.root.join("env.json"), &pretty(&environment(device))?)?;
+        write_atomic(&self.root.join("data.json"), &pretty(data)?)?;
+        write_atomic(&self.root.join("tokenizer.json"), tokenizer.to_json()?.as_bytes())?;
+        // Last: a folder with a plan is a run that `--resume` can continue.
+        write_atomic(&self.root.join("plan.yaml"), to_yaml(plan)?.as_bytes())
+    }
+}
+
+fn pretty(value: &impl serde::Serialize) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(value)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn environment(device: &Device) -> serde_json::Value {
+    serde_json::json!({
+        "lrpt": env!("CARGO_PKG_VERSION"),
+        "os": std::env::consts::OS,
+        "arch": std::env::consts::ARCH,
+        "device": format!("{:?}", device.location()),
+        "threads": rayon::current_num_threads(),
+        "debug_build": cfg!(debug_assertions),
+        "command": std::env::args().collect::<Vec<_>>(),
+        "started_unix_seconds": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+    })
+}
+
+/// A checkpoint opened for use: the network, its parameters, its tokenizer.
+pub struct LoadedRun {
+    /// The network.
+    pub model: Gpt,
+    /// Its parameters at the checkpoint.
+    pub params: ParamStore,
+    /// Step of the checkpoint.
+    pub step: u64,
+    /// Folder of the run.
+    pub folder: RunFolder,
+}
+
+impl LoadedRun {
+    /// Opens a run (its best checkpoint if it has one, else its newest) or one checkpoint folder of a run.
+    ///
+    /// # Errors
+    /// If the path is neither, or the checkpoint is damaged.
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        let is_checkpoint = path.join("manifest.json").exists();
+        let (checkpoint, root) = if is_checkpoint {
+            // `runs/x/checkpoints/step-..` or `runs/x/checkpoints/best`: the run is two folders up.
+            let checkpoint = path.canonicalize()?;
+            let root = checkpoint.ancestors().nth(2).unwrap_or(&checkpoint).to_path_buf();
+            (checkpoint, root)
+        } else {
+            let folder = RunFolder::new(path);
+            folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
+            let checkpoints = Checkpoints::open(path);
+            let best = checkpoints.best().map(|step| checkpoints.path(step)).filter(|path| path.exists());
+            let best = best.or(checkpoints.list()?.pop().map(|newest| newest.path));
+            let chosen = best.ok_or_else(|| Failure::Usage(format!("{} has no checkpoint yet", path.display())))?;
+            (chosen, path.to_path_buf())
+        };
+        let snapshot = checkpoint::load(&checkpoint)?;
+        let (model, params) = restore_model(&snapshot, DType::F32, device)?;
+        Ok(Self { model, params, step: snapshot.step, folder: RunFolder::new(root) })
+    }
+}
+
+/// The network and parameters of a snapshot; low-rank weights take the ranks they were saved with.
+pub fn restore_model(snapshot: &Snapshot, dtype: DType, device: &Device) -> Result<(Gpt, ParamStore)> {
+    let config: ModelConfig = serde_json::from_value(snapshot.config.clone()).context("config.json of the checkpoint")?;
+    let model = Gpt::new(config);
+    let mut tensors: BTreeMap<&str, &Tensor> = snapshot.model.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let mut params = model.initialize(0, dtype, device)?;
+    let ids: Vec<_> = params.iter().map(|(id, _)| id).collect();
+    for id in ids {
+        let parameter = params.get(id).clone();
+        let mut take = |leaf: &str| -> Result<Tensor> {
+            let name = format!("{}{leaf}", parameter.name);
+            let tensor = tensors.remove(name.as_str()).with_context(|| format!("model.safetensors has no tensor `{name}`"))?;
+            Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+        };
+        let weight = match &parameter.weight {
+            Weight::Dense(like) => {
+                let tensor = take("")?;
+                anyhow::ensure!(
+                    tensor.dims() == like.dims(),
+                    "model.safetensors: `{}` is {:?}, the network needs {:?}",
+                    parameter.name,
+                    tensor.dims(),
+                    like.dims()
+                );
+                Weight::Dense(tensor)
+            }
+            Weight::LowRank(like) => {
+                let point = LowRank::from_parts(take(".u")?, take(".s")?, take(".v")?).with_context(|| parameter.name.clone())?;
+                anyhow::ensure!(
+                    (point.rows(), point.columns()) == (like.rows(), like.columns()),
+                    "model.safetensors: `{}` is {} x {}, the network needs {} x {}",
+                    parameter.name,
+                    point.rows(),
+                    point.columns(),
+                    like.rows(),
+                    like.columns()
+                );
+                Weight::LowRank(point)
+            }
+        };
+        params.set(id, weight);
+    }
+    anyhow::ensure!(
+        tensors.is_empty(),
+        "model.safetensors has tensors the network does not know: {:?}",
+        tensors.keys().collect::<Vec<_>>()
+    );
+    Ok((model, params))
+}

@@ -1,0 +1,129 @@
+//! What users touch: exit codes, what stands on stdout, signals.
+
+mod support;
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use support::{Workplace, assert_same};
+
+const LOW_RANK: &str = "{low_rank: {rank: 6}}";
+
+fn stdout(output: &std::process::Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+#[test]
+fn train_then_eval_generate_inspect() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let trained = place.run(&["train", spec.to_str().expect("UTF-8")], 0);
+    let result: serde_json::Value = serde_json::from_str(stdout(&trained).trim()).expect("one JSON object on stdout");
+    assert_eq!(result["step"], 12);
+
+    let evaluated = place.run(&["eval", "runs/small"], 0);
+    let report: serde_json::Value = serde_json::from_str(stdout(&evaluated).trim()).expect("one JSON object on stdout");
+    for key in ["loss", "perplexity", "bits_per_byte", "tokens"] {
+        assert!(report[key].is_number(), "{key} in {report}");
+    }
+    let loss = report["loss"].as_f64().expect("a number");
+    assert_eq!(report["loss"], result["loss"], "eval repeats the training's last validation");
+    // One byte per character here: bits per byte are nats per token over ln 2.
+    assert!((report["bits_per_byte"].as_f64().expect("a number") - loss / std::f64::consts::LN_2).abs() < 1e-9);
+    assert!((report["perplexity"].as_f64().expect("a number") - loss.exp()).abs() < 1e-9);
+
+    let on_text = place.run(&["eval", "runs/small", "--text", "text.txt"], 0);
+    assert!(stdout(&on_text).contains("\"protocol\""));
+
+    let first = place.run(&["generate", "runs/small", "--prompt", "the rank", "--tokens", "20", "--seed", "3"], 0);
+    let second = place.run(&["generate", "runs/small", "--prompt", "the rank", "--tokens", "20", "--seed", "3"], 0);
+    assert!(stdout(&first).starts_with("the rank"));
+    assert_eq!(first.stdout, second.stdout, "a seed repeats");
+    let other = place.run(&["generate", "runs/small", "--prompt", "the rank", "--tokens", "20", "--seed", "4", "--top-k", "5"], 0);
+    assert_ne!(first.stdout, other.stdout);
+
+    let table = stdout(&place.run(&["inspect", "runs/small"], 0));
+    assert!(table.contains("transformer.h.1.mlp.down") && table.contains("128"), "{table}");
+    let json = stdout(&place.run(&["inspect", "runs/small/checkpoints/step-00000012", "--json"], 0));
+    assert_eq!(json.lines().count(), 12, "one line per low-rank weight");
+
+    for file in [
+        "spec.yaml",
+        "plan.yaml",
+        "env.json",
+        "data.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "log.txt",
+        "checkpoints/latest",
+        "checkpoints/best",
+    ] {
+        assert!(place.path("runs/small").join(file).exists(), "{file} in the run's folder");
+    }
+    assert!(place.path("runs/small/samples").read_dir().expect("samples").count() >= 3);
+}
+
+#[test]
+fn training_is_bit_reproducible() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    place.run(&["train", spec, "--run-dir", "a"], 0);
+    place.run(&["train", spec, "--run-dir", "b"], 0);
+    assert_same(&place.trajectory("a", 12), &place.trajectory("b", 12), "the same run twice");
+}
+
+#[test]
+fn a_misspelt_key_is_exit_code_2_with_a_suggestion() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let output = place.run(&["train", spec.to_str().expect("UTF-8"), "--set", "model.n_layr=3"], 2);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("n_layer"));
+    assert!(output.stdout.is_empty());
+    place.run(&["train", "no-such.yaml"], 2);
+    place.run(&["eval", "no-such-run"], 2);
+    place.run(&["resume", "no-such-run"], 2);
+}
+
+#[test]
+fn a_diverging_run_is_exit_code_3_and_keeps_its_checkpoint() {
+    let place = Workplace::new();
+    let spec =
+        place.spec("dense", "optimizer: {dense: {adamw: {learning_rate: 1e30, weight_decay: 0}}}\ncheckpoint: {every: 1, keep_last: 3}");
+    let output = place.run(&["train", spec.to_str().expect("UTF-8"), "--run-dir", "run"], 3);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("transformer."), "names the first layer: {error}");
+    assert!(place.path("run/checkpoints/latest").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_writes_a_checkpoint_and_exits_130() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "checkpoint: {every: 1_000, keep_last: 2}");
+    let spec = spec.to_str().expect("UTF-8");
+    let long = ["--set", "train.max_steps=100_000", "--set", "eval.every=100_000"];
+    let mut arguments = vec!["train", spec, "--run-dir", "run"];
+    arguments.extend(long);
+    let mut child = place.lrpt(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let metrics = place.path("run/metrics.jsonl");
+    let started = Instant::now();
+    while std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(started.elapsed() < Duration::from_secs(60), "the run makes steps");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    let status = child.wait().expect("the run ends");
+    assert_eq!(status.code(), Some(130));
+    assert!(place.path("run/checkpoints/latest").exists(), "a checkpoint was written");
+}
+
+#[test]
+fn completions_and_help() {
+    let place = Workplace::new();
+    assert!(stdout(&place.run(&["completions", "bash"], 0)).contains("lrpt"));
+    let help = stdout(&place.run(&["--help"], 0));
+    for command in ["train", "resume", "eval", "generate", "inspect", "data", "spec"] {
+        assert!(help.contains(command), "{command} in the help");
+    }
+}

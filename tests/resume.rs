@@ -1,0 +1,138 @@
+//! Exact resume: 2N steps equal N + stop + resume + N, byte for byte, for every optimizer, with ranks changing, and after kill -9.
+
+mod support;
+
+use std::process::Stdio;
+use std::time::Duration;
+use support::{Workplace, assert_same};
+
+const LOW_RANK: &str = "{low_rank: {rank: 6}}";
+/// Ranks grow at steps 3 and 9 and are truncated at steps 6 and 12: a stop at step 4 falls between growth and truncation.
+const TOLERANCE: &str =
+    "rank: {tolerance: {tau: 0.4, min_rank: 2, max_rank: 12, grow_every: 6, settle: 3, grow_by: 4, start: 3, freeze: 12}}\n";
+
+fn dlra(momentum: &str, retraction: &str) -> String {
+    format!(
+        "optimizer: {{low_rank: {{dlra: {{momentum: {momentum}, retraction: {retraction}, learning_rate: 2e-2, reorthonormalize_every: 5}}}}}}\n"
+    )
+}
+
+/// Trains once without and once with a break after each of `stops`, and compares.
+fn check(what: &str, weights: &str, extra: &str, stops: &[u64]) {
+    let place = Workplace::new();
+    let spec = place.spec(weights, &format!("{extra}checkpoint: {{every: 5, keep_last: 2}}"));
+    let spec = spec.to_str().expect("UTF-8");
+    place.run(&["train", spec, "--run-dir", "whole"], 0);
+    let expected = place.trajectory("whole", 12);
+    for stop in stops {
+        let run = format!("broken-{stop}");
+        place.run(&["train", spec, "--run-dir", &run, "--stop-after", &stop.to_string()], 0);
+        place.run(&["train", spec, "--run-dir", &run, "--resume"], 0);
+        assert_same(&expected, &place.trajectory(&run, 12), &format!("{what}, stopped after step {stop}"));
+    }
+}
+
+#[test]
+fn dense_adamw() {
+    check("dense AdamW", "dense", "", &[1, 6]);
+}
+
+#[test]
+fn factored_adamw() {
+    check("factored AdamW", "{factored: {rank: 6}}", "optimizer: {low_rank: {adamw: {learning_rate: 1e-3}}}\n", &[5]);
+}
+
+#[test]
+fn heavy_ball_at_fixed_rank() {
+    check("heavy ball", LOW_RANK, &dlra("heavy_ball", "svd"), &[6]);
+}
+
+#[test]
+fn adam_with_changing_ranks() {
+    check("adam", LOW_RANK, &format!("{}{TOLERANCE}", dlra("adam", "subspace")), &[4, 6]);
+}
+
+#[test]
+fn spectral_with_changing_ranks() {
+    check("spectral", LOW_RANK, &format!("{}{TOLERANCE}", dlra("spectral", "subspace")), &[4, 9]);
+}
+
+#[test]
+fn ranks_really_change_in_these_tests() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, &format!("{}{TOLERANCE}", dlra("spectral", "subspace")));
+    place.run(&["train", spec.to_str().expect("UTF-8"), "--run-dir", "run"], 0);
+    let metrics = support::metrics(&place.path("run/metrics.jsonl")).join("\n");
+    let ranks: Vec<&str> = metrics.split("\"rank/mean\":").skip(1).map(|rest| rest.split([',', '}']).next().unwrap_or("")).collect();
+    let distinct: std::collections::BTreeSet<_> = ranks.iter().collect();
+    assert!(distinct.len() >= 3, "mean ranks over the run: {ranks:?}");
+}
+
+/// Killed again and again at arbitrary moments, writing a checkpoint after every step, a run still ends as if nothing had happened.
+#[test]
+fn kill_dash_nine_at_any_moment() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, &format!("{}{TOLERANCE}checkpoint: {{every: 1, keep_last: 2}}", dlra("adam", "subspace")));
+    let spec = spec.to_str().expect("UTF-8");
+    place.run(&["train", spec, "--run-dir", "whole"], 0);
+    let expected = place.trajectory("whole", 12);
+    place.run(&["train", spec, "--run-dir", "killed", "--stop-after", "1"], 0);
+    for attempt in 0..12u64 {
+        let mut child = place
+            .lrpt(&["train", spec, "--run-dir", "killed", "--resume"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        std::thread::sleep(Duration::from_millis(15 + 17 * attempt));
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+    }
+    place.run(&["train", spec, "--run-dir", "killed", "--resume"], 0);
+    assert_same(&expected, &place.trajectory("killed", 12), "killed twelve times");
+}
+
+/// A damaged newest checkpoint is reported and passed over.
+#[test]
+fn falls_back_past_a_damaged_checkpoint() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "checkpoint: {every: 3, keep_last: 3}");
+    let spec = spec.to_str().expect("UTF-8");
+    place.run(&["train", spec, "--run-dir", "whole"], 0);
+    place.run(&["train", spec, "--run-dir", "broken", "--stop-after", "9"], 0);
+    let damaged = place.path("broken/checkpoints/step-00000009/model.safetensors");
+    let mut bytes = std::fs::read(&damaged).expect("a checkpoint at step 9");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&damaged, bytes).expect("writable");
+    let output = place.run(&["train", spec, "--run-dir", "broken", "--resume"], 0);
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(log.contains("step-00000009") && log.contains("model.safetensors"), "the log names the damage:\n{log}");
+    assert_same(&place.trajectory("whole", 12), &place.trajectory("broken", 12), "after a damaged checkpoint");
+}
+
+#[test]
+fn resume_refuses_another_plan_and_names_the_keys() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    place.run(&["train", spec, "--run-dir", "run", "--stop-after", "2"], 0);
+    let output = place.run(&["train", spec, "--run-dir", "run", "--resume", "--set", "train.batch_size=8"], 2);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("train.batch_size") && error.contains('4') && error.contains('8'), "{error}");
+    // What does not change the trajectory may change.
+    place.run(&["train", spec, "--run-dir", "run", "--resume", "--set", "checkpoint.keep_last=5"], 0);
+}
+
+#[test]
+fn a_second_process_and_a_second_start_are_refused() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    place.run(&["train", spec, "--run-dir", "run", "--stop-after", "2"], 0);
+    let again = place.run(&["train", spec, "--run-dir", "run"], 2);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("--resume"));
+    let _lock = lrpt::checkpoint::RunLock::acquire(&place.path("run")).expect("the lock is free");
+    let locked = place.run(&["train", spec, "--run-dir", "run", "--resume"], 1);
+    assert!(String::from_utf8_lossy(&locked.stderr).contains("pid"));
+}
