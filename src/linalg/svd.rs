@@ -1,7 +1,7 @@
 //! Singular value decomposition of small matrices, on the host in `f64`.
 
 use super::combine::multiply;
-use super::host::{ensure_finite, epsilon, read, write};
+use super::host::{ensure_finite, epsilon, host_product, read, write};
 use super::householder::thin_qr;
 use candle_core::{Result, Tensor, bail};
 use faer::diag::Diag;
@@ -75,7 +75,7 @@ fn factors(matrix: &Mat<f64>) -> Result<Factors> {
 fn preconditioned(matrix: &Mat<f64>) -> Option<Factors> {
     let (q, r) = thin_qr(matrix.clone()).ok()?;
     let (u, sigma, v) = attempt(r.as_ref())?;
-    Some((&q * &u, sigma, v))
+    Some((host_product(q.as_ref(), u.as_ref()), sigma, v))
 }
 
 fn attempt(matrix: MatRef<'_, f64>) -> Option<Factors> {
