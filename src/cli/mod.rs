@@ -1,2 +1,77 @@
-//! (to be written)
-pub mod spec;
+//! The command line: one file per command, no logic of its own.
+
+mod compute;
+mod data;
+mod eval;
+mod generate;
+mod inspect;
+mod logging;
+mod output;
+mod spec;
+mod train;
+
+use crate::record::Terminal;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use logging::{LogFormat, Logging};
+
+/// Pre-train low-rank language models: GPTs whose weights W = U S Vᵀ are trained by dynamical low-rank optimizers.
+///
+/// Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 diverged; 130 or 143 interrupted after a clean checkpoint.
+#[derive(Debug, Parser)]
+#[command(name = "lrpt", version, propagate_version = true)]
+pub struct Cli {
+    /// Threads for computing (default: all cores); results repeat bit for bit at a fixed number.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+    /// Form of the log on stderr; what is logged follows RUST_LOG.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model as a spec says.
+    Train(train::TrainArgs),
+    /// Continue a run from its newest sound checkpoint.
+    Resume(train::ResumeArgs),
+    /// Loss, perplexity and bits per byte of a run, as one JSON object.
+    Eval(eval::EvalArgs),
+    /// Continue a prompt.
+    Generate(generate::GenerateArgs),
+    /// Ranks, singular values and orthonormality of a run's weights.
+    Inspect(inspect::InspectArgs),
+    /// Prepare or look at training data.
+    Data(data::DataArgs),
+    /// Check a spec, show what it resolves to, print its JSON Schema.
+    Spec(spec::SpecArgs),
+    /// Print a shell's completion script.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> anyhow::Result<()> {
+        compute::set_threads(self.threads)?;
+        let terminal = Terminal::stderr();
+        let logging = Logging::start(self.log_format, &terminal)?;
+        match self.command {
+            Command::Train(args) => train::run(args, terminal, &logging),
+            Command::Resume(args) => train::resume(args, terminal, &logging),
+            Command::Eval(args) => eval::run(args),
+            Command::Generate(args) => generate::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Data(args) => data::run(args),
+            Command::Spec(args) => spec::run(args),
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "lrpt", &mut std::io::stdout());
+                Ok(())
+            }
+        }
+    }
+}

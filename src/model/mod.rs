@@ -1,2 +1,10 @@
-//! (to be written)
+//! The network: structure and forward pass, and what it costs. Knows no optimizer.
+
 pub mod account;
+mod config;
+mod generate;
+mod gpt;
+
+pub use config::ModelConfig;
+pub use generate::{Sampling, generate};
+pub use gpt::{DropoutKey, Gpt};
