@@ -39,67 +39,78 @@ fn plan_with(settings: &[&str]) -> Plan {
 
 #[test]
 fn unknown_keys_and_choices() {
-    insta::assert_snapshot!(message("n_layer", "n_layr"), @"");
-    insta::assert_snapshot!(message("{max_steps: 1k,", "{max_step: 1k,"), @"");
-    insta::assert_snapshot!(message("model:\n", "optimiser: {}\nmodel:\n"), @"");
-    insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"");
-    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"");
-    insta::assert_snapshot!(message("train:", "rank: {fixed: {tau: 0.1}}\ntrain:"), @"");
+    insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_embd, block_size, dropout, bias, weights)");
+    insta::assert_snapshot!(message("{max_steps: 1k,", "{max_step: 1k,"), @"run.yaml:9:9: train.max_step: unknown key; did you mean `max_steps`? (keys here: max_steps, batch_size, gradient_accumulation_steps, grad_clip, log_every)");
+    insta::assert_snapshot!(message("model:\n", "optimiser: {}\nmodel:\n"), @"run.yaml:2:1: optimiser: unknown key; did you mean `optimizer`? (keys here: name, seed, device, model, data, train, optimizer, rank, schedule, eval, checkpoint, sample)");
+    insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored)");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored)");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, up, down)");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, targets)");
+    insta::assert_snapshot!(message("train:", "rank: {fixed: {tau: 0.1}}\ntrain:"), @"run.yaml:9:16: rank.fixed.tau: unknown key; nothing is set here, remove it");
 }
 
 #[test]
 fn missing_doubled_and_mistyped_keys() {
-    insta::assert_snapshot!(message("  n_embd: 64\n", ""), @"");
-    insta::assert_snapshot!(message("name: example\n", ""), @"");
-    insta::assert_snapshot!(message("  n_head: 2\n", "  n_head: 2\n  n_layer: 3\n"), @"");
-    insta::assert_snapshot!(message("n_layer: 2", "n_layer: four"), @"");
-    insta::assert_snapshot!(message("n_layer: 2", "n_layer: 1_000"), @"");
-    insta::assert_snapshot!(message("n_layer: 2", "n_layer: 2.5"), @"");
-    insta::assert_snapshot!(message("max_steps: 1k", "max_steps: 1.5"), @"");
-    insta::assert_snapshot!(message("max_steps: 1k", "max_steps: soon"), @"");
-    insta::assert_snapshot!(message("name: example", "name: 12"), @"");
-    insta::assert_snapshot!(message("name: example", "name: example\ndevice: gpu"), @"");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {down: full}"), @"");
-    insta::assert_snapshot!(message("cargo_registry", "{text: {train: a.txt, val: [b.txt]}}"), @"");
-    insta::assert_snapshot!(message("cargo_registry", "text"), @"");
-    insta::assert_snapshot!(message("cargo_registry", "{cargo_registry: {}}"), @"");
-    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}, factored: {rank: 16}}"), @"");
-    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "!low_rank {rank: 16}"), @"");
-    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}"), @"");
-    insta::assert_snapshot!(message_of("", &[]), @"");
+    insta::assert_snapshot!(message("  n_embd: 64\n", ""), @"run.yaml:2:1: model: missing key `n_embd`; add `n_embd: ...` under `model`");
+    insta::assert_snapshot!(message("name: example\n", ""), @"run.yaml:1:1: missing key `name`; add `name: ...` at the top of the spec");
+    insta::assert_snapshot!(message("  n_head: 2\n", "  n_head: 2\n  n_layer: 3\n"), @"run.yaml:5:3: model.n_layer: this key is here twice; remove one of them");
+    insta::assert_snapshot!(message("n_layer: 2", "n_layer: four"), @"run.yaml:3:12: model.n_layer: expected a whole number of at least 0, found the text `four`");
+    insta::assert_snapshot!(message("n_layer: 2", "n_layer: 1_000"), @"run.yaml:3:12: model.n_layer: expected a whole number of at least 0, found the text `1_000`; write `1000`");
+    insta::assert_snapshot!(message("n_layer: 2", "n_layer: 2.5"), @"run.yaml:3:12: model.n_layer: expected a whole number of at least 0, found the number `2.5`");
+    insta::assert_snapshot!(message("max_steps: 1k", "max_steps: 1.5"), @"run.yaml:9:20: train.max_steps: expected a whole number of at least 0 such as `500`, `60_000`, `1e6`, `64k` or `10M`, found the number `1.5`");
+    insta::assert_snapshot!(message("max_steps: 1k", "max_steps: soon"), @"run.yaml:9:20: train.max_steps: expected a whole number of at least 0 such as `500`, `60_000`, `1e6`, `64k` or `10M`, found the text `soon`");
+    insta::assert_snapshot!(message("name: example", "name: 12"), @"run.yaml:1:7: name: expected text, found the number `12`; put it in quotes");
+    insta::assert_snapshot!(message("name: example", "name: example\ndevice: gpu"), @"run.yaml:2:9: device: expected a device (`auto`, `cpu`, `cuda`, `cuda:1` or `metal`), found the text `gpu`");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {down: full}"), @"run.yaml:7:50: model.weights.low_rank.targets.down: expected a rank (a whole number such as `32`) or `dense`, found the text `full`");
+    insta::assert_snapshot!(message("cargo_registry", "{text: {train: a.txt, val: [b.txt]}}"), @"run.yaml:8:31: data.source.text.train: expected a list such as `[a, b]`, found the text `a.txt`");
+    insta::assert_snapshot!(message("cargo_registry", "text"), @"run.yaml:8:16: data.source: `text` needs settings; write `{text: ...}`, or `{text: {}}` where all have defaults");
+    insta::assert_snapshot!(message("cargo_registry", "{cargo_registry: {}}"), @"run.yaml:8:16: data.source: `cargo_registry` takes no settings; write just `cargo_registry`");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}, factored: {rank: 16}}"), @"run.yaml:7:12: model.weights: `low_rank` and `factored` exclude each other; keep one of `dense`, `low_rank`, `factored`");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "!low_rank {rank: 16}"), @"run.yaml:7:12: model.weights: YAML tags such as `!low_rank` are not used here; write `{low_rank: ...}`");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}"), @"run.yaml:8:1: not YAML: did not find expected ',' or '}' at line 8 column 1, while parsing a flow mapping at line 7 column 12; look for a wrong indentation or an unclosed bracket or quote near this place");
+    insta::assert_snapshot!(message_of("", &[]), @"run.yaml:1:1: missing key `name`; add `name: ...` at the top of the spec");
 }
 
 #[test]
 fn values_that_do_not_fit_together() {
-    insta::assert_snapshot!(message("n_head: 2", "n_head: 3"), @"");
-    insta::assert_snapshot!(message("rank: 16", "rank: 65"), @"");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {q: 0}"), @"");
-    insta::assert_snapshot!(message("cargo_registry", "{text: {train: [a.txt], path: b.txt}}"), @"");
-    insta::assert_snapshot!(message("tokenizer: bytes", "tokenizer: {bpe: {vocab_size: 256}}"), @"");
-    insta::assert_snapshot!(message("cargo_registry, tokenizer: bytes", "{bin: {train: a.bin, val: b.bin}}, tokenizer: chars"), @"");
-    insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {adamw: {}}}\ntrain:"), @"");
-    insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, settle: 200}}\ntrain:"), @"");
-    insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, min_rank: 20, max_rank: 12}}\ntrain:"), @"");
-    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "dense\nrank: {tolerance: {tau: 0.1}}\noptimizer: {low_rank: {dlra: {}}}"), @"");
-    insta::assert_snapshot!(message("max_steps: 1k", "max_steps: 20"), @"");
+    insta::assert_snapshot!(message("n_head: 2", "n_head: 3"), @"run.yaml:4:11: model.n_head: 3 does not divide `model.n_embd` 64; choose 2 or 4");
+    insta::assert_snapshot!(message("rank: 16", "rank: 65"), @"run.yaml:7:30: model.weights.low_rank.rank: rank 65 is not possible for `q`, 64 × 64; choose 1 to 64, or `dense`");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {q: 0}"), @"run.yaml:7:47: model.weights.low_rank.targets.q: rank 0 is not possible for `q`, 64 × 64; choose 1 to 64, or `dense`");
+    insta::assert_snapshot!(message("cargo_registry", "{text: {train: [a.txt], path: b.txt}}"), @"run.yaml:8:23: data.source.text: has `train`, `path`; give either `train` and `val`, or `path` alone (with `val_fraction` if you like)");
+    insta::assert_snapshot!(message("tokenizer: bytes", "tokenizer: {bpe: {vocab_size: 256}}"), @"run.yaml:8:62: data.tokenizer.bpe.vocab_size: is 256; set at least 257 (256 bytes and the end-of-text token) and less than 2^32");
+    insta::assert_snapshot!(message("cargo_registry, tokenizer: bytes", "{bin: {train: a.bin, val: b.bin}}, tokenizer: chars"), @"run.yaml:8:62: data.tokenizer: cannot be trained on a `bin` source, which is tokenized already; write `{file: tokenizer.json}` or `bytes`");
+    insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {adamw: {}}}\ntrain:"), @"run.yaml:9:31: optimizer.low_rank.adamw: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it");
+    insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, settle: 200}}\ntrain:"), @"run.yaml:9:38: rank.tolerance.settle: is 200; set at least 1 and less than `grow_every` 100");
+    insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, min_rank: 20, max_rank: 12}}\ntrain:"), @r"
+    run.yaml:9:40: rank.tolerance.min_rank: is 20, but `q` starts at rank 16; set 1 to 16
+    run.yaml:9:54: rank.tolerance.max_rank: is 12, but `q`, 64 × 64, starts at rank 16; set 16 to 64
+    ");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "dense\nrank: {tolerance: {tau: 0.1}}\noptimizer: {low_rank: {dlra: {}}}"), @r"
+    run.yaml:9:23: optimizer.low_rank: unused with `weights: dense`; remove it
+    run.yaml:8:19: rank.tolerance: only `weights: {low_rank: ...}` have ranks that change; remove it
+    ");
+    insta::assert_snapshot!(message("max_steps: 1k", "max_steps: 20"), @"run.yaml (by default): schedule.cosine.warmup_steps: is 100, more than `train.max_steps` 20; set at most 20");
     insta::assert_snapshot!(
         message("train:", "optimizer: {dense: {adamw: {learning_rate: .nan, beta1: 1}}}\neval: {tokens: 31}\nsample: {top_p: 0}\ntrain:"),
-        @""
+        @r"
+    run.yaml:9:44: optimizer.dense.adamw.learning_rate: is NaN; set a number greater than 0
+    run.yaml:9:57: optimizer.dense.adamw.beta1: is 1; set a number of at least 0 and less than 1
+    run.yaml:10:16: eval.tokens: is 31, less than one window of 32 tokens; set it to at least `model.block_size`
+    run.yaml:11:17: sample.top_p: is 0; set a number greater than 0 and at most 1
+    "
     );
 }
 
 #[test]
 fn settings_are_named_in_messages() {
-    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"");
-    insta::assert_snapshot!(message_of(GOOD, &["model.n_layer=many"]), @"");
-    insta::assert_snapshot!(message_of(GOOD, &["model.n_layer"]), @"");
-    insta::assert_snapshot!(message_of(GOOD, &["train.max_steps.x=1"]), @"");
-    insta::assert_snapshot!(message_of(GOOD, &["rank.tolerance.min_rank=4"]), @"");
-    insta::assert_snapshot!(message_of(GOOD, &["data={source: cargo_registry, tokeniser: chars}"]), @"");
-    insta::assert_snapshot!(message_of(GOOD, &["train.batch_size=8", "train.batch_size=0"]), @"");
-    insta::assert_snapshot!(message_of(GOOD, &["model.weights={low_rank: {"]), @"");
+    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_embd, block_size, dropout, bias, weights)");
+    insta::assert_snapshot!(message_of(GOOD, &["model.n_layer=many"]), @"--set model.n_layer=many: model.n_layer: expected a whole number of at least 0, found the text `many`");
+    insta::assert_snapshot!(message_of(GOOD, &["model.n_layer"]), @"--set model.n_layer: no `=`; write `--set key.path=value`, for example `--set train.max_steps=1000`");
+    insta::assert_snapshot!(message_of(GOOD, &["train.max_steps.x=1"]), @"--set train.max_steps.x=1: train.max_steps.x: `x` cannot be set under `train.max_steps`, which is not a mapping; set `train.max_steps` as a whole");
+    insta::assert_snapshot!(message_of(GOOD, &["rank.tolerance.min_rank=4"]), @"--set rank.tolerance.min_rank=4: rank.tolerance: missing key `tau`; add `tau: ...` under `rank.tolerance`");
+    insta::assert_snapshot!(message_of(GOOD, &["data={source: cargo_registry, tokeniser: chars}"]), @"--set data={source: cargo_registry, tokeniser: chars}: data.tokeniser: unknown key; did you mean `tokenizer`? (keys here: source, tokenizer)");
+    insta::assert_snapshot!(message_of(GOOD, &["train.batch_size=8", "train.batch_size=0"]), @"--set train.batch_size=0: train.batch_size: is 0; set at least 1");
+    insta::assert_snapshot!(message_of(GOOD, &["model.weights={low_rank: {"]), @"--set model.weights={low_rank: {: `{low_rank: {` is not YAML: did not find expected node content at line 2 column 1, while parsing a flow node; write `--set key.path=value`, for example `--set train.max_steps=1000`");
 }
 
 #[test]
@@ -147,6 +158,16 @@ fn plans_decide_everything() {
 }
 
 #[test]
+fn a_spec_made_in_code_is_checked_too() {
+    let mut written = spec::parse(GOOD, "run.yaml", &[]).unwrap();
+    assert_eq!(Plan::resolve(&written).unwrap(), plan_with(&[]));
+    written.train.batch_size = 0;
+    let error = Plan::resolve(&written).unwrap_err();
+    assert_eq!(exit_code(&error), 2);
+    assert_eq!(error.to_string(), "train.batch_size: is 0; set at least 1");
+}
+
+#[test]
 fn specs_and_plans_survive_being_written() {
     let settings = [
         vec![],
@@ -186,14 +207,22 @@ fn the_hash_is_of_what_changes_the_trajectory() {
         assert!(!plan_with(&[change]).trajectory_differences(&plan).is_empty(), "{change}");
     }
     // A plan's hash is stored in runs: a change of this constant means that no older run can be resumed.
-    insta::assert_snapshot!(plan.hash(), @"");
+    insta::assert_snapshot!(plan.hash(), @"515958d0f1d67e7efd11caaf34ef5c93d0a2ba763b2e447e8806a3b2737c0ad2");
 }
 
 #[test]
 fn differences_name_key_and_values() {
     let changed =
         plan_with(&["train.batch_size=8", "schedule={linear: {final_ratio: 0.2}}", "model.weights.low_rank.targets={q: dense}", "name=x"]);
-    insta::assert_snapshot!(plan_with(&[]).trajectory_differences(&changed).join("\n"), @"");
+    insta::assert_snapshot!(plan_with(&[]).trajectory_differences(&changed).join("\n"), @r"
+    model.weights.q: not set -> dense
+    model.weights.q.low_rank.rank: 16 -> not set
+    schedule.cosine.final_ratio: 0.1 -> not set
+    schedule.cosine.warmup_steps: 100 -> not set
+    schedule.linear.final_ratio: not set -> 0.2
+    schedule.linear.warmup_steps: not set -> 100
+    train.batch_size: 4 -> 8
+    ");
 }
 
 #[test]
@@ -331,5 +360,40 @@ fn the_ledger_of_gpt_2_small() {
 #[test]
 fn the_ledger_as_printed() {
     let ledger = Ledger::new(&plan_with(&["model.weights.low_rank.targets={down: dense}"]), 256, 2);
-    insta::assert_snapshot!(ledger.to_string(), @"");
+    insta::assert_snapshot!(ledger.to_string(), @r"
+    parameters
+      token embedding (tied head)               16_384
+      positions                                  2_048
+      norms                                        320
+      biases                                         0
+      q     64 × 64, rank 16                     4_608
+      k     64 × 64, rank 16                     4_608
+      v     64 × 64, rank 16                     4_608
+      o     64 × 64, rank 16                     4_608
+      up    256 × 64, rank 16                   10_752
+      down  64 × 256, dense                     32_768
+      total                                     80_704
+      the same network dense                   117_056
+      share of dense                             0.689
+    operations (matrix products)
+      forward per token                   165.12 kFLOP
+        matrices of the blocks            123.90 kFLOP
+        causal attention                    8.45 kFLOP
+        head                               32.77 kFLOP
+      training per token                  490.24 kFLOP
+      low-rank optimizer per step          24.34 MFLOP
+      a step in all                        87.09 MFLOP
+      the run in all                       87.09 GFLOP
+    memory (f32)
+      weights                                315.2 KiB
+      gradients                              305.2 KiB
+      optimizer moments                      516.5 KiB
+      activations for the backward             1.2 MiB
+      head gradient                           64.0 KiB
+      augmentation                           188.0 KiB
+      peak, expected                           2.4 MiB
+    tokens
+      per step                                     128
+      in all                                   128_000
+    ");
 }

@@ -83,3 +83,35 @@ fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
         TokenizerSpec::File(_) => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+    use std::path::Path;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: SpecArgs,
+    }
+
+    #[test]
+    fn settings_may_be_given_several_times() {
+        Program::command().debug_assert();
+        let program = Program::parse_from(["spec", "check", "a.yaml", "--set", "seed=1", "--set", "rank={fixed: {}}"]);
+        let SpecCommand::Check(file) = program.args.command else { panic!("not check") };
+        assert_eq!((file.spec.as_path(), file.set.len()), (Path::new("a.yaml"), 2));
+    }
+
+    #[test]
+    fn the_vocabulary_is_counted_where_it_is_known() {
+        let plan = |config: &str| spec::load_plan(&Path::new("configs").join(config), &[]).unwrap().1;
+        let small = check(&plan("gpt-small.yaml")).unwrap();
+        assert!(small.starts_with("gpt-small: vocabulary of 4096; plan "), "{small}");
+        assert!(small.contains("1_048_576"), "4096 × 256 in the embedding: {small}");
+        let chars = plan("shakespeare-char.yaml");
+        assert_eq!(vocabulary_size(&chars).unwrap(), None);
+        assert!(check(&chars).unwrap().contains("unknown until the data is prepared"));
+    }
+}

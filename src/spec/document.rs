@@ -78,8 +78,11 @@ impl Document {
         usage(lines.join("\n"))
     }
 
-    /// `file:line:column`, or the setting that is to blame, or just the file where the key was never written.
+    /// `file:line:column`, or the setting that is to blame, or the file alone for a default that was never written.
     fn place(&self, problem: &Problem) -> String {
+        if problem.path.is_root() {
+            return format!("{}:1:1", self.name);
+        }
         let in_text = |path: &KeyPath, points_at| {
             locate(&self.text, path, points_at).map(|place| format!("{}:{}:{}", self.name, place.line, place.column))
         };
@@ -88,10 +91,10 @@ impl Document {
         };
         let ancestors = || std::iter::successors(problem.path.parent(), KeyPath::parent).filter(|path| !path.is_root());
         set(&|setting| setting.path.holds(&problem.path))
-            .or_else(|| in_text(&problem.path, problem.points_at).filter(|_| !problem.path.is_root()))
-            .or_else(|| set(&|setting| problem.path.holds(&setting.path) && !problem.path.is_root()))
+            .or_else(|| in_text(&problem.path, problem.points_at))
+            .or_else(|| set(&|setting| problem.path.holds(&setting.path)))
             .or_else(|| ancestors().find_map(|path| in_text(&path, PointsAt::Key)))
-            .unwrap_or_else(|| self.name.clone())
+            .unwrap_or_else(|| format!("{} (by default)", self.name))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::key_path::{KeyPath, Segment};
 use super::problem::PointsAt;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, IgnoredAny, MapAccess, SeqAccess, VariantAccess, Visitor};
 use std::cell::RefCell;
 use std::fmt;
 
@@ -125,6 +125,13 @@ impl<'de> Visitor<'de> for Walk<'_> {
 
     fn visit_none<E: Error>(self) -> Result<(), E> {
         self.arrived()
+    }
+
+    /// A tagged value, `!tag value`: specs use none, so nothing below it is looked for.
+    fn visit_enum<A: EnumAccess<'de>>(self, tagged: A) -> Result<(), A::Error> {
+        self.arrived()?;
+        let (_, value) = tagged.variant::<IgnoredAny>()?;
+        value.newtype_variant::<IgnoredAny>().map(drop)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
