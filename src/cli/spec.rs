@@ -36,7 +36,9 @@ struct SpecFileArgs {
 
 impl SpecFileArgs {
     fn plan(&self) -> anyhow::Result<Plan> {
-        spec::load_plan(&self.spec, &self.set).map(|(_, plan)| plan)
+        let (written, plan) = spec::load_plan(&self.spec, &self.set)?;
+        spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
+        Ok(plan)
     }
 }
 

@@ -43,6 +43,7 @@ pub struct ResumeArgs {
 /// Trains as a spec says.
 pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
     let (written, plan) = spec::load_plan(&args.spec, &args.overrides)?;
+    spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
     let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
     start(&plan, &spec::to_yaml(&written)?, &run_dir, args.resume, args.stop_after, terminal, logging)
 }

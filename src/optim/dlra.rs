@@ -102,8 +102,7 @@ impl DlraState {
         };
         let mut new_point = retracted.point;
         if hyper.step.is_multiple_of(hyper.settings.reorthonormalize_every.0.max(1)) {
-            new_point.u = linalg::reorthonormalize(&new_point.u)?;
-            new_point.v = linalg::reorthonormalize(&new_point.v)?;
+            new_point = new_point.reorthonormalized()?;
         }
         let change = BasisChange::from_rotations(point, &new_point, retracted.rotation_u, retracted.rotation_v);
         state.first = change.transport(&state.first)?;

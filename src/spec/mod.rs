@@ -26,6 +26,7 @@ pub use optimizer_spec::*;
 pub use plan::*;
 pub use rank_spec::*;
 pub use run_spec::*;
+pub use validate::unused_settings;
 pub use schema::schema;
 
 use document::Document;

@@ -316,11 +316,16 @@ fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec) -> OptimizerPlan 
             Some(LowRankOptimizerSpec::Adamw(adamw.clone()))
         }
     };
-    OptimizerPlan { dense: spec.dense.clone(), low_rank: spec.low_rank.clone().or_else(default_rule) }
+    let written = match (&spec.low_rank, weights) {
+        (_, WeightsSpec::Dense) | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => None,
+        (rule, _) => rule.clone(),
+    };
+    OptimizerPlan { dense: spec.dense.clone(), low_rank: written.or_else(default_rule) }
 }
 
 fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
-    let RankSpec::Tolerance(tolerance) = &spec.rank else { return RankPlan::Fixed };
+    let (RankSpec::Tolerance(tolerance), WeightsSpec::LowRank(_)) = (&spec.rank, &spec.model.weights) else { return RankPlan::Fixed };
+    let freeze = tolerance.freeze.map_or(spec.train.max_steps.0 - spec.train.max_steps.0 / 4, |freeze| freeze.0);
     let low_rank = model.weights.iter().filter_map(|(target, form)| match form {
         WeightForm::LowRank { rank } => Some((*target, *rank)),
         WeightForm::Dense | WeightForm::Factored { .. } => None,
@@ -329,8 +334,8 @@ fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
         grow_every: tolerance.grow_every.0,
         settle: tolerance.settle.0,
         grow_by: tolerance.grow_by,
-        start: tolerance.start.map_or(warmup_steps(&spec.schedule), |start| start.0),
-        freeze: tolerance.freeze.map_or(spec.train.max_steps.0 - spec.train.max_steps.0 / 4, |freeze| freeze.0),
+        start: tolerance.start.map_or(warmup_steps(&spec.schedule).min(freeze.saturating_sub(1)), |start| start.0),
+        freeze,
         targets: low_rank.map(|(target, rank)| (target, tolerance_of(tolerance, target, rank, model.shape(target)))).collect(),
     })
 }

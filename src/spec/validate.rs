@@ -190,12 +190,8 @@ fn check_optimizer(found: &mut Findings, optimizer: &OptimizerSpec, weights: &We
     let DenseOptimizerSpec::Adamw(adamw) = &optimizer.dense;
     check_adamw(found, adamw, "optimizer.dense.adamw");
     match (&optimizer.low_rank, weights) {
-        (None, _) => {}
-        (Some(_), WeightsSpec::Dense) => found.require(false, "optimizer.low_rank", || "unused with `weights: dense`; remove it".into()),
-        (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => {
-            let remedy = "needs `weights: {low_rank: ...}`; for factored weights write `{adamw: ...}` or remove it";
-            found.require(false, "optimizer.low_rank.dlra", || remedy.into());
-        }
+        // Unused rather than wrong: see `unused_settings`.
+        (None, _) | (Some(_), WeightsSpec::Dense) | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => {}
         (Some(LowRankOptimizerSpec::Adamw(_)), WeightsSpec::LowRank(_)) => {
             let remedy = "needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it";
             found.require(false, "optimizer.low_rank.adamw", || remedy.into());
@@ -226,13 +222,31 @@ fn check_moments(found: &mut Findings, [learning_rate, beta1, beta2, epsilon, we
     found.require_number(weight_decay, decays, range, &format!("{path}.weight_decay"));
 }
 
+/// Settings that the form of the weights or the length of the run leaves without effect, each with what happens instead.
+///
+/// They are no errors, so that one spec serves a method and its baselines: `--set model.weights=dense` is enough.
+pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
+    let mut unused = Vec::new();
+    match (&spec.optimizer.low_rank, &spec.model.weights) {
+        (Some(_), WeightsSpec::Dense) => unused.push("optimizer.low_rank: unused with `model.weights: dense`".into()),
+        (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => {
+            unused.push("optimizer.low_rank.dlra: unused with factored weights, which move by `optimizer.dense`'s rule".into());
+        }
+        _ => {}
+    }
+    if matches!(spec.rank, RankSpec::Tolerance(_)) && !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
+        unused.push("rank.tolerance: unused, only `model.weights: {low_rank: ...}` have ranks that change".into());
+    }
+    let (warmup, steps) = (warmup_steps(&spec.schedule), spec.train.max_steps.0);
+    if warmup > steps {
+        unused.push(format!("schedule: the warm-up of {warmup} steps is longer than the run of {steps}; it ends before the full learning rate"));
+    }
+    unused
+}
+
 fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     let (RankSpec::Tolerance(tolerance), RankPlan::Tolerance(resolved)) = (&spec.rank, &plan.rank) else { return };
     let path = "rank.tolerance";
-    if !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
-        found.require(false, path, || "only `weights: {low_rank: ...}` have ranks that change; remove it".into());
-        return;
-    }
     found.require_positive(resolved.grow_every, &format!("{path}.grow_every"));
     found.require_positive(resolved.grow_by as u64, &format!("{path}.grow_by"));
     found.require((1..resolved.grow_every.max(2)).contains(&resolved.settle), &format!("{path}.settle"), || {
@@ -288,9 +302,6 @@ fn check_schedule(found: &mut Findings, spec: &RunSpec) {
         ScheduleSpec::WarmupStableDecay(stable) => ("warmup_stable_decay", Some(stable.final_ratio), Some(stable.decay_steps.0)),
     };
     let (warmup, steps) = (warmup_steps(&spec.schedule), spec.train.max_steps.0);
-    found.require(warmup <= steps, &format!("schedule.{kind}.warmup_steps"), || {
-        format!("is {warmup}, more than `train.max_steps` {steps}; set at most {steps}")
-    });
     if let Some(ratio) = final_ratio {
         found.require_number(ratio, (0.0..=1.0).contains(&ratio), "from 0 to 1", &format!("schedule.{kind}.final_ratio"));
     }
