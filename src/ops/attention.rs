@@ -5,8 +5,9 @@
 //! recomputes the probabilities from it.
 
 use super::host::{Host, SharedOut, build, unwritten, with_real};
-use super::pointwise::Dropout;
-use super::real::{LANES, Real, lane_sum, vectorized};
+use super::pointwise::{Dropout, Mask};
+use super::product::{Matrix, multiply_at};
+use super::real::{Real, lane_max, lane_sum, vectorized};
 use super::tape::{Tape, Value};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -55,113 +56,45 @@ impl Shape {
     fn scale(&self) -> f64 {
         1.0 / (self.d as f64).sqrt()
     }
-    /// Offset of (sequence, head) in a (B, T, C) tensor.
-    fn offset(&self, task: usize) -> usize {
-        (task / self.heads) * self.t * self.width() + (task % self.heads) * self.d
+    /// Offset of a token of (sequence, head) in a (B, T, C) tensor.
+    fn offset(&self, task: usize, token: usize) -> usize {
+        (task / self.heads * self.t + token) * self.width() + task % self.heads * self.d
+    }
+    /// The `rows` × d matrix of (sequence, head) from token `first` on.
+    fn rows<'a, T: Real>(&self, x: &'a [T], task: usize, first: usize, rows: usize) -> Matrix<'a, T> {
+        Matrix::strided(&x[self.offset(task, first)..], (rows, self.d), (self.width(), 1))
     }
     fn tensor(&self) -> (usize, usize, usize) {
         (self.b, self.t, self.width())
     }
 }
 
-/// A matrix of `rows` × `columns` at `start`, element (i, j) at i·row_stride + j·column_stride.
-#[derive(Clone, Copy)]
-struct Block<T> {
-    start: *const T,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<T> Block<T> {
-    fn new(start: *const T, row_stride: usize) -> Self {
-        Self { start, row_stride, column_stride: 1 }
-    }
-    fn t(self) -> Self {
-        Self { start: self.start, row_stride: self.column_stride, column_stride: self.row_stride }
-    }
-}
-
-/// out (m × n, `out_stride` between rows) ← alpha · a (m × k) b (k × n), or added to it; single-threaded.
-///
-/// # Safety
-/// All three must lie within live memory, and `out` must not overlap a or b.
-unsafe fn small_product<T: Real>(
-    (m, n, k): (usize, usize, usize),
-    out: *mut T,
-    out_stride: usize,
-    accumulate: bool,
-    a: Block<T>,
-    b: Block<T>,
-    alpha: T,
-) {
-    // SAFETY: passed on to the caller.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out,
-            1,
-            out_stride as isize,
-            accumulate,
-            a.start,
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.start,
-            b.column_stride as isize,
-            b.row_stride as isize,
-            T::ONE,
-            alpha,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        )
-    }
-}
-
-/// The d × T transpose of a head's T × d rows, contiguous, so that products against it run at full speed.
-fn transposed<T: Real>(rows: &[T], stride: usize, t: usize, d: usize) -> Vec<T> {
-    let mut out = unwritten::<T>(t * d);
-    for i in 0..t {
-        for (j, x) in rows[i * stride..][..d].iter().enumerate() {
-            out[j * t + i] = *x;
-        }
-    }
-    out
-}
-
 fn forward<T: Real>(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, dropout: Option<Dropout>) -> Result<(Tensor, Tensor)> {
     let hosts = [Host::new(q)?, Host::new(k)?, Host::new(v)?];
     let [q, k, v] = [hosts[0].numbers::<T>()?, hosts[1].numbers::<T>()?, hosts[2].numbers::<T>()?];
-    let Shape { t, d, .. } = shape;
+    let Shape { t, .. } = shape;
     let (tasks, stride, scale) = (shape.b * shape.heads, shape.width(), T::real(shape.scale()));
+    let mask = dropout.map(|dropout| dropout.mask::<T>());
     let mut log_sums = unwritten::<T>(tasks * t);
     let out = build::<T>(shape.tensor(), |out| {
         let shared = SharedOut::new(out);
-        log_sums.par_chunks_mut(t).enumerate().for_each(|(task, log_sums)| {
-            let offset = shape.offset(task);
-            let keys_t = transposed(&k[offset..], stride, t, d);
-            let mut scores = unwritten::<T>(TILE * t);
+        log_sums.par_chunks_mut(t).enumerate().with_max_len(1).for_each(|(task, log_sums)| {
+            let mut scores = unwritten::<T>(TILE.min(t) * t);
             for first in (0..t).step_by(TILE) {
                 let rows = TILE.min(t - first);
                 let limit = first + rows;
-                // SAFETY: the blocks lie within the tensors; tasks write disjoint heads of `out`.
-                unsafe {
-                    let queries = Block::new(q.as_ptr().add(offset + first * stride), stride);
-                    small_product((rows, limit, d), scores.as_mut_ptr(), limit, false, queries, Block::new(keys_t.as_ptr(), t), scale);
-                }
+                let [queries, keys, values] =
+                    [shape.rows(q, task, first, rows), shape.rows(k, task, 0, limit), shape.rows(v, task, 0, limit)];
+                // SAFETY: the scores are this task's own.
+                unsafe { multiply_at(scores.as_mut_ptr(), limit, queries, keys.t(), scale, false) };
                 for row in 0..rows {
                     let line = &mut scores[row * limit..][..limit];
                     log_sums[first + row] = softmax(line, first + row + 1);
-                    drop_out(line, dropout, ((task * t) + first + row) * t, first + row + 1);
+                    drop_out(line, mask, ((task * t) + first + row) * t, first + row + 1);
                 }
-                // SAFETY: as above.
-                unsafe {
-                    let values = Block::new(v.as_ptr().add(offset), stride);
-                    let target = shared.get().add(offset + first * stride);
-                    small_product((rows, d, limit), target, stride, false, Block::new(scores.as_ptr(), limit), values, T::ONE);
-                }
+                let probabilities = Matrix::new(&scores[..rows * limit], rows, limit);
+                // SAFETY: tasks write disjoint heads of `out`, tiles disjoint rows.
+                unsafe { multiply_at(shared.get().add(shape.offset(task, first)), stride, probabilities, values, T::ONE, false) };
             }
         });
         Ok(())
@@ -171,11 +104,11 @@ fn forward<T: Real>(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, dropout: O
 
 /// Turns the first `live` scores into probabilities, the rest into 0, and returns their log-sum-exp.
 fn softmax<T: Real>(line: &mut [T], live: usize) -> T {
-    vectorized(|| {
+    vectorized!({
         let (scores, rest) = line.split_at_mut(live);
-        let max = row_max(scores);
+        let max = lane_max(scores);
         scores.iter_mut().for_each(|x| *x = (*x - max).exponential());
-        let sum = lane_sum(live, |i| scores[i]);
+        let sum = lane_sum([scores], |[x]| x);
         let inverse = T::ONE / sum;
         scores.iter_mut().for_each(|x| *x *= inverse);
         rest.fill(T::ZERO);
@@ -183,25 +116,12 @@ fn softmax<T: Real>(line: &mut [T], live: usize) -> T {
     })
 }
 
-#[inline(always)]
-pub(super) fn row_max<T: Real>(row: &[T]) -> T {
-    let mut lanes = [row[0]; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = x.larger(*lane);
-        }
-    }
-    lanes.iter().chain(rest).fold(row[0], |max, x| x.larger(max))
-}
-
 /// Multiplies probabilities by their dropout factors.
-fn drop_out<T: Real>(line: &mut [T], dropout: Option<Dropout>, first_index: usize, live: usize) {
-    if let Some(dropout) = dropout {
-        for (column, p) in line[..live].iter_mut().enumerate() {
-            *p *= T::real(dropout.factor((first_index + column) as u64));
-        }
+fn drop_out<T: Real>(line: &mut [T], mask: Option<Mask<T>>, first_index: usize, live: usize) {
+    if let Some(mask) = mask {
+        vectorized!(for (column, p) in line[..live].iter_mut().enumerate() {
+            *p *= mask.factor((first_index + column) as u64);
+        })
     }
 }
 
@@ -218,39 +138,38 @@ fn backward<T: Real>(tensors: [&Tensor; 6], shape: Shape, dropout: Option<Dropou
         *slice = host.numbers::<T>()?;
     }
     let [q, k, v, out, log_sums, delta] = slices;
-    let count = q.len();
-    let mut gradients = [unwritten::<T>(count), unwritten::<T>(count), unwritten::<T>(count)];
+    let mut gradients = [0; 3].map(|_| unwritten::<T>(q.len()));
     let [dq, dk, dv] = gradients.each_mut().map(|g| SharedOut::new(g));
     let Shape { t, d, .. } = shape;
     let (stride, scale) = (shape.width(), T::real(shape.scale()));
-    (0..shape.b * shape.heads).into_par_iter().for_each(|task| {
-        let offset = shape.offset(task);
-        let (keys_t, values_t) = (transposed(&k[offset..], stride, t, d), transposed(&v[offset..], stride, t, d));
-        let (mut p, mut dp) = (unwritten::<T>(TILE * t), unwritten::<T>(TILE * t));
+    let mask = dropout.map(|dropout| dropout.mask::<T>());
+    (0..shape.b * shape.heads).into_par_iter().with_max_len(1).for_each(|task| {
+        let (mut p, mut dp) = (unwritten::<T>(TILE.min(t) * t), unwritten::<T>(TILE.min(t) * t));
         // From the last tile to the first: the last one reaches every key, so it writes dk and dv, and the others add.
         for (nth, first) in (0..t).step_by(TILE).rev().enumerate() {
             let rows = TILE.min(t - first);
-            let (limit, start) = (first + rows, offset + first * stride);
-            // SAFETY: the blocks lie within the tensors and scratch buffers; tasks write disjoint heads of dq, dk and dv.
+            let limit = first + rows;
+            let [queries, deltas] = [q, delta].map(|x| shape.rows(x, task, first, rows));
+            let [keys, values] = [k, v].map(|x| shape.rows(x, task, 0, limit));
+            // SAFETY: the scratch memory is this task's own.
             unsafe {
-                let queries = Block::new(q.as_ptr().add(start), stride);
-                let deltas = Block::new(delta.as_ptr().add(start), stride);
-                small_product((rows, limit, d), p.as_mut_ptr(), limit, false, queries, Block::new(keys_t.as_ptr(), t), scale);
-                small_product((rows, limit, d), dp.as_mut_ptr(), limit, false, deltas, Block::new(values_t.as_ptr(), t), T::ONE);
-                for row in 0..rows {
-                    let position = first + row;
-                    let (p, dp) = (&mut p[row * limit..][..limit], &mut dp[row * limit..][..limit]);
-                    let (o, delta) = (&out[offset + position * stride..][..d], &delta[offset + position * stride..][..d]);
-                    let log_sum = log_sums[task * t + position];
-                    row_backward(p, dp, o, delta, log_sum, scale, position + 1, dropout, (task * t + position) * t);
-                }
-                // p now holds P∘M and dp holds dS.
-                let accumulate = nth > 0;
-                let (p_t, ds) = (Block::new(p.as_ptr(), limit).t(), Block::new(dp.as_ptr(), limit));
-                small_product((limit, d, rows), dv.get().add(offset), stride, accumulate, p_t, deltas, T::ONE);
-                small_product((limit, d, rows), dk.get().add(offset), stride, accumulate, ds.t(), queries, T::ONE);
-                let keys = Block::new(k.as_ptr().add(offset), stride);
-                small_product((rows, d, limit), dq.get().add(start), stride, false, ds, keys, T::ONE);
+                multiply_at(p.as_mut_ptr(), limit, queries, keys.t(), scale, false);
+                multiply_at(dp.as_mut_ptr(), limit, deltas, values.t(), T::ONE, false);
+            }
+            for row in 0..rows {
+                let position = first + row;
+                let (p, dp) = (&mut p[row * limit..][..limit], &mut dp[row * limit..][..limit]);
+                let [o, delta] = [out, delta].map(|x| &x[shape.offset(task, position)..][..d]);
+                row_backward(p, dp, o, delta, log_sums[task * t + position], scale, position + 1, mask, (task * t + position) * t);
+            }
+            // p now holds P∘M and dp holds dS.
+            let [p, ds] = [&p, &dp].map(|x| Matrix::new(&x[..rows * limit], rows, limit));
+            let (start, accumulate) = (shape.offset(task, 0), nth > 0);
+            // SAFETY: tasks write disjoint heads of dq, dk and dv.
+            unsafe {
+                multiply_at(dv.get().add(start), stride, p.t(), deltas, T::ONE, accumulate);
+                multiply_at(dk.get().add(start), stride, ds.t(), queries, T::ONE, accumulate);
+                multiply_at(dq.get().add(shape.offset(task, first)), stride, ds, keys, T::ONE, false);
             }
         }
     });
@@ -268,19 +187,19 @@ fn row_backward<T: Real>(
     log_sum: T,
     scale: T,
     live: usize,
-    dropout: Option<Dropout>,
+    mask: Option<Mask<T>>,
     first_index: usize,
 ) {
-    vectorized(|| {
-        let d = lane_sum(out.len(), |i| out[i] * delta[i]);
+    vectorized!({
+        let d = lane_sum([out, delta], |[o, d]| o * d);
         let (p_live, p_rest) = p.split_at_mut(live);
         let (dp_live, dp_rest) = dp.split_at_mut(live);
         p_live.iter_mut().for_each(|x| *x = (*x - log_sum).exponential());
-        match dropout {
+        match mask {
             None => dp_live.iter_mut().zip(p_live.iter()).for_each(|(dp, p)| *dp = *p * (*dp - d) * scale),
-            Some(dropout) => {
+            Some(mask) => {
                 for (column, (dp, p)) in dp_live.iter_mut().zip(p_live.iter_mut()).enumerate() {
-                    let factor = T::real(dropout.factor((first_index + column) as u64));
+                    let factor = mask.factor((first_index + column) as u64);
                     *dp = *p * (*dp * factor - d) * scale;
                     *p *= factor;
                 }
@@ -306,7 +225,8 @@ fn portable(tape: &Tape, q: &Value, k: &Value, v: &Value, shape: Shape, dropout:
     let factors = match dropout {
         None => None,
         Some(dropout) => {
-            let factors: Vec<f64> = (0..(b * heads * t * t) as u64).map(|index| dropout.factor(index)).collect();
+            let mask = dropout.mask::<f64>();
+            let factors: Vec<f64> = (0..(b * heads * t * t) as u64).map(|index| mask.factor(index)).collect();
             Some(Tensor::from_vec(factors, (b, heads, t, t), &candle_core::Device::Cpu)?.to_dtype(dtype)?.to_device(&device)?)
         }
     };

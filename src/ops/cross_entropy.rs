@@ -1,9 +1,8 @@
 //! The head: logits h Wᵀ and their cross-entropy, fused in chunks of rows, so that the full logits (B·T × V) never exist.
 
-use super::attention::row_max;
 use super::host::{Host, build, unwritten, with_real};
 use super::product::{Matrix, as_rows, multiply, product};
-use super::real::{Real, lane_sum, vectorized};
+use super::real::{Real, lane_max, lane_sum, vectorized};
 use super::tape::{Tape, Value};
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -27,10 +26,7 @@ pub fn cross_entropy_head(tape: &Tape, h: &Value, w: &Value, targets: &Tensor) -
     if !tape.uses_kernels(&rows) {
         return portable(tape, h, w, &rows, targets);
     }
-    let (sum, gradients) = with_real!(rows.dtype(), T => {
-        let (sum, gradients) = chunks::<T>(&rows, w.tensor(), &targets, wanted)?;
-        (sum, gradients)
-    });
+    let (sum, gradients) = with_real!(rows.dtype(), T => chunks::<T>(&rows, w.tensor(), &targets, wanted)?);
     let loss = Tensor::new(sum / count as f64, rows.device())?.to_dtype(rows.dtype())?;
     let Some((dh, dw)) = gradients else { return Ok(tape.constant(loss)) };
     let shape = h.tensor().dims().to_vec();
@@ -92,7 +88,7 @@ fn chunks<T: Real>(h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Re
             let rows = rows_per_chunk.min(count - first);
             let input = Matrix::new(&h[first * width..][..rows * width], rows, width);
             let logits = &mut logits[..rows * vocabulary];
-            multiply(logits, input, weight.t(), 1.0, false);
+            multiply(logits, input, weight.t(), false);
             let losses: Vec<f64> = logits
                 .par_chunks_mut(vocabulary)
                 .zip(&targets[first..first + rows])
@@ -105,8 +101,8 @@ fn chunks<T: Real>(h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Re
             sum += losses.iter().sum::<f64>();
             if wanted {
                 let d_logits = Matrix::new(logits, rows, vocabulary);
-                multiply(&mut dh[first * width..][..rows * width], d_logits, weight, 1.0, false);
-                multiply(&mut dw, d_logits.t(), input, 1.0, first > 0);
+                multiply(&mut dh[first * width..][..rows * width], d_logits, weight, false);
+                multiply(&mut dw, d_logits.t(), input, first > 0);
             }
         }
         Ok(())
@@ -122,21 +118,21 @@ fn chunks<T: Real>(h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Re
 
 /// −ln softmax(row)[target].
 fn row_loss<T: Real>(row: &mut [T], target: usize) -> f64 {
-    vectorized(|| {
-        let max = row_max(row);
+    vectorized!({
+        let max = lane_max(row);
         let at_target = row[target];
-        let sum = lane_sum(row.len(), |i| (row[i] - max).exponential());
+        let sum = lane_sum([row], |[x]| (x - max).exponential());
         sum.wide().ln() + max.wide() - at_target.wide()
     })
 }
 
 /// The row's loss; the row becomes scale · (softmax − onehot).
 fn row_loss_and_gradient<T: Real>(row: &mut [T], target: usize, scale: T) -> f64 {
-    vectorized(|| {
-        let max = row_max(row);
+    vectorized!({
+        let max = lane_max(row);
         let at_target = row[target];
         row.iter_mut().for_each(|x| *x = (*x - max).exponential());
-        let sum = lane_sum(row.len(), |i| row[i]);
+        let sum = lane_sum([row], |[x]| x);
         let factor = scale / sum;
         row.iter_mut().for_each(|x| *x *= factor);
         row[target] -= scale;
@@ -162,7 +158,7 @@ fn portable(tape: &Tape, h: &Value, w: &Value, rows: &Tensor, targets: Tensor) -
         let ones = Tensor::ones((count, 1), p.dtype(), p.device())?;
         let d_logits = p.scatter_add(&targets.unsqueeze(1)?, &ones.neg()?, 1)?;
         let d_logits = (d_logits / count as f64)?.broadcast_mul(&delta)?;
-        flow.add_product(to_w, &d_logits, &rows, true, false)?;
+        flow.add_product(to_w, w.dims(), &d_logits, &rows, true, false)?;
         flow.add(to_h, product(&d_logits, &w, false, false)?.reshape(shape)?)
     }))
 }

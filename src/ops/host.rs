@@ -27,6 +27,17 @@ impl<'a> Host<'a> {
         Ok(Self { storage, start, end })
     }
 
+    /// Opens a tensor of any strides: its numbers then run from its first element to the end of its storage.
+    pub fn strided(x: &'a Tensor) -> Self {
+        let (storage, layout) = x.storage_and_layout();
+        let end = match &*storage {
+            Storage::Cpu(CpuStorage::F32(numbers)) => numbers.len(),
+            Storage::Cpu(CpuStorage::F64(numbers)) => numbers.len(),
+            _ => layout.start_offset(),
+        };
+        Self { storage, start: layout.start_offset(), end }
+    }
+
     /// The numbers, as T.
     ///
     /// # Errors

@@ -66,8 +66,8 @@ fn normalized(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
 #[inline(always)]
 fn statistics<T: Real>(row: &[T], epsilon: T) -> (T, T) {
     let scale = T::real(1.0 / row.len() as f64);
-    let mean = lane_sum(row.len(), |i| row[i]) * scale;
-    let variance = lane_sum(row.len(), |i| (row[i] - mean) * (row[i] - mean)) * scale;
+    let mean = lane_sum([row], |[x]| x) * scale;
+    let variance = lane_sum([row], |[x]| (x - mean) * (x - mean)) * scale;
     (mean, T::ONE / (variance + epsilon).root())
 }
 
@@ -80,7 +80,7 @@ fn forward<T: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon:
     let epsilon = T::real(epsilon);
     build::<T>(x.shape().clone(), |out| {
         out.par_chunks_mut(width).with_min_len(16).zip(x_numbers.par_chunks(width)).for_each(|(out, row)| {
-            vectorized(|| {
+            vectorized!({
                 let (mean, inverse) = statistics(row, epsilon);
                 for ((y, x), w) in out.iter_mut().zip(row).zip(w) {
                     *y = (*x - mean) * inverse * *w;
@@ -117,7 +117,7 @@ fn backward<T: Real>(
                 // SAFETY: each part writes its own row of `weight_parts`.
                 let dw = unsafe { std::slice::from_raw_parts_mut(shared.get().add(part * width), width) };
                 dw.fill(T::ZERO);
-                vectorized(|| {
+                vectorized!({
                     for ((dx, x), d) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(d.chunks_exact(width)) {
                         row_backward(dx, x, w, d, dw, epsilon);
                     }
@@ -144,8 +144,8 @@ fn row_backward<T: Real>(dx: &mut [T], x: &[T], w: &[T], d: &[T], dw: &mut [T], 
     let (mean, inverse) = statistics(x, epsilon);
     let scale = T::real(1.0 / x.len() as f64);
     let (x, w, d) = (&x[..dx.len()], &w[..dx.len()], &d[..dx.len()]);
-    let mean_g = lane_sum(dx.len(), |i| w[i] * d[i]) * scale;
-    let mean_gx = lane_sum(dx.len(), |i| w[i] * d[i] * (x[i] - mean)) * inverse * scale;
+    let mean_g = lane_sum([w, d], |[w, d]| w * d) * scale;
+    let mean_gx = lane_sum([w, d, x], |[w, d, x]| w * d * (x - mean)) * inverse * scale;
     for i in 0..dx.len() {
         let hat = (x[i] - mean) * inverse;
         dw[i] += d[i] * hat;

@@ -21,13 +21,10 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     let (w, input) = (w.tensor().clone(), x.tensor().dims().to_vec());
     Ok(tape.record(&[to_x, to_w, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
-        flow.add_product(to_w, &delta, &rows, true, false)?;
+        flow.add_product(to_w, w.dims(), &delta, &rows, true, false)?;
         drop(rows);
         add_bias_gradient(flow, to_bias, &delta)?;
-        if to_x.is_some() {
-            flow.add(to_x, product(&delta, &w, false, false)?.reshape(input)?)?;
-        }
-        Ok(())
+        flow.add_product(to_x, &input, &delta, &w, false, false)
     }))
 }
 
@@ -59,22 +56,18 @@ pub fn low_rank_linear(tape: &Tape, x: &Value, u: &Value, s: &Tensor, v: &Value,
     let (u, s, v, input) = (u.tensor().clone(), s.clone(), v.tensor().clone(), x.tensor().dims().to_vec());
     Ok(tape.record(&[to_x, to_u, to_v, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
-        flow.add_product(to_u, &delta, &z, true, false)?;
+        flow.add_product(to_u, u.dims(), &delta, &z, true, false)?;
         drop(z);
         add_bias_gradient(flow, to_bias, &delta)?;
         let delta_u = product(&delta, &u, false, false)?;
         drop(delta);
-        flow.add_product(to_v, &rows, &delta_u, true, false)?;
+        flow.add_product(to_v, v.dims(), &rows, &delta_u, true, false)?;
         drop(rows);
-        if to_x.is_some() {
-            let dx = if n < count {
-                product(&delta_u, &product(&v, &s, false, true)?, false, true)?
-            } else {
-                product(&product(&delta_u, &s, false, false)?, &v, false, true)?
-            };
-            flow.add(to_x, dx.reshape(input)?)?;
+        match to_x {
+            None => Ok(()),
+            Some(_) if n < count => flow.add_product(to_x, &input, &delta_u, &product(&v, &s, false, true)?, false, true),
+            Some(_) => flow.add_product(to_x, &input, &product(&delta_u, &s, false, false)?, &v, false, true),
         }
-        Ok(())
     }))
 }
 
@@ -104,7 +97,7 @@ fn add_bias(tape: &Tape, y: Tensor, bias: Option<&Value>) -> Result<Tensor> {
     with_real!(y.dtype(), T => {
         let bias = host.numbers::<T>()?;
         mutate::<T>(&y, |y| {
-            y.par_chunks_mut(bias.len()).for_each(|row| vectorized(|| row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b)));
+            y.par_chunks_mut(bias.len()).for_each(|row| vectorized!(row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b)));
             Ok(())
         })?
     });
@@ -145,7 +138,7 @@ pub(super) fn sum_rows<T: Real>(x: &[T], rows: usize, columns: usize, out: &mut 
         .par_chunks(ROWS_PER_PART * columns)
         .map(|part| {
             let mut sum = vec![T::ZERO; columns];
-            vectorized(|| part.chunks_exact(columns).for_each(|row| sum.iter_mut().zip(row).for_each(|(s, x)| *s += *x)));
+            vectorized!(part.chunks_exact(columns).for_each(|row| sum.iter_mut().zip(row).for_each(|(s, x)| *s += *x)));
             sum
         })
         .collect();

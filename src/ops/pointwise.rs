@@ -21,11 +21,14 @@ pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
         let dx = if kernels {
             let delta = delta.contiguous()?;
             with_real!(input.dtype(), T => map2::<T>(&input, &delta, |x, delta| {
+                // Beyond ±10 the slope is 0 or 1 to the last bit, and x² of a huge x would overflow.
+                let x = x.larger(T::real(-10.0)).smaller(T::real(10.0));
                 let s = gate(x);
                 let slope = T::real(2.0 * ROOT) * (T::ONE + T::real(3.0 * CUBIC) * x * x);
                 delta * s * (T::ONE + x * (T::ONE - s) * slope)
             })?)
         } else {
+            let input = input.clamp(-10.0, 10.0)?;
             let s = portable_gate(&input)?;
             let slope = ((input.sqr()? * (3.0 * CUBIC))? + 1.0)? * (2.0 * ROOT);
             let inner = ((&input * s.affine(-1.0, 1.0)?)? * slope?)? + 1.0;
@@ -75,15 +78,31 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    pub(super) fn mask<T: Real>(&self) -> Mask<T> {
+        // As a fraction of 2⁶³, which i64 compares with one instruction at every SIMD level.
+        let threshold = (self.probability * (1u64 << 63) as f64) as i64;
+        Mask { key: self.key, threshold, kept: T::real(1.0 / (1.0 - self.probability)) }
+    }
+}
+
+/// The factors of a dropout mask.
+#[derive(Clone, Copy)]
+pub(super) struct Mask<T> {
+    key: u64,
+    threshold: i64,
+    kept: T,
+}
+
+impl<T: Real> Mask<T> {
     /// The factor of element `index`: 0 with probability p, else 1/(1 − p).
     #[inline(always)]
-    pub fn factor(&self, index: u64) -> f64 {
+    pub fn factor(&self, index: u64) -> T {
         // SplitMix64 (Steele, Lea & Flood 2014) of a counter.
         let mut z = self.key.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let uniform = ((z ^ (z >> 31)) >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
-        if uniform < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
+        let uniform = ((z ^ (z >> 31)) >> 1) as i64;
+        if uniform < self.threshold { T::ZERO } else { self.kept }
     }
 }
 
@@ -97,18 +116,19 @@ pub fn dropout(tape: &Tape, x: &Value, dropout: Dropout) -> Result<Value> {
 
 fn masked(x: &Tensor, dropout: Dropout, kernels: bool) -> Result<Tensor> {
     if !kernels {
-        let factors: Vec<f64> = (0..x.elem_count() as u64).map(|index| dropout.factor(index)).collect();
+        let mask = dropout.mask::<f64>();
+        let factors: Vec<f64> = (0..x.elem_count() as u64).map(|index| mask.factor(index)).collect();
         return x * Tensor::from_vec(factors, x.shape(), &candle_core::Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
     }
     let x = x.contiguous()?;
     let host = Host::new(&x)?;
     with_real!(x.dtype(), T => {
-        let numbers = host.numbers::<T>()?;
+        let (numbers, mask) = (host.numbers::<T>()?, dropout.mask::<T>());
         build::<T>(x.shape().clone(), |out| {
             out.par_chunks_mut(PIECE).zip(numbers.par_chunks(PIECE)).enumerate().for_each(|(piece, (out, x))| {
-                for (offset, (y, x)) in out.iter_mut().zip(x).enumerate() {
-                    *y = *x * T::real(dropout.factor((piece * PIECE + offset) as u64));
-                }
+                vectorized!(for (offset, (y, x)) in out.iter_mut().zip(x).enumerate() {
+                    *y = *x * mask.factor((piece * PIECE + offset) as u64);
+                })
             });
             Ok(())
         })
@@ -122,7 +142,7 @@ fn map<T: Real>(x: &Tensor, f: impl Fn(T) -> T + Sync) -> Result<Tensor> {
     build::<T>(x.shape().clone(), |out| {
         out.par_chunks_mut(PIECE)
             .zip(numbers.par_chunks(PIECE))
-            .for_each(|(out, x)| vectorized(|| out.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x))));
+            .for_each(|(out, x)| vectorized!(out.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x))));
         Ok(())
     })
 }
@@ -134,7 +154,7 @@ fn map2<T: Real>(a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Sync) -> Result
     build::<T>(a.shape().clone(), |out| {
         out.par_chunks_mut(PIECE)
             .zip(a_numbers.par_chunks(PIECE).zip(b_numbers.par_chunks(PIECE)))
-            .for_each(|(out, (a, b))| vectorized(|| out.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = f(*a, *b))));
+            .for_each(|(out, (a, b))| vectorized!(out.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = f(*a, *b))));
         Ok(())
     })
 }

@@ -1,7 +1,7 @@
 //! Matrix products: the one place where the CPU multiplies matrices.
 //!
-//! Outputs are cut into tiles of fixed size, each computed by one thread over the whole inner dimension, so results depend neither on
-//! the schedule nor on the number of threads.
+//! Outputs are cut into tiles, each computed by one thread over the whole inner dimension; how an element is summed does not depend on
+//! its tile, so results depend neither on the schedule nor on the number of threads.
 
 use super::host::{Host, SharedOut, build, has_kernel, mutate, with_real};
 use super::real::Real;
@@ -11,8 +11,11 @@ use faer::mat::{MatMut, MatRef};
 use faer::{Accum, Par};
 use rayon::prelude::*;
 
-/// Rows and columns of an output tile: large enough for full speed of the product kernel, small enough to share out.
-const TILE: usize = 192;
+/// Rows and columns of an output tile, the fastest first.
+const TILES: [(usize, usize); 4] = [(512, 384), (256, 384), (192, 192), (96, 96)];
+
+/// Multiplications below which a product is not worth a second thread.
+const WORTH_SHARING: usize = 1 << 19;
 
 /// A matrix in memory: element (i, j) at i·row_stride + j·column_stride.
 #[derive(Clone, Copy)]
@@ -25,10 +28,19 @@ pub struct Matrix<'a, T> {
 }
 
 impl<'a, T: Real> Matrix<'a, T> {
-    /// A row-major matrix.
+    /// A row-major matrix without gaps.
     pub fn new(numbers: &'a [T], rows: usize, columns: usize) -> Self {
-        debug_assert_eq!(numbers.len(), rows * columns);
-        Self { numbers, rows, columns, row_stride: columns, column_stride: 1 }
+        Self::strided(numbers, (rows, columns), (columns, 1))
+    }
+
+    /// A matrix of `rows` × `columns` with these distances between rows and between columns.
+    ///
+    /// # Panics
+    /// If it reaches beyond `numbers`.
+    pub fn strided(numbers: &'a [T], (rows, columns): (usize, usize), (row_stride, column_stride): (usize, usize)) -> Self {
+        let extent = if rows * columns == 0 { 0 } else { (rows - 1) * row_stride + (columns - 1) * column_stride + 1 };
+        assert!(extent <= numbers.len(), "a {rows} x {columns} matrix reaches beyond its memory");
+        Self { numbers, rows, columns, row_stride, column_stride }
     }
 
     /// The transpose, without moving anything.
@@ -36,36 +48,59 @@ impl<'a, T: Real> Matrix<'a, T> {
         Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
 
-    fn part(&self, row: usize, column: usize, rows: usize, columns: usize) -> MatRef<'a, T> {
-        debug_assert!(row + rows <= self.rows && column + columns <= self.columns);
-        // SAFETY: the part lies within the matrix, whose extent was checked against the slice when it was made.
+    /// The rows × columns part whose first element is (row, column).
+    fn part(&self, (row, column): (usize, usize), (rows, columns): (usize, usize)) -> Self {
+        let start = row * self.row_stride + column * self.column_stride;
+        Self::strided(&self.numbers[start.min(self.numbers.len())..], (rows, columns), (self.row_stride, self.column_stride))
+    }
+
+    fn view(&self) -> MatRef<'a, T> {
+        // SAFETY: `strided` checked the extent against the slice.
         unsafe {
-            let start = self.numbers.as_ptr().add(row * self.row_stride + column * self.column_stride);
-            MatRef::from_raw_parts(start, rows, columns, self.row_stride as isize, self.column_stride as isize)
+            MatRef::from_raw_parts(self.numbers.as_ptr(), self.rows, self.columns, self.row_stride as isize, self.column_stride as isize)
         }
     }
 }
 
-/// out ← alpha · a b, or out ← out + alpha · a b with `accumulate`; `out` is row-major, a.rows × b.columns.
-pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, alpha: f64, accumulate: bool) {
+/// out ← alpha · a b, or out ← out + alpha · a b with `accumulate`, on the calling thread alone; rows of `out` are `stride` apart.
+///
+/// # Safety
+/// `out` must be valid for a.rows × b.columns elements at that stride, nobody else may use them meanwhile, and a and b must not overlap them.
+pub unsafe fn multiply_at<T: Real>(out: *mut T, stride: usize, a: Matrix<T>, b: Matrix<T>, alpha: T, accumulate: bool) {
+    // SAFETY: the caller's promise.
+    let out = unsafe { MatMut::from_raw_parts_mut(out, a.rows, b.columns, stride as isize, 1) };
+    matmul(out, if accumulate { Accum::Add } else { Accum::Replace }, a.view(), b.view(), alpha, Par::Seq);
+}
+
+/// out ← a b, or out ← out + a b with `accumulate`, on all threads; `out` is row-major, a.rows × b.columns.
+pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: bool) {
     let (rows, columns, inner) = (a.rows, b.columns, a.columns);
     assert_eq!(inner, b.rows, "inner dimensions of a product");
     assert_eq!(out.len(), rows * columns, "size of a product");
-    let accumulation = if accumulate { Accum::Add } else { Accum::Replace };
     let shared = SharedOut::new(out);
-    let (row_tiles, column_tiles) = (rows.div_ceil(TILE), columns.div_ceil(TILE));
+    let (tile_rows, tile_columns) = tile_shape(rows, columns, inner);
+    let tiles_across = columns.div_ceil(tile_columns);
     let tile = |index: usize| {
-        let (row, column) = (index / column_tiles * TILE, index % column_tiles * TILE);
-        let (height, width) = (TILE.min(rows - row), TILE.min(columns - column));
-        // SAFETY: tiles are disjoint parts of `out`, which outlives this call.
-        let destination =
-            unsafe { MatMut::from_raw_parts_mut(shared.get().add(row * columns + column), height, width, columns as isize, 1) };
-        matmul(destination, accumulation, a.part(row, 0, height, inner), b.part(0, column, inner, width), T::real(alpha), Par::Seq);
+        let (row, column) = (index / tiles_across * tile_rows, index % tiles_across * tile_columns);
+        let (height, width) = (tile_rows.min(rows - row), tile_columns.min(columns - column));
+        let (a, b) = (a.part((row, 0), (height, inner)), b.part((0, column), (inner, width)));
+        // SAFETY: tiles are disjoint parts of `out`, which nothing else refers to until this function returns.
+        unsafe { multiply_at(shared.get().add(row * columns + column), columns, a, b, T::ONE, accumulate) }
     };
-    match row_tiles * column_tiles {
+    match rows.div_ceil(tile_rows) * tiles_across {
         1 => tile(0),
-        tiles => (0..tiles).into_par_iter().for_each(tile),
+        tiles => (0..tiles).into_par_iter().with_max_len(1).for_each(tile),
     }
+}
+
+/// The largest tile that gives every thread two of them, or the smallest.
+fn tile_shape(rows: usize, columns: usize, inner: usize) -> (usize, usize) {
+    let threads = rayon::current_num_threads();
+    if threads == 1 || rows * columns * inner < WORTH_SHARING {
+        return (rows.max(1), columns.max(1));
+    }
+    let tiles = |(height, width): (usize, usize)| rows.div_ceil(height) * columns.div_ceil(width);
+    TILES.into_iter().find(|tile| tiles(*tile) >= 2 * threads).unwrap_or(TILES[TILES.len() - 1])
 }
 
 /// The last dimension and the product of the others: any tensor seen as a matrix of rows.
@@ -85,7 +120,7 @@ fn view(x: &Tensor, transpose: bool) -> Result<Tensor> {
     if transpose { x.t() } else { Ok(x.clone()) }
 }
 
-/// op(a) op(b), where op transposes on request; a and b are 2-D.
+/// op(a) op(b), where op transposes on request; a and b are 2-D, views as they lie in memory.
 ///
 /// # Errors
 /// If the inner dimensions differ.
@@ -94,11 +129,10 @@ pub fn product(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> 
     if !has_kernel(a) {
         return view(a, transpose_a)?.matmul(&view(b, transpose_b)?);
     }
-    let (a, b) = (a.contiguous()?, b.contiguous()?);
-    with_real!(a.dtype(), T => build::<T>(shape, |out| apply::<T>(out, &a, &b, transpose_a, transpose_b, false)))
+    with_real!(a.dtype(), T => build::<T>(shape, |out| apply::<T>(out, a, b, transpose_a, transpose_b, false)))
 }
 
-/// out ← out + op(a) op(b), in place on the CPU.
+/// out ← op(a) op(b), or out ← out + op(a) op(b) with `accumulate`; in place on the CPU, where `out` must not share memory with a or b.
 ///
 /// # Errors
 /// If a shape does not fit.
@@ -112,8 +146,7 @@ pub fn product_into(out: &mut Tensor, a: &Tensor, b: &Tensor, transpose_a: bool,
         *out = if accumulate { (&*out + product)? } else { product };
         return Ok(());
     }
-    let (a, b) = (a.contiguous()?, b.contiguous()?);
-    with_real!(a.dtype(), T => mutate::<T>(out, |out| apply::<T>(out, &a, &b, transpose_a, transpose_b, accumulate)))
+    with_real!(a.dtype(), T => mutate::<T>(out, |out| apply::<T>(out, a, b, transpose_a, transpose_b, accumulate)))
 }
 
 fn product_shape(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<(usize, usize)> {
@@ -129,13 +162,18 @@ fn product_shape(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -
 }
 
 fn apply<T: Real>(out: &mut [T], a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool, accumulate: bool) -> Result<()> {
-    let (a_host, b_host) = (Host::new(a)?, Host::new(b)?);
-    let matrix = |numbers, (rows, columns), transpose| {
-        let matrix = Matrix::new(numbers, rows, columns);
-        if transpose { matrix.t() } else { matrix }
-    };
-    let a = matrix(a_host.numbers::<T>()?, a.dims2()?, transpose_a);
-    let b = matrix(b_host.numbers::<T>()?, b.dims2()?, transpose_b);
-    multiply(out, a, b, 1.0, accumulate);
+    let (a, b) = (unit_stride(a)?, unit_stride(b)?);
+    let (a_host, b_host) = (Host::strided(&a), Host::strided(&b));
+    multiply(out, matrix(&a, &a_host, transpose_a)?, matrix(&b, &b_host, transpose_b)?, accumulate);
     Ok(())
+}
+
+/// The tensor itself if its rows or its columns are contiguous, else a copy.
+fn unit_stride(x: &Tensor) -> Result<Tensor> {
+    if x.stride().contains(&1) { Ok(x.clone()) } else { x.contiguous() }
+}
+
+fn matrix<'a, T: Real>(x: &Tensor, host: &'a Host, transpose: bool) -> Result<Matrix<'a, T>> {
+    let matrix = Matrix::strided(host.numbers::<T>()?, x.dims2()?, (x.stride()[0], x.stride()[1]));
+    Ok(if transpose { matrix.t() } else { matrix })
 }

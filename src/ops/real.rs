@@ -38,8 +38,10 @@ pub trait Real:
     fn root(self) -> Self;
     /// eˣ; in f32 a polynomial that vectorises, relative error below 3·10⁻⁷, 0 below −87.3 and at most 2·10³⁸.
     fn exponential(self) -> Self;
-    /// The larger of two numbers, NaN-propagating only by comparison.
+    /// The larger of two numbers; `self` if either is NaN.
     fn larger(self, other: Self) -> Self;
+    /// The smaller of two numbers; `self` if either is NaN.
+    fn smaller(self, other: Self) -> Self;
     /// This type's vector in CPU storage.
     fn of_storage(storage: &CpuStorage) -> Option<&[Self]>;
     /// This type's vector in CPU storage, to write.
@@ -86,7 +88,11 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn larger(self, other: Self) -> Self {
-        if self > other { self } else { other }
+        if other > self { other } else { self }
+    }
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        if other < self { other } else { self }
     }
     fn of_storage(storage: &CpuStorage) -> Option<&[Self]> {
         if let CpuStorage::F32(x) = storage { Some(x) } else { None }
@@ -119,7 +125,11 @@ impl Real for f64 {
     }
     #[inline(always)]
     fn larger(self, other: Self) -> Self {
-        if self > other { self } else { other }
+        if other > self { other } else { self }
+    }
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        if other < self { other } else { self }
     }
     fn of_storage(storage: &CpuStorage) -> Option<&[Self]> {
         if let CpuStorage::F64(x) = storage { Some(x) } else { None }
@@ -131,9 +141,21 @@ impl Real for f64 {
 
 /// Runs a loop compiled for the best SIMD level of this processor (AVX-512, AVX2 or the baseline, found at run time).
 ///
-/// Kernels use separate multiplications and additions, never fused ones, so every level gives the same bits.
+/// What the loop calls must be `#[inline(always)]` all the way down: a function of its own is compiled for the baseline. Kernels use
+/// separate multiplications and additions, never fused ones, so every level gives the same bits.
+macro_rules! vectorized {
+    ($kernel:expr) => {
+        $crate::ops::real::dispatch(
+            #[inline(always)]
+            || $kernel,
+        )
+    };
+}
+pub(crate) use vectorized;
+
+/// The function behind [`vectorized!`], which marks the closure as it must be.
 #[inline(always)]
-pub fn vectorized<R>(kernel: impl FnOnce() -> R) -> R {
+pub fn dispatch<R>(kernel: impl FnOnce() -> R) -> R {
     struct Kernel<F>(F);
     impl<R, F: FnOnce() -> R> pulp::WithSimd for Kernel<F> {
         type Output = R;
@@ -145,29 +167,42 @@ pub fn vectorized<R>(kernel: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Kernel(kernel))
 }
 
-/// Number of partial sums kept side by side, so that reductions vectorise and always add in the same order.
-pub const LANES: usize = 16;
+/// Number of partial results kept side by side, so that reductions vectorise and always combine in the same order.
+const LANES: usize = 32;
 
-/// Σ f(i) over 0..count, in [`LANES`] interleaved partial sums.
+/// Σ term(element i of every row) over rows of equal length, in [`LANES`] interleaved partial sums.
 #[inline(always)]
-pub fn lane_sum<T: Real>(count: usize, f: impl Fn(usize) -> T) -> T {
+pub fn lane_sum<T: Real, const N: usize>(rows: [&[T]; N], term: impl Fn([T; N]) -> T) -> T {
+    let (whole, rest) = rows[0].split_at(rows[0].len() / LANES * LANES);
     let mut lanes = [T::ZERO; LANES];
-    let whole = count / LANES * LANES;
-    let mut start = 0;
-    while start < whole {
+    for start in (0..whole.len()).step_by(LANES) {
+        let chunks = rows.map(|row| &row[start..start + LANES]);
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(start + lane);
+            *sum += term(chunks.map(|chunk| chunk[lane]));
         }
-        start += LANES;
     }
     let mut total = T::ZERO;
     for sum in lanes {
         total += sum;
     }
-    for i in whole..count {
-        total += f(i);
+    for i in whole.len()..whole.len() + rest.len() {
+        total += term(rows.map(|row| row[i]));
     }
     total
+}
+
+/// The largest element of a row; a NaN is found only by what is computed from it.
+#[inline(always)]
+pub fn lane_max<T: Real>(row: &[T]) -> T {
+    let mut lanes = [row[0]; LANES];
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = x.larger(*lane);
+        }
+    }
+    lanes.iter().chain(rest).fold(row[0], |max, x| x.larger(max))
 }
 
 #[cfg(test)]
@@ -196,8 +231,20 @@ mod tests {
 
     #[test]
     fn lanes_add_everything_once() {
-        for count in [0, 1, 15, 16, 17, 100] {
-            assert_eq!(lane_sum(count, |i| i as f64), (count * count.saturating_sub(1) / 2) as f64);
+        for count in [0, 1, 31, 32, 33, 100] {
+            let (x, ones) = ((0..count).map(|i| i as f64).collect::<Vec<_>>(), vec![1.0; count]);
+            assert_eq!(lane_sum([&x, &ones], |[x, one]| x + one), (count * count.saturating_sub(1) / 2 + count) as f64);
+        }
+    }
+
+    #[test]
+    fn the_largest_is_found_wherever_it_stands() {
+        for count in [1, 31, 32, 33, 100] {
+            for place in 0..count {
+                let mut x: Vec<f32> = (0..count).map(|i| -(i as f32) - 5.0).collect();
+                x[place] = -2.0;
+                assert_eq!(lane_max(&x), -2.0);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 //! instead of adding it to zeros, and frees each saved activation as soon as it is used.
 
 use super::host::{has_kernel, mutate, with_real};
-use super::product::{product, product_into};
+use super::product::{as_rows, product, product_into};
 use super::real::Real;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -159,12 +159,25 @@ impl Flow<'_> {
         }
     }
 
-    /// Adds op(a) op(b), straight into a parameter's buffer where there is one.
-    pub fn add_product(&mut self, to: Option<Source>, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<()> {
+    /// Adds op(a) op(b), seen in this shape, straight into the buffer that is there already where it can be.
+    pub fn add_product(
+        &mut self,
+        to: Option<Source>,
+        shape: &[usize],
+        a: &Tensor,
+        b: &Tensor,
+        transpose_a: bool,
+        transpose_b: bool,
+    ) -> Result<()> {
         match to {
             None => Ok(()),
-            Some(Source::Slot(slot)) => self.gradients.add_product(slot, a, b, transpose_a, transpose_b),
-            Some(Source::Node(_)) => self.add(to, product(a, b, transpose_a, transpose_b)?),
+            Some(Source::Slot(slot)) => self.gradients.add_product(slot, shape, a, b, transpose_a, transpose_b),
+            Some(Source::Node(index)) => match &self.arrived[index] {
+                Some(old) if !old.shared && has_kernel(&old.tensor) && old.tensor.is_contiguous() => {
+                    product_into(&mut as_rows(&old.tensor)?, a, b, transpose_a, transpose_b, true)
+                }
+                _ => self.add(to, product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
+            },
         }
     }
 
@@ -224,12 +237,16 @@ impl Gradients {
         Ok(())
     }
 
-    fn add_product(&mut self, slot: usize, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<()> {
+    fn add_product(&mut self, slot: usize, shape: &[usize], a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<()> {
         let slot = &mut self.slots[slot];
-        let shape = (a.dim(if transpose_a { 1 } else { 0 })?, b.dim(if transpose_b { 0 } else { 1 })?);
         match &mut slot.buffer {
-            Some(buffer) if buffer.dims() == [shape.0, shape.1] => product_into(buffer, a, b, transpose_a, transpose_b, slot.filled)?,
-            _ => slot.buffer = Some(product(a, b, transpose_a, transpose_b)?),
+            Some(buffer) if slot.filled || buffer.dims() == shape => {
+                let mut rows = as_rows(buffer)?;
+                product_into(&mut rows, a, b, transpose_a, transpose_b, slot.filled)?;
+                // On the CPU this is the buffer itself; elsewhere it is a new tensor.
+                slot.buffer = Some(rows.reshape(shape)?);
+            }
+            _ => slot.buffer = Some(product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
         }
         slot.filled = true;
         Ok(())

@@ -1,0 +1,284 @@
+//! Backward passes of the operations against central differences in f64, through the CPU kernels and through the portable path.
+
+use candle_core::{DType, Device, Result, Tensor};
+use lrpt::ops::{self, Dropout, Gradients, Tape, Value};
+use lrpt::rng;
+
+/// Standard normal numbers in f64, another draw for every `draw`.
+fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
+    let numbers = rng::normals(&mut rng::stream(11, "ops test", &[draw]), shape.iter().product());
+    Tensor::from_vec(numbers, shape, &Device::Cpu)
+}
+
+fn ids(values: &[u32], shape: (usize, usize)) -> Result<Tensor> {
+    Tensor::from_slice(values, shape, &Device::Cpu)
+}
+
+fn numbers(x: &Tensor) -> Result<Vec<f64>> {
+    x.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+}
+
+fn largest(x: &[f64]) -> f64 {
+    x.iter().fold(0.0, |max, x| max.max(x.abs()))
+}
+
+/// Σ c ∘ y with fixed random c: a scalar on which every element of y has its own influence.
+fn weighted_sum(tape: &Tape, y: &Value) -> Result<Value> {
+    let weights = normal(999, y.tensor().dims())?;
+    let sum = (y.tensor() * &weights)?.sum_all()?;
+    let to_y = y.source();
+    Ok(tape.record(&[to_y], sum, move |delta, flow| flow.add(to_y, weights.broadcast_mul(&delta)?)))
+}
+
+type Operation<'a> = &'a dyn Fn(&Tape, &[Value]) -> Result<Value>;
+
+fn gradients(tape: Tape, inputs: &[Tensor], operation: Operation) -> Result<Vec<Vec<f64>>> {
+    let values: Vec<Value> = inputs.iter().enumerate().map(|(slot, input)| tape.parameter(slot, input)).collect();
+    let loss = weighted_sum(&tape, &operation(&tape, &values)?)?;
+    let mut gradients = Gradients::new(inputs.len());
+    tape.backward(&loss, &mut gradients)?;
+    (0..inputs.len()).map(|slot| numbers(gradients.get(slot).expect("every input gets a gradient"))).collect()
+}
+
+/// (f(x + h) − f(x − h)) / 2h for every element of one input.
+fn central_differences(inputs: &[Tensor], which: usize, operation: Operation) -> Result<Vec<f64>> {
+    const STEP: f64 = 1e-5;
+    let base = numbers(&inputs[which])?;
+    let loss_at = |element: usize, step: f64| -> Result<f64> {
+        let mut moved = base.clone();
+        moved[element] += step;
+        let tape = Tape::inference();
+        let values = inputs.iter().enumerate().map(|(slot, input)| {
+            let input = if slot == which { Tensor::from_slice(&moved, input.shape(), &Device::Cpu)? } else { input.clone() };
+            Ok(tape.constant(input))
+        });
+        weighted_sum(&tape, &operation(&tape, &values.collect::<Result<Vec<_>>>()?)?)?.tensor().to_scalar()
+    };
+    (0..base.len()).map(|element| Ok((loss_at(element, STEP)? - loss_at(element, -STEP)?) / (2.0 * STEP))).collect()
+}
+
+/// Every input's gradient, by kernels and portable, is within 1e-6 of the central differences, relative to the largest element.
+fn check(name: &str, inputs: &[Tensor], operation: Operation) -> Result<()> {
+    let (kernels, portable) = (gradients(Tape::training(), inputs, operation)?, gradients(Tape::training().portable(), inputs, operation)?);
+    for which in 0..inputs.len() {
+        let expected = central_differences(inputs, which, operation)?;
+        let scale = largest(&expected);
+        assert!(scale > 1e-3, "{name}: input {which} has next to no influence, the comparison would say nothing");
+        for (path, found) in [("kernels", &kernels[which]), ("portable", &portable[which])] {
+            assert_eq!(found.len(), expected.len());
+            for (element, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let error = (found - expected).abs() / scale;
+                assert!(error < 1e-6, "{name} ({path}), input {which}, element {element}: {found} instead of {expected}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn linear() -> Result<()> {
+    let inputs = [normal(1, &[2, 3, 5])?, normal(2, &[7, 5])?, normal(3, &[7])?];
+    check("linear with bias", &inputs, &|tape, v| ops::linear(tape, &v[0], &v[1], Some(&v[2])))?;
+    check("linear", &inputs[..2], &|tape, v| ops::linear(tape, &v[0], &v[1], None))
+}
+
+#[test]
+fn low_rank_linear_input_and_bias() -> Result<()> {
+    let (u, s, v) = (normal(1, &[7, 2])?, normal(2, &[2, 2])?, normal(3, &[5, 2])?);
+    // Once with more rows than outputs and inputs and once with fewer: S is applied to the smaller side.
+    for rows in [3, 9] {
+        check("low_rank_linear", &[normal(4, &[1, rows, 5])?, normal(5, &[7])?], &|tape, x| {
+            ops::low_rank_linear(tape, &x[0], &tape.constant(u.clone()), &s, &tape.constant(v.clone()), Some(&x[1]))
+        })?;
+    }
+    Ok(())
+}
+
+/// With G = δᵀ x formed: the slot of U gets G V, the slot of V gets Gᵀ U, and dx = δ W for W = U S Vᵀ formed.
+#[test]
+fn low_rank_linear_outer_gradients_are_those_of_the_dense_gradient() -> Result<()> {
+    let (m, n, r) = (13, 11, 4);
+    let (u, s, v) = (normal(1, &[m, r])?, normal(2, &[r, r])?, normal(3, &[n, r])?);
+    let dense = u.matmul(&s)?.matmul(&v.t()?)?;
+    for rows in [6, 40] {
+        let x = normal(4, &[rows, n])?;
+        let delta = normal(999, &[rows, m])?;
+        let euclidean = delta.t()?.matmul(&x)?;
+        let expected = [delta.matmul(&dense)?, euclidean.matmul(&v)?, euclidean.t()?.matmul(&u)?];
+        for tape in [Tape::training(), Tape::training().portable()] {
+            let [x, u, v] = [(0, &x), (1, &u), (2, &v)].map(|(slot, tensor)| tape.parameter(slot, tensor));
+            let y = ops::low_rank_linear(&tape, &x, &u, &s, &v, None)?;
+            let difference = (y.tensor() - x.tensor().matmul(&dense.t()?)?)?;
+            assert!(largest(&numbers(&difference)?) < 1e-12);
+            let loss = weighted_sum(&tape, &y)?;
+            let mut gradients = Gradients::new(3);
+            tape.backward(&loss, &mut gradients)?;
+            for (slot, expected) in expected.iter().enumerate() {
+                let found = gradients.get(slot).expect("a gradient");
+                let error = largest(&numbers(&(found - expected)?)?) / largest(&numbers(expected)?);
+                assert!(error < 1e-12, "slot {slot}: {error}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn layer_norm() -> Result<()> {
+    let inputs = [normal(1, &[2, 3, 19])?, normal(2, &[19])?, normal(3, &[19])?];
+    check("layer_norm with bias", &inputs, &|tape, v| ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5))?;
+    check("layer_norm", &inputs[..2], &|tape, v| ops::layer_norm(tape, &v[0], &v[1], None, 1e-5))
+}
+
+#[test]
+fn gelu() -> Result<()> {
+    check("gelu", &[(normal(1, &[5, 8])? * 3.0)?], &|tape, v| ops::gelu(tape, &v[0]))
+}
+
+#[test]
+fn dropout() -> Result<()> {
+    let dropout = Dropout { probability: 0.4, key: 5 };
+    check("dropout", &[normal(1, &[6, 9])?], &|tape, v| ops::dropout(tape, &v[0], dropout))
+}
+
+#[test]
+fn causal_attention() -> Result<()> {
+    let inputs = [normal(1, &[2, 7, 6])?, normal(2, &[2, 7, 6])?, normal(3, &[2, 7, 6])?];
+    for dropout in [None, Some(Dropout { probability: 0.3, key: 8 })] {
+        for heads in [1, 2, 3] {
+            check("causal_attention", &inputs, &|tape, v| ops::causal_attention(tape, &v[0], &v[1], &v[2], heads, dropout))?;
+        }
+    }
+    // More rows than a tile of queries has.
+    let inputs = [normal(1, &[1, 67, 2])?, normal(2, &[1, 67, 2])?, normal(3, &[1, 67, 2])?];
+    check("causal_attention in two tiles", &inputs, &|tape, v| ops::causal_attention(tape, &v[0], &v[1], &v[2], 1, None))
+}
+
+#[test]
+fn embedding() -> Result<()> {
+    let tokens = ids(&[0, 3, 3, 1, 4, 0], (2, 3))?;
+    let inputs = [normal(1, &[5, 4])?, normal(2, &[6, 4])?];
+    check("embedding", &inputs, &|tape, v| ops::embedding(tape, &tokens, &v[0], &v[1]))
+}
+
+#[test]
+fn cross_entropy_head() -> Result<()> {
+    let targets = ids(&[0, 3, 8, 1, 4, 0], (2, 3))?;
+    check("cross_entropy_head", &[normal(1, &[2, 3, 5])?, normal(2, &[9, 5])?], &|tape, v| {
+        ops::cross_entropy_head(tape, &v[0], &v[1], &targets)
+    })
+}
+
+/// A value that several operations read gets the sum of their gradients, also when the sum's two parts share memory.
+#[test]
+fn values_used_more_than_once() -> Result<()> {
+    let inputs = [normal(1, &[2, 3, 5])?, normal(2, &[5])?, normal(3, &[5, 5])?];
+    check("x + x", &inputs[..1], &|tape, v| ops::add(tape, &v[0], &v[0]))?;
+    check("residual block", &inputs, &|tape, v| {
+        let x = ops::linear(tape, &v[0], &v[2], None)?;
+        let h = ops::layer_norm(tape, &x, &v[1], None, 1e-5)?;
+        let [q, k, value] = [ops::linear(tape, &h, &v[2], None)?, ops::linear(tape, &h, &v[2], None)?, ops::gelu(tape, &h)?];
+        let x = ops::add(tape, &x, &ops::causal_attention(tape, &q, &k, &value, 1, None)?)?;
+        let doubled = ops::add(tape, &x, &x)?;
+        ops::add(tape, &doubled, &ops::gelu(tape, &x)?)
+    })
+}
+
+/// The token table as embedding and as head: one slot, the sum of both gradients.
+#[test]
+fn a_tied_table() -> Result<()> {
+    let (tokens, targets) = (ids(&[0, 3, 3, 1], (2, 2))?, ids(&[3, 4, 1, 0], (2, 2))?);
+    check("tied table", &[normal(1, &[5, 4])?, normal(2, &[2, 4])?], &|tape, v| {
+        let h = ops::embedding(tape, &tokens, &v[0], &v[1])?;
+        ops::cross_entropy_head(tape, &h, &v[0], &targets)
+    })
+}
+
+/// A small network with every operation; slots: token table, positions, norm weight and bias, W, its bias, U, V.
+fn network(tape: &Tape, parameters: &[Tensor], s: &Tensor, tokens: &Tensor, targets: &Tensor) -> Result<Value> {
+    let v: Vec<Value> = parameters.iter().enumerate().map(|(slot, tensor)| tape.parameter(slot, tensor)).collect();
+    let x = ops::embedding(tape, tokens, &v[0], &v[1])?;
+    let h = ops::layer_norm(tape, &x, &v[2], Some(&v[3]), 1e-5)?;
+    let q = ops::linear(tape, &h, &v[4], Some(&v[5]))?;
+    let k = ops::low_rank_linear(tape, &h, &v[6], s, &v[7], Some(&v[5]))?;
+    let mixed = ops::causal_attention(tape, &q, &k, &h, 2, None)?;
+    let x = ops::add(tape, &x, &ops::gelu(tape, &mixed)?)?;
+    ops::cross_entropy_head(tape, &x, &v[0], targets)
+}
+
+/// Two micro-batches into the same slots give the sum of each alone, and after a reset the kept buffers hold nothing of the past.
+#[test]
+fn micro_batches_add_up_and_a_reset_forgets() -> Result<()> {
+    let shapes: [&[usize]; 8] = [&[7, 6], &[4, 6], &[6], &[6], &[6, 6], &[6], &[6, 3], &[6, 3]];
+    let parameters = shapes.iter().enumerate().map(|(draw, shape)| normal(draw as u64, shape)).collect::<Result<Vec<_>>>()?;
+    let s = normal(50, &[3, 3])?;
+    let batches = [
+        (ids(&[0, 1, 2, 3, 4, 5, 6, 0], (2, 4))?, ids(&[1, 2, 3, 4, 5, 6, 0, 1], (2, 4))?),
+        (ids(&[6, 6, 1, 0, 2, 2], (2, 3))?, ids(&[6, 1, 0, 5, 2, 3], (2, 3))?),
+    ];
+    for portable in [false, true] {
+        let add = |gradients: &mut Gradients, batch: &(Tensor, Tensor)| -> Result<()> {
+            let tape = if portable { Tape::training().portable() } else { Tape::training() };
+            let loss = network(&tape, &parameters, &s, &batch.0, &batch.1)?;
+            tape.backward(&loss, gradients)
+        };
+        let collect = |gradients: &Gradients| (0..shapes.len()).map(|slot| numbers(gradients.get(slot).expect("a gradient"))).collect();
+        let alone = |batch| -> Result<Vec<Vec<f64>>> {
+            let mut gradients = Gradients::new(shapes.len());
+            add(&mut gradients, batch)?;
+            collect(&gradients)
+        };
+        let (first, second) = (alone(&batches[0])?, alone(&batches[1])?);
+        let mut gradients = Gradients::new(shapes.len());
+        add(&mut gradients, &batches[0])?;
+        add(&mut gradients, &batches[1])?;
+        let both: Vec<Vec<f64>> = collect(&gradients)?;
+        for slot in 0..shapes.len() {
+            let scale = largest(&both[slot]);
+            for ((both, first), second) in both[slot].iter().zip(&first[slot]).zip(&second[slot]) {
+                assert!((both - first - second).abs() < 1e-13 * scale, "slot {slot}: {both} {first} {second}");
+            }
+        }
+        gradients.reset();
+        assert!((0..shapes.len()).all(|slot| gradients.get(slot).is_none()));
+        add(&mut gradients, &batches[1])?;
+        let again: Vec<Vec<f64>> = collect(&gradients)?;
+        assert_eq!(again, second);
+    }
+    Ok(())
+}
+
+/// A slot whose parameter changed its shape between steps, as ranks do, gets a gradient of the new shape.
+#[test]
+fn slots_follow_a_change_of_rank() -> Result<()> {
+    let x = normal(1, &[4, 6])?;
+    let mut gradients = Gradients::new(2);
+    for rank in [3, 5, 2] {
+        let (u, v) = (normal(2, &[6, rank])?, normal(3, &[6, rank])?);
+        let tape = Tape::training();
+        let y = ops::low_rank_linear(
+            &tape,
+            &tape.constant(x.clone()),
+            &tape.parameter(0, &u),
+            &Tensor::eye(rank, DType::F64, &Device::Cpu)?,
+            &tape.parameter(1, &v),
+            None,
+        )?;
+        gradients.reset();
+        tape.backward(&y, &mut gradients)?;
+        let expected = Tensor::ones((6, 4), DType::F64, &Device::Cpu)?.matmul(&x.matmul(&v)?)?;
+        let found = gradients.get(0).expect("a gradient");
+        assert!(largest(&numbers(&(found - expected)?)?) < 1e-12);
+    }
+    Ok(())
+}
+
+#[test]
+fn inference_records_nothing() -> Result<()> {
+    let tape = Tape::inference();
+    let y = ops::gelu(&tape, &tape.parameter(0, &normal(1, &[3])?))?;
+    assert!(y.source().is_none());
+    let error = tape.backward(&y, &mut Gradients::new(1)).expect_err("nothing to go back along");
+    assert!(error.to_string().contains("no parameter influences this value"), "{error}");
+    Ok(())
+}
