@@ -27,7 +27,7 @@ const CRATES: &str = "
     minimal-lexical monostate monostate-impl nano-gemm nom nu-ansi-term num-complex num-traits num_cpus once_cell parking_lot
     parking_lot_core paste pastey pin-project-lite portable-atomic ppv-lite86 proc-macro2 pulp qd quote rand_chacha rand_distr rayon
     rayon-cond rayon-core reborrow ref-cast ref-cast-impl regex regex-automata regex-syntax rustversion ryu safetensors schemars
-    schemars_derive scopeguard seq-macro serde serde_core serde_derive serde_derive_internals serde_json serde_path_to_error
+    schemars_derive scopeguard seq-macro serde serde_core serde_derive serde_derive_internals serde_json
     serde_plain sharded-slab shlex signal-hook signal-hook-registry smallvec spindle static_assertions strsim syn synstructure
     tempfile thiserror thiserror-impl thread_local tokenizers tracing tracing-attributes tracing-core tracing-log tracing-serde
     tracing-subscriber typed-path unicode-ident unicode-segmentation unicode-width unit-prefix utf8parse version_check yaml_serde
