@@ -1,4 +1,40 @@
-//! `lrpt`: low-rank pre-training of language models.
+//! `lrpt` pre-trains low-rank language models: GPTs whose attention and MLP weights W = U S Vᵀ live on the manifold of low-rank matrices
+//! and move by a dynamical low-rank (DLRA) optimizer with momentum in the tangent space (Schotthöfer, Klein & Kusch, arXiv:2506.17475).
+//!
+//! # Map
+//!
+//! ```text
+//! cli          one file per command: parse, call, print; no logic
+//!  └ train     the only place where model, optimizer and data meet: session, step, validation, resume, signals
+//!     ├ model       the GPT: structure, forward pass, generation, and its account of parameters, FLOPs and memory
+//!     ├ optim       how parameters move: AdamW, the DLRA step, rank policies, schedules, clipping
+//!     ├ data        text -> tokenizer -> shards -> batches as a pure function of (seed, step, micro-batch)
+//!     ├ checkpoint  atomic folders of named tensors with a manifest; knows no model
+//!     └ record      what happens, as one `Event` enum, and its observers: metrics.jsonl, console, samples
+//!        ├ params   the named parameters in one order, dense or low-rank
+//!        ├ ops      differentiable operations on a tape of our own, with CPU kernels and a portable path
+//!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport, truncation
+//!        │  └ linalg    QR, SVD, polar factor, orthonormality; no words of machine learning
+//!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
+//! error  fs  rng    exit codes; durable files; random streams as pure functions of (seed, purpose, indices)
+//! ```
+//!
+//! Arrows point down only; `tests/architecture.rs` reads the imports and says so. `model` and `optim` never import each other.
+//!
+//! # Invariants
+//!
+//! 1. A run is a pure function of its plan, its data and the number of threads: 2N steps equal N, stop, resume, N, byte for byte.
+//! 2. A weight is looked up in the [`params::ParamStore`] at every use, so a rank change cannot leave an old one behind.
+//! 3. A step that fails (a missing or non-finite gradient, a factorisation that does not converge) has changed nothing.
+//! 4. A checkpoint exists whole or not at all, and loading uses every tensor in it or fails.
+//! 5. Observers cannot change training; only `train/tok_per_sec`, `time/*` and `mem/*` in metrics.jsonl depend on the clock.
+//! 6. Results go to stdout, everything else to stderr.
+//!
+//! # Words
+//!
+//! m, n: rows (outputs) and columns (inputs) of a weight, y = x Wᵀ; r: rank; U, V: bases with orthonormal columns; S: coefficients;
+//! K-gradient G V, L-gradient Gᵀ U, with G the Euclidean gradient; tangent vector Z = U M Vᵀ + P Vᵀ + U Qᵀ with UᵀP = 0, VᵀQ = 0.
+//! B, T, C, H, V: sequences, tokens, width, heads, vocabulary.
 
 pub mod checkpoint;
 pub mod cli;

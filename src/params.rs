@@ -141,7 +141,8 @@ impl ParamStore {
 
     /// Every tensor under its checkpoint name: `name` for a dense parameter, `name.u`, `name.s`, `name.v` for a low-rank one.
     pub fn named_tensors(&self) -> Vec<(String, Tensor)> {
-        let leaves = |p: &Parameter| -> Vec<_> { p.weight.leaves().into_iter().map(|(leaf, t)| (format!("{}{leaf}", p.name), t.clone())).collect() };
+        let leaves =
+            |p: &Parameter| -> Vec<_> { p.weight.leaves().into_iter().map(|(leaf, t)| (format!("{}{leaf}", p.name), t.clone())).collect() };
         self.parameters.iter().flat_map(leaves).collect()
     }
 

@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("spec", &["error"]),
     ("params", &["lowrank", "spec"]),
     ("model", &["lowrank", "ops", "params", "rng", "spec"]),
-    ("checkpoint", &["error", "fs"]),
+    ("checkpoint", &["error", "fs", "rng"]),
     ("optim", &["checkpoint", "error", "linalg", "lowrank", "ops", "params", "spec"]),
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),

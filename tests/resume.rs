@@ -8,10 +8,13 @@ use support::{Workplace, assert_same};
 
 const LOW_RANK: &str = "{low_rank: {rank: 6}}";
 /// Ranks grow at steps 3 and 9 and are truncated at steps 6 and 12: a stop at step 4 falls between growth and truncation.
-const TOLERANCE: &str = "rank: {tolerance: {tau: 0.4, min_rank: 2, max_rank: 12, grow_every: 6, settle: 3, grow_by: 4, start: 3, freeze: 12}}\n";
+const TOLERANCE: &str =
+    "rank: {tolerance: {tau: 0.4, min_rank: 2, max_rank: 12, grow_every: 6, settle: 3, grow_by: 4, start: 3, freeze: 12}}\n";
 
 fn dlra(momentum: &str, retraction: &str) -> String {
-    format!("optimizer: {{low_rank: {{dlra: {{momentum: {momentum}, retraction: {retraction}, learning_rate: 2e-2, reorthonormalize_every: 5}}}}}}\n")
+    format!(
+        "optimizer: {{low_rank: {{dlra: {{momentum: {momentum}, retraction: {retraction}, learning_rate: 2e-2, reorthonormalize_every: 5}}}}}}\n"
+    )
 }
 
 /// Trains once without and once with a break after each of `stops`, and compares.

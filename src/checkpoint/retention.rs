@@ -19,16 +19,11 @@ mod tests {
 
     #[test]
     fn examples() {
-        let cases: [(&[u64], usize, Option<u64>, &[u64]); 5] = [
-            (&[], 2, None, &[]),
-            (&[100], 0, None, &[]),
-            (&[300, 100, 200], 2, None, &[100]),
-            (&[300, 100, 200, 400], 1, Some(200), &[100, 300]),
-            (&[100, 200], 5, Some(999), &[]),
-        ];
-        for (steps, keep_last, best, expected) in cases {
-            assert_eq!(to_delete(steps, keep_last, best), expected, "{steps:?}, keep {keep_last}, best {best:?}");
-        }
+        assert!(to_delete(&[], 2, None).is_empty());
+        assert!(to_delete(&[100], 0, None).is_empty());
+        assert!(to_delete(&[100, 200], 5, Some(999)).is_empty());
+        assert_eq!(to_delete(&[300, 100, 200], 2, None), [100]);
+        assert_eq!(to_delete(&[300, 100, 200, 400], 1, Some(200)), [100, 300]);
     }
 
     proptest! {

@@ -66,7 +66,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let set = ValidationSet::new(Arc::new(shard), block_size, tokens, &tokenizer.token_byte_lengths())?;
     let loss = evaluate(&run.model, &run.params, &set)?;
     let protocol = format!(
-        "{text}: first {} non-overlapping windows of {block_size} tokens, each predicted from its own window only, mean over tokens",
+        "{text}: {} non-overlapping windows of {block_size} tokens spread evenly, each predicted from its own window only, mean over tokens",
         set.windows()
     );
     output::line(serde_json::to_string(&Report { loss, step: run.step, parameters: run.params.element_count(), protocol })?)

@@ -10,8 +10,10 @@ mod output;
 mod spec;
 mod train;
 
+use crate::record::Terminal;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use logging::{LogFormat, Logging};
 
 /// Pre-train low-rank language models: GPTs whose weights W = U S Vᵀ are trained by dynamical low-rank optimizers.
 ///
@@ -24,7 +26,7 @@ pub struct Cli {
     threads: Option<std::num::NonZeroUsize>,
     /// Form of the log on stderr; what is logged follows RUST_LOG.
     #[arg(long, global = true, value_enum, default_value = "text")]
-    log_format: logging::LogFormat,
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -56,26 +58,19 @@ impl Cli {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
         compute::set_threads(self.threads)?;
-        if cfg!(debug_assertions) && matches!(self.command, Command::Train(_) | Command::Resume(_)) {
-            eprintln!("warning: this is a debug build, tens of times slower than `cargo run --release`");
-        }
+        let terminal = Terminal::stderr();
+        let logging = Logging::start(self.log_format, &terminal)?;
         match self.command {
-            Command::Train(args) => train::run(args, self.log_format),
-            Command::Resume(args) => train::resume(args, self.log_format),
+            Command::Train(args) => train::run(args, terminal, &logging),
+            Command::Resume(args) => train::resume(args, terminal, &logging),
+            Command::Eval(args) => eval::run(args),
+            Command::Generate(args) => generate::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Data(args) => data::run(args),
+            Command::Spec(args) => spec::run(args),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "lrpt", &mut std::io::stdout());
                 Ok(())
-            }
-            other => {
-                let _log = logging::start(self.log_format, None)?;
-                match other {
-                    Command::Eval(args) => eval::run(args),
-                    Command::Generate(args) => generate::run(args),
-                    Command::Inspect(args) => inspect::run(args),
-                    Command::Data(args) => data::run(args),
-                    Command::Spec(args) => spec::run(args),
-                    Command::Train(_) | Command::Resume(_) | Command::Completions { .. } => unreachable!("handled above"),
-                }
             }
         }
     }

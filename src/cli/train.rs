@@ -1,9 +1,10 @@
 //! `lrpt train` and `lrpt resume`.
 
-use super::{compute, logging, output};
+use super::logging::Logging;
+use super::{compute, output};
 use crate::data;
 use crate::error::Failure;
-use crate::record::{Console, JsonLines, Observers, Samples};
+use crate::record::{Console, JsonLines, Observers, Samples, Terminal};
 use crate::spec::{self, Plan};
 use crate::train::{Outcome, StopSignal, TrainOptions, train};
 use anyhow::{Context, Result};
@@ -40,19 +41,18 @@ pub struct ResumeArgs {
 }
 
 /// Trains as a spec says.
-pub fn run(args: TrainArgs, log_format: logging::LogFormat) -> Result<()> {
-    let written = spec::load(&args.spec, &args.overrides)?;
-    let plan = Plan::resolve(&written)?;
+pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
+    let (written, plan) = spec::load_plan(&args.spec, &args.overrides)?;
+    spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
     let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
-    let spec_yaml = serde_yaml::to_string(&serde_yaml::to_value(&written)?)?;
-    start(&plan, &spec_yaml, &run_dir, args.resume, args.stop_after, log_format)
+    start(&plan, &spec::to_yaml(&written)?, &run_dir, args.resume, args.stop_after, terminal, logging)
 }
 
 /// Continues a run with the plan it was started with.
-pub fn resume(args: ResumeArgs, log_format: logging::LogFormat) -> Result<()> {
+pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
     let folder = crate::train::RunFolder::new(&args.run);
     let plan = folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
-    start(&plan, "", &args.run, true, args.stop_after, log_format)
+    start(&plan, "", &args.run, true, args.stop_after, terminal, logging)
 }
 
 fn start(
@@ -61,18 +61,22 @@ fn start(
     run_dir: &Path,
     resume: bool,
     stop_after: Option<u64>,
-    log_format: logging::LogFormat,
+    terminal: Terminal,
+    logging: &Logging,
 ) -> Result<()> {
     let device = compute::device(plan.device)?;
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
     let options = TrainOptions { run_dir, data_cache: data::cache_dir(), spec_yaml, resume, stop_after, device: &device, stop };
-    let _log = logging::start(log_format, Some(run_dir))?;
+    if cfg!(debug_assertions) {
+        tracing::warn!("this is a debug build, tens of times slower than `cargo run --release`");
+    }
     let outcome = train(plan, &options, |folder, resumed_from| {
+        logging.write_to(folder.root())?;
         let metrics = match resumed_from {
             Some(step) => JsonLines::resume(&folder.metrics(), step)?,
             None => JsonLines::create(&folder.metrics())?,
         };
-        Ok(Observers::new(vec![Box::new(metrics), Box::new(Samples::new(folder.root())), Box::new(Console::new())]))
+        Ok(Observers(vec![Box::new(metrics), Box::new(Samples::new(folder.root())), Box::new(Console::new(terminal))]))
     })?;
     report(plan, run_dir, &outcome)
 }

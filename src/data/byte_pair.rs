@@ -55,7 +55,8 @@ mod tests {
 
     /// Words in many equally frequent variations: the order of merges hangs on how ties are broken.
     fn documents() -> Vec<String> {
-        let word = |index: usize| -> String { (0..6).map(|place| char::from(b'a' + ((index * 7 + place * place * 3) % 26) as u8)).collect() };
+        let word =
+            |index: usize| -> String { (0..6).map(|place| char::from(b'a' + ((index * 7 + place * place * 3) % 26) as u8)).collect() };
         (0..300).map(|index| format!("{} {}\n{}(x);\n", word(index), word(index + 5), word(index * 3))).collect()
     }
 

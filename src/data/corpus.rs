@@ -243,7 +243,9 @@ mod tests {
 
     #[test]
     fn contradictions_are_usage_errors() {
-        for source in [text(Some("a"), None, None, None), text(Some("a"), Some("b"), Some("c"), None), text(None, None, Some("a"), Some(1.5))] {
+        for source in
+            [text(Some("a"), None, None, None), text(Some("a"), Some("b"), Some("c"), None), text(None, None, Some("a"), Some(1.5))]
+        {
             assert_eq!(crate::error::exit_code(&source.unwrap_err()), 2);
         }
     }
@@ -269,7 +271,9 @@ mod tests {
         let corpus = read("{\"text\": \"one\"}\n\n{\"text\": \"two\"}\n", "text").unwrap();
         assert_eq!((corpus.train, corpus.val, corpus.documents_end), (vec!["one".to_string()], vec!["two".to_string()], true));
 
-        for (content, expected) in [("{\"text\": \"one\"}\n{\"text\": }", "jsonl:2: not JSON"), ("{\"body\": \"one\"}", "jsonl:1: no key `text`")] {
+        for (content, expected) in
+            [("{\"text\": \"one\"}\n{\"text\": }", "jsonl:2: not JSON"), ("{\"body\": \"one\"}", "jsonl:1: no key `text`")]
+        {
             let error = format!("{:#}", read(content, "text").unwrap_err());
             assert!(error.contains(expected), "{error}");
         }

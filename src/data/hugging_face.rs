@@ -29,7 +29,8 @@ impl HuggingFace {
     /// # Errors
     /// When the library cannot read it.
     pub(super) fn new(json: &str, value: &Value) -> anyhow::Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| anyhow!("not a tokenizer.json of the tokenizers library: {e}"))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|e| anyhow!("not a tokenizer.json of the tokenizers library: {e}"))?;
         inner.with_truncation(None).map_err(|e| anyhow!("truncation cannot be turned off: {e}"))?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);
@@ -143,10 +144,12 @@ mod tests {
     use super::*;
     use crate::data::Tokenizer;
 
-    /// 400 kB with every kind of line end.
+    /// 100 kB with every kind of line end.
     fn long_text() -> String {
-        (0..12_000).map(|index| ["a b;\n", "fn f() {\n    x\n}\n\n", "it's 12\n\n\n", "ü,\r\n", "tab\t\n end \n", "(\n)\n"][index % 6]).collect::<String>()
-            + &"x".repeat(300_000)
+        (0..12_000)
+            .map(|index| ["a b;\n", "fn f() {\n    x\n}\n\n", "it's 12\n\n\n", "ü,\r\n", "tab\t\n end \n", "(\n)\n"][index % 6])
+            .collect::<String>()
+            + &"x".repeat(2000)
     }
 
     #[test]

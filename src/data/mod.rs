@@ -23,7 +23,7 @@ mod tokenizer;
 mod validation;
 
 pub use batches::{Batch, Batches};
-pub use prepare::{Dataset, DatasetSummary, prepare};
+pub use prepare::{Dataset, DatasetSummary, cache_dir, prepare};
 pub use shard::TokenShard;
 pub use tokenizer::Tokenizer;
 pub use validation::ValidationSet;

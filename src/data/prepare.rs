@@ -67,8 +67,8 @@ impl Dataset {
             let path = folder.join(name);
             std::fs::read_to_string(&path).with_context(|| format!("{}: the file cannot be read", path.display()))
         };
-        let summary: DatasetSummary =
-            serde_json::from_str(&read("dataset.json")?).with_context(|| format!("{}: not a data summary", folder.join("dataset.json").display()))?;
+        let summary: DatasetSummary = serde_json::from_str(&read("dataset.json")?)
+            .with_context(|| format!("{}: not a data summary", folder.join("dataset.json").display()))?;
         let json = read("tokenizer.json")?;
         let tokenizer = Tokenizer::from_json(&json).with_context(|| folder.join("tokenizer.json").display().to_string())?;
         let tokenizer_hash = blake3::hash(json.as_bytes());
@@ -95,6 +95,11 @@ impl Dataset {
             summary,
         })
     }
+}
+
+/// Where the commands keep prepared data: `data/` of the current folder.
+pub fn cache_dir() -> &'static Path {
+    Path::new("data")
 }
 
 /// The data set of a spec. Text is tokenized once and kept in `cache/<hash>/`, where the hash covers the text, its split and the tokenizer

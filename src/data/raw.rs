@@ -122,7 +122,8 @@ fn bin_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// Opens the folder as `candle_datasets` does, so that a layout it would read otherwise is noticed.
 #[cfg(feature = "datasets")]
 fn check_layout(dir: &Path, train_files: usize) -> anyhow::Result<()> {
-    let dataset = candle_datasets::nlp::tinystories::Dataset::new(dir).with_context(|| format!("{}: not TinyStories shards", dir.display()))?;
+    let dataset =
+        candle_datasets::nlp::tinystories::Dataset::new(dir).with_context(|| format!("{}: not TinyStories shards", dir.display()))?;
     // Its `train_tokens` and `valid_tokens` count files.
     let found = (dataset.train_tokens(), dataset.valid_tokens());
     anyhow::ensure!(found == (train_files, 1), "{}: {} training and {} validation files expected", dir.display(), found.0, found.1);

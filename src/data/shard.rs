@@ -264,9 +264,11 @@ mod tests {
         assert!(write_shard(&folder.path().join("x"), &header, &[65_536]).is_err());
     }
 
+    type Damage = fn(&mut Vec<u8>);
+
     #[test]
     fn damage_is_named() {
-        let damages: [(&str, fn(&mut Vec<u8>)); 6] = [
+        let damages: [(&str, Damage); 6] = [
             ("cut off", |bytes| bytes.truncate(bytes.len() - 1)),
             ("appended", |bytes| bytes.push(0)),
             ("less than the header", |bytes| bytes.truncate(20)),

@@ -4,17 +4,18 @@ use super::batches::{Batch, read_windows, window_count};
 use super::shard::TokenShard;
 use std::sync::Arc;
 
-/// The first windows of the validation text, in order.
+/// Windows spread evenly over the validation text, in order.
 #[derive(Clone, Debug)]
 pub struct ValidationSet {
     shard: Arc<TokenShard>,
     block_size: usize,
-    windows: usize,
+    windows: Vec<usize>,
     target_bytes: u64,
 }
 
 impl ValidationSet {
-    /// The first ⌊`tokens` / `block_size`⌋ windows of `block_size` tokens: at least one, at most as many as there are.
+    /// n = ⌊`tokens` / `block_size`⌋ windows of `block_size` tokens, at least one and at most all N there are: window ⌊iN/n⌋ for i < n, so
+    /// that every part of the text counts.
     ///
     /// `token_byte_lengths[token]` is the number of UTF-8 bytes a token stands for (0 for tokens past the end of the list).
     ///
@@ -23,10 +24,11 @@ impl ValidationSet {
     pub fn new(shard: Arc<TokenShard>, block_size: usize, tokens: u64, token_byte_lengths: &[u32]) -> anyhow::Result<Self> {
         let available = window_count(&shard, block_size, "validation")?;
         let wanted = (tokens / block_size as u64).max(1);
-        let windows = usize::try_from(wanted).map_or(available, |wanted| wanted.min(available));
+        let count = usize::try_from(wanted).map_or(available, |wanted| wanted.min(available));
+        let windows: Vec<usize> = (0..count).map(|i| (i as u128 * available as u128 / count as u128) as usize).collect();
         let bytes = |token: u32| token_byte_lengths.get(token as usize).map_or(0, |bytes| u64::from(*bytes));
         let target_bytes =
-            (0..windows).map(|window| shard.read(window * block_size + 1, block_size).into_iter().map(bytes).sum::<u64>()).sum();
+            windows.iter().map(|window| shard.read(window * block_size + 1, block_size).into_iter().map(bytes).sum::<u64>()).sum();
         Ok(Self { shard, block_size, windows, target_bytes })
     }
 
@@ -36,15 +38,17 @@ impl ValidationSet {
     /// When `batch_size` is 0.
     pub fn batches(&self, batch_size: usize) -> impl Iterator<Item = anyhow::Result<Batch>> + '_ {
         assert!(batch_size > 0, "validation in batches of 0");
-        (0..self.windows).step_by(batch_size).map(move |first| {
-            let order: Vec<usize> = (first..self.windows.min(first + batch_size)).collect();
-            read_windows(&self.shard, self.block_size, &order)
-        })
+        self.windows.chunks(batch_size).map(|windows| read_windows(&self.shard, self.block_size, windows))
+    }
+
+    /// Number of windows.
+    pub fn windows(&self) -> usize {
+        self.windows.len()
     }
 
     /// Tokens to predict.
     pub fn target_tokens(&self) -> u64 {
-        (self.windows * self.block_size) as u64
+        (self.windows.len() * self.block_size) as u64
     }
 
     /// UTF-8 bytes of the tokens to predict.
@@ -68,8 +72,10 @@ mod tests {
         let rows = |batch_size| -> Vec<Vec<u32>> {
             set.batches(batch_size).flat_map(|batch| batch.unwrap().targets.to_vec2::<u32>().unwrap()).collect()
         };
+        // Seven of the ten windows: 0, 1, 2, 4, 5, 7, 8.
         assert_eq!(set.target_tokens(), 28);
-        assert_eq!(rows(1).concat(), (1..=28).collect::<Vec<u32>>());
+        let expected = [0, 1, 2, 4, 5, 7, 8].map(|window| (4 * window + 1..=4 * window + 4).collect::<Vec<u32>>());
+        assert_eq!(rows(1), expected);
         for batch_size in [2, 3, 7, 100] {
             assert_eq!(rows(batch_size), rows(1));
         }
@@ -77,8 +83,8 @@ mod tests {
 
     #[test]
     fn bytes_count_the_targets_only() {
-        // Targets are the tokens 1 to 28; those from 20 on have no length.
-        assert_eq!(set(42, 28).unwrap().target_bytes(), 19);
+        // Targets are the tokens 1 to 12, 17 to 24, 29 to 36; those from 20 on have no length.
+        assert_eq!(set(42, 28).unwrap().target_bytes(), 15);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! QR factorisation by matrix products: R from the Cholesky factor of the Gram matrix, repeated until Q is orthonormal.
 
-use super::combine::{add_product, frobenius_norm, multiply};
-use super::host::{epsilon, read, write};
+use super::combine::{add_product, frobenius_norm, gram, multiply};
+use super::host::{epsilon, host_product, read, write};
 use super::householder::thin_qr;
 use super::symmetric::distance_from_identity;
 use candle_core::{Result, Tensor};
@@ -53,14 +53,14 @@ pub(super) fn orthonormalize_by_products(basis: Option<&Tensor>, a: &Tensor) -> 
             along_basis = frobenius_norm(&overlap)?;
             q = add_product(1.0, &q, -1.0, basis, &overlap)?;
         }
-        let gram = read::<f64>(&multiply(&q.t()?, &q)?)?;
+        let gram = read::<f64>(&gram(&q)?)?;
         if pass == 0 {
             lengths = (0..columns).map(|j| gram[(j, j)].sqrt()).collect();
         }
         let last = pass > 0 && along_basis <= NEARLY_ORTHONORMAL && distance_from_identity(&gram) <= NEARLY_ORTHONORMAL;
         let Some(factor) = CholeskyFactor::new(&gram, shift) else { return Ok(None) };
         q = multiply(&q, &write(factor.inverse.as_ref(), a.dtype(), a.device())?)?;
-        r = &factor.upper * &r;
+        r = host_product(factor.upper.as_ref(), r.as_ref());
         if last {
             // What remains of a column after the ones before it, at the level of its own rounding: a direction made of noise.
             let dependent = (0..columns).any(|j| r[(j, j)] <= 10.0 * epsilon * lengths[j]);
@@ -87,18 +87,28 @@ impl CholeskyFactor {
         if !scale.iter().all(|&length| length.is_finite() && length > 1e-15) {
             return None;
         }
+        let inverse_scale: Vec<f64> = scale.iter().map(|length| length.recip()).collect();
         let scaled = |shift: f64| {
-            Mat::from_fn(size, size, |i, j| if i == j { 1.0 + shift } else { gram[(i, j)] / (scale[i] * scale[j]) })
+            let mut matrix = gram.clone();
+            for (j, column) in matrix.col_iter_mut().enumerate() {
+                column.iter_mut().zip(&inverse_scale).for_each(|(x, scale)| *x *= scale * inverse_scale[j]);
+            }
+            (0..size).for_each(|j| matrix[(j, j)] = 1.0 + shift);
+            matrix
         };
         let well_conditioned = |lower: &Mat<f64>| (0..size).all(|j| lower[(j, j)].powi(2) >= shift);
         let lower = lower_factor(scaled(0.0)).filter(well_conditioned).or_else(|| lower_factor(scaled(shift)))?;
-        let upper = Mat::from_fn(size, size, |i, j| if i <= j { lower[(j, i)] } else { 0.0 });
+        // R = Lᵀ D, so R⁻¹ = D⁻¹ L⁻ᵀ.
         let mut inverse = Mat::<f64>::identity(size, size);
-        solve_upper_triangular_in_place(upper.as_ref(), inverse.as_mut(), Par::Seq);
-        Some(Self {
-            upper: Mat::from_fn(size, size, |i, j| upper[(i, j)] * scale[j]),
-            inverse: Mat::from_fn(size, size, |i, j| inverse[(i, j)] / scale[i]),
-        })
+        solve_upper_triangular_in_place(lower.transpose(), inverse.as_mut(), Par::Seq);
+        for column in inverse.col_iter_mut() {
+            column.iter_mut().zip(&inverse_scale).for_each(|(x, scale)| *x *= scale);
+        }
+        let mut upper = Mat::zeros(size, size);
+        for (j, column) in upper.col_iter_mut().enumerate() {
+            column.iter_mut().zip(lower.row(j).iter()).take(j + 1).for_each(|(out, x)| *out = x * scale[j]);
+        }
+        Some(Self { upper, inverse })
     }
 }
 

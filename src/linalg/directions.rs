@@ -1,7 +1,7 @@
 //! New orthonormal directions beside an orthonormal basis.
 
 use super::cholesky_qr::orthonormalize_by_products;
-use super::host::{ensure_finite, epsilon, read, write};
+use super::host::{ensure_finite, epsilon, host_product, read, write};
 use super::householder::{complement, pivoted_qr};
 use candle_core::{Result, Tensor, bail};
 use faer::mat::Mat;
@@ -38,8 +38,8 @@ fn rank_revealing(basis: Mat<f64>, directions: Mat<f64>, count: usize, tolerance
     let longest = (0..columns).map(|j| directions.col(j).norm_l2()).fold(0.0, f64::max);
     let mut residual = directions;
     for _ in 0..2 {
-        let overlap = basis.transpose() * &residual;
-        residual -= &basis * &overlap;
+        let overlap = host_product(basis.transpose(), residual.as_ref());
+        residual -= host_product(basis.as_ref(), overlap.as_ref());
     }
     let (leading, triangle, pivots) = pivoted_qr(residual)?;
     let kept = pivots.iter().take(count).take_while(|&&pivot| pivot > tolerance * longest).count();

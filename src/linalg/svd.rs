@@ -1,7 +1,7 @@
 //! Singular value decomposition of small matrices, on the host in `f64`.
 
 use super::combine::multiply;
-use super::host::{ensure_finite, epsilon, read, write};
+use super::host::{ensure_finite, epsilon, host_product, read, write};
 use super::householder::thin_qr;
 use candle_core::{Result, Tensor, bail};
 use faer::diag::Diag;
@@ -75,7 +75,7 @@ fn factors(matrix: &Mat<f64>) -> Result<Factors> {
 fn preconditioned(matrix: &Mat<f64>) -> Option<Factors> {
     let (q, r) = thin_qr(matrix.clone()).ok()?;
     let (u, sigma, v) = attempt(r.as_ref())?;
-    Some((&q * &u, sigma, v))
+    Some((host_product(q.as_ref(), u.as_ref()), sigma, v))
 }
 
 fn attempt(matrix: MatRef<'_, f64>) -> Option<Factors> {
@@ -85,16 +85,7 @@ fn attempt(matrix: MatRef<'_, f64>) -> Option<Factors> {
     let thin = ComputeSvdVectors::Thin;
     let scratch = svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Spec::default());
     let mut memory = MemBuffer::new(scratch);
-    faer_svd(
-        matrix,
-        sigma.as_mut(),
-        Some(u.as_mut()),
-        Some(v.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut memory),
-        Spec::default(),
-    )
-    .ok()?;
+    faer_svd(matrix, sigma.as_mut(), Some(u.as_mut()), Some(v.as_mut()), Par::Seq, MemStack::new(&mut memory), Spec::default()).ok()?;
     // A tiny negative or unordered value within rounding would break users of the order.
     let sigma: Vec<f64> = sigma.column_vector().iter().copied().collect();
     let sorted = sigma.windows(2).all(|pair| pair[0] >= pair[1]) && sigma.iter().all(|&value| value >= 0.0);

@@ -1,7 +1,7 @@
 //! Functions of symmetric matrices, and closeness to orthonormality.
 
-use super::combine::multiply;
-use super::host::{ensure_finite, read, write};
+use super::combine::{gram, multiply};
+use super::host::{ensure_finite, host_product, read, write};
 use candle_core::{Error, Result, Tensor, bail};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -41,7 +41,7 @@ pub fn inverse_square_root(symmetric: &Tensor, relative_epsilon: f64) -> Result<
     let smallest = values.iter().copied().fold(0.0, f64::max) * f64::EPSILON * rows as f64;
     let roots: Vec<f64> = values.iter().map(|&value| if value > smallest { value.sqrt().recip() } else { 0.0 }).collect();
     let scaled = Mat::from_fn(rows, rows, |i, j| eigenvectors[(i, j)] * roots[j]);
-    let root = &scaled * eigenvectors.transpose();
+    let root = host_product(scaled.as_ref(), eigenvectors.transpose());
     write(root.as_ref(), symmetric.dtype(), symmetric.device())
 }
 
@@ -50,7 +50,7 @@ pub fn inverse_square_root(symmetric: &Tensor, relative_epsilon: f64) -> Result<
 /// # Errors
 /// If an element is not finite.
 pub fn reorthonormalize(q: &Tensor) -> Result<Tensor> {
-    multiply(q, &inverse_square_root(&multiply(&q.t()?, q)?, 0.0)?)
+    multiply(q, &inverse_square_root(&gram(q)?, 0.0)?)
 }
 
 /// ‖QᵀQ − I‖_F, for Q: m × r.
@@ -58,7 +58,7 @@ pub fn reorthonormalize(q: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is neither f32 nor f64.
 pub fn orthonormality_defect(q: &Tensor) -> Result<f64> {
-    let gram = read::<f64>(&multiply(&q.t()?, q)?)?;
+    let gram = read::<f64>(&gram(q)?)?;
     Ok(distance_from_identity(&gram))
 }
 

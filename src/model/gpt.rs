@@ -2,12 +2,12 @@
 //!
 //! Shapes: B sequences, T tokens, C = `n_embd`, V vocabulary. A weight is m × n (outputs × inputs): y = x Wᵀ.
 
-use super::config::{ModelConfig, WeightForm};
+use super::config::ModelConfig;
 use crate::lowrank::LowRank;
 use crate::ops::{self, Dropout, Tape, Value};
 use crate::params::{ParamId, ParamStore, Parameter, Place, Role, Weight};
 use crate::rng;
-use crate::spec::Target;
+use crate::spec::{Target, WeightForm};
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Added to the variance in layer norms, as GPT-2 has it.
@@ -118,6 +118,11 @@ impl Gpt {
             Ok(Parameter { name: declared.name.clone(), role: declared.role, weight })
         };
         ParamStore::new(self.declared.iter().map(parameter).collect::<Result<_>>()?)
+    }
+
+    /// Count of trained numbers of the same network with dense weights.
+    pub fn dense_parameter_count(&self) -> usize {
+        self.declared.iter().map(|declared| declared.initial.dense_count()).sum()
     }
 
     /// The names and roles of the parameters, in the store's order.
@@ -281,6 +286,17 @@ impl Linear {
 }
 
 impl Initial {
+    /// Numbers of the dense matrix in this parameter's place; a pair of factors counts once.
+    fn dense_count(self) -> usize {
+        match self {
+            Initial::Constant { size, .. } => size,
+            Initial::Normal { rows, columns, .. } | Initial::LowRank { rows, columns, .. } | Initial::FactorB { rows, columns, .. } => {
+                rows * columns
+            }
+            Initial::FactorA { .. } => 0,
+        }
+    }
+
     fn draw(self, seed: u64, name: &str, dtype: DType, device: &Device) -> Result<Weight> {
         let purpose = |name: &str| format!("init {name}");
         let orthonormal = |name: &str, rows: usize, columns: usize, rank: usize, standard_deviation: f64| {

@@ -5,6 +5,6 @@ mod config;
 mod generate;
 mod gpt;
 
-pub use config::{ModelConfig, WeightForm};
+pub use config::ModelConfig;
 pub use generate::{Sampling, generate};
 pub use gpt::{DropoutKey, Gpt};

@@ -81,7 +81,12 @@ impl DlraState {
         let core = match hyper.settings.momentum {
             Momentum::Spectral => {
                 let scale = SPECTRAL_SCALE * (point.rows().max(point.columns()) as f64).sqrt();
-                (linalg::polar_newton_schulz(augmentation.core())? * scale)?
+                // The settings that retract by an SVD take the exact polar factor too; the others stay with matrix products.
+                let polar = match hyper.settings.retraction {
+                    RetractionSpec::Svd => linalg::polar(augmentation.core())?,
+                    RetractionSpec::Subspace => linalg::polar_newton_schulz(augmentation.core())?,
+                };
+                (polar * scale)?
             }
             Momentum::HeavyBall | Momentum::Adam => augmentation.core().clone(),
         };
@@ -97,8 +102,7 @@ impl DlraState {
         };
         let mut new_point = retracted.point;
         if hyper.step.is_multiple_of(hyper.settings.reorthonormalize_every.0.max(1)) {
-            new_point.u = linalg::reorthonormalize(&new_point.u)?;
-            new_point.v = linalg::reorthonormalize(&new_point.v)?;
+            new_point = new_point.reorthonormalized()?;
         }
         let change = BasisChange::from_rotations(point, &new_point, retracted.rotation_u, retracted.rotation_v);
         state.first = change.transport(&state.first)?;

@@ -1,10 +1,10 @@
 //! From gradient slots to the gradients that are really trained: dense ones, and tangent vectors of low-rank weights; their global norm.
 
 use super::elementwise::sum_of_squares;
+use crate::error::Failure;
 use crate::lowrank::Tangent;
 use crate::ops::Gradients;
 use crate::params::{ParamStore, Weight};
-use crate::error::Failure;
 use anyhow::bail;
 use candle_core::Tensor;
 use rayon::prelude::*;

@@ -3,7 +3,7 @@
 use super::adamw::{AdamwState, AdamwStep};
 use super::dlra::{DlraState, DlraStep, DlraUpdate};
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
-use super::rank::RankPolicy;
+use super::rank::{RankDecision, RankPolicy};
 use super::schedule::Schedule;
 use super::state::{StateReader, name};
 use crate::checkpoint::TensorReader;
@@ -71,7 +71,7 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Factor of the schedule at this step.
     pub schedule_factor: f64,
-    /// Truncations of low-rank weights at this step.
+    /// Truncations that decided ranks at this step.
     pub truncations: Vec<(ParamId, Truncation)>,
     /// Time of all dense updates.
     pub dense_time: Duration,
@@ -106,7 +106,13 @@ impl Optimizer {
     ///
     /// # Errors
     /// If a parameter has no gradient, a gradient is not finite, or a factorisation fails; then no parameter and no state has changed.
-    pub fn step(&mut self, params: &mut ParamStore, oracle: &mut dyn GradientOracle, gradients: &mut Gradients, step: u64) -> anyhow::Result<StepReport> {
+    pub fn step(
+        &mut self,
+        params: &mut ParamStore,
+        oracle: &mut dyn GradientOracle,
+        gradients: &mut Gradients,
+        step: u64,
+    ) -> anyhow::Result<StepReport> {
         gradients.reset();
         let evaluation = oracle.evaluate(params, gradients)?;
         let mean = 1.0 / evaluation.micro_batches as f64;
@@ -154,7 +160,11 @@ impl Optimizer {
                     gradient_scale,
                     rank: self.rank_policy(parameter).decide(step, point.rank()),
                 };
-                let update = state.step(point, gradient, &hyper).with_context(|| format!("the low-rank step of `{}` failed", parameter.name))?;
+                let mut update =
+                    state.step(point, gradient, &hyper).with_context(|| format!("the low-rank step of `{}` failed", parameter.name))?;
+                if hyper.rank == RankDecision::Keep {
+                    update.truncation = None;
+                }
                 Ok((*id, update))
             })
             .collect()

@@ -85,7 +85,8 @@ mod tests {
         assert!((cosine.factor(25) - (0.1 + 0.45 * (1.0 + (std::f64::consts::PI / 4.0).cos()))).abs() < 1e-12);
         let linear = Schedule::new(ScheduleSpec::Linear(decay(20)), 100);
         assert!((linear.factor(60) - 0.55).abs() < 1e-12);
-        let wsd = ScheduleSpec::WarmupStableDecay(WarmupStableDecaySpec { warmup_steps: Count(5), decay_steps: Count(20), final_ratio: 0.0 });
+        let wsd =
+            ScheduleSpec::WarmupStableDecay(WarmupStableDecaySpec { warmup_steps: Count(5), decay_steps: Count(20), final_ratio: 0.0 });
         let wsd = Schedule::new(wsd, 100);
         assert_eq!(wsd.factor(80), 1.0);
         assert!((wsd.factor(90) - 0.5).abs() < 1e-12);

@@ -1,7 +1,77 @@
 //! The YAML spec of a run and the plan made from it.
+//!
+//! `text + --set` → [`RunSpec`] (what was written) → [`Plan`] (everything resolved and checked). No candle here.
 
 mod count;
+mod data_spec;
+mod decode;
+mod document;
+mod key_path;
+mod locate;
+mod model_spec;
+mod optimizer_spec;
+mod overrides;
+mod plan;
+mod problem;
+mod rank_spec;
 mod run_spec;
+mod scalar;
+mod schema;
+mod validate;
 
-pub use count::Count;
+pub use count::{Count, NotACount};
+pub use data_spec::*;
+pub use model_spec::*;
+pub use optimizer_spec::*;
+pub use plan::*;
+pub use rank_spec::*;
 pub use run_spec::*;
+pub use validate::unused_settings;
+pub use schema::schema;
+
+use document::Document;
+use std::path::Path;
+
+/// Reads the spec in a file, with `key.path=value` settings laid over it.
+///
+/// # Errors
+/// [`Failure::Usage`](crate::error::Failure::Usage) with `file:line:column: key.path: what is wrong; the remedy`: the file
+/// cannot be read, is not YAML, or holds an unknown, missing, doubled or mistyped key. Whether values fit together shows only in
+/// [`load_plan`].
+pub fn load(path: &Path, overrides: &[String]) -> anyhow::Result<RunSpec> {
+    Document::read(path, overrides)?.spec()
+}
+
+/// Reads the spec in a text; `name` stands for the file in messages.
+///
+/// # Errors
+/// As for [`load`].
+pub fn parse(text: &str, name: &str, overrides: &[String]) -> anyhow::Result<RunSpec> {
+    Document::parse(text, name, overrides)?.spec()
+}
+
+/// Reads the spec in a file and resolves it.
+///
+/// # Errors
+/// As for [`load`], and one line for each value that does not fit with others, with its place in the file.
+pub fn load_plan(path: &Path, overrides: &[String]) -> anyhow::Result<(RunSpec, Plan)> {
+    Document::read(path, overrides)?.plan()
+}
+
+/// Reads the spec in a text and resolves it; `name` stands for the file in messages.
+///
+/// # Errors
+/// As for [`load_plan`].
+pub fn parse_plan(text: &str, name: &str, overrides: &[String]) -> anyhow::Result<(RunSpec, Plan)> {
+    Document::parse(text, name, overrides)?.plan()
+}
+
+/// Writes a spec or a plan as YAML that [`parse`] or [`Plan::from_yaml`] reads back.
+///
+/// # Errors
+/// The value holds something that YAML cannot say; specs and plans do not.
+pub fn to_yaml<T: serde::Serialize>(value: &T) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    serde_yaml::with::singleton_map_recursive::serialize(value, &mut serde_yaml::Serializer::new(&mut bytes))?;
+    Ok(String::from_utf8(bytes)?)
+}

@@ -2,6 +2,7 @@
 
 use super::oracle::OracleTimes;
 use crate::optim::StepReport;
+use std::collections::BTreeMap;
 
 /// Sums over the steps since the last line.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ pub struct Means {
     /// Trained tokens per second of stepping (evaluation and checkpoints left out).
     pub tokens_per_second: f64,
     /// Seconds per step by phase.
-    pub times: Vec<(&'static str, f64)>,
+    pub times: BTreeMap<&'static str, f64>,
 }
 
 impl Meter {
@@ -44,14 +45,14 @@ impl Meter {
         let mean = |sum: f64| sum / steps.max(1) as f64;
         Means {
             tokens_per_second: tokens as f64 / seconds.max(f64::MIN_POSITIVE),
-            times: vec![
+            times: BTreeMap::from([
                 ("step", mean(seconds)),
                 ("data", mean(data)),
                 ("forward", mean(forward)),
                 ("backward", mean(backward)),
                 ("optimizer", mean(dense_optimizer)),
                 ("linalg", mean(low_rank_optimizer)),
-            ],
+            ]),
         }
     }
 }

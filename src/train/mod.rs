@@ -2,6 +2,7 @@
 
 mod diagnose;
 mod evaluate;
+mod memory;
 mod meter;
 mod oracle;
 mod run_folder;

@@ -1,13 +1,13 @@
 //! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`, `metrics.jsonl`, `log.txt`, `samples/`, `checkpoints/`.
 
-use crate::checkpoint::{Checkpoints, Snapshot};
+use crate::checkpoint::{self, Checkpoints, Snapshot};
 use crate::data::{DatasetSummary, Tokenizer};
 use crate::error::Failure;
 use crate::fs::write_atomic;
 use crate::lowrank::LowRank;
 use crate::model::{Gpt, ModelConfig};
 use crate::params::{ParamStore, Weight};
-use crate::spec::Plan;
+use crate::spec::{Plan, to_yaml};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
@@ -49,7 +49,7 @@ impl RunFolder {
         let text = std::fs::read_to_string(&path).with_context(|| {
             format!("{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small", self.root.display())
         })?;
-        Plan::from_yaml(&text).with_context(|| format!("{}: not a plan of this version of lrpt", path.display()))
+        Plan::from_yaml(&text, &path.display().to_string())
     }
 
     /// The tokenizer the run was trained with.
@@ -74,7 +74,7 @@ impl RunFolder {
         write_atomic(&self.root.join("data.json"), &pretty(data)?)?;
         write_atomic(&self.root.join("tokenizer.json"), tokenizer.to_json()?.as_bytes())?;
         // Last: a folder with a plan is a run that `--resume` can continue.
-        write_atomic(&self.root.join("plan.yaml"), plan.to_yaml()?.as_bytes())
+        write_atomic(&self.root.join("plan.yaml"), to_yaml(plan)?.as_bytes())
     }
 }
 
@@ -124,12 +124,13 @@ impl LoadedRun {
         } else {
             let folder = RunFolder::new(path);
             folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
-            let checkpoints = Checkpoints::open(path)?;
-            let best = checkpoints.best()?.or(checkpoints.list()?.last().map(|(_, path)| path.clone()));
+            let checkpoints = Checkpoints::open(path);
+            let best = checkpoints.best().map(|step| checkpoints.path(step)).filter(|path| path.exists());
+            let best = best.or(checkpoints.list()?.pop().map(|newest| newest.path));
             let chosen = best.ok_or_else(|| Failure::Usage(format!("{} has no checkpoint yet", path.display())))?;
             (chosen, path.to_path_buf())
         };
-        let snapshot = Checkpoints::load(&checkpoint)?;
+        let snapshot = checkpoint::load(&checkpoint)?;
         let (model, params) = restore_model(&snapshot, DType::F32, device)?;
         Ok(Self { model, params, step: snapshot.step, folder: RunFolder::new(root) })
     }
@@ -177,6 +178,10 @@ pub fn restore_model(snapshot: &Snapshot, dtype: DType, device: &Device) -> Resu
         };
         params.set(id, weight);
     }
-    anyhow::ensure!(tensors.is_empty(), "model.safetensors has tensors the network does not know: {:?}", tensors.keys().collect::<Vec<_>>());
+    anyhow::ensure!(
+        tensors.is_empty(),
+        "model.safetensors has tensors the network does not know: {:?}",
+        tensors.keys().collect::<Vec<_>>()
+    );
     Ok((model, params))
 }

@@ -1,6 +1,7 @@
 //! The training loop: step, log, evaluate, checkpoint, stop; the same bytes whether interrupted or not.
 
 use super::evaluate::{ValidationLoss, evaluate};
+use super::memory;
 use super::meter::Meter;
 use super::oracle::BatchOracle;
 use super::run_folder::{RunFolder, restore_model};
@@ -10,15 +11,16 @@ use crate::data::{self, Batches, Dataset, ValidationSet};
 use crate::error::Failure;
 use crate::model::{Gpt, ModelConfig, Sampling, generate};
 use crate::ops::Gradients;
-use crate::optim::{Optimizer, OptimizerSettings, Schedule, StepReport};
+use crate::optim::{Optimizer, OptimizerSettings, RankPolicy, Schedule, StepReport, ToleranceCycle};
 use crate::params::ParamStore;
-use crate::record::{Event, Observers, RankRecord, StepRecord};
+use crate::record::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Step};
 use crate::rng;
-use crate::spec::{DenseOptimizerSpec, Plan};
+use crate::spec::{DenseOptimizerSpec, Plan, RankPlan, Target};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -75,23 +77,30 @@ pub fn train(plan: &Plan, options: &TrainOptions, observers: impl FnOnce(&RunFol
     check_folder(&folder, plan, options.resume)?;
     let dataset = data::prepare(&plan.data, options.data_cache)?;
     let _lock = RunLock::acquire(options.run_dir)?;
-    let checkpoints = Checkpoints::open(options.run_dir)?;
+    let mut checkpoints = Checkpoints::open(options.run_dir);
     if folder.holds_a_run() {
         check_data(&folder, &dataset)?;
     } else {
         folder.describe(options.spec_yaml, plan, &dataset.summary, &dataset.tokenizer, options.device)?;
     }
-    let resumed = if options.resume { load_newest(&checkpoints)? } else { None };
+    let resumed = if options.resume { load_newest(&mut checkpoints)? } else { None };
     let from = resumed.as_ref().map_or(0, |snapshot| snapshot.step);
     let mut observers = observers(&folder, options.resume.then_some(from))?;
     let mut session = Session::new(plan, options, dataset, checkpoints, resumed)?;
-    observers.on(&Event::RunStarted {
+    observers.on(&Event::RunStarted(RunStarted {
         name: plan.name.clone(),
+        run_dir: options.run_dir.to_path_buf(),
         parameters: session.params.element_count() as u64,
+        dense_parameters: session.model.dense_parameter_count() as u64,
+        start_step: from,
         max_steps: plan.train.max_steps.0,
         tokens_per_step: plan.tokens_per_step,
-        resumed_from: options.resume.then_some(from),
-    })?;
+        device: format!("{:?}", options.device.location()).to_lowercase(),
+        threads: rayon::current_num_threads(),
+    }))?;
+    if from > 0 {
+        observers.on(&Event::Resumed { step: from, path: session.checkpoints.path(from) })?;
+    }
     session.run(&mut observers)
 }
 
@@ -137,14 +146,14 @@ fn check_data(folder: &RunFolder, dataset: &Dataset) -> Result<()> {
 }
 
 /// The newest sound checkpoint; damaged ones are reported and passed over.
-fn load_newest(checkpoints: &Checkpoints) -> Result<Option<Snapshot>> {
+fn load_newest(checkpoints: &mut Checkpoints) -> Result<Option<Snapshot>> {
     let (snapshot, damaged) = checkpoints.load_latest()?;
     for skipped in damaged {
-        tracing::warn!("skipped the damaged checkpoint {}: {}", skipped.path.display(), skipped.reason);
+        let aside = checkpoints.set_aside(&skipped)?;
+        tracing::warn!("skipped the damaged checkpoint {} ({}); it is now {}", skipped.path.display(), skipped.reason, aside.display());
     }
-    match &snapshot {
-        Some(snapshot) => tracing::info!("resuming after step {}", snapshot.step),
-        None => tracing::warn!("the run has no sound checkpoint; starting from step 0"),
+    if snapshot.is_none() {
+        tracing::warn!("the run has no sound checkpoint; starting from step 0");
     }
     Ok(snapshot)
 }
@@ -188,13 +197,8 @@ impl<'a> Session<'a> {
             }
         };
         let train = &plan.train;
-        let batches = Batches::new(
-            Arc::new(dataset.train),
-            plan.model.block_size,
-            train.batch_size,
-            train.gradient_accumulation_steps,
-            plan.seed,
-        )?;
+        let batches =
+            Batches::new(Arc::new(dataset.train), plan.model.block_size, train.batch_size, train.gradient_accumulation_steps, plan.seed)?;
         let byte_lengths = dataset.tokenizer.token_byte_lengths();
         let validation = ValidationSet::new(Arc::new(dataset.val), plan.model.block_size, plan.eval.tokens.0, &byte_lengths)?;
         let gradients = Gradients::new(params.slot_count());
@@ -215,6 +219,7 @@ impl<'a> Session<'a> {
 
     fn run(&mut self, observers: &mut Observers) -> Result<Outcome> {
         let started = Instant::now();
+        self.point_to_best()?;
         let last = self.plan.train.max_steps.0;
         let mut validation = None;
         let mut meter = Meter::default();
@@ -237,16 +242,16 @@ impl<'a> Session<'a> {
             meter.add(self.plan.tokens_per_step, step_started.elapsed().as_secs_f64(), &times, &report);
 
             let is_last = step == last;
-            let ranks_changed = !report.truncations.is_empty();
+            observers.on(&Event::Progress { step })?;
             if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
                 observers.on(&Event::Step(self.step_record(&report, &mut meter)))?;
             }
-            if ranks_changed {
-                observers.on(&Event::Ranks(self.rank_record(&report)))?;
+            if !report.truncations.is_empty() {
+                observers.on(&Event::Ranks(self.ranks(&report, None)))?;
             }
             let mut improved = false;
             if is_last || step.is_multiple_of(self.plan.eval.every.0) {
-                let loss = self.evaluate(observers)?;
+                let loss = self.evaluate(&report, observers)?;
                 improved = self.state.best.is_none_or(|best| loss.loss < best.loss);
                 if improved {
                     self.state.best = Some(Best { step, loss: loss.loss });
@@ -260,18 +265,18 @@ impl<'a> Session<'a> {
                 if improved {
                     self.checkpoints.mark_best(step)?;
                 }
-                self.checkpoints.retain(self.plan.checkpoint.keep_last, self.state.best.map(|best| best.step))?;
+                self.checkpoints.prune(self.plan.checkpoint.keep_last)?;
                 observers.on(&Event::CheckpointSaved { step, path })?;
             }
             if asked_to_stop {
-                observers.on(&Event::Finished { step, reason: "stopped".into(), seconds: started.elapsed().as_secs_f64() })?;
+                observers.on(&Event::Finished { step, reason: EndReason::Interrupted, seconds: started.elapsed().as_secs_f64() })?;
                 return match signal {
                     Some(signal) => Err(Failure::Interrupted(signal).into()),
                     None => Ok(Outcome { step, validation: None }),
                 };
             }
         }
-        observers.on(&Event::Finished { step: last, reason: "done".into(), seconds: started.elapsed().as_secs_f64() })?;
+        observers.on(&Event::Finished { step: last, reason: EndReason::Completed, seconds: started.elapsed().as_secs_f64() })?;
         // A finished run that is resumed has nothing to do but to say where it stands.
         let validation = match validation {
             Some(validation) => validation,
@@ -280,42 +285,60 @@ impl<'a> Session<'a> {
         Ok(Outcome { step: last, validation: Some(validation) })
     }
 
-    fn step_record(&self, report: &StepReport, meter: &mut Meter) -> StepRecord {
-        let settings = self.optimizer.settings();
-        let has_low_rank = self.params.low_rank().next().is_some();
-        let means = meter.take();
-        StepRecord {
-            step: self.state.step,
-            tokens: self.state.tokens,
-            loss: report.loss,
-            gradient_norm: report.gradient_norm,
-            learning_rate: settings.dense.learning_rate * report.schedule_factor,
-            low_rank_learning_rate: has_low_rank.then_some(settings.low_rank.learning_rate * report.schedule_factor),
-            tokens_per_second: means.tokens_per_second,
-            mean_rank: self.params.mean_rank(),
-            times: means.times,
+    /// A process killed between a save and its mark leaves `best` behind the state; the state is right.
+    fn point_to_best(&mut self) -> Result<()> {
+        match self.state.best.map(|best| best.step) {
+            Some(step) if self.checkpoints.best() != Some(step) && self.checkpoints.path(step).exists() => self.checkpoints.mark_best(step),
+            _ => Ok(()),
         }
     }
 
-    fn rank_record(&self, report: &StepReport) -> RankRecord {
-        let layers = report.truncations.iter().map(|(id, truncation)| {
-            (self.params.get(*id).name.clone(), truncation.rank, truncation.relative_error)
+    fn step_record(&self, report: &StepReport, meter: &mut Meter) -> Step {
+        let settings = self.optimizer.settings();
+        let has_low_rank = self.params.low_rank().next().is_some();
+        let means = meter.take();
+        Step {
+            step: self.state.step,
+            tokens: self.state.tokens,
+            loss: report.loss,
+            grad_norm: report.gradient_norm,
+            learning_rate: settings.dense.learning_rate * report.schedule_factor,
+            low_rank_learning_rate: has_low_rank.then_some(settings.low_rank.learning_rate * report.schedule_factor),
+            tokens_per_second: means.tokens_per_second,
+            rank_mean: self.params.mean_rank(),
+            times: means.times,
+            memory: memory::measured(),
+        }
+    }
+
+    /// The rank of every low-rank weight, with the truncation errors of this step.
+    fn ranks(&self, report: &StepReport, defect: Option<f64>) -> Ranks {
+        let errors: BTreeMap<_, _> = report.truncations.iter().map(|(id, truncation)| (*id, truncation.relative_error)).collect();
+        let layers = self.params.low_rank().map(|(id, parameter, point)| LayerRank {
+            name: parameter.name.clone(),
+            rank: point.rank(),
+            truncation_error: errors.get(&id).copied(),
         });
-        RankRecord { step: self.state.step, mean_rank: self.params.mean_rank(), layers: layers.collect() }
+        Ranks { step: self.state.step, layers: layers.collect(), defect }
     }
 
     /// Validation loss and a sample of text.
-    fn evaluate(&self, observers: &mut Observers) -> Result<ValidationLoss> {
+    fn evaluate(&self, report: &StepReport, observers: &mut Observers) -> Result<ValidationLoss> {
+        let started = Instant::now();
         let loss = evaluate(&self.model, &self.params, &self.validation)?;
         let step = self.state.step;
-        observers.on(&Event::Evaluation {
+        observers.on(&Event::Evaluation(Evaluation {
             step,
+            tokens: self.state.tokens,
             loss: loss.loss,
             perplexity: loss.perplexity,
             bits_per_byte: loss.bits_per_byte,
-            tokens: loss.tokens,
-            defect: self.worst_defect()?,
-        })?;
+            validation_tokens: loss.tokens,
+            seconds: started.elapsed().as_secs_f64(),
+        }))?;
+        if let Some(defect) = self.worst_defect()? {
+            observers.on(&Event::Ranks(self.ranks(report, Some(defect))))?;
+        }
         let sample = &self.plan.sample;
         if sample.tokens.0 > 0 {
             let prompt = if sample.prompt.is_empty() { "\n" } else { &sample.prompt };
@@ -329,7 +352,7 @@ impl<'a> Session<'a> {
             let prompt = self.tokenizer.encode(prompt).ok().filter(|tokens| !tokens.is_empty()).unwrap_or_else(|| vec![0]);
             let tokens = generate(&self.model, &self.params, &prompt, sample.tokens.0 as usize, sampling, &mut |_| true)?;
             let text = self.tokenizer.decode(&[prompt, tokens].concat())?;
-            observers.on(&Event::Sample { step, text })?;
+            observers.on(&Event::Sample(Sample { step, text }))?;
         }
         Ok(loss)
     }
@@ -344,7 +367,7 @@ impl<'a> Session<'a> {
         Ok(worst)
     }
 
-    fn save(&self) -> Result<std::path::PathBuf> {
+    fn save(&mut self) -> Result<PathBuf> {
         let host = |tensors: Vec<(String, Tensor)>| -> Result<Vec<(String, Tensor)>> {
             tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?))).collect()
         };
@@ -378,11 +401,28 @@ pub fn model_config(plan: &Plan, vocab_size: usize) -> ModelConfig {
 pub fn optimizer_settings(plan: &Plan) -> OptimizerSettings {
     let DenseOptimizerSpec::Adamw(dense) = plan.optimizer.dense.clone();
     OptimizerSettings {
+        factors: plan.optimizer.factored_adamw().unwrap_or(&dense).clone(),
         dense,
-        factors: plan.optimizer.factors.clone(),
-        low_rank: plan.optimizer.low_rank.clone(),
-        ranks: plan.rank.clone(),
+        low_rank: plan.optimizer.dlra().cloned().unwrap_or_default(),
+        ranks: rank_policies(&plan.rank),
         schedule: Schedule::new(plan.schedule.clone(), plan.train.max_steps.0),
         grad_clip: plan.train.grad_clip,
     }
+}
+
+fn rank_policies(plan: &RankPlan) -> BTreeMap<Target, RankPolicy> {
+    let RankPlan::Tolerance(cycle) = plan else { return BTreeMap::new() };
+    let policy = |target: &crate::spec::ToleranceTargetPlan| {
+        RankPolicy::Tolerance(ToleranceCycle {
+            tau: target.tau,
+            min_rank: target.min_rank,
+            max_rank: target.max_rank,
+            grow_every: cycle.grow_every,
+            settle: cycle.settle,
+            grow_by: cycle.grow_by,
+            start: cycle.start,
+            freeze: cycle.freeze,
+        })
+    };
+    cycle.targets.iter().map(|(target, limits)| (*target, policy(limits))).collect()
 }

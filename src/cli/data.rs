@@ -1,0 +1,90 @@
+//! `lrpt data`: prepare training data, or look at it.
+
+use super::output;
+use crate::data::{self, Dataset, TokenShard};
+use crate::spec;
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `lrpt data`.
+#[derive(Debug, Args)]
+pub struct DataArgs {
+    #[command(subcommand)]
+    command: DataCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DataCommand {
+    /// Tokenize the text of a spec, once; `lrpt train` then starts at once.
+    Prepare(PrepareArgs),
+    /// Show source, hashes, sizes and the first tokens, preparing the data of a spec if need be.
+    Inspect(InspectArgs),
+}
+
+#[derive(Debug, Args)]
+struct PrepareArgs {
+    /// The run's spec.
+    spec: PathBuf,
+    /// Change a value of the spec, as in `--set data.tokenizer=bytes`; may be given several times.
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct InspectArgs {
+    /// A run's spec, or a folder of prepared data such as `data/5a8c7a5a05a74e52`.
+    path: PathBuf,
+    /// Change a value of the spec, as in `--set data.tokenizer=bytes`; may be given several times.
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+    /// Tokens to show of each part.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    tokens: usize,
+}
+
+/// Prints what `lrpt data` was asked for on stdout.
+///
+/// # Errors
+/// When the spec is wrong, or the data cannot be read, made or written.
+pub fn run(args: DataArgs) -> Result<()> {
+    match args.command {
+        DataCommand::Prepare(args) => print_summary(&prepare(&args.spec, &args.set)?),
+        DataCommand::Inspect(args) => {
+            let is_prepared = args.path.is_dir();
+            let dataset = if is_prepared { Dataset::open(&args.path)? } else { prepare(&args.path, &args.set)? };
+            print_summary(&dataset)?;
+            print_tokens(&dataset, "train", &dataset.train, args.tokens)?;
+            print_tokens(&dataset, "val", &dataset.val, args.tokens)
+        }
+    }
+}
+
+fn prepare(spec_path: &Path, set: &[String]) -> Result<Dataset> {
+    data::prepare(&spec::load(spec_path, set)?.data, data::cache_dir())
+}
+
+fn print_summary(dataset: &Dataset) -> Result<()> {
+    let summary = &dataset.summary;
+    output::line(format!("source          {}", summary.source))?;
+    output::line(format!("tokenizer       {}", summary.tokenizer))?;
+    output::line(format!("content hash    {}", summary.content_hash))?;
+    output::line(format!("tokenizer hash  {}", summary.tokenizer_hash))?;
+    output::line(format!("vocabulary      {}", summary.vocab_size))?;
+    output::line(format!("{:<6} {:>14} {:>14} {:>15}", "part", "tokens", "bytes", "bytes per token"))?;
+    for (part, tokens, bytes) in [("train", summary.train_tokens, summary.train_bytes), ("val", summary.val_tokens, summary.val_bytes)] {
+        output::line(format!("{part:<6} {tokens:>14} {bytes:>14} {:>15.3}", bytes as f64 / tokens as f64))?;
+    }
+    Ok(())
+}
+
+/// The first tokens of a part: number and text of each.
+fn print_tokens(dataset: &Dataset, part: &str, shard: &TokenShard, count: usize) -> Result<()> {
+    output::line(format!("first tokens of {part}:"))?;
+    for token in shard.read(0, count.min(shard.len())) {
+        // A source of tokens may have a larger vocabulary than the tokenizer it is shown with.
+        let text = dataset.tokenizer.decode(&[token]).map_or("(not in the tokenizer)".into(), |text| format!("{text:?}"));
+        output::line(format!("{token:>8}  {text}"))?;
+    }
+    Ok(())
+}

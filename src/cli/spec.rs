@@ -1,0 +1,119 @@
+//! `lrpt spec`: look at a spec without training.
+
+use crate::model::account::Ledger;
+use crate::spec::{self, Plan, SourceSpec, TokenizerSpec};
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Check a spec, show the plan made from it, or print the JSON Schema of specs.
+#[derive(Args, Debug)]
+pub struct SpecArgs {
+    #[command(subcommand)]
+    command: SpecCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum SpecCommand {
+    /// Check a spec and print its parameters, operations, memory and tokens.
+    Check(SpecFileArgs),
+    /// Print the plan made from a spec: every setting decided, as YAML.
+    Show(SpecFileArgs),
+    /// Print the JSON Schema of specs; `configs/lrpt.schema.json` is this output.
+    Schema,
+}
+
+/// A spec with settings laid over it.
+#[derive(Args, Debug)]
+struct SpecFileArgs {
+    /// The spec, a YAML file.
+    spec: PathBuf,
+    /// Set one key, as in `--set model.n_layer=8`; the value is any YAML. May be given several times; later ones win.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+}
+
+impl SpecFileArgs {
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let (written, plan) = spec::load_plan(&self.spec, &self.set)?;
+        spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
+        Ok(plan)
+    }
+}
+
+/// Runs `lrpt spec ...`; results go to stdout.
+///
+/// # Errors
+/// The spec is wrong (exit code 2), or stdout cannot be written.
+pub fn run(args: SpecArgs) -> anyhow::Result<()> {
+    let output = match args.command {
+        SpecCommand::Check(file) => check(&file.plan()?)?,
+        SpecCommand::Show(file) => spec::to_yaml(&file.plan()?)?,
+        SpecCommand::Schema => format!("{:#}\n", spec::schema()),
+    };
+    std::io::stdout().write_all(output.as_bytes()).context("cannot write to stdout")
+}
+
+fn check(plan: &Plan) -> anyhow::Result<String> {
+    let size = vocabulary_size(plan)?;
+    let vocabulary = match size {
+        Some(size) => format!("vocabulary of {size}"),
+        None => "vocabulary unknown until the data is prepared: embedding and head are not counted below".to_owned(),
+    };
+    let ledger = Ledger::new(plan, size.unwrap_or(0), rayon::current_num_threads());
+    Ok(format!("{}: {vocabulary}; plan {}\n{ledger}", plan.name, &plan.hash()[..16]))
+}
+
+/// Tokens in the vocabulary as far as the plan tells; none where only the prepared data can say.
+fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
+    let given = match &plan.data.source {
+        SourceSpec::Bin(bin) => bin.vocab_size,
+        SourceSpec::Tinystories(shards) => shards.vocab_size,
+        SourceSpec::CargoRegistry | SourceSpec::Text(_) | SourceSpec::Jsonl(_) => None,
+    };
+    Ok(match &plan.data.tokenizer {
+        _ if given.is_some() => given,
+        TokenizerSpec::Bytes => Some(256),
+        TokenizerSpec::Chars => None,
+        TokenizerSpec::Bpe(bpe) => Some(usize::try_from(bpe.vocab_size.0)?),
+        TokenizerSpec::File(path) if path.exists() => {
+            let tokenizer = tokenizers::Tokenizer::from_file(path)
+                .map_err(|error| anyhow::anyhow!("data.tokenizer.file: {} is no tokenizer.json: {error}", path.display()))?;
+            Some(tokenizer.get_vocab_size(true))
+        }
+        TokenizerSpec::File(_) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+    use std::path::Path;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: SpecArgs,
+    }
+
+    #[test]
+    fn settings_may_be_given_several_times() {
+        Program::command().debug_assert();
+        let program = Program::parse_from(["spec", "check", "a.yaml", "--set", "seed=1", "--set", "rank={fixed: {}}"]);
+        let SpecCommand::Check(file) = program.args.command else { panic!("not check") };
+        assert_eq!((file.spec.as_path(), file.set.len()), (Path::new("a.yaml"), 2));
+    }
+
+    #[test]
+    fn the_vocabulary_is_counted_where_it_is_known() {
+        let plan = |config: &str| spec::load_plan(&Path::new("configs").join(config), &[]).unwrap().1;
+        let small = check(&plan("gpt-small.yaml")).unwrap();
+        assert!(small.starts_with("gpt-small: vocabulary of 4096; plan "), "{small}");
+        assert!(small.contains("1_048_576"), "4096 × 256 in the embedding: {small}");
+        let chars = plan("shakespeare-char.yaml");
+        assert_eq!(vocabulary_size(&chars).unwrap(), None);
+        assert!(check(&chars).unwrap().contains("unknown until the data is prepared"));
+    }
+}

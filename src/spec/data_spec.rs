@@ -1,0 +1,117 @@
+//! `data:` of a spec: where the text comes from and how it becomes tokens.
+
+use super::count::Count;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Text and tokenizer of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataSpec {
+    /// Where the text comes from.
+    pub source: SourceSpec,
+    /// How text becomes tokens; a `bin` or `tinystories` source is tokenized already and takes `file` (or `bytes`) to decode.
+    pub tokenizer: TokenizerSpec,
+}
+
+/// Where the text comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceSpec {
+    /// The Rust sources of lrpt's own locked dependencies, already on the machine: no download.
+    CargoRegistry,
+    /// Text files.
+    Text(TextSourceSpec),
+    /// JSON lines with the text under a key; each document ends with the end-of-text token.
+    Jsonl(JsonlSourceSpec),
+    /// nanoGPT's `train.bin` and `val.bin` of little-endian uint16 tokens.
+    Bin(BinSourceSpec),
+    /// Pre-tokenized shards as llama2.c writes them for TinyStories: the first `.bin` file of the folder is validation.
+    Tinystories(TinystoriesSourceSpec),
+}
+
+/// Text files: either `train` and `val`, or `path` and `val_fraction`. Entries may be globs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TextSourceSpec {
+    /// Training files or globs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<Vec<String>>,
+    /// Validation files or globs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val: Option<Vec<String>>,
+    /// One file or glob to split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Share of the text, counted in characters from its end, that is validation (default 0.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_fraction: Option<f64>,
+}
+
+/// JSON lines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JsonlSourceSpec {
+    /// Training files or globs.
+    pub train: Vec<String>,
+    /// Validation files or globs; without them `val_fraction` of the documents, from the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val: Option<Vec<String>>,
+    /// Share of the documents, from the end, that is validation when `val` is absent (default 0.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_fraction: Option<f64>,
+    /// Key that holds the text.
+    #[serde(default = "default_text_key")]
+    pub text_key: String,
+}
+
+fn default_text_key() -> String {
+    "text".into()
+}
+
+/// nanoGPT token files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BinSourceSpec {
+    /// Training tokens, little-endian uint16.
+    pub train: PathBuf,
+    /// Validation tokens, little-endian uint16.
+    pub val: PathBuf,
+    /// Number of tokens in the vocabulary; taken from the tokenizer when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<usize>,
+}
+
+/// llama2.c / TinyStories shards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TinystoriesSourceSpec {
+    /// Folder with two or more `.bin` files.
+    pub dir: PathBuf,
+    /// Number of tokens in the vocabulary; taken from the tokenizer when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<usize>,
+}
+
+/// How text becomes tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenizerSpec {
+    /// One token per byte: 256 tokens.
+    Bytes,
+    /// One token per character of the training text.
+    Chars,
+    /// Byte-level BPE trained on the training text.
+    Bpe(BpeSpec),
+    /// A `tokenizer.json` of the Hugging Face tokenizers library.
+    File(PathBuf),
+}
+
+/// Byte-level BPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BpeSpec {
+    /// Number of tokens, at least 257 (256 bytes and the end-of-text token).
+    pub vocab_size: Count,
+}

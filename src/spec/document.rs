@@ -1,0 +1,109 @@
+//! A spec's text with the settings laid over it: reads it, and says where in it something is wrong.
+
+use super::decode::decode;
+use super::key_path::KeyPath;
+use super::locate::{duplicate_key, locate};
+use super::overrides::Override;
+use super::plan::Plan;
+use super::problem::{PointsAt, Problem};
+use super::run_spec::RunSpec;
+use super::schema::schema;
+use super::validate::problems;
+use crate::error::Failure;
+use serde_yaml::Value;
+use std::path::Path;
+
+/// A spec's text, its name in messages, and the settings given on the command line.
+pub(crate) struct Document {
+    name: String,
+    text: String,
+    overrides: Vec<Override>,
+    value: Value,
+}
+
+impl Document {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or as for [`Document::parse`].
+    pub fn read(path: &Path, overrides: &[String]) -> anyhow::Result<Self> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            usage(format!("{name}: cannot read the spec: {error}; give the path of a YAML file such as configs/gpt-small.yaml"))
+        })?;
+        Document::parse(&text, &name, overrides)
+    }
+
+    /// Parses YAML and lays the settings over it, later ones over earlier ones.
+    ///
+    /// # Errors
+    /// The text is not YAML, a mapping holds a key twice, or a setting is malformed.
+    pub fn parse(text: &str, name: &str, overrides: &[String]) -> anyhow::Result<Self> {
+        if let Some((path, place)) = duplicate_key(text) {
+            let message = format!("{path}: this key is here twice; remove one of them");
+            return Err(usage(format!("{name}:{}:{}: {message}", place.line, place.column)));
+        }
+        let mut value: Value = serde_yaml::from_str(text).map_err(|error| usage(not_yaml(name, &error)))?;
+        let schema = schema();
+        let mut parsed = Vec::with_capacity(overrides.len());
+        for written in overrides {
+            let setting = Override::parse(written).map_err(|message| usage(format!("--set {written}: {message}")))?;
+            setting.apply(&mut value, &schema).map_err(|problem| usage(format!("--set {written}: {problem}")))?;
+            parsed.push(setting);
+        }
+        Ok(Document { name: name.to_owned(), text: text.to_owned(), overrides: parsed, value })
+    }
+
+    /// The spec as written, with defaults filled in.
+    ///
+    /// # Errors
+    /// An unknown or missing key or choice, or a value of the wrong type.
+    pub fn spec(&self) -> anyhow::Result<RunSpec> {
+        decode(&self.value).map_err(|problem| self.refusal(&[problem]))
+    }
+
+    /// The spec and the plan made from it.
+    ///
+    /// # Errors
+    /// As for [`Document::spec`], and for values that do not fit together; all of those at once, one per line.
+    pub fn plan(&self) -> anyhow::Result<(RunSpec, Plan)> {
+        let spec = self.spec()?;
+        let plan = Plan::derive(&spec);
+        let problems = problems(&spec, &plan);
+        if problems.is_empty() { Ok((spec, plan)) } else { Err(self.refusal(&problems)) }
+    }
+
+    fn refusal(&self, problems: &[Problem]) -> anyhow::Error {
+        let lines: Vec<String> = problems.iter().map(|problem| format!("{}: {problem}", self.place(problem))).collect();
+        usage(lines.join("\n"))
+    }
+
+    /// `file:line:column`, or the setting that is to blame, or the file alone for a default that was never written.
+    fn place(&self, problem: &Problem) -> String {
+        if problem.path.is_root() {
+            return format!("{}:1:1", self.name);
+        }
+        let in_text = |path: &KeyPath, points_at| {
+            locate(&self.text, path, points_at).map(|place| format!("{}:{}:{}", self.name, place.line, place.column))
+        };
+        let set = |to_blame: &dyn Fn(&Override) -> bool| {
+            self.overrides.iter().rev().find(|setting| to_blame(setting)).map(|setting| format!("--set {}", setting.written))
+        };
+        let ancestors = || std::iter::successors(problem.path.parent(), KeyPath::parent).filter(|path| !path.is_root());
+        set(&|setting| setting.path.holds(&problem.path))
+            .or_else(|| in_text(&problem.path, problem.points_at))
+            .or_else(|| set(&|setting| problem.path.holds(&setting.path)))
+            .or_else(|| ancestors().find_map(|path| in_text(&path, PointsAt::Key)))
+            .unwrap_or_else(|| format!("{} (by default)", self.name))
+    }
+}
+
+fn not_yaml(name: &str, error: &serde_yaml::Error) -> String {
+    let place = error.location().map(|location| format!(":{}:{}", location.line(), location.column())).unwrap_or_default();
+    format!("{name}{place}: not YAML: {error}; look for a wrong indentation or an unclosed bracket or quote near this place")
+}
+
+/// An error of the user's making: exit code 2.
+pub(crate) fn usage(message: String) -> anyhow::Error {
+    anyhow::Error::new(Failure::Usage(message))
+}

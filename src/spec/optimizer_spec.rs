@@ -1,0 +1,132 @@
+//! `optimizer:` of a spec: how weights move.
+
+use super::count::Count;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How weights move: one rule for everything dense, one for the low-rank weights.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerSpec {
+    /// Rule for embeddings, norms, biases, and dense matrices.
+    pub dense: DenseOptimizerSpec,
+    /// Rule for `low_rank` and `factored` weights. Default: `dlra` for low-rank, `dense`'s rule for factored ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub low_rank: Option<LowRankOptimizerSpec>,
+}
+
+/// Rule for dense parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DenseOptimizerSpec {
+    /// AdamW with decoupled weight decay (Loshchilov & Hutter 2019), decay on matrices only.
+    Adamw(AdamwSpec),
+}
+
+impl Default for DenseOptimizerSpec {
+    fn default() -> Self {
+        Self::Adamw(AdamwSpec::default())
+    }
+}
+
+/// Rule for low-rank parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LowRankOptimizerSpec {
+    /// Dynamical low-rank approximation, for `weights: low_rank`.
+    Dlra(DlraSpec),
+    /// AdamW on the factors B and A, for `weights: factored`.
+    Adamw(AdamwSpec),
+}
+
+/// AdamW.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamwSpec {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay, on matrices only.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamwSpec {
+    fn default() -> Self {
+        Self { learning_rate: 3e-3, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1 }
+    }
+}
+
+/// Dynamical low-rank optimizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DlraSpec {
+    /// How a step is taken on the manifold.
+    pub integrator: Integrator,
+    /// Which momentum gives the direction.
+    pub momentum: Momentum,
+    /// How the step returns to the manifold while the rank does not change.
+    pub retraction: RetractionSpec,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment (`adam`).
+    pub beta2: f64,
+    /// Added to the root of the second moment (`adam`).
+    pub epsilon: f64,
+    /// Decoupled weight decay on S.
+    pub weight_decay: f64,
+    /// Steps between re-orthonormalisations of the bases.
+    pub reorthonormalize_every: Count,
+}
+
+impl Default for DlraSpec {
+    fn default() -> Self {
+        Self {
+            integrator: Integrator::Tangent,
+            momentum: Momentum::Spectral,
+            retraction: RetractionSpec::Subspace,
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-10,
+            weight_decay: 0.1,
+            reorthonormalize_every: Count(20),
+        }
+    }
+}
+
+/// How a step is taken on the manifold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Integrator {
+    /// One gradient; augment by the tangent direction, Galerkin step, truncate (algorithms.md §2).
+    Tangent,
+}
+
+/// Momentum of the low-rank weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Momentum {
+    /// The tangent first moment itself, m ← β₁ m + g (SGD-with-momentum form; the paper's λ is √learning_rate and γ = 1 − β₁).
+    HeavyBall,
+    /// Element-wise second moments of the tangent coordinates.
+    Adam,
+    /// Polar factor of the tangent first moment.
+    Spectral,
+}
+
+/// How the step returns to the manifold while the rank does not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RetractionSpec {
+    /// Truncated SVD of the augmented coefficients.
+    Svd,
+    /// One warm-started subspace iteration: right to first order, no SVD.
+    Subspace,
+}

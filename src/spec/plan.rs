@@ -1,0 +1,360 @@
+//! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether two runs are the same.
+
+use super::data_spec::{DataSpec, SourceSpec};
+use super::decode::decode;
+use super::document::usage;
+use super::model_spec::{Architecture, LowRankWeightsSpec, ModelSpec, Target, TargetRank, WeightsSpec};
+use super::optimizer_spec::{AdamwSpec, DenseOptimizerSpec, DlraSpec, LowRankOptimizerSpec, OptimizerSpec};
+use super::rank_spec::{RankSpec, ToleranceSpec};
+use super::run_spec::{CheckpointSpec, DeviceSpec, EvalSpec, RunSpec, SampleSpec, ScheduleSpec, TrainSpec};
+use super::validate::problems;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// One training experiment with every setting decided.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Name of the run.
+    pub name: String,
+    /// Seed of every random stream.
+    pub seed: u64,
+    /// Where to compute.
+    pub device: DeviceSpec,
+    /// Shape of the network and form of each of its matrices.
+    pub model: ModelPlan,
+    /// Text and tokenizer; `val_fraction` is filled in wherever the text is split.
+    pub data: DataSpec,
+    /// Length and batch of the training.
+    pub train: TrainSpec,
+    /// The rules that move the weights.
+    pub optimizer: OptimizerPlan,
+    /// How ranks change.
+    pub rank: RankPlan,
+    /// Learning rate over the run.
+    pub schedule: ScheduleSpec,
+    /// Validation during training.
+    pub eval: EvalSpec,
+    /// Checkpoints during training.
+    pub checkpoint: CheckpointSpec,
+    /// Text generated at each evaluation.
+    pub sample: SampleSpec,
+    /// Tokens a step sees: batch_size × gradient_accumulation_steps × block_size.
+    pub tokens_per_step: u64,
+    /// Tokens the run sees: tokens_per_step × max_steps.
+    pub total_tokens: u64,
+}
+
+/// Shape of the network and form of its weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelPlan {
+    /// Architecture.
+    pub arch: Architecture,
+    /// Number of transformer blocks.
+    pub n_layer: usize,
+    /// Attention heads per block.
+    pub n_head: usize,
+    /// Width of the residual stream, C.
+    pub n_embd: usize,
+    /// Context length in tokens, T.
+    pub block_size: usize,
+    /// Probability of dropping an activation.
+    pub dropout: f64,
+    /// Whether linear layers and layer norms have biases.
+    pub bias: bool,
+    /// Form of each matrix of a block, the same in all blocks; has every [`Target`].
+    pub weights: BTreeMap<Target, WeightForm>,
+}
+
+impl ModelPlan {
+    /// Form of one matrix of a block.
+    pub fn form(&self, target: Target) -> WeightForm {
+        self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
+    }
+
+    /// Rows and columns (m, n) of one matrix of a block.
+    pub fn shape(&self, target: Target) -> (usize, usize) {
+        target.shape(self.n_embd)
+    }
+}
+
+/// Form of one matrix W, m × n.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum WeightForm {
+    /// A full matrix.
+    Dense,
+    /// W = U S Vᵀ with U: m×r, S: r×r, V: n×r, trained on the manifold of rank-r matrices.
+    LowRank {
+        /// Rank r at the start of training.
+        rank: usize,
+    },
+    /// W = B A with free factors B: m×r, A: r×n.
+    Factored {
+        /// Inner dimension r.
+        rank: usize,
+    },
+}
+
+impl WeightForm {
+    /// Rank at the start of training; none for a full matrix.
+    pub fn rank(self) -> Option<usize> {
+        match self {
+            WeightForm::Dense => None,
+            WeightForm::LowRank { rank } | WeightForm::Factored { rank } => Some(rank),
+        }
+    }
+}
+
+/// The rules that move the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerPlan {
+    /// Rule for embeddings, norms, biases, and full matrices.
+    pub dense: DenseOptimizerSpec,
+    /// Rule for low-rank or factored matrices; none exactly where the network has neither.
+    pub low_rank: Option<LowRankOptimizerSpec>,
+}
+
+impl OptimizerPlan {
+    /// The settings of DLRA where low-rank matrices are trained by it.
+    pub fn dlra(&self) -> Option<&DlraSpec> {
+        match &self.low_rank {
+            Some(LowRankOptimizerSpec::Dlra(dlra)) => Some(dlra),
+            _ => None,
+        }
+    }
+
+    /// The settings of AdamW on factors where factored matrices are trained by it.
+    pub fn factored_adamw(&self) -> Option<&AdamwSpec> {
+        match &self.low_rank {
+            Some(LowRankOptimizerSpec::Adamw(adamw)) => Some(adamw),
+            _ => None,
+        }
+    }
+}
+
+/// How ranks change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RankPlan {
+    /// Ranks stay as they start.
+    Fixed,
+    /// Cycles: grow, let the new directions settle, truncate by tolerance (algorithms.md §4).
+    Tolerance(TolerancePlan),
+}
+
+/// Tolerance-driven ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TolerancePlan {
+    /// Steps between two growths.
+    pub grow_every: u64,
+    /// Steps the new directions are trained before the truncation.
+    pub settle: u64,
+    /// Ranks added by a growth.
+    pub grow_by: usize,
+    /// First step at which ranks may change.
+    pub start: u64,
+    /// Step after which ranks no longer change.
+    pub freeze: u64,
+    /// Tolerance and bounds of every low-rank target.
+    pub targets: BTreeMap<Target, ToleranceTargetPlan>,
+}
+
+/// Tolerance and bounds of one target.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToleranceTargetPlan {
+    /// Relative Frobenius tolerance τ: the discarded tail is at most τ‖W‖_F.
+    pub tau: f64,
+    /// Smallest rank.
+    pub min_rank: usize,
+    /// Largest rank.
+    pub max_rank: usize,
+}
+
+/// Settings that leave every loss and every weight as it is, and figures that follow from others.
+const NOT_OF_THE_TRAJECTORY: [&str; 7] = ["name", "device", "train.log_every", "checkpoint", "sample", "tokens_per_step", "total_tokens"];
+
+impl Plan {
+    /// Decides everything a spec leaves open and checks that its values fit together.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`](crate::error::Failure::Usage) with one line per problem: key path, what is wrong, the remedy.
+    /// [`load_plan`](super::load_plan) adds the places in the file.
+    pub fn resolve(spec: &RunSpec) -> anyhow::Result<Plan> {
+        let plan = Plan::derive(spec);
+        let lines: Vec<String> = problems(spec, &plan).iter().map(ToString::to_string).collect();
+        if lines.is_empty() { Ok(plan) } else { Err(usage(lines.join("\n"))) }
+    }
+
+    /// Decides everything a spec leaves open, whether or not its values make sense.
+    pub(crate) fn derive(spec: &RunSpec) -> Plan {
+        let model = model_plan(&spec.model);
+        let sequences = (spec.train.batch_size as u64).saturating_mul(spec.train.gradient_accumulation_steps as u64);
+        let tokens_per_step = sequences.saturating_mul(spec.model.block_size as u64);
+        Plan {
+            name: spec.name.clone(),
+            seed: spec.seed,
+            device: spec.device,
+            data: data_plan(&spec.data),
+            train: spec.train.clone(),
+            optimizer: optimizer_plan(&spec.optimizer, &spec.model.weights),
+            rank: rank_plan(spec, &model),
+            model,
+            schedule: spec.schedule.clone(),
+            eval: spec.eval,
+            checkpoint: spec.checkpoint,
+            sample: spec.sample.clone(),
+            tokens_per_step,
+            total_tokens: tokens_per_step.saturating_mul(spec.train.max_steps.0),
+        }
+    }
+
+    /// Reads a plan back that [`to_yaml`](super::to_yaml) wrote; `name` stands for the file in messages.
+    ///
+    /// # Errors
+    /// The text is not such a plan, for instance because another version of lrpt wrote it.
+    pub fn from_yaml(text: &str, name: &str) -> anyhow::Result<Plan> {
+        let value = serde_yaml::from_str(text).map_err(|error| usage(format!("{name}: not YAML: {error}")))?;
+        let remedy = "the plan was edited or comes from another version of lrpt; make it anew from the spec beside it";
+        decode(&value).map_err(|problem| usage(format!("{name}: {problem}; {remedy}")))
+    }
+
+    /// Identity of the run's trajectory: BLAKE3 (hexadecimal) of the canonical JSON, sorted by key path, of every setting that can
+    /// change a loss or a weight. Left out are the name, the device, `train.log_every`, `checkpoint` and `sample`.
+    pub fn hash(&self) -> String {
+        let canonical = serde_json::to_string(&self.trajectory()).expect("a map of texts to JSON values is JSON");
+        blake3::Hasher::new_derive_key("lrpt plan v1").update(canonical.as_bytes()).finalize().to_hex().to_string()
+    }
+
+    /// The settings in which the trajectories of two plans differ, from `self` to `other`, as in `train.batch_size: 16 -> 8`;
+    /// empty exactly when their hashes are equal.
+    pub fn trajectory_differences(&self, other: &Plan) -> Vec<String> {
+        let (ours, theirs) = (self.trajectory(), other.trajectory());
+        let mut paths: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
+        paths.sort();
+        paths.dedup();
+        let shown =
+            |value: Option<&Value>| value.map_or("not set".to_owned(), |value| value.as_str().map_or(value.to_string(), str::to_owned));
+        let line = |path: &String| format!("{path}: {} -> {}", shown(ours.get(path)), shown(theirs.get(path)));
+        paths.into_iter().filter(|path| ours.get(*path) != theirs.get(*path)).map(line).collect()
+    }
+
+    /// Key path and value of every setting that can change a loss or a weight.
+    fn trajectory(&self) -> BTreeMap<String, Value> {
+        let mut leaves = BTreeMap::new();
+        collect_leaves(&serde_json::to_value(self).expect("a plan is JSON"), "", &mut leaves);
+        leaves
+    }
+}
+
+fn collect_leaves(value: &Value, path: &str, leaves: &mut BTreeMap<String, Value>) {
+    if NOT_OF_THE_TRAJECTORY.contains(&path) {
+        return;
+    }
+    match value {
+        Value::Object(entries) if !entries.is_empty() => {
+            for (key, entry) in entries {
+                let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                collect_leaves(entry, &below, leaves);
+            }
+        }
+        leaf => drop(leaves.insert(path.to_owned(), leaf.clone())),
+    }
+}
+
+fn model_plan(spec: &ModelSpec) -> ModelPlan {
+    let form = |target| match &spec.weights {
+        WeightsSpec::Dense => WeightForm::Dense,
+        WeightsSpec::LowRank(ranks) => rank_of(ranks, target).map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank }),
+        WeightsSpec::Factored(ranks) => rank_of(ranks, target).map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank }),
+    };
+    ModelPlan {
+        arch: spec.arch,
+        n_layer: spec.n_layer,
+        n_head: spec.n_head,
+        n_embd: spec.n_embd,
+        block_size: spec.block_size,
+        dropout: spec.dropout,
+        bias: spec.bias,
+        weights: Target::ALL.into_iter().map(|target| (target, form(target))).collect(),
+    }
+}
+
+/// Rank of one target; none for a full matrix.
+fn rank_of(ranks: &LowRankWeightsSpec, target: Target) -> Option<usize> {
+    match ranks.targets.get(&target) {
+        None => Some(ranks.rank),
+        Some(TargetRank::Rank(rank)) => Some(*rank),
+        Some(TargetRank::Dense) => None,
+    }
+}
+
+/// Share of the text that is validation, where a spec splits it without saying how.
+const DEFAULT_VAL_FRACTION: f64 = 0.1;
+
+fn data_plan(spec: &DataSpec) -> DataSpec {
+    let mut data = spec.clone();
+    match &mut data.source {
+        SourceSpec::Text(text) if text.path.is_some() => drop(text.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION)),
+        SourceSpec::Jsonl(jsonl) if jsonl.val.is_none() => drop(jsonl.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION)),
+        _ => {}
+    }
+    data
+}
+
+fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec) -> OptimizerPlan {
+    let default_rule = || match weights {
+        WeightsSpec::Dense => None,
+        WeightsSpec::LowRank(_) => Some(LowRankOptimizerSpec::Dlra(DlraSpec::default())),
+        WeightsSpec::Factored(_) => {
+            let DenseOptimizerSpec::Adamw(adamw) = &spec.dense;
+            Some(LowRankOptimizerSpec::Adamw(adamw.clone()))
+        }
+    };
+    let written = match (&spec.low_rank, weights) {
+        (_, WeightsSpec::Dense) | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => None,
+        (rule, _) => rule.clone(),
+    };
+    OptimizerPlan { dense: spec.dense.clone(), low_rank: written.or_else(default_rule) }
+}
+
+fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
+    let (RankSpec::Tolerance(tolerance), WeightsSpec::LowRank(_)) = (&spec.rank, &spec.model.weights) else { return RankPlan::Fixed };
+    let freeze = tolerance.freeze.map_or(spec.train.max_steps.0 - spec.train.max_steps.0 / 4, |freeze| freeze.0);
+    let low_rank = model.weights.iter().filter_map(|(target, form)| match form {
+        WeightForm::LowRank { rank } => Some((*target, *rank)),
+        WeightForm::Dense | WeightForm::Factored { .. } => None,
+    });
+    RankPlan::Tolerance(TolerancePlan {
+        grow_every: tolerance.grow_every.0,
+        settle: tolerance.settle.0,
+        grow_by: tolerance.grow_by,
+        start: tolerance.start.map_or(warmup_steps(&spec.schedule).min(freeze.saturating_sub(1)), |start| start.0),
+        freeze,
+        targets: low_rank.map(|(target, rank)| (target, tolerance_of(tolerance, target, rank, model.shape(target)))).collect(),
+    })
+}
+
+/// Tolerance and bounds of one target; the largest rank is twice the starting rank unless given.
+fn tolerance_of(spec: &ToleranceSpec, target: Target, rank: usize, (rows, columns): (usize, usize)) -> ToleranceTargetPlan {
+    let exception = spec.targets.get(&target).copied().unwrap_or_default();
+    ToleranceTargetPlan {
+        tau: exception.tau.unwrap_or(spec.tau),
+        min_rank: exception.min_rank.unwrap_or(spec.min_rank),
+        max_rank: exception.max_rank.or(spec.max_rank).unwrap_or(rank.saturating_mul(2).min(rows.min(columns))),
+    }
+}
+
+/// Steps of linear warm-up of any schedule.
+pub(crate) fn warmup_steps(schedule: &ScheduleSpec) -> u64 {
+    match schedule {
+        ScheduleSpec::Constant(schedule) => schedule.warmup_steps.0,
+        ScheduleSpec::Cosine(schedule) | ScheduleSpec::Linear(schedule) => schedule.warmup_steps.0,
+        ScheduleSpec::WarmupStableDecay(schedule) => schedule.warmup_steps.0,
+    }
+}

@@ -1,0 +1,323 @@
+//! Whether the values of a spec make sense and fit together.
+
+use super::data_spec::{DataSpec, SourceSpec, TextSourceSpec, TokenizerSpec};
+use super::model_spec::{ModelSpec, Target, WeightsSpec};
+use super::optimizer_spec::{AdamwSpec, DenseOptimizerSpec, DlraSpec, LowRankOptimizerSpec, OptimizerSpec};
+use super::plan::{Plan, RankPlan, TolerancePlan, WeightForm, warmup_steps};
+use super::problem::Problem;
+use super::rank_spec::{RankSpec, ToleranceSpec};
+use super::run_spec::{RunSpec, SampleSpec, ScheduleSpec};
+
+/// Everything that is wrong with a spec whose types are right; `plan` is what was derived from it.
+pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
+    let mut found = Findings(Vec::new());
+    check_name(&mut found, &spec.name);
+    check_model(&mut found, &spec.model);
+    check_weights(&mut found, spec, plan);
+    check_data(&mut found, &spec.data);
+    check_train(&mut found, spec);
+    check_optimizer(&mut found, &spec.optimizer, &spec.model.weights);
+    check_rank(&mut found, spec, plan);
+    check_schedule(&mut found, spec);
+    found.require(spec.eval.every.0 >= 1, "eval.every", || "is 0; give the steps between two validations, at least 1".into());
+    found.require(spec.eval.tokens.0 >= spec.model.block_size as u64, "eval.tokens", || {
+        format!("is {}, less than one window of {} tokens; set it to at least `model.block_size`", spec.eval.tokens, spec.model.block_size)
+    });
+    found.require(spec.checkpoint.every.0 >= 1, "checkpoint.every", || "is 0; give the steps between two checkpoints, at least 1".into());
+    found.require(spec.checkpoint.keep_last >= 1, "checkpoint.keep_last", || {
+        "is 0; a run needs its newest checkpoint to resume, set at least 1".into()
+    });
+    check_sample(&mut found, &spec.sample);
+    found.0
+}
+
+/// The problems found so far.
+struct Findings(Vec<Problem>);
+
+impl Findings {
+    fn require(&mut self, holds: bool, path: &str, message: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Problem::at(path, message()));
+        }
+    }
+
+    fn require_positive(&mut self, value: u64, path: &str) {
+        self.require(value >= 1, path, || "is 0; set at least 1".into());
+    }
+
+    /// `value` lies where `within` says, which also refuses NaN.
+    fn require_number(&mut self, value: f64, within: bool, range: &str, path: &str) {
+        self.require(within && value.is_finite(), path, || format!("is {value}; set a number {range}"));
+    }
+}
+
+fn check_name(found: &mut Findings, name: &str) {
+    let is_folder_name = !name.is_empty() && !name.starts_with('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    found.require(is_folder_name, "name", || {
+        format!("`{name}` is no name for a folder under runs/; use letters, digits, `-`, `_` and `.`, and no `.` in front")
+    });
+}
+
+fn check_model(found: &mut Findings, model: &ModelSpec) {
+    let sizes = [("n_layer", model.n_layer), ("n_head", model.n_head), ("n_embd", model.n_embd), ("block_size", model.block_size)];
+    for (key, size) in sizes {
+        found.require_positive(size as u64, &format!("model.{key}"));
+    }
+    if model.n_head >= 1 && model.n_embd >= 1 {
+        found.require(model.n_embd.is_multiple_of(model.n_head), "model.n_head", || {
+            format!(
+                "{} does not divide `model.n_embd` {}; choose {}",
+                model.n_head,
+                model.n_embd,
+                nearest_divisors(model.n_embd, model.n_head)
+            )
+        });
+    }
+    found.require_number(model.dropout, (0.0..1.0).contains(&model.dropout), "of at least 0 and less than 1", "model.dropout");
+}
+
+/// The divisors of `number` next to `wish`, in words.
+fn nearest_divisors(number: usize, wish: usize) -> String {
+    let divides = |divisor: &usize| number.is_multiple_of(*divisor);
+    let below = (1..wish.min(number)).rev().find(divides);
+    let above = (wish..=number).find(divides);
+    let names: Vec<String> = below.into_iter().chain(above).map(|divisor| divisor.to_string()).collect();
+    names.join(" or ")
+}
+
+fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
+    let (kind, ranks) = match &spec.model.weights {
+        WeightsSpec::Dense => return,
+        WeightsSpec::LowRank(ranks) => ("low_rank", ranks),
+        WeightsSpec::Factored(ranks) => ("factored", ranks),
+    };
+    let everything_dense = plan.model.weights.values().all(|form| *form == WeightForm::Dense);
+    found.require(!everything_dense, &format!("model.weights.{kind}.targets"), || "every target is dense; write `weights: dense`".into());
+    let mut default_rank_refused = false;
+    for (target, form) in &plan.model.weights {
+        let Some(rank) = form.rank() else { continue };
+        let is_exception = ranks.targets.contains_key(target);
+        let (rows, columns) = plan.model.shape(*target);
+        let limit = rows.min(columns);
+        if (1..=limit).contains(&rank) || limit == 0 || (!is_exception && default_rank_refused) {
+            continue;
+        }
+        default_rank_refused |= !is_exception;
+        let path =
+            if is_exception { format!("model.weights.{kind}.targets.{}", target.name()) } else { format!("model.weights.{kind}.rank") };
+        let name = target.name();
+        found.require(false, &path, || {
+            format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}, or `dense`")
+        });
+    }
+}
+
+fn check_data(found: &mut Findings, data: &DataSpec) {
+    match &data.source {
+        SourceSpec::CargoRegistry => {}
+        SourceSpec::Text(text) => check_text_source(found, text),
+        SourceSpec::Jsonl(jsonl) => {
+            let path = "data.source.jsonl";
+            found.require(!jsonl.train.is_empty(), &format!("{path}.train"), || "is empty; name at least one file or glob".into());
+            found.require(!jsonl.text_key.is_empty(), &format!("{path}.text_key"), || "is empty; name the key that holds the text".into());
+            if let Some(val) = &jsonl.val {
+                found.require(!val.is_empty(), &format!("{path}.val"), || "is empty; name at least one file or glob".into());
+                found.require(jsonl.val_fraction.is_none(), &format!("{path}.val_fraction"), || "unused beside `val`; remove it".into());
+            }
+            check_fraction(found, jsonl.val_fraction, &format!("{path}.val_fraction"));
+        }
+        SourceSpec::Bin(bin) => check_tokenized_source(found, data, "bin", bin.vocab_size),
+        SourceSpec::Tinystories(shards) => check_tokenized_source(found, data, "tinystories", shards.vocab_size),
+    }
+    if let TokenizerSpec::Bpe(bpe) = &data.tokenizer {
+        let size = bpe.vocab_size;
+        found.require((257..=u64::from(u32::MAX)).contains(&size.0), "data.tokenizer.bpe.vocab_size", || {
+            format!("is {size}; set at least 257 (256 bytes and the end-of-text token) and less than 2^32")
+        });
+    }
+}
+
+fn check_text_source(found: &mut Findings, text: &TextSourceSpec) {
+    let path = "data.source.text";
+    match (&text.train, &text.val, &text.path) {
+        (Some(train), Some(val), None) => {
+            for (key, files) in [("train", train), ("val", val)] {
+                found.require(!files.is_empty(), &format!("{path}.{key}"), || "is empty; name at least one file or glob".into());
+            }
+            found.require(text.val_fraction.is_none(), &format!("{path}.val_fraction"), || "unused beside `val`; remove it".into());
+        }
+        (None, None, Some(file)) => {
+            found.require(!file.is_empty(), &format!("{path}.path"), || "is empty; name a file or glob".into());
+            check_fraction(found, text.val_fraction, &format!("{path}.val_fraction"));
+        }
+        _ => found.require(false, path, || {
+            let keys = [("train", text.train.is_some()), ("val", text.val.is_some()), ("path", text.path.is_some())];
+            let given: Vec<&str> = keys.iter().filter(|(_, is_given)| *is_given).map(|(key, _)| *key).collect();
+            let given = if given.is_empty() { "neither".to_owned() } else { format!("`{}`", given.join("`, `")) };
+            format!("has {given}; give either `train` and `val`, or `path` alone (with `val_fraction` if you like)")
+        }),
+    }
+}
+
+fn check_tokenized_source(found: &mut Findings, data: &DataSpec, kind: &str, vocab_size: Option<usize>) {
+    let decodes = matches!(data.tokenizer, TokenizerSpec::File(_) | TokenizerSpec::Bytes);
+    found.require(decodes, "data.tokenizer", || {
+        format!("cannot be trained on a `{kind}` source, which is tokenized already; write `{{file: tokenizer.json}}` or `bytes`")
+    });
+    found.require(vocab_size != Some(0), &format!("data.source.{kind}.vocab_size"), || {
+        "is 0; set the number of tokens or remove it to use the tokenizer's".into()
+    });
+}
+
+fn check_fraction(found: &mut Findings, fraction: Option<f64>, path: &str) {
+    let Some(fraction) = fraction else { return };
+    found.require_number(fraction, fraction > 0.0 && fraction < 1.0, "greater than 0 and less than 1", path);
+}
+
+fn check_train(found: &mut Findings, spec: &RunSpec) {
+    let train = &spec.train;
+    found.require_positive(train.max_steps.0, "train.max_steps");
+    found.require_positive(train.batch_size as u64, "train.batch_size");
+    found.require_positive(train.gradient_accumulation_steps as u64, "train.gradient_accumulation_steps");
+    found.require_positive(train.log_every.0, "train.log_every");
+    found.require_number(train.grad_clip, train.grad_clip >= 0.0, "of at least 0 (0 turns clipping off)", "train.grad_clip");
+    let factors = [train.batch_size as u64, train.gradient_accumulation_steps as u64, spec.model.block_size as u64, train.max_steps.0];
+    let total = factors.iter().try_fold(1u64, |product, factor| product.checked_mul(*factor));
+    found.require(total.is_some(), "train.max_steps", || "the run's tokens do not fit 64 bits; reduce the steps or the batch".into());
+}
+
+fn check_optimizer(found: &mut Findings, optimizer: &OptimizerSpec, weights: &WeightsSpec) {
+    let DenseOptimizerSpec::Adamw(adamw) = &optimizer.dense;
+    check_adamw(found, adamw, "optimizer.dense.adamw");
+    match (&optimizer.low_rank, weights) {
+        // Unused rather than wrong: see `unused_settings`.
+        (None, _) | (Some(_), WeightsSpec::Dense) | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => {}
+        (Some(LowRankOptimizerSpec::Adamw(_)), WeightsSpec::LowRank(_)) => {
+            let remedy = "needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it";
+            found.require(false, "optimizer.low_rank.adamw", || remedy.into());
+        }
+        (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) => check_dlra(found, dlra, "optimizer.low_rank.dlra"),
+        (Some(LowRankOptimizerSpec::Adamw(adamw)), WeightsSpec::Factored(_)) => check_adamw(found, adamw, "optimizer.low_rank.adamw"),
+    }
+}
+
+fn check_adamw(found: &mut Findings, adamw: &AdamwSpec, path: &str) {
+    check_moments(found, [adamw.learning_rate, adamw.beta1, adamw.beta2, adamw.epsilon, adamw.weight_decay], path);
+}
+
+fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
+    check_moments(found, [dlra.learning_rate, dlra.beta1, dlra.beta2, dlra.epsilon, dlra.weight_decay], path);
+    found.require_positive(dlra.reorthonormalize_every.0, &format!("{path}.reorthonormalize_every"));
+}
+
+/// What every rule with moments and decoupled weight decay needs.
+fn check_moments(found: &mut Findings, [learning_rate, beta1, beta2, epsilon, weight_decay]: [f64; 5], path: &str) {
+    found.require_number(learning_rate, learning_rate > 0.0, "greater than 0", &format!("{path}.learning_rate"));
+    for (key, beta) in [("beta1", beta1), ("beta2", beta2)] {
+        found.require_number(beta, (0.0..1.0).contains(&beta), "of at least 0 and less than 1", &format!("{path}.{key}"));
+    }
+    found.require_number(epsilon, epsilon > 0.0, "greater than 0, such as 1e-8", &format!("{path}.epsilon"));
+    let decays = weight_decay >= 0.0 && (learning_rate * weight_decay < 1.0 || learning_rate <= 0.0 || !learning_rate.is_finite());
+    let range = "of at least 0 whose product with the learning rate is less than 1";
+    found.require_number(weight_decay, decays, range, &format!("{path}.weight_decay"));
+}
+
+/// Settings that the form of the weights or the length of the run leaves without effect, each with what happens instead.
+///
+/// They are no errors, so that one spec serves a method and its baselines: `--set model.weights=dense` is enough.
+pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
+    let mut unused = Vec::new();
+    match (&spec.optimizer.low_rank, &spec.model.weights) {
+        (Some(_), WeightsSpec::Dense) => unused.push("optimizer.low_rank: unused with `model.weights: dense`".into()),
+        (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => {
+            unused.push("optimizer.low_rank.dlra: unused with factored weights, which move by `optimizer.dense`'s rule".into());
+        }
+        _ => {}
+    }
+    if matches!(spec.rank, RankSpec::Tolerance(_)) && !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
+        unused.push("rank.tolerance: unused, only `model.weights: {low_rank: ...}` have ranks that change".into());
+    }
+    let (warmup, steps) = (warmup_steps(&spec.schedule), spec.train.max_steps.0);
+    if warmup > steps {
+        unused.push(format!("schedule: the warm-up of {warmup} steps is longer than the run of {steps}; it ends before the full learning rate"));
+    }
+    unused
+}
+
+fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
+    let (RankSpec::Tolerance(tolerance), RankPlan::Tolerance(resolved)) = (&spec.rank, &plan.rank) else { return };
+    let path = "rank.tolerance";
+    found.require_positive(resolved.grow_every, &format!("{path}.grow_every"));
+    found.require_positive(resolved.grow_by as u64, &format!("{path}.grow_by"));
+    found.require((1..resolved.grow_every.max(2)).contains(&resolved.settle), &format!("{path}.settle"), || {
+        format!("is {}; set at least 1 and less than `grow_every` {}", resolved.settle, resolved.grow_every)
+    });
+    let bound = if tolerance.freeze.is_some() || tolerance.start.is_none() { "freeze" } else { "start" };
+    found.require(resolved.start < resolved.freeze, &format!("{path}.{bound}"), || {
+        let (start, freeze) = (resolved.start, resolved.freeze);
+        format!("ranks would change from step {start} (`start`, by default the warm-up's end) to {freeze} (`freeze`); set `start` below `freeze`")
+    });
+    for target in tolerance.targets.keys().filter(|target| !resolved.targets.contains_key(target)) {
+        found.require(false, &format!("{path}.targets.{}", target.name()), || "unused: this target is dense; remove it".into());
+    }
+    check_rank_bounds(found, tolerance, resolved, plan);
+}
+
+/// Per target: tau in (0, 1) and 1 ≤ min_rank ≤ starting rank ≤ max_rank ≤ min(m, n). A shared setting is refused once.
+fn check_rank_bounds(found: &mut Findings, tolerance: &ToleranceSpec, resolved: &TolerancePlan, plan: &Plan) {
+    let exception = |target: &Target| tolerance.targets.get(target).copied().unwrap_or_default();
+    for (target, bounds) in &resolved.targets {
+        let rank = plan.model.form(*target).rank().unwrap_or(0);
+        let (rows, columns) = plan.model.shape(*target);
+        let (own, name) = (exception(target), target.name());
+        let path =
+            |is_own: bool, key: &str| if is_own { format!("rank.tolerance.targets.{name}.{key}") } else { format!("rank.tolerance.{key}") };
+        let first_with_it = |path: &str, found: &Findings| found.0.iter().all(|problem| problem.path.to_string() != path);
+
+        let at = path(own.tau.is_some(), "tau");
+        if first_with_it(&at, found) {
+            found.require_number(bounds.tau, bounds.tau > 0.0 && bounds.tau < 1.0, "greater than 0 and less than 1", &at);
+        }
+        let at = path(own.min_rank.is_some(), "min_rank");
+        if first_with_it(&at, found) {
+            found.require((1..=rank.max(1)).contains(&bounds.min_rank), &at, || {
+                format!("is {}, but `{name}` starts at rank {rank}; set 1 to {rank}", bounds.min_rank)
+            });
+        }
+        let at = path(own.max_rank.is_some(), "max_rank");
+        let limit = rows.min(columns);
+        if rank <= limit && first_with_it(&at, found) {
+            found.require((rank..=limit).contains(&bounds.max_rank), &at, || {
+                format!("is {}, but `{name}`, {rows} × {columns}, starts at rank {rank}; set {rank} to {limit}", bounds.max_rank)
+            });
+        }
+    }
+}
+
+fn check_schedule(found: &mut Findings, spec: &RunSpec) {
+    let (kind, final_ratio, decay_steps) = match &spec.schedule {
+        ScheduleSpec::Constant(_) => ("constant", None, None),
+        ScheduleSpec::Cosine(decay) => ("cosine", Some(decay.final_ratio), None),
+        ScheduleSpec::Linear(decay) => ("linear", Some(decay.final_ratio), None),
+        ScheduleSpec::WarmupStableDecay(stable) => ("warmup_stable_decay", Some(stable.final_ratio), Some(stable.decay_steps.0)),
+    };
+    let (warmup, steps) = (warmup_steps(&spec.schedule), spec.train.max_steps.0);
+    if let Some(ratio) = final_ratio {
+        found.require_number(ratio, (0.0..=1.0).contains(&ratio), "from 0 to 1", &format!("schedule.{kind}.final_ratio"));
+    }
+    if let Some(decay) = decay_steps {
+        let room = steps.saturating_sub(warmup);
+        found.require((1..=room.max(1)).contains(&decay), &format!("schedule.{kind}.decay_steps"), || {
+            format!("is {decay}; set 1 to {room}, the steps after the warm-up")
+        });
+    }
+}
+
+fn check_sample(found: &mut Findings, sample: &SampleSpec) {
+    let temperature = sample.temperature;
+    found.require_number(temperature, temperature >= 0.0, "of at least 0 (0 always takes the likeliest token)", "sample.temperature");
+    if let Some(top_p) = sample.top_p {
+        found.require_number(top_p, top_p > 0.0 && top_p <= 1.0, "greater than 0 and at most 1", "sample.top_p");
+    }
+    found.require(sample.top_k != Some(0), "sample.top_k", || "is 0; set at least 1 or remove it".into());
+}
