@@ -8,8 +8,13 @@ mod oracle;
 mod run_folder;
 mod session;
 mod stop;
+mod trainer;
 
 pub use evaluate::{ValidationLoss, evaluate};
+pub use memory::measured as measured_memory;
+pub use meter::{Means, Meter};
+pub use oracle::OracleTimes;
 pub use run_folder::{LoadedRun, RunFolder};
-pub use session::{Outcome, TrainOptions, model_config, optimizer_settings, train};
+pub use session::{Outcome, TrainOptions, train};
 pub use stop::StopSignal;
+pub use trainer::{TimedStep, Trainer};
