@@ -6,7 +6,8 @@
 
 For every row the two programs run alternately (lrpt, PyTorch, lrpt, PyTorch, ...), each run a process of its own with the same number of
 threads, and each pair gives one ratio of their median tokens per second: on a machine whose speed drifts, only neighbours in time can
-be compared. The table on standard output is Markdown; every single run goes to standard error, and with --json FILE also its figures.
+be compared. And not even those where others use the cores: PyTorch's threads wait for each other and lose several times more than ours.
+What other processes used during a run is measured (on Linux) and printed, and a row that was disturbed is not judged. The table on standard output is Markdown; every single run goes to standard error, and with --json FILE also its figures.
 
 The shapes stand in configs/*.yaml alone: lrpt reports them, and the peer is started with them. The peer is a script that trains a dense
 GPT (or, with `--rank R`, W = B A) and prints `tokens/s BEST best MEDIAN median` and `peak_rss_mb N`.
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -55,10 +57,41 @@ ROWS = {
 }
 
 
+# Share of all cores that other processes may use during a run before its figures say nothing about the two programs.
+DISTURBED = 0.05
+
+
+class Cores:
+    """What other processes use of the cores between its making and `used_by_others`."""
+
+    def __init__(self):
+        self.start = self.now()
+
+    @staticmethod
+    def now() -> Optional[tuple]:
+        """Seconds of all cores that were busy or taken by other guests of the host, all seconds, and those of our finished children."""
+        try:
+            fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        except (OSError, ValueError):
+            return None
+        tick = os.sysconf("SC_CLK_TCK")
+        idle = fields[3] + fields[4]
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return (sum(fields) - idle) / tick, sum(fields) / tick, children.ru_utime + children.ru_stime
+
+    def used_by_others(self) -> Optional[float]:
+        """Share of all cores' time; none where the system does not tell."""
+        end = self.now()
+        if self.start is None or end is None:
+            return None
+        busy, all_seconds, children = (b - a for a, b in zip(self.start, end))
+        return max(0.0, busy - children) / all_seconds if all_seconds > 0 else None
+
+
 @dataclass
 class Measurement:
     tokens_per_second: float
-    peak_bytes: Optional[float]
+    peak_bytes: float
 
 
 def run(command: list, threads: int) -> str:
@@ -110,12 +143,14 @@ def compare(arguments: argparse.Namespace, name: str, row: Row) -> list:
     """The pairs of one row, in the order they were run."""
     pairs = []
     for repeat in range(arguments.repeats):
+        cores = Cores()
         ours = run_lrpt(arguments, row)
         if ours["debug_build"]:
             sys.exit(f"{arguments.lrpt} is a debug build, whose times say nothing; give the one of `cargo build --release`")
         theirs = run_peer(arguments, row, ours["shape"])
         pair = {
             "row": name,
+            "used_by_others": cores.used_by_others(),
             "lrpt": ours,
             "peer": vars(theirs),
             "speed": ours["tokens_per_second"] / theirs.tokens_per_second,
@@ -124,11 +159,15 @@ def compare(arguments: argparse.Namespace, name: str, row: Row) -> list:
         pairs.append(pair)
         print(
             f"{name} {repeat + 1}/{arguments.repeats}: lrpt {ours['tokens_per_second']:.0f}, PyTorch {theirs.tokens_per_second:.0f} tokens/s, "
-            f"ratio {pair['speed']:.2f}",
+            f"ratio {pair['speed']:.2f}, others used {percent(pair['used_by_others'])} of the cores",
             file=sys.stderr,
             flush=True,
         )
     return pairs
+
+
+def percent(share: Optional[float]) -> str:
+    return "an unknown share" if share is None else f"{100 * share:.0f}%"
 
 
 def spread(values: list, digits: int = 2) -> str:
@@ -140,7 +179,10 @@ def spread(values: list, digits: int = 2) -> str:
 
 
 def verdict(row: Row, pairs: list) -> str:
-    """Which bars the medians meet."""
+    """Which bars the medians meet, if nobody else used the cores."""
+    disturbance = max(pair["used_by_others"] or 0.0 for pair in pairs)
+    if disturbance > DISTURBED:
+        return f"not judged: others used up to {percent(disturbance)} of the cores"
     middle = lambda key: statistics.median(key(pair) for pair in pairs)
     missed = []
     if middle(lambda pair: pair["speed"]) < row.speed_bar:
