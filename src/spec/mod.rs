@@ -26,8 +26,8 @@ pub use optimizer_spec::*;
 pub use plan::*;
 pub use rank_spec::*;
 pub use run_spec::*;
-pub use validate::unused_settings;
 pub use schema::schema;
+pub use validate::unused_settings;
 
 use document::Document;
 use std::path::Path;
