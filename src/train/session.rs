@@ -5,17 +5,18 @@ use super::memory;
 use super::meter::Meter;
 use super::oracle::BatchOracle;
 use super::run_folder::{RunFolder, restore_model};
+use super::settings::{model_config, optimizer_settings};
 use super::stop::StopSignal;
 use crate::checkpoint::{Checkpoints, RunLock, Snapshot, TensorReader};
 use crate::data::{self, Batches, Dataset, ValidationSet};
 use crate::error::Failure;
-use crate::model::{Gpt, ModelConfig, Sampling, generate};
+use crate::model::{Gpt, Sampling, generate};
 use crate::ops::Gradients;
-use crate::optim::{Optimizer, OptimizerSettings, RankPolicy, Schedule, StepReport, ToleranceCycle};
+use crate::optim::{Optimizer, StepReport};
 use crate::params::ParamStore;
 use crate::record::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Step};
 use crate::rng;
-use crate::spec::{DenseOptimizerSpec, Plan, RankPlan, Target};
+use crate::spec::Plan;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -380,49 +381,4 @@ impl<'a> Session<'a> {
         };
         self.checkpoints.save(&snapshot)
     }
-}
-
-/// The network of a plan, once the vocabulary is known.
-pub fn model_config(plan: &Plan, vocab_size: usize) -> ModelConfig {
-    ModelConfig {
-        arch: plan.model.arch,
-        n_layer: plan.model.n_layer,
-        n_head: plan.model.n_head,
-        n_embd: plan.model.n_embd,
-        block_size: plan.model.block_size,
-        vocab_size,
-        dropout: plan.model.dropout,
-        bias: plan.model.bias,
-        weights: plan.model.weights.clone(),
-    }
-}
-
-/// The rules of a plan.
-pub fn optimizer_settings(plan: &Plan) -> OptimizerSettings {
-    let DenseOptimizerSpec::Adamw(dense) = plan.optimizer.dense.clone();
-    OptimizerSettings {
-        factors: plan.optimizer.factored_adamw().unwrap_or(&dense).clone(),
-        dense,
-        low_rank: plan.optimizer.dlra().cloned().unwrap_or_default(),
-        ranks: rank_policies(&plan.rank),
-        schedule: Schedule::new(plan.schedule.clone(), plan.train.max_steps.0),
-        grad_clip: plan.train.grad_clip,
-    }
-}
-
-fn rank_policies(plan: &RankPlan) -> BTreeMap<Target, RankPolicy> {
-    let RankPlan::Tolerance(cycle) = plan else { return BTreeMap::new() };
-    let policy = |target: &crate::spec::ToleranceTargetPlan| {
-        RankPolicy::Tolerance(ToleranceCycle {
-            tau: target.tau,
-            min_rank: target.min_rank,
-            max_rank: target.max_rank,
-            grow_every: cycle.grow_every,
-            settle: cycle.settle,
-            grow_by: cycle.grow_by,
-            start: cycle.start,
-            freeze: cycle.freeze,
-        })
-    };
-    cycle.targets.iter().map(|(target, limits)| (*target, policy(limits))).collect()
 }
