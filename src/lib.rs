@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! cli          one file per command: parse, call, print; no logic
+//!  ├ bench     how fast and how large: timed steps on random tokens, the product peak, what this machine offers
 //!  └ train     the only place where model, optimizer and data meet: session, step, validation, resume, signals
 //!     ├ model       the GPT: structure, forward pass, generation, and its account of parameters, FLOPs and memory
 //!     ├ optim       how parameters move: AdamW, the DLRA step, rank policies, schedules, clipping
@@ -36,6 +37,7 @@
 //! K-gradient G V, L-gradient Gᵀ U, with G the Euclidean gradient; tangent vector Z = U M Vᵀ + P Vᵀ + U Qᵀ with UᵀP = 0, VᵀQ = 0.
 //! B, T, C, H, V: sequences, tokens, width, heads, vocabulary.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;

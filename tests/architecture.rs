@@ -19,9 +19,26 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),
     ("train", &["checkpoint", "data", "error", "fs", "lowrank", "model", "ops", "optim", "params", "record", "rng", "spec"]),
+    ("bench", &["data", "model", "ops", "rng", "spec", "train"]),
     (
         "cli",
-        &["checkpoint", "data", "error", "fs", "linalg", "lowrank", "model", "ops", "optim", "params", "record", "rng", "spec", "train"],
+        &[
+            "bench",
+            "checkpoint",
+            "data",
+            "error",
+            "fs",
+            "linalg",
+            "lowrank",
+            "model",
+            "ops",
+            "optim",
+            "params",
+            "record",
+            "rng",
+            "spec",
+            "train",
+        ],
     ),
 ];
 

@@ -1,7 +1,9 @@
 //! The command line: one file per command, no logic of its own.
 
+mod bench;
 mod compute;
 mod data;
+mod doctor;
 mod eval;
 mod generate;
 mod inspect;
@@ -47,6 +49,10 @@ enum Command {
     Data(data::DataArgs),
     /// Check a spec, show what it resolves to, print its JSON Schema.
     Spec(spec::SpecArgs),
+    /// Time training steps on random tokens, by phase, beside the counted operations and memory.
+    Bench(bench::BenchArgs),
+    /// Say what this machine offers and what would slow training down.
+    Doctor,
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -68,6 +74,8 @@ impl Cli {
             Command::Inspect(args) => inspect::run(args),
             Command::Data(args) => data::run(args),
             Command::Spec(args) => spec::run(args),
+            Command::Bench(args) => bench::run(args),
+            Command::Doctor => doctor::run(),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "lrpt", &mut std::io::stdout());
                 Ok(())

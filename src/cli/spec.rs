@@ -66,7 +66,7 @@ fn check(plan: &Plan) -> anyhow::Result<String> {
 }
 
 /// Tokens in the vocabulary as far as the plan tells; none where only the prepared data can say.
-fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
+pub(super) fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
     let given = match &plan.data.source {
         SourceSpec::Bin(bin) => bin.vocab_size,
         SourceSpec::Tinystories(shards) => shards.vocab_size,

@@ -23,6 +23,7 @@ mod tokenizer;
 mod validation;
 
 pub use batches::{Batch, Batches};
+pub use cargo_registry::crates_at_hand;
 pub use prepare::{Dataset, DatasetSummary, cache_dir, prepare};
 pub use shard::TokenShard;
 pub use tokenizer::Tokenizer;

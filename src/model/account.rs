@@ -408,7 +408,8 @@ fn grouped(value: u64) -> String {
     groups.join("_")
 }
 
-fn scaled(value: u64, unit: &str) -> String {
+/// A number with three figures or so and a decimal prefix: `1.23 GFLOP`.
+pub(crate) fn scaled(value: u64, unit: &str) -> String {
     const STEPS: [(f64, &str); 6] = [(1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     let value = value as f64;
     match STEPS.iter().find(|(step, _)| value >= *step) {
@@ -417,7 +418,8 @@ fn scaled(value: u64, unit: &str) -> String {
     }
 }
 
-fn bytes(value: u64) -> String {
+/// A size in binary units: `12.3 MiB`.
+pub(crate) fn bytes(value: u64) -> String {
     const STEPS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match STEPS.iter().find(|(step, _)| value >= *step) {
         Some((step, unit)) => format!("{:.1} {unit}", value as f64 / *step as f64),

@@ -1,7 +1,6 @@
 //! Where a step's time goes, averaged between two lines of the log.
 
-use super::oracle::OracleTimes;
-use crate::optim::StepReport;
+use super::trainer::TimedStep;
 use std::collections::BTreeMap;
 
 /// Sums over the steps since the last line.
@@ -28,13 +27,13 @@ pub struct Means {
 
 impl Meter {
     /// Counts one step.
-    pub fn add(&mut self, tokens: u64, seconds: f64, oracle: &OracleTimes, report: &StepReport) {
+    pub fn add(&mut self, tokens: u64, TimedStep { report, times, seconds }: &TimedStep) {
         self.steps += 1;
         self.tokens += tokens;
-        self.seconds += seconds;
-        self.data += oracle.data.as_secs_f64();
-        self.forward += oracle.forward.as_secs_f64();
-        self.backward += oracle.backward.as_secs_f64();
+        self.seconds += *seconds;
+        self.data += times.data.as_secs_f64();
+        self.forward += times.forward.as_secs_f64();
+        self.backward += times.backward.as_secs_f64();
         self.dense_optimizer += report.dense_time.as_secs_f64();
         self.low_rank_optimizer += report.low_rank_time.as_secs_f64();
     }

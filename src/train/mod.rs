@@ -9,9 +9,13 @@ mod run_folder;
 mod session;
 mod settings;
 mod stop;
+mod trainer;
 
 pub use evaluate::{ValidationLoss, evaluate};
+pub use memory::measured as measured_memory;
+pub use meter::{Means, Meter};
+pub use oracle::OracleTimes;
 pub use run_folder::{LoadedRun, RunFolder};
 pub use session::{Outcome, TrainOptions, train};
-pub use settings::{model_config, optimizer_settings};
 pub use stop::StopSignal;
+pub use trainer::{TimedStep, Trainer};

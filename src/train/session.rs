@@ -3,22 +3,19 @@
 use super::evaluate::{ValidationLoss, evaluate};
 use super::memory;
 use super::meter::Meter;
-use super::oracle::BatchOracle;
-use super::run_folder::{RunFolder, restore_model};
-use super::settings::{model_config, optimizer_settings};
+use super::run_folder::RunFolder;
 use super::stop::StopSignal;
-use crate::checkpoint::{Checkpoints, RunLock, Snapshot, TensorReader};
-use crate::data::{self, Batches, Dataset, ValidationSet};
+use super::trainer::Trainer;
+use crate::checkpoint::{Checkpoints, RunLock, Snapshot};
+use crate::data::{self, Dataset, ValidationSet};
 use crate::error::Failure;
-use crate::model::{Gpt, Sampling, generate};
-use crate::ops::Gradients;
-use crate::optim::{Optimizer, StepReport};
-use crate::params::ParamStore;
+use crate::model::{Sampling, generate};
+use crate::optim::StepReport;
 use crate::record::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Step};
 use crate::rng;
 use crate::spec::Plan;
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,8 +88,8 @@ pub fn train(plan: &Plan, options: &TrainOptions, observers: impl FnOnce(&RunFol
     observers.on(&Event::RunStarted(RunStarted {
         name: plan.name.clone(),
         run_dir: options.run_dir.to_path_buf(),
-        parameters: session.params.element_count() as u64,
-        dense_parameters: session.model.dense_parameter_count() as u64,
+        parameters: session.trainer.params.element_count() as u64,
+        dense_parameters: session.trainer.model.dense_parameter_count() as u64,
         start_step: from,
         max_steps: plan.train.max_steps.0,
         tokens_per_step: plan.tokens_per_step,
@@ -163,12 +160,8 @@ fn load_newest(checkpoints: &mut Checkpoints) -> Result<Option<Snapshot>> {
 struct Session<'a> {
     plan: &'a Plan,
     options: &'a TrainOptions<'a>,
-    model: Gpt,
-    params: ParamStore,
-    optimizer: Optimizer,
-    gradients: Gradients,
+    trainer: Trainer<'a>,
     tokenizer: data::Tokenizer,
-    batches: Batches,
     validation: ValidationSet,
     checkpoints: Checkpoints,
     state: SessionState,
@@ -182,40 +175,17 @@ impl<'a> Session<'a> {
         checkpoints: Checkpoints,
         resumed: Option<Snapshot>,
     ) -> Result<Self> {
-        let settings = optimizer_settings(plan);
-        let (model, params, optimizer, state) = match resumed {
-            Some(snapshot) => {
-                let (model, params) = restore_model(&snapshot, DType::F32, options.device)?;
-                let optimizer = Optimizer::load(settings, &params, TensorReader::new("optimizer.safetensors", snapshot.optimizer))?;
-                let state = serde_json::from_value(snapshot.state).context("state.json of the checkpoint")?;
-                (model, params, optimizer, state)
+        let (vocabulary_size, text) = (dataset.tokenizer_vocab_size(), Arc::new(dataset.train));
+        let (trainer, state) = match resumed {
+            Some(mut snapshot) => {
+                let state = serde_json::from_value(snapshot.state.take()).context("state.json of the checkpoint")?;
+                (Trainer::restored(plan, options.device, snapshot, text)?, state)
             }
-            None => {
-                let model = Gpt::new(model_config(plan, dataset.tokenizer_vocab_size()));
-                let params = model.initialize(plan.seed, DType::F32, options.device)?;
-                let optimizer = Optimizer::new(settings, &params)?;
-                (model, params, optimizer, SessionState::default())
-            }
+            None => (Trainer::fresh(plan, options.device, vocabulary_size, text)?, SessionState::default()),
         };
-        let train = &plan.train;
-        let batches =
-            Batches::new(Arc::new(dataset.train), plan.model.block_size, train.batch_size, train.gradient_accumulation_steps, plan.seed)?;
         let byte_lengths = dataset.tokenizer.token_byte_lengths();
         let validation = ValidationSet::new(Arc::new(dataset.val), plan.model.block_size, plan.eval.tokens.0, &byte_lengths)?;
-        let gradients = Gradients::new(params.slot_count());
-        Ok(Self {
-            plan,
-            options,
-            model,
-            params,
-            optimizer,
-            gradients,
-            tokenizer: dataset.tokenizer,
-            batches,
-            validation,
-            checkpoints,
-            state,
-        })
+        Ok(Self { plan, options, trainer, tokenizer: dataset.tokenizer, validation, checkpoints, state })
     }
 
     fn run(&mut self, observers: &mut Observers) -> Result<Outcome> {
@@ -226,33 +196,23 @@ impl<'a> Session<'a> {
         let mut meter = Meter::default();
         while self.state.step < last {
             let step = self.state.step + 1;
-            let step_started = Instant::now();
-            let mut oracle = BatchOracle {
-                model: &self.model,
-                batches: &self.batches,
-                device: self.options.device,
-                seed: self.plan.seed,
-                step,
-                micro_batches: self.plan.train.gradient_accumulation_steps,
-                times: Default::default(),
-            };
-            let report = self.optimizer.step(&mut self.params, &mut oracle, &mut self.gradients, step)?;
-            let times = oracle.times;
+            let timed = self.trainer.step(step)?;
+            let report = &timed.report;
             self.state.step = step;
             self.state.tokens += self.plan.tokens_per_step;
-            meter.add(self.plan.tokens_per_step, step_started.elapsed().as_secs_f64(), &times, &report);
+            meter.add(self.plan.tokens_per_step, &timed);
 
             let is_last = step == last;
             observers.on(&Event::Progress { step })?;
             if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
-                observers.on(&Event::Step(self.step_record(&report, &mut meter)))?;
+                observers.on(&Event::Step(self.step_record(report, &mut meter)))?;
             }
             if !report.truncations.is_empty() {
-                observers.on(&Event::Ranks(self.ranks(&report, None)))?;
+                observers.on(&Event::Ranks(self.ranks(report, None)))?;
             }
             let mut improved = false;
             if is_last || step.is_multiple_of(self.plan.eval.every.0) {
-                let loss = self.evaluate(&report, observers)?;
+                let loss = self.evaluate(report, observers)?;
                 improved = loss.loss.is_finite() && self.state.best.is_none_or(|best| loss.loss < best.loss);
                 if improved {
                     self.state.best = Some(Best { step, loss: loss.loss });
@@ -281,7 +241,7 @@ impl<'a> Session<'a> {
         // A finished run that is resumed has nothing to do but to say where it stands.
         let validation = match validation {
             Some(validation) => validation,
-            None => evaluate(&self.model, &self.params, &self.validation)?,
+            None => evaluate(&self.trainer.model, &self.trainer.params, &self.validation)?,
         };
         Ok(Outcome { step: last, validation: Some(validation) })
     }
@@ -295,8 +255,8 @@ impl<'a> Session<'a> {
     }
 
     fn step_record(&self, report: &StepReport, meter: &mut Meter) -> Step {
-        let settings = self.optimizer.settings();
-        let has_low_rank = self.params.low_rank().next().is_some();
+        let settings = self.trainer.optimizer.settings();
+        let has_low_rank = self.trainer.params.low_rank().next().is_some();
         let means = meter.take();
         Step {
             step: self.state.step,
@@ -306,7 +266,7 @@ impl<'a> Session<'a> {
             learning_rate: settings.dense.learning_rate * report.schedule_factor,
             low_rank_learning_rate: has_low_rank.then_some(settings.low_rank.learning_rate * report.schedule_factor),
             tokens_per_second: means.tokens_per_second,
-            rank_mean: self.params.mean_rank(),
+            rank_mean: self.trainer.params.mean_rank(),
             times: means.times,
             memory: memory::measured(),
         }
@@ -315,7 +275,7 @@ impl<'a> Session<'a> {
     /// The rank of every low-rank weight, with the truncation errors of this step.
     fn ranks(&self, report: &StepReport, defect: Option<f64>) -> Ranks {
         let errors: BTreeMap<_, _> = report.truncations.iter().map(|(id, truncation)| (*id, truncation.relative_error)).collect();
-        let layers = self.params.low_rank().map(|(id, parameter, point)| LayerRank {
+        let layers = self.trainer.params.low_rank().map(|(id, parameter, point)| LayerRank {
             name: parameter.name.clone(),
             rank: point.rank(),
             truncation_error: errors.get(&id).copied(),
@@ -326,7 +286,7 @@ impl<'a> Session<'a> {
     /// Validation loss and a sample of text.
     fn evaluate(&self, report: &StepReport, observers: &mut Observers) -> Result<ValidationLoss> {
         let started = Instant::now();
-        let loss = evaluate(&self.model, &self.params, &self.validation)?;
+        let loss = evaluate(&self.trainer.model, &self.trainer.params, &self.validation)?;
         let step = self.state.step;
         observers.on(&Event::Evaluation(Evaluation {
             step,
@@ -351,7 +311,7 @@ impl<'a> Session<'a> {
             };
             // A tokenizer that cannot encode the prompt (characters unseen in the text) is no reason to end a run.
             let prompt = self.tokenizer.encode(prompt).ok().filter(|tokens| !tokens.is_empty()).unwrap_or_else(|| vec![0]);
-            let tokens = generate(&self.model, &self.params, &prompt, sample.tokens.0 as usize, sampling, &mut |_| true)?;
+            let tokens = generate(&self.trainer.model, &self.trainer.params, &prompt, sample.tokens.0 as usize, sampling, &mut |_| true)?;
             let text = self.tokenizer.decode(&[prompt, tokens].concat())?;
             observers.on(&Event::Sample(Sample { step, text }))?;
         }
@@ -361,7 +321,7 @@ impl<'a> Session<'a> {
     /// Largest ‖UᵀU − I‖_F or ‖VᵀV − I‖_F over the low-rank weights.
     fn worst_defect(&self) -> Result<Option<f64>> {
         let mut worst: Option<f64> = None;
-        for (_, _, point) in self.params.low_rank() {
+        for (_, _, point) in self.trainer.params.low_rank() {
             let defect = point.orthonormality_defect()?;
             worst = Some(worst.map_or(defect, |w| w.max(defect)));
         }
@@ -374,9 +334,9 @@ impl<'a> Session<'a> {
         };
         let snapshot = Snapshot {
             step: self.state.step,
-            config: serde_json::to_value(self.model.config())?,
-            model: host(self.params.named_tensors())?,
-            optimizer: host(self.optimizer.named_tensors(&self.params))?,
+            config: serde_json::to_value(self.trainer.model.config())?,
+            model: host(self.trainer.params.named_tensors())?,
+            optimizer: host(self.trainer.optimizer.named_tensors(&self.trainer.params))?,
             state: serde_json::to_value(&self.state)?,
         };
         self.checkpoints.save(&snapshot)

@@ -1,0 +1,177 @@
+//! What this machine and this build offer to training, and what would slow it down.
+
+use candle_core::Device;
+use std::thread::available_parallelism;
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Cargo features of this build that matter.
+    pub features: Vec<&'static str>,
+    /// Whether this is an unoptimised build.
+    pub debug_build: bool,
+    /// Cores this process may use.
+    pub cores: usize,
+    /// Computing threads.
+    pub threads: usize,
+    /// Vector instructions found at run time.
+    pub simd: Simd,
+    /// Bytes of memory: all, and available without swapping. Absent where the system does not tell.
+    pub memory: Option<(u64, u64)>,
+    /// Devices beside the CPU.
+    pub devices: Vec<(&'static str, DeviceState)>,
+}
+
+/// The vector instructions that kernels can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Simd {
+    /// x86-64 with AVX-512 (F, BW, CD, DQ, VL).
+    Avx512,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// x86-64 without AVX2.
+    Sse2,
+    /// 64-bit ARM.
+    Neon,
+    /// Nothing that is known here.
+    Unknown,
+}
+
+/// Whether a device can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceState {
+    /// It answers.
+    Available,
+    /// This build has no code for it.
+    NotBuilt,
+    /// The build has, but the machine does not let it be used.
+    Unusable(String),
+}
+
+impl Machine {
+    /// Looks at this machine and this process.
+    pub fn detect() -> Self {
+        let features = [
+            ("datasets", cfg!(feature = "datasets")),
+            ("cuda", cfg!(feature = "cuda")),
+            ("cudnn", cfg!(feature = "cudnn")),
+            ("metal", cfg!(feature = "metal")),
+            ("accelerate", cfg!(feature = "accelerate")),
+            ("mkl", cfg!(feature = "mkl")),
+        ];
+        let threads = rayon::current_num_threads();
+        Self {
+            features: features.into_iter().filter_map(|(name, built)| built.then_some(name)).collect(),
+            debug_build: cfg!(debug_assertions),
+            cores: available_parallelism().map_or(threads, usize::from),
+            threads,
+            simd: simd(),
+            memory: system_memory(),
+            devices: vec![
+                ("cuda", state(cfg!(feature = "cuda"), || Device::new_cuda(0))),
+                ("metal", state(cfg!(feature = "metal"), || Device::new_metal(0))),
+            ],
+        }
+    }
+
+    /// What would make training slower than this machine can be, each with its remedy.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.debug_build {
+            warnings.push("this is a debug build, tens of times slower; build with `cargo build --release`".into());
+        }
+        if self.threads > self.cores {
+            let (threads, cores) = (self.threads, self.cores);
+            warnings
+                .push(format!("{threads} threads on {cores} cores hinder each other; unset RAYON_NUM_THREADS or give --threads {cores}"));
+        }
+        if self.simd == Simd::Sse2 {
+            warnings.push("this processor has no AVX2: results are right, but products run at a quarter of the usual speed".into());
+        }
+        for (name, state) in &self.devices {
+            if let DeviceState::Unusable(error) = state {
+                warnings.push(format!("{name} is built in but cannot be used ({error}); check the driver, or set `device: cpu`"));
+            }
+        }
+        warnings
+    }
+}
+
+fn state(built: bool, open: impl FnOnce() -> candle_core::Result<Device>) -> DeviceState {
+    match built.then(open) {
+        None => DeviceState::NotBuilt,
+        Some(Ok(_)) => DeviceState::Available,
+        Some(Err(error)) => DeviceState::Unusable(error.to_string()),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn simd() -> Simd {
+    use std::arch::is_x86_feature_detected as has;
+    let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
+    match has!("avx2") && has!("fma") {
+        true if avx512 => Simd::Avx512,
+        true => Simd::Avx2,
+        false => Simd::Sse2,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn simd() -> Simd {
+    if cfg!(target_arch = "aarch64") { Simd::Neon } else { Simd::Unknown }
+}
+
+/// `MemTotal` and `MemAvailable` of Linux, in bytes.
+fn system_memory() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| -> Option<u64> {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    };
+    Some((field("MemTotal:")?, field("MemAvailable:")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound() -> Machine {
+        Machine {
+            features: vec![],
+            debug_build: false,
+            cores: 4,
+            threads: 4,
+            simd: Simd::Avx2,
+            memory: None,
+            devices: vec![("cuda", DeviceState::NotBuilt)],
+        }
+    }
+
+    #[test]
+    fn each_hindrance_has_its_warning() {
+        assert!(sound().warnings().is_empty());
+        let hindered = [
+            (Machine { debug_build: true, ..sound() }, "--release"),
+            (Machine { threads: 8, ..sound() }, "--threads 4"),
+            (Machine { simd: Simd::Sse2, ..sound() }, "AVX2"),
+            (Machine { devices: vec![("cuda", DeviceState::Unusable("no driver".into()))], ..sound() }, "no driver"),
+        ];
+        for (machine, remedy) in hindered {
+            let warnings = machine.warnings();
+            assert!(warnings.len() == 1 && warnings[0].contains(remedy), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_cores_and_its_build_no_unbuilt_device() {
+        let machine = Machine::detect();
+        assert!(machine.cores > 0 && machine.threads > 0);
+        for (name, state) in &machine.devices {
+            assert_eq!(*state == DeviceState::NotBuilt, !machine.features.contains(name), "{name}");
+        }
+        if cfg!(target_os = "linux") {
+            let (all, available) = machine.memory.unwrap();
+            assert!(0 < available && available <= all);
+        }
+    }
+}

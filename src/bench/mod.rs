@@ -1,0 +1,18 @@
+//! How fast and how large: training steps on random tokens, timed by phase, beside what the ledger counts; and what this machine offers.
+//!
+//! ```text
+//! steps          a plan's training steps on random tokens, timed -> Report
+//! report         the figures of a benchmark, as a table and as JSON
+//! product_peak   the largest rate of matrix products in this process
+//! machine        threads, SIMD level, memory, devices, and what would slow training down
+//! ```
+
+mod machine;
+mod product_peak;
+mod report;
+mod steps;
+
+pub use machine::{DeviceState, Machine, Simd};
+pub use product_peak::{ProductPeak, product_peak};
+pub use report::{Memory, Operations, Report, SecondsPerStep, Shape};
+pub use steps::{StepCounts, measure};

@@ -1,0 +1,60 @@
+//! The largest rate of matrix products here and now: what a training step is measured against.
+
+use crate::ops::product_into;
+use candle_core::{DType, Device, Result, Tensor};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// Rows, inner dimension and columns of the products tried: those of the MLPs of small GPTs, and a large square one.
+const SHAPES: [(usize, usize, usize); 4] = [(2048, 384, 1536), (2048, 1536, 384), (1024, 768, 3072), (1024, 1024, 1024)];
+/// Products a device with thousands of cores needs to be busy.
+const SHAPES_OFF_CPU: [(usize, usize, usize); 2] = [(4096, 4096, 4096), (8192, 8192, 8192)];
+
+/// Time given to each shape; each is multiplied at least twice.
+const TIME_PER_SHAPE: Duration = Duration::from_millis(150);
+
+/// The fastest product.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ProductPeak {
+    /// Floating-point operations per second, a multiply-add counted as two.
+    pub flops_per_second: f64,
+    /// Rows, inner dimension, columns.
+    pub shape: (usize, usize, usize),
+}
+
+/// The largest rate, in f32 with all threads, of [`ops::product`](crate::ops::product) over a few shapes, with and without a transposed
+/// right factor; takes about a second.
+///
+/// # Errors
+/// If the device fails or has too little memory.
+pub fn product_peak(device: &Device) -> Result<ProductPeak> {
+    let shapes: &[_] = if device.is_cpu() { &SHAPES } else { &SHAPES_OFF_CPU };
+    let mut peak = ProductPeak { flops_per_second: 0.0, shape: shapes[0] };
+    for &shape in shapes {
+        for transposed in [false, true] {
+            let rate = rate(shape, transposed, device)?;
+            if rate > peak.flops_per_second {
+                peak = ProductPeak { flops_per_second: rate, shape };
+            }
+        }
+    }
+    Ok(peak)
+}
+
+/// The best rate of one product, repeated for [`TIME_PER_SHAPE`].
+fn rate((rows, inner, columns): (usize, usize, usize), transposed: bool, device: &Device) -> Result<f64> {
+    let ones = |shape: (usize, usize)| Tensor::ones(shape, DType::F32, device);
+    let (a, b) = (ones((rows, inner))?, ones(if transposed { (columns, inner) } else { (inner, columns) })?);
+    let mut out = Tensor::zeros((rows, columns), DType::F32, device)?;
+    product_into(&mut out, &a, &b, false, transposed, false)?;
+    device.synchronize()?;
+    let (mut best, mut spent) = (Duration::MAX, Duration::ZERO);
+    while spent < TIME_PER_SHAPE {
+        let started = Instant::now();
+        product_into(&mut out, &a, &b, false, transposed, false)?;
+        device.synchronize()?;
+        best = best.min(started.elapsed());
+        spent += started.elapsed();
+    }
+    Ok(2.0 * (rows * inner * columns) as f64 / best.as_secs_f64().max(f64::MIN_POSITIVE))
+}

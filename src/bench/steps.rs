@@ -1,0 +1,92 @@
+//! Training steps on random tokens, timed.
+
+use super::product_peak::product_peak;
+use super::report::{Memory, Operations, Report, SecondsPerStep, Shape, median};
+use crate::data::TokenShard;
+use crate::model::account::Ledger;
+use crate::rng;
+use crate::spec::Plan;
+use crate::train::{Meter, Trainer, measured_memory};
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use rand::Rng;
+use std::sync::Arc;
+
+/// Most random tokens that are made; longer benchmarks see them again in another order.
+const MOST_TOKENS: u64 = 1 << 22;
+
+/// Steps of a benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepCounts {
+    /// Steps taken before the clock runs.
+    pub warm_up: u64,
+    /// Timed steps, at least one.
+    pub timed: u64,
+}
+
+/// Takes a plan's training steps on random tokens of a vocabulary of this size, then measures the product peak in the same process.
+///
+/// Network, optimizer and step are those of `lrpt train`; only the text is not, and its content has no influence on the time. Where a
+/// device works ahead of the host, phases are told apart only as far as the step itself waits for numbers; the whole step is right.
+///
+/// # Errors
+/// If the vocabulary is empty or a step fails.
+pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: &Device) -> Result<Report> {
+    ensure!(vocabulary_size > 0, "a vocabulary of 0 tokens; give its size with --vocab-size");
+    ensure!(counts.timed > 0, "a benchmark needs at least one timed step");
+    let resident_before = measured_memory().get("resident").copied();
+    let text = random_tokens(plan, vocabulary_size, counts.warm_up.saturating_add(counts.timed));
+    let mut trainer = Trainer::fresh(plan, device, vocabulary_size, Arc::new(text))?;
+    for step in 1..=counts.warm_up {
+        trainer.step(step)?;
+    }
+    let mut meter = Meter::default();
+    let (mut seconds, mut loss) = (Vec::new(), f64::NAN);
+    for step in counts.warm_up + 1..=counts.warm_up + counts.timed {
+        let timed = trainer.step(step)?;
+        meter.add(plan.tokens_per_step, &timed);
+        seconds.push(timed.seconds);
+        loss = timed.report.loss;
+    }
+    // Before the product peak, whose matrices are no part of the training.
+    let memory = measured_memory();
+    let means = meter.take();
+    let threads = rayon::current_num_threads();
+    let ledger = Ledger::new(plan, vocabulary_size, threads);
+    let time = |phase: &str| means.times.get(phase).copied().with_context(|| format!("the meter has no time of `{phase}`"));
+    let seconds_per_step = SecondsPerStep {
+        data: time("data")?,
+        forward: time("forward")?,
+        backward: time("backward")?,
+        dense_optimizer: time("optimizer")?,
+        low_rank_optimizer: time("linalg")?,
+        mean: time("step")?,
+        median: median(&mut seconds),
+        best: seconds[0],
+    };
+    Ok(Report {
+        name: plan.name.clone(),
+        device: format!("{:?}", device.location()).to_lowercase(),
+        threads,
+        debug_build: cfg!(debug_assertions),
+        shape: Shape::new(plan, vocabulary_size),
+        parameters: trainer.params.element_count() as u64,
+        rank_mean: trainer.params.mean_rank(),
+        timed_steps: counts.timed,
+        loss,
+        operations: Operations::new(&ledger, &seconds_per_step, product_peak(device)?),
+        tokens_per_second: plan.tokens_per_step as f64 / seconds_per_step.median,
+        tokens_per_second_best: plan.tokens_per_step as f64 / seconds_per_step.best,
+        low_rank_optimizer_share: seconds_per_step.low_rank_optimizer / seconds_per_step.mean,
+        seconds_per_step,
+        memory: Memory::new(&ledger.memory, memory.get("peak").copied(), resident_before),
+    })
+}
+
+/// Uniformly random tokens, as many as the steps read, up to [`MOST_TOKENS`].
+fn random_tokens(plan: &Plan, vocabulary_size: usize, steps: u64) -> TokenShard {
+    let block = plan.model.block_size as u64;
+    let count = steps.saturating_mul(plan.tokens_per_step).min(MOST_TOKENS.max(block)) + 1;
+    let mut random = rng::stream(plan.seed, "benchmark tokens", &[]);
+    TokenShard::from_tokens((0..count).map(|_| random.random_range(0..vocabulary_size as u32)).collect())
+}

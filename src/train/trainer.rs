@@ -1,0 +1,97 @@
+//! What a training step needs, and the step: shared by the session and by `lrpt bench`.
+
+use super::oracle::{BatchOracle, OracleTimes};
+use super::run_folder::restore_model;
+use super::settings::{model_config, optimizer_settings};
+use crate::checkpoint::{Snapshot, TensorReader};
+use crate::data::{Batches, TokenShard};
+use crate::model::Gpt;
+use crate::ops::Gradients;
+use crate::optim::{Optimizer, StepReport};
+use crate::params::ParamStore;
+use crate::spec::Plan;
+use anyhow::Result;
+use candle_core::{DType, Device};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Network, parameters, optimizer and batches of a plan.
+pub struct Trainer<'a> {
+    plan: &'a Plan,
+    device: &'a Device,
+    /// The network.
+    pub model: Gpt,
+    /// Its parameters.
+    pub params: ParamStore,
+    /// Their rules and moments.
+    pub optimizer: Optimizer,
+    gradients: Gradients,
+    batches: Batches,
+}
+
+/// A step and where its time went.
+#[derive(Clone, Debug)]
+pub struct TimedStep {
+    /// What the optimizer did.
+    pub report: StepReport,
+    /// Time of data, forward and backward.
+    pub times: OracleTimes,
+    /// Wall-clock seconds of the whole step.
+    pub seconds: f64,
+}
+
+impl<'a> Trainer<'a> {
+    /// Parameters as initialised from the plan's seed, for a vocabulary of this size; `text` is what is trained on.
+    ///
+    /// # Errors
+    /// If the text is shorter than one sequence, or a tensor cannot be made.
+    pub fn fresh(plan: &'a Plan, device: &'a Device, vocabulary_size: usize, text: Arc<TokenShard>) -> Result<Self> {
+        let model = Gpt::new(model_config(plan, vocabulary_size));
+        let params = model.initialize(plan.seed, DType::F32, device)?;
+        let optimizer = Optimizer::new(optimizer_settings(plan), &params)?;
+        Self::new(plan, device, model, params, optimizer, text)
+    }
+
+    /// Parameters and optimizer as a checkpoint has them.
+    ///
+    /// # Errors
+    /// As for [`Self::fresh`], or if the checkpoint does not fit the plan.
+    pub fn restored(plan: &'a Plan, device: &'a Device, snapshot: Snapshot, text: Arc<TokenShard>) -> Result<Self> {
+        let (model, params) = restore_model(&snapshot, DType::F32, device)?;
+        let optimizer = Optimizer::load(optimizer_settings(plan), &params, TensorReader::new("optimizer.safetensors", snapshot.optimizer))?;
+        Self::new(plan, device, model, params, optimizer, text)
+    }
+
+    fn new(
+        plan: &'a Plan,
+        device: &'a Device,
+        model: Gpt,
+        params: ParamStore,
+        optimizer: Optimizer,
+        text: Arc<TokenShard>,
+    ) -> Result<Self> {
+        let train = &plan.train;
+        let batches = Batches::new(text, plan.model.block_size, train.batch_size, train.gradient_accumulation_steps, plan.seed)?;
+        let gradients = Gradients::new(params.slot_count());
+        Ok(Self { plan, device, model, params, optimizer, gradients, batches })
+    }
+
+    /// Takes a step, counted from 1: the batch of that step, forward, backward, update.
+    ///
+    /// # Errors
+    /// [`Failure::Diverged`](crate::error::Failure::Diverged) if the loss or a gradient is not finite; then nothing has changed.
+    pub fn step(&mut self, step: u64) -> Result<TimedStep> {
+        let started = Instant::now();
+        let mut oracle = BatchOracle {
+            model: &self.model,
+            batches: &self.batches,
+            device: self.device,
+            seed: self.plan.seed,
+            step,
+            micro_batches: self.plan.train.gradient_accumulation_steps,
+            times: OracleTimes::default(),
+        };
+        let report = self.optimizer.step(&mut self.params, &mut oracle, &mut self.gradients, step)?;
+        Ok(TimedStep { report, times: oracle.times, seconds: started.elapsed().as_secs_f64() })
+    }
+}
