@@ -220,8 +220,7 @@ fn portable(tape: &Tape, q: &Value, k: &Value, v: &Value, shape: Shape, dropout:
     let mask = Tensor::from_vec(mask, (t, t), &candle_core::Device::Cpu)?.to_dtype(dtype)?.to_device(&device)?;
     let (qh, kh, vh) = (split(q.tensor())?, split(k.tensor())?, split(v.tensor())?);
     let scores = (qh.matmul(&kh.t()?)? * shape.scale())?.broadcast_add(&mask)?;
-    let exponents = scores.broadcast_sub(&scores.max_keepdim(3)?)?.exp()?;
-    let p = exponents.broadcast_div(&exponents.sum_keepdim(3)?)?;
+    let p = candle_nn::ops::softmax(&scores, 3)?;
     let factors = match dropout {
         None => None,
         Some(dropout) => {

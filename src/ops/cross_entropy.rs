@@ -141,9 +141,7 @@ fn row_loss_and_gradient<T: Real>(row: &mut [T], target: usize, scale: T) -> f64
 }
 
 fn portable_losses(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let max = logits.max_keepdim(D::Minus1)?;
-    let log_sum = (logits.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()? + max)?;
-    log_sum - logits.gather(&targets.unsqueeze(1)?, 1)?
+    candle_nn::ops::log_softmax(logits, D::Minus1)?.gather(&targets.unsqueeze(1)?, 1)?.neg()
 }
 
 fn portable(tape: &Tape, h: &Value, w: &Value, rows: &Tensor, targets: Tensor) -> Result<Value> {
@@ -153,8 +151,7 @@ fn portable(tape: &Tape, h: &Value, w: &Value, rows: &Tensor, targets: Tensor) -
     let (to_h, to_w) = (h.source(), w.source());
     let (rows, w, shape) = (rows.clone(), w.tensor().clone(), h.tensor().dims().to_vec());
     Ok(tape.record(&[to_h, to_w], loss, move |delta, flow| {
-        let exponents = logits.broadcast_sub(&logits.max_keepdim(1)?)?.exp()?;
-        let p = exponents.broadcast_div(&exponents.sum_keepdim(1)?)?;
+        let p = candle_nn::ops::softmax(&logits, D::Minus1)?;
         let ones = Tensor::ones((count, 1), p.dtype(), p.device())?;
         let d_logits = p.scatter_add(&targets.unsqueeze(1)?, &ones.neg()?, 1)?;
         let d_logits = (d_logits / count as f64)?.broadcast_mul(&delta)?;

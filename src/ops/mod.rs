@@ -1,7 +1,7 @@
 //! The differentiable operations that training spends its time in, on a tape of our own.
 //!
 //! Every operation has a CPU kernel (f32, and f64 for tests) and a path of candle operations for other devices; both give the same
-//! numbers within rounding, and the kernels the same bits at every SIMD level and thread count.
+//! numbers within rounding, and the kernels the same bits on every run at a fixed number of threads.
 
 mod attention;
 mod cross_entropy;
@@ -11,7 +11,7 @@ mod layer_norm;
 mod linear;
 mod pointwise;
 mod product;
-mod real;
+pub(crate) mod real;
 mod tape;
 
 pub use attention::causal_attention;
@@ -22,3 +22,10 @@ pub use linear::{linear, low_rank_linear};
 pub use pointwise::{Dropout, add, dropout, gelu};
 pub use product::{product, product_into};
 pub use tape::{Flow, Gradients, Source, Tape, Value};
+
+/// What a CPU kernel outside this module needs: access to a tensor's numbers, both number types, SIMD dispatch.
+pub mod kernel {
+    pub use super::host::{Host, has_kernel, mutate};
+    pub use super::real::Real;
+    pub(crate) use super::{host::with_real, real::vectorized};
+}

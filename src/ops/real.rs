@@ -221,6 +221,21 @@ mod tests {
         assert_eq!(0f32.exponential(), 1.0);
     }
 
+    /// Without pulp's `x86-v4` feature the kernels would silently run at half their width.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn an_avx512_processor_gets_avx512_kernels() {
+        let has = [
+            is_x86_feature_detected!("avx512f"),
+            is_x86_feature_detected!("avx512bw"),
+            is_x86_feature_detected!("avx512cd"),
+            is_x86_feature_detected!("avx512dq"),
+            is_x86_feature_detected!("avx512vl"),
+        ];
+        let wide = matches!(pulp::Arch::new(), pulp::Arch::V4(_));
+        assert!(wide || has.contains(&false), "the processor has AVX-512, the kernels do not use it");
+    }
+
     #[test]
     fn exponential_at_the_extremes() {
         assert_eq!(f32::NEG_INFINITY.exponential(), 0.0);

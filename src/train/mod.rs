@@ -7,6 +7,7 @@ mod meter;
 mod oracle;
 mod run_folder;
 mod session;
+mod settings;
 mod stop;
 mod trainer;
 

@@ -213,7 +213,7 @@ impl<'a> Session<'a> {
             let mut improved = false;
             if is_last || step.is_multiple_of(self.plan.eval.every.0) {
                 let loss = self.evaluate(report, observers)?;
-                improved = self.state.best.is_none_or(|best| loss.loss < best.loss);
+                improved = loss.loss.is_finite() && self.state.best.is_none_or(|best| loss.loss < best.loss);
                 if improved {
                     self.state.best = Some(Best { step, loss: loss.loss });
                 }

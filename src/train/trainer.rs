@@ -2,16 +2,16 @@
 
 use super::oracle::{BatchOracle, OracleTimes};
 use super::run_folder::restore_model;
+use super::settings::{model_config, optimizer_settings};
 use crate::checkpoint::{Snapshot, TensorReader};
 use crate::data::{Batches, TokenShard};
-use crate::model::{Gpt, ModelConfig};
+use crate::model::Gpt;
 use crate::ops::Gradients;
-use crate::optim::{Optimizer, OptimizerSettings, RankPolicy, Schedule, StepReport, ToleranceCycle};
+use crate::optim::{Optimizer, StepReport};
 use crate::params::ParamStore;
-use crate::spec::{DenseOptimizerSpec, Plan, RankPlan, Target, ToleranceTargetPlan};
+use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::{DType, Device};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -94,49 +94,4 @@ impl<'a> Trainer<'a> {
         let report = self.optimizer.step(&mut self.params, &mut oracle, &mut self.gradients, step)?;
         Ok(TimedStep { report, times: oracle.times, seconds: started.elapsed().as_secs_f64() })
     }
-}
-
-/// The network of a plan, once the vocabulary is known.
-fn model_config(plan: &Plan, vocab_size: usize) -> ModelConfig {
-    ModelConfig {
-        arch: plan.model.arch,
-        n_layer: plan.model.n_layer,
-        n_head: plan.model.n_head,
-        n_embd: plan.model.n_embd,
-        block_size: plan.model.block_size,
-        vocab_size,
-        dropout: plan.model.dropout,
-        bias: plan.model.bias,
-        weights: plan.model.weights.clone(),
-    }
-}
-
-/// The rules of a plan.
-fn optimizer_settings(plan: &Plan) -> OptimizerSettings {
-    let DenseOptimizerSpec::Adamw(dense) = plan.optimizer.dense.clone();
-    OptimizerSettings {
-        factors: plan.optimizer.factored_adamw().unwrap_or(&dense).clone(),
-        dense,
-        low_rank: plan.optimizer.dlra().cloned().unwrap_or_default(),
-        ranks: rank_policies(&plan.rank),
-        schedule: Schedule::new(plan.schedule.clone(), plan.train.max_steps.0),
-        grad_clip: plan.train.grad_clip,
-    }
-}
-
-fn rank_policies(plan: &RankPlan) -> BTreeMap<Target, RankPolicy> {
-    let RankPlan::Tolerance(cycle) = plan else { return BTreeMap::new() };
-    let policy = |target: &ToleranceTargetPlan| {
-        RankPolicy::Tolerance(ToleranceCycle {
-            tau: target.tau,
-            min_rank: target.min_rank,
-            max_rank: target.max_rank,
-            grow_every: cycle.grow_every,
-            settle: cycle.settle,
-            grow_by: cycle.grow_by,
-            start: cycle.start,
-            freeze: cycle.freeze,
-        })
-    };
-    cycle.targets.iter().map(|(target, limits)| (*target, policy(limits))).collect()
 }
