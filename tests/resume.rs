@@ -48,6 +48,11 @@ fn heavy_ball_at_fixed_rank() {
 }
 
 #[test]
+fn heavy_ball_with_changing_ranks() {
+    check("heavy ball", LOW_RANK, &format!("{}{TOLERANCE}", dlra("heavy_ball", "subspace")), &[5]);
+}
+
+#[test]
 fn adam_with_changing_ranks() {
     check("adam", LOW_RANK, &format!("{}{TOLERANCE}", dlra("adam", "subspace")), &[4, 6]);
 }
