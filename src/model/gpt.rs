@@ -125,11 +125,6 @@ impl Gpt {
         self.declared.iter().map(|declared| declared.initial.dense_count()).sum()
     }
 
-    /// The names and roles of the parameters, in the store's order.
-    pub fn parameter_roles(&self) -> impl Iterator<Item = (&str, Role)> {
-        self.declared.iter().map(|declared| (declared.name.as_str(), declared.role))
-    }
-
     /// Final hidden states (B, T, C) after the last norm, for `tokens` (B, T) with T ≤ `block_size`.
     ///
     /// `dropout` is only heeded when the configuration has dropout; evaluation passes `None`.

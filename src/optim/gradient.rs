@@ -58,22 +58,22 @@ impl TrainedGradients {
                         (Gradient::Dense(gradient.clone()), sum_of_squares(gradient)?)
                     }
                     Weight::LowRank(point) => {
-                        let tangent =
-                            Tangent::from_outer_gradients(point, slot(ParamStore::slot(*id)), slot(ParamStore::l_slot(*id)))?;
+                        let tangent = Tangent::from_outer_gradients(point, slot(ParamStore::slot(*id)), slot(ParamStore::l_slot(*id)))?;
                         let square = sum_of_squares(&tangent.m)? + sum_of_squares(&tangent.p)? + sum_of_squares(&tangent.q)?;
                         (Gradient::Tangent(tangent), square)
                     }
                 };
-                if !square.is_finite() {
-                    let message = format!(
-                        "the gradient of `{}` is not finite; lower the learning rate or lengthen the warm-up; the last good checkpoint is untouched",
-                        parameter.name
-                    );
-                    return Err(Failure::Diverged(message).into());
-                }
                 Ok((gradient, square))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
+        // After the parallel part, so that it is the first in the parameters' order that is named.
+        if let Some(((_, parameter), _)) = parameters.iter().zip(&collected).find(|(_, (_, square))| !square.is_finite()) {
+            let message = format!(
+                "the gradient of `{}` is not finite; lower the learning rate or lengthen the warm-up; the last good checkpoint is untouched",
+                parameter.name
+            );
+            return Err(Failure::Diverged(message).into());
+        }
         let norm = collected.iter().map(|(_, square)| square).sum::<f64>().sqrt();
         Ok(Self { gradients: collected.into_iter().map(|(gradient, _)| gradient).collect(), norm })
     }

@@ -97,11 +97,6 @@ impl Optimizer {
         &self.settings
     }
 
-    /// Gradient evaluations per step, for honest accounting of FLOPs, tokens and time.
-    pub fn evaluations_per_step(&self) -> usize {
-        1
-    }
-
     /// One step, counted from 1.
     ///
     /// # Errors

@@ -163,7 +163,7 @@ pub struct WarmupStableDecaySpec {
 pub struct EvalSpec {
     /// Steps between validations; the last step is always validated.
     pub every: Count,
-    /// Tokens of a validation: the first windows of the validation text, the same for every run.
+    /// Tokens of a validation: windows spread evenly over the validation text, the same for every run.
     pub tokens: Count,
 }
 
