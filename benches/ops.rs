@@ -2,7 +2,7 @@
 //! alone: `cargo bench --bench ops -- [dense | RANK] [THREADS]`. The shape: 6 layers, 384 wide, 6 heads, block 256, vocabulary 4096, batch 8.
 
 use candle_core::{Device, Result, Tensor};
-use lrpt::ops::{self, Gradients, Tape, Value};
+use lrpt::ops::{self, Gradients, LowRankWeight, Tape, Value};
 use lrpt::rng;
 use std::time::{Duration, Instant};
 
@@ -65,15 +65,25 @@ impl Network {
         let mut x = ops::embedding(tape, &self.tokens, &tokens, &positions)?;
         for (layer, weights) in self.weights.iter().enumerate() {
             let first = 3 + layer * 14;
-            let linear = |x: &Value, which: usize| match &weights[which] {
-                Weight::Dense(w) => ops::linear(tape, x, &tape.parameter(first + 2 * which, w), None),
-                Weight::LowRank(u, s, v) => {
-                    let (u, v) = (tape.parameter(first + 2 * which, u), tape.parameter(first + 2 * which + 1, v));
-                    ops::low_rank_linear(tape, x, &u, s, &v, None)
-                }
+            // Layers `which` of one input, side by side where they are low-rank, as the model has them.
+            let linears = |x: &Value, which: std::ops::Range<usize>| -> Result<Vec<Value>> {
+                let low_rank = which.clone().filter_map(|which| match &weights[which] {
+                    Weight::Dense(_) => None,
+                    Weight::LowRank(u, s, v) => {
+                        let (u, v) = (tape.parameter(first + 2 * which, u), tape.parameter(first + 2 * which + 1, v));
+                        Some(LowRankWeight { u, s, v, bias: None })
+                    }
+                });
+                let dense = which.clone().filter_map(|which| match &weights[which] {
+                    Weight::Dense(w) => Some(ops::linear(tape, x, &tape.parameter(first + 2 * which, w), None)),
+                    Weight::LowRank(..) => None,
+                });
+                let low_rank: Vec<_> = low_rank.collect();
+                if low_rank.is_empty() { dense.collect() } else { ops::low_rank_linears(tape, x, low_rank) }
             };
-            let h = norm(&x, first + 12)?;
-            let mixed = ops::causal_attention(tape, &linear(&h, 0)?, &linear(&h, 1)?, &linear(&h, 2)?, HEADS, None)?;
+            let linear = |x: &Value, which: usize| Ok::<_, candle_core::Error>(linears(x, which..which + 1)?.remove(0));
+            let qkv = linears(&norm(&x, first + 12)?, 0..3)?;
+            let mixed = ops::causal_attention(tape, &qkv[0], &qkv[1], &qkv[2], HEADS, None)?;
             x = ops::add(tape, &x, &linear(&mixed, 3)?)?;
             let active = ops::gelu(tape, &linear(&norm(&x, first + 13)?, 4)?)?;
             x = ops::add(tape, &x, &linear(&active, 5)?)?;
@@ -135,8 +145,18 @@ fn operations() -> Result<()> {
     let ids = Tensor::from_iter((0..ROWS as u32).map(|i| i * 7919 % VOCABULARY as u32), &Device::Cpu)?.reshape((BATCH, BLOCK))?;
     operation("linear 384 -> 384", |tape| ops::linear(tape, &tape.parameter(0, &x), &tape.parameter(1, &square), None))?;
     operation("linear 384 -> 1536", |tape| ops::linear(tape, &tape.parameter(0, &x), &tape.parameter(1, &up), None))?;
-    operation("low_rank_linear 384 -> 384, rank 96", |tape| {
-        ops::low_rank_linear(tape, &tape.parameter(0, &x), &tape.parameter(1, &basis), &core, &tape.parameter(2, &basis), None)
+    let weight = |tape: &Tape, slot| LowRankWeight { u: tape.parameter(slot, &basis), s: &core, v: tape.parameter(slot + 1, &basis), bias: None };
+    operation("low_rank_linear 384 -> 384, rank 96", |tape| ops::low_rank_linear(tape, &tape.parameter(0, &x), weight(tape, 1)))?;
+    // The sum lets one backward reach all three; it costs two additions of 2048 x 384 numbers.
+    let sum = |tape: &Tape, y: Vec<Value>| ops::add(tape, &ops::add(tape, &y[0], &y[1])?, &y[2]);
+    operation("three of one input, one by one", |tape| {
+        let x = tape.parameter(0, &x);
+        let y = [1, 3, 5].map(|slot| ops::low_rank_linear(tape, &x, weight(tape, slot)));
+        sum(tape, y.into_iter().collect::<Result<_>>()?)
+    })?;
+    operation("three of one input, side by side", |tape| {
+        let weights = [1, 3, 5].map(|slot| weight(tape, slot));
+        sum(tape, ops::low_rank_linears(tape, &tape.parameter(0, &x), weights.into())?)
     })?;
     operation("layer_norm", |tape| ops::layer_norm(tape, &tape.parameter(0, &x), &tape.parameter(1, &ones), None, 1e-5))?;
     operation("gelu 1536", |tape| ops::gelu(tape, &tape.parameter(0, &wide)))?;
