@@ -32,42 +32,15 @@ pub struct StepCounts {
 /// # Errors
 /// If the vocabulary is empty or a step fails.
 pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: &Device) -> Result<Report> {
-    ensure!(vocabulary_size > 0, "a vocabulary of 0 tokens; give its size with --vocab-size");
-    ensure!(counts.timed > 0, "a benchmark needs at least one timed step");
     let resident_before = measured_memory().get("resident").copied();
-    let text = random_tokens(plan, vocabulary_size, counts.warm_up.saturating_add(counts.timed));
-    let mut trainer = Trainer::fresh(plan, device, vocabulary_size, Arc::new(text))?;
-    for step in 1..=counts.warm_up {
-        trainer.step(step)?;
-    }
-    let mut meter = Meter::default();
-    let (mut seconds, mut loss) = (Vec::new(), f64::NAN);
-    for step in counts.warm_up + 1..=counts.warm_up + counts.timed {
-        let timed = trainer.step(step)?;
-        meter.add(plan.tokens_per_step, &timed);
-        seconds.push(timed.seconds);
-        loss = timed.report.loss;
-    }
+    let TimedSteps { trainer, seconds_per_step, loss } = time_steps(plan, vocabulary_size, counts, device)?;
     // Before the product peak, whose matrices are no part of the training.
     let memory = measured_memory();
-    let means = meter.take();
-    let threads = rayon::current_num_threads();
-    let ledger = Ledger::new(plan, vocabulary_size, threads);
-    let time = |phase: &str| means.times.get(phase).copied().with_context(|| format!("the meter has no time of `{phase}`"));
-    let seconds_per_step = SecondsPerStep {
-        data: time("data")?,
-        forward: time("forward")?,
-        backward: time("backward")?,
-        dense_optimizer: time("optimizer")?,
-        low_rank_optimizer: time("linalg")?,
-        mean: time("step")?,
-        median: median(&mut seconds),
-        best: seconds[0],
-    };
+    let ledger = Ledger::new(plan, vocabulary_size, rayon::current_num_threads());
     Ok(Report {
         name: plan.name.clone(),
         device: format!("{:?}", device.location()).to_lowercase(),
-        threads,
+        threads: rayon::current_num_threads(),
         debug_build: cfg!(debug_assertions),
         shape: Shape::new(plan, vocabulary_size),
         parameters: trainer.params.element_count() as u64,
@@ -81,6 +54,51 @@ pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: 
         seconds_per_step,
         memory: Memory::new(&ledger.memory, memory.get("peak").copied(), resident_before),
     })
+}
+
+/// Steps taken and timed.
+pub(super) struct TimedSteps<'a> {
+    /// What took them, after the last.
+    pub trainer: Trainer<'a>,
+    /// Where the time went.
+    pub seconds_per_step: SecondsPerStep,
+    /// Loss of the last step, in nats.
+    pub loss: f64,
+}
+
+/// Takes a plan's training steps on random tokens.
+///
+/// # Errors
+/// As for [`measure`].
+pub(super) fn time_steps<'a>(plan: &'a Plan, vocabulary_size: usize, counts: StepCounts, device: &'a Device) -> Result<TimedSteps<'a>> {
+    ensure!(vocabulary_size > 0, "a vocabulary of 0 tokens; give its size with --vocab-size");
+    ensure!(counts.timed > 0, "a benchmark needs at least one timed step");
+    let text = random_tokens(plan, vocabulary_size, counts.warm_up.saturating_add(counts.timed));
+    let mut trainer = Trainer::fresh(plan, device, vocabulary_size, Arc::new(text))?;
+    for step in 1..=counts.warm_up {
+        trainer.step(step)?;
+    }
+    let mut meter = Meter::default();
+    let (mut seconds, mut loss) = (Vec::new(), f64::NAN);
+    for step in counts.warm_up + 1..=counts.warm_up + counts.timed {
+        let timed = trainer.step(step)?;
+        meter.add(plan.tokens_per_step, &timed);
+        seconds.push(timed.seconds);
+        loss = timed.report.loss;
+    }
+    let means = meter.take();
+    let time = |phase: &str| means.times.get(phase).copied().with_context(|| format!("the meter has no time of `{phase}`"));
+    let seconds_per_step = SecondsPerStep {
+        data: time("data")?,
+        forward: time("forward")?,
+        backward: time("backward")?,
+        dense_optimizer: time("optimizer")?,
+        low_rank_optimizer: time("linalg")?,
+        mean: time("step")?,
+        median: median(&mut seconds),
+        best: seconds[0],
+    };
+    Ok(TimedSteps { trainer, seconds_per_step, loss })
 }
 
 /// Uniformly random tokens, as many as the steps read, up to [`MOST_TOKENS`].

@@ -1,10 +1,11 @@
 //! `lrpt bench`: how fast and how large a spec's training is.
 
 use super::{compute, output, spec::vocabulary_size};
-use crate::bench::{StepCounts, measure};
+use crate::bench::{Growth, StepCounts, growth, measure};
 use crate::error::Failure;
-use crate::spec;
+use crate::spec::{self, Plan};
 use anyhow::Result;
+use candle_core::Device;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -16,6 +17,9 @@ pub struct BenchArgs {
     /// Override a key: `--set model.weights=dense`.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     overrides: Vec<String>,
+    /// Time a step at each of these values of a setting and fit exponents, instead of the usual report; may be given several times.
+    #[arg(long, value_name = "KEY.PATH=VALUE,VALUE,...")]
+    vary: Vec<String>,
     /// Timed steps.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
@@ -33,19 +37,52 @@ pub struct BenchArgs {
 /// Prints the figures of a benchmark on random tokens.
 pub fn run(args: BenchArgs) -> Result<()> {
     let (_, plan) = spec::load_plan(&args.spec, &args.overrides)?;
-    let vocabulary = match args.vocab_size {
-        Some(size) => size as usize,
-        None => vocabulary_size(&plan)?.ok_or_else(|| {
-            Failure::Usage(format!(
-                "{}: the vocabulary is known only once the data are prepared; give its size with --vocab-size",
-                plan.name
-            ))
-        })?,
-    };
     let device = compute::device(plan.device)?;
     if cfg!(debug_assertions) {
         tracing::warn!("this is a debug build: its times say nothing; use `cargo run --release`");
     }
-    let report = measure(&plan, vocabulary, StepCounts { warm_up: args.warm_up, timed: args.steps }, &device)?;
+    if !args.vary.is_empty() {
+        let found = args.vary.iter().map(|vary| vary_one(&args, vary, &device)).collect::<Result<Vec<Growth>>>()?;
+        return match args.json {
+            true => output::line(serde_json::to_string(&found)?),
+            false => found.iter().try_for_each(|growth| output::line(format!("{growth}\n"))),
+        };
+    }
+    let report = measure(&plan, vocabulary(&args, &plan)?, args.counts(), &device)?;
     if args.json { output::line(serde_json::to_string(&report)?) } else { output::line(report) }
+}
+
+impl BenchArgs {
+    fn counts(&self) -> StepCounts {
+        StepCounts { warm_up: self.warm_up, timed: self.steps }
+    }
+}
+
+/// Tokens in the vocabulary, as given or as the spec's tokenizer asks for.
+fn vocabulary(args: &BenchArgs, plan: &Plan) -> Result<usize> {
+    match args.vocab_size {
+        Some(size) => Ok(size as usize),
+        None => vocabulary_size(plan)?.ok_or_else(|| {
+            let remedy = "the vocabulary is known only once the data are prepared; give its size with --vocab-size";
+            Failure::Usage(format!("{}: {remedy}", plan.name)).into()
+        }),
+    }
+}
+
+/// Growth with one setting, the others as in the spec.
+fn vary_one(args: &BenchArgs, vary: &str, device: &Device) -> Result<Growth> {
+    let usage = |problem: &str| Failure::Usage(format!("--vary {vary}: {problem}; write --vary model.n_layer=2,4,8"));
+    let (key, values) = vary.split_once('=').ok_or_else(|| usage("no `=`"))?;
+    let texts: Vec<&str> = values.split(',').map(str::trim).collect();
+    let values = texts.iter().map(|text| text.parse().map_err(|_| usage(&format!("`{text}` is not a number")).into()));
+    let values = values.collect::<Result<Vec<f64>>>()?;
+    if values.len() < 2 || values.iter().any(|value| *value <= 0.0) {
+        return Err(usage("an exponent needs at least two values, all positive").into());
+    }
+    let plan = |text: &&str| {
+        let overrides: Vec<String> = args.overrides.iter().cloned().chain([format!("{key}={text}")]).collect();
+        Ok(spec::load_plan(&args.spec, &overrides)?.1)
+    };
+    let plans = texts.iter().map(plan).collect::<Result<Vec<_>>>()?;
+    growth(key, &values, &plans, vocabulary(args, &plans[0])?, args.counts(), device)
 }

@@ -1,0 +1,124 @@
+//! How the time of a step grows with one setting, beside how its counted operations grow.
+
+use super::report::SecondsPerStep;
+use super::steps::{StepCounts, time_steps};
+use crate::model::account::Ledger;
+use crate::spec::Plan;
+use anyhow::{Result, ensure};
+use candle_core::Device;
+use serde::Serialize;
+use std::fmt;
+
+/// Times and operations of a step at several values of one setting.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Growth {
+    /// Key path of the setting.
+    pub key: String,
+    /// One point for each value, in their order.
+    pub points: Vec<GrowthPoint>,
+    /// Fitted to the whole step.
+    pub step: Exponents,
+    /// Fitted to the low-rank optimizer; absent where nothing is low-rank.
+    pub low_rank_optimizer: Option<Exponents>,
+}
+
+/// A step at one value.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct GrowthPoint {
+    /// The setting's value.
+    pub value: f64,
+    /// Times of a step.
+    pub seconds_per_step: SecondsPerStep,
+    /// Counted operations of a step.
+    pub flops_per_step: u64,
+    /// Those of the low-rank optimizer.
+    pub low_rank_optimizer_flops_per_step: u64,
+}
+
+/// Slopes of ln y against ln of the setting's value, by least squares: y grows about like value^slope.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Exponents {
+    /// Of the seconds: of the best step, which other work on the machine disturbs least, or of the low-rank optimizer's mean.
+    pub seconds: f64,
+    /// Of the counted operations.
+    pub flops: f64,
+}
+
+/// Times a step of each plan; `values[i]` is the setting's value in `plans[i]`.
+///
+/// # Errors
+/// With fewer than two values, with a value that is not positive, or if a step fails.
+pub fn growth(key: &str, values: &[f64], plans: &[Plan], vocabulary_size: usize, counts: StepCounts, device: &Device) -> Result<Growth> {
+    ensure!(values.len() == plans.len(), "{} values, {} plans", values.len(), plans.len());
+    let mut points = Vec::with_capacity(plans.len());
+    for (value, plan) in values.iter().zip(plans) {
+        tracing::info!("{key} = {value}");
+        let timed = time_steps(plan, vocabulary_size, counts, device)?;
+        let ledger = Ledger::new(plan, vocabulary_size, rayon::current_num_threads());
+        points.push(GrowthPoint {
+            value: *value,
+            seconds_per_step: timed.seconds_per_step,
+            flops_per_step: ledger.flops_per_step(),
+            low_rank_optimizer_flops_per_step: ledger.flops.low_rank_optimizer_per_step,
+        });
+    }
+    let step = exponents(&points, &|point| point.seconds_per_step.best, &|point| point.flops_per_step)?;
+    let low_rank_optimizer = match points.iter().all(|point| point.low_rank_optimizer_flops_per_step > 0) {
+        true => Some(exponents(&points, &|p| p.seconds_per_step.low_rank_optimizer, &|p| p.low_rank_optimizer_flops_per_step)?),
+        false => None,
+    };
+    Ok(Growth { key: key.to_owned(), points, step, low_rank_optimizer })
+}
+
+fn exponents(points: &[GrowthPoint], seconds: &dyn Fn(&GrowthPoint) -> f64, flops: &dyn Fn(&GrowthPoint) -> u64) -> Result<Exponents> {
+    let pairs = |y: &dyn Fn(&GrowthPoint) -> f64| points.iter().map(|point| (point.value, y(point))).collect::<Vec<_>>();
+    Ok(Exponents { seconds: log_slope(&pairs(seconds))?, flops: log_slope(&pairs(&|point| flops(point) as f64))? })
+}
+
+/// The slope of ln y over ln x by least squares.
+fn log_slope(pairs: &[(f64, f64)]) -> Result<f64> {
+    ensure!(pairs.iter().all(|(x, y)| *x > 0.0 && *y > 0.0), "an exponent is fitted to positive values only, not to {pairs:?}");
+    let logs: Vec<(f64, f64)> = pairs.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
+    let count = logs.len() as f64;
+    let (mean_x, mean_y) = (logs.iter().map(|l| l.0).sum::<f64>() / count, logs.iter().map(|l| l.1).sum::<f64>() / count);
+    let spread: f64 = logs.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
+    ensure!(spread > 0.0, "growth needs at least two different values");
+    Ok(logs.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum::<f64>() / spread)
+}
+
+impl fmt::Display for Growth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.key)?;
+        writeln!(f, "  {:>10}{:>14}{:>14}{:>22}{:>14}", "value", "seconds/step", "GFLOP/step", "low-rank optimizer s", "its GFLOP")?;
+        for point in &self.points {
+            let (seconds, giga) = (point.seconds_per_step, |flops: u64| flops as f64 / 1e9);
+            writeln!(
+                f,
+                "  {:>10}{:>14.4}{:>14.2}{:>22.4}{:>14.3}",
+                point.value,
+                seconds.best,
+                giga(point.flops_per_step),
+                seconds.low_rank_optimizer,
+                giga(point.low_rank_optimizer_flops_per_step)
+            )?;
+        }
+        write!(f, "  {:>10}{:>14.2}{:>14.2}", "exponent", self.step.seconds, self.step.flops)?;
+        match self.low_rank_optimizer {
+            Some(exponents) => write!(f, "{:>22.2}{:>14.2}", exponents.seconds, exponents.flops),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::log_slope;
+
+    #[test]
+    fn the_exponent_of_a_power_law() {
+        let pairs: Vec<(f64, f64)> = [2.0f64, 3.0, 10.0, 40.0].iter().map(|x| (*x, 7.0 * x.powf(1.75))).collect();
+        assert!((log_slope(&pairs).expect("a slope") - 1.75).abs() < 1e-12);
+        assert!(log_slope(&pairs[..1]).is_err());
+        assert!(log_slope(&[(1.0, 2.0), (2.0, 0.0)]).is_err());
+    }
+}
