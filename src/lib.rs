@@ -17,7 +17,7 @@
 //!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport, truncation
 //!        │  └ linalg    QR, SVD, polar factor, orthonormality; no words of machine learning
 //!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
-//! error  fs  rng    exit codes; durable files; random streams as pure functions of (seed, purpose, indices)
+//! error  fs  rng  plot    exit codes; durable files; random streams as pure functions of (seed, purpose, indices); charts as SVG
 //! ```
 //!
 //! Arrows point down only; `tests/architecture.rs` reads the imports and says so. `model` and `optim` never import each other.
@@ -49,6 +49,7 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod params;
+pub mod plot;
 pub mod record;
 pub mod rng;
 pub mod spec;

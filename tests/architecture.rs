@@ -8,6 +8,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("fs", &[]),
     ("rng", &[]),
+    ("plot", &[]),
     ("linalg", &["rng"]),
     ("lowrank", &["linalg", "rng"]),
     ("ops", &[]),
@@ -19,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),
     ("train", &["checkpoint", "data", "error", "fs", "lowrank", "model", "ops", "optim", "params", "record", "rng", "spec"]),
-    ("bench", &["data", "model", "ops", "rng", "spec", "train"]),
+    ("bench", &["data", "model", "ops", "plot", "rng", "spec", "train"]),
     (
         "cli",
         &[
@@ -34,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ops",
             "optim",
             "params",
+            "plot",
             "record",
             "rng",
             "spec",

@@ -3,6 +3,7 @@
 use super::report::SecondsPerStep;
 use super::steps::{StepCounts, time_steps};
 use crate::model::account::Ledger;
+use crate::plot::{Axis, Chart, Mark, Series};
 use crate::spec::Plan;
 use anyhow::{Result, ensure};
 use candle_core::Device;
@@ -84,6 +85,34 @@ fn log_slope(pairs: &[(f64, f64)]) -> Result<f64> {
     let spread: f64 = logs.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
     ensure!(spread > 0.0, "growth needs at least two different values");
     Ok(logs.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum::<f64>() / spread)
+}
+
+impl Growth {
+    /// Seconds against the setting on logarithmic axes: the step, its low-rank optimizer, and through the middle of each the slope of its
+    /// counted operations.
+    pub fn chart(&self) -> Chart {
+        let points = |y: &dyn Fn(&GrowthPoint) -> f64| self.points.iter().map(|point| (point.value, y(point))).collect::<Vec<_>>();
+        let step = points(&|point| point.seconds_per_step.best);
+        let mut series = vec![
+            Series::new("slope of the counted operations", Mark::Dashed, 6, through_the_middle(&step, self.step.flops)),
+            Series::new(format!("step, exponent {:.2}", self.step.seconds), Mark::LineWithDots, 0, step),
+        ];
+        if let Some(exponents) = self.low_rank_optimizer {
+            let optimizer = points(&|point| point.seconds_per_step.low_rank_optimizer);
+            let slope = through_the_middle(&optimizer, exponents.flops);
+            series.push(Series::new("slope of the counted operations", Mark::Dashed, 6, slope));
+            series.push(Series::new(format!("low-rank optimizer, {:.2}", exponents.seconds), Mark::LineWithDots, 1, optimizer));
+        }
+        Chart { title: self.key.clone(), x: Axis::log(self.key.clone()), y: Axis::log("seconds per step"), series }
+    }
+}
+
+/// The power law with this exponent through the points' middle (the means of their logarithms), over their range.
+fn through_the_middle(points: &[(f64, f64)], exponent: f64) -> Vec<(f64, f64)> {
+    let count = points.len() as f64;
+    let mean = |pick: fn(&(f64, f64)) -> f64| points.iter().map(|point| pick(point).ln()).sum::<f64>() / count;
+    let (middle_x, middle_y) = (mean(|point| point.0), mean(|point| point.1));
+    points.iter().map(|(x, _)| (*x, (middle_y + exponent * (x.ln() - middle_x)).exp())).collect()
 }
 
 impl fmt::Display for Growth {

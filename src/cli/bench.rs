@@ -3,6 +3,8 @@
 use super::{compute, output, spec::vocabulary_size};
 use crate::bench::{Growth, StepCounts, growth, measure};
 use crate::error::Failure;
+use crate::fs::write_atomic;
+use crate::plot::figure;
 use crate::spec::{self, Plan};
 use anyhow::Result;
 use candle_core::Device;
@@ -20,6 +22,9 @@ pub struct BenchArgs {
     /// Time a step at each of these values of a setting and fit exponents, instead of the usual report; may be given several times.
     #[arg(long, value_name = "KEY.PATH=VALUE,VALUE,...")]
     vary: Vec<String>,
+    /// Draw what --vary found into this SVG file.
+    #[arg(long, value_name = "FILE.svg", requires = "vary")]
+    plot: Option<PathBuf>,
     /// Timed steps.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
@@ -43,6 +48,10 @@ pub fn run(args: BenchArgs) -> Result<()> {
     }
     if !args.vary.is_empty() {
         let found = args.vary.iter().map(|vary| vary_one(&args, vary, &device)).collect::<Result<Vec<Growth>>>()?;
+        if let Some(path) = &args.plot {
+            let charts: Vec<_> = found.iter().map(Growth::chart).collect();
+            write_atomic(path, figure("Seconds of a training step", &charts, 2).as_bytes())?;
+        }
         return match args.json {
             true => output::line(serde_json::to_string(&found)?),
             false => found.iter().try_for_each(|growth| output::line(format!("{growth}\n"))),
