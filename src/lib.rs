@@ -5,6 +5,8 @@
 //!
 //! ```text
 //! cli          one file per command: parse, call, print; no logic
+//!  ├ sweep     many runs from one file: expansion, equal budgets, child processes, Slurm
+//!  │  └ report    runs read back: groups, statistics, tables, charts, the page
 //!  ├ bench     how fast and how large: timed steps on random tokens, the product peak, what this machine offers
 //!  └ train     the only place where model, optimizer and data meet: session, step, validation, resume, signals
 //!     ├ model       the GPT: structure, forward pass, generation, and its account of parameters, FLOPs and memory
@@ -51,6 +53,8 @@ pub mod optim;
 pub mod params;
 pub mod plot;
 pub mod record;
+pub mod report;
 pub mod rng;
 pub mod spec;
+pub mod sweep;
 pub mod train;

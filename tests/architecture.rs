@@ -21,6 +21,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("record", &["fs"]),
     ("train", &["checkpoint", "data", "error", "fs", "lowrank", "model", "ops", "optim", "params", "record", "rng", "spec"]),
     ("bench", &["data", "model", "ops", "plot", "rng", "spec", "train"]),
+    ("report", &["data", "error", "fs", "model", "plot", "spec", "train"]),
+    ("sweep", &["bench", "checkpoint", "data", "error", "fs", "model", "record", "report", "spec", "train"]),
     (
         "cli",
         &[
@@ -37,8 +39,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "params",
             "plot",
             "record",
+            "report",
             "rng",
             "spec",
+            "sweep",
             "train",
         ],
     ),

@@ -18,4 +18,4 @@ pub use growth::{Exponents, Growth, GrowthPoint, growth};
 pub use machine::{DeviceState, Machine, Simd};
 pub use product_peak::{ProductPeak, product_peak};
 pub use report::{Memory, Operations, Report, SecondsPerStep, Shape};
-pub use steps::{StepCounts, measure};
+pub use steps::{StepCounts, measure, seconds_per_step};

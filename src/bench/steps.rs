@@ -56,6 +56,14 @@ pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: 
     })
 }
 
+/// Median seconds of a plan's training step on random tokens.
+///
+/// # Errors
+/// As for [`measure`].
+pub fn seconds_per_step(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: &Device) -> Result<f64> {
+    Ok(time_steps(plan, vocabulary_size, counts, device)?.seconds_per_step.median)
+}
+
 /// Steps taken and timed.
 pub(super) struct TimedSteps<'a> {
     /// What took them, after the last.

@@ -1,6 +1,7 @@
 //! The command line: one file per command, no logic of its own.
 
 mod bench;
+mod compare;
 mod compute;
 mod data;
 mod doctor;
@@ -10,6 +11,7 @@ mod inspect;
 mod logging;
 mod output;
 mod spec;
+mod sweep;
 mod train;
 
 use crate::record::Terminal;
@@ -39,6 +41,10 @@ enum Command {
     Train(train::TrainArgs),
     /// Continue a run from its newest sound checkpoint.
     Resume(train::ResumeArgs),
+    /// Run many specs from one file: methods, learning rates, seeds, equal budgets.
+    Sweep(sweep::SweepArgs),
+    /// Compare the runs of a sweep, or any runs, with statistics and a report.
+    Compare(compare::CompareArgs),
     /// Loss, perplexity and bits per byte of a run, as one JSON object.
     Eval(eval::EvalArgs),
     /// Continue a prompt.
@@ -69,6 +75,8 @@ impl Cli {
         match self.command {
             Command::Train(args) => train::run(args, terminal, &logging),
             Command::Resume(args) => train::resume(args, terminal, &logging),
+            Command::Sweep(args) => sweep::run(args, terminal),
+            Command::Compare(args) => compare::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Inspect(args) => inspect::run(args),

@@ -4,11 +4,12 @@ use super::logging::Logging;
 use super::{compute, output};
 use crate::data;
 use crate::error::Failure;
-use crate::record::{Console, JsonLines, Observers, Samples, Terminal};
+use crate::record::{self, Console, JsonLines, LineOf, Observers, Samples, Terminal};
 use crate::spec::{self, Plan};
 use crate::train::{Outcome, StopSignal, TrainOptions, train};
 use anyhow::{Context, Result};
 use clap::Args;
+use signal_hook::consts::SIGTERM;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `lrpt train`.
@@ -28,6 +29,9 @@ pub struct TrainArgs {
     /// Stop cleanly after this step, with a checkpoint, as if interrupted; continue later with --resume.
     #[arg(long, value_name = "STEP")]
     stop_after: Option<u64>,
+    /// Stop cleanly when stdin closes, as it does when the process that started this one dies.
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
 }
 
 /// Arguments of `lrpt resume`.
@@ -45,38 +49,55 @@ pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()>
     let (written, plan) = spec::load_plan(&args.spec, &args.overrides)?;
     spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
     let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
-    start(&plan, &spec::to_yaml(&written)?, &run_dir, args.resume, args.stop_after, terminal, logging)
+    let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
+    if args.until_stdin_closes {
+        stop_with_stdin(stop.clone());
+    }
+    start(&plan, &spec::to_yaml(&written)?, &run_dir, args.resume, args.stop_after, stop, terminal, logging)
+}
+
+/// Asks for a stop, as SIGTERM does, once stdin is at its end.
+fn stop_with_stdin(stop: StopSignal) {
+    std::thread::spawn(move || {
+        // Nothing is expected on it; an error is an end, too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        stop.request(SIGTERM);
+    });
 }
 
 /// Continues a run with the plan it was started with.
 pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
     let folder = crate::train::RunFolder::new(&args.run);
     let plan = folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
-    start(&plan, "", &args.run, true, args.stop_after, terminal, logging)
+    let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
+    start(&plan, "", &args.run, true, args.stop_after, stop, terminal, logging)
 }
 
+#[allow(clippy::too_many_arguments)] // each is a different thing, and there are two callers
 fn start(
     plan: &Plan,
     spec_yaml: &str,
     run_dir: &Path,
     resume: bool,
     stop_after: Option<u64>,
+    stop: StopSignal,
     terminal: Terminal,
     logging: &Logging,
 ) -> Result<()> {
     let device = compute::device(plan.device)?;
-    let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
     let options = TrainOptions { run_dir, data_cache: data::cache_dir(), spec_yaml, resume, stop_after, device: &device, stop };
     if cfg!(debug_assertions) {
         tracing::warn!("this is a debug build, tens of times slower than `cargo run --release`");
     }
     let outcome = train(plan, &options, |folder, resumed_from| {
         logging.write_to(folder.root())?;
-        let metrics = match resumed_from {
-            Some(step) => JsonLines::resume(&folder.metrics(), step)?,
-            None => JsonLines::create(&folder.metrics())?,
+        let lines = |path: &Path, line_of: LineOf| match resumed_from {
+            Some(step) => JsonLines::resume(path, step, line_of),
+            None => JsonLines::create(path, line_of),
         };
-        Ok(Observers(vec![Box::new(metrics), Box::new(Samples::new(folder.root())), Box::new(Console::new(terminal))]))
+        let metrics = lines(&folder.metrics(), record::metrics)?;
+        let spectra = lines(&folder.spectra(), record::spectra)?;
+        Ok(Observers(vec![Box::new(metrics), Box::new(spectra), Box::new(Samples::new(folder.root())), Box::new(Console::new(terminal))]))
     })?;
     report(plan, run_dir, &outcome)
 }

@@ -50,7 +50,7 @@ impl Ledger {
 
     /// Operations of one step: training on its tokens, then the low-rank optimizer.
     pub fn flops_per_step(&self) -> u64 {
-        self.flops.training_per_token.saturating_mul(self.tokens_per_step).saturating_add(self.flops.low_rank_optimizer_per_step)
+        self.flops.per_step(self.tokens_per_step)
     }
 }
 
@@ -150,16 +150,27 @@ pub struct FlopLedger {
 
 impl FlopLedger {
     fn new(plan: &Plan, vocabulary: u64) -> Self {
+        Self::at_ranks(plan, vocabulary, &|_, _| None)
+    }
+
+    /// The operations when low-rank matrices have these ranks (by block and target) instead of those of the plan, as after truncations.
+    pub fn at_ranks(plan: &Plan, vocabulary: u64, rank: &dyn Fn(usize, Target) -> Option<usize>) -> Self {
         let model = &plan.model;
         let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
-        let matrices = || Target::ALL.iter().map(|target| Matrix::new(model, *target));
-        let products = layers * matrices().map(|matrix| matrix.forward_flops()).sum::<u64>();
+        let places = || (0..model.n_layer).flat_map(|layer| Target::ALL.map(|target| (layer, target)));
+        let matrices: Vec<Matrix> = places()
+            .map(|(layer, target)| match (Matrix::new(model, target), rank(layer, target)) {
+                (matrix, Some(rank)) if matrix.is_low_rank() => Matrix { form: WeightForm::LowRank { rank }, ..matrix },
+                (matrix, _) => matrix,
+            })
+            .collect();
+        let products = matrices.iter().map(Matrix::forward_flops).sum::<u64>();
         let attention = layers * 2 * width * (model.block_size as u64 + 1);
         let head = 2 * vocabulary * width;
-        let small_products_saved = layers * matrices().map(|matrix| matrix.coefficient_flops()).sum::<u64>();
+        let small_products_saved = matrices.iter().map(Matrix::coefficient_flops).sum::<u64>();
         let optimizer = plan.optimizer.dlra().map_or(0, |dlra| {
-            let low_rank = matrices().filter(|matrix| matches!(matrix.form, WeightForm::LowRank { .. }));
-            layers * low_rank.map(|matrix| low_rank_optimizer_flops(dlra, matrix.rows, matrix.columns, matrix.rank()).total()).sum::<u64>()
+            let low_rank = matrices.iter().filter(|matrix| matrix.is_low_rank());
+            low_rank.map(|matrix| low_rank_optimizer_flops(dlra, matrix.rows, matrix.columns, matrix.rank()).total()).sum::<u64>()
         });
         FlopLedger {
             forward_products_per_token: products,
@@ -168,6 +179,11 @@ impl FlopLedger {
             training_per_token: 3 * (products + attention + head) - small_products_saved,
             low_rank_optimizer_per_step: optimizer,
         }
+    }
+
+    /// A step on this many tokens: training, then the low-rank optimizer.
+    pub fn per_step(&self, tokens: u64) -> u64 {
+        self.training_per_token.saturating_mul(tokens).saturating_add(self.low_rank_optimizer_per_step)
     }
 
     /// Forward pass on one token.

@@ -23,7 +23,7 @@ pub(super) fn text_width(text: &str, size: f64) -> f64 {
 }
 
 /// Text in which no character has a meaning of its own in XML.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -54,6 +54,7 @@ impl Observer for Console {
                 tracing::info!(target: TARGET, "{}", evaluation_line(evaluation));
             }
             Event::Ranks(ranks) => tracing::debug!(target: TARGET, "{}", ranks_line(ranks)),
+            Event::Spectra(_) => {}
             Event::Sample(sample) => tracing::info!(target: TARGET, "sample at step {}:\n{}", sample.step, sample.text),
             Event::CheckpointSaved { step, path } => tracing::info!(target: TARGET, "checkpoint of step {step} in {}", path.display()),
             Event::Warning { message } => tracing::warn!(target: TARGET, "{message}"),

@@ -27,6 +27,8 @@ pub enum Event {
     Evaluation(Evaluation),
     /// The ranks of the low-rank weights.
     Ranks(Ranks),
+    /// The singular values of the low-rank weights.
+    Spectra(Spectra),
     /// Text written by the model.
     Sample(Sample),
     /// A checkpoint is on disk.
@@ -82,6 +84,10 @@ pub struct Step {
     pub step: u64,
     /// Tokens trained on, this step's included.
     pub tokens: u64,
+    /// Counted operations of the training so far: model, attention, head, low-rank optimizer with its augmentation, at the ranks in force.
+    pub flops: u64,
+    /// Trained numbers after the step.
+    pub parameters: u64,
     /// Mean cross-entropy of the step's batch in nats per token, before the update.
     pub loss: f64,
     /// Global gradient norm before clipping.
@@ -107,6 +113,10 @@ pub struct Evaluation {
     pub step: u64,
     /// Tokens trained on so far.
     pub tokens: u64,
+    /// Counted operations of the training so far, validation left out.
+    pub flops: u64,
+    /// Trained numbers now.
+    pub parameters: u64,
     /// Mean cross-entropy in nats per token.
     pub loss: f64,
     /// exp(loss).
@@ -128,6 +138,15 @@ pub struct Ranks {
     pub layers: Vec<LayerRank>,
     /// Largest ‖UᵀU − I‖ or ‖VᵀV − I‖ of all, where it was measured.
     pub defect: Option<f64>,
+}
+
+/// Singular values of the low-rank weights at a validation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Spectra {
+    /// Steps taken.
+    pub step: u64,
+    /// Name of each low-rank weight and its singular values in decreasing order, in the model's order.
+    pub layers: Vec<(String, Vec<f64>)>,
 }
 
 /// Rank of one low-rank weight.

@@ -1,17 +1,21 @@
-//! `metrics.jsonl`: one JSON object per line.
+//! `metrics.jsonl` and `spectra.jsonl`: one JSON object per line.
 
-use super::{Event, Observer, metrics};
+use super::{Event, Observer};
 use anyhow::Context;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-/// Writes the figures of every event that has some (see [`metrics`]) as a line of JSON.
+/// What an event says on a line, if anything: [`metrics`](super::metrics) or [`spectra`](super::spectra).
+pub type LineOf = fn(&Event) -> Option<Map<String, Value>>;
+
+/// Writes what every event says as a line of JSON.
 #[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
     file: File,
+    line_of: LineOf,
 }
 
 impl JsonLines {
@@ -19,9 +23,9 @@ impl JsonLines {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn create(path: &Path) -> anyhow::Result<Self> {
+    pub fn create(path: &Path, line_of: LineOf) -> anyhow::Result<Self> {
         crate::fs::write_atomic(path, b"")?;
-        Self::append(path)
+        Self::append(path, line_of)
     }
 
     /// Goes on with the file of a run that is resumed at `step`: lines of later steps go, as does what is no whole JSON object (a process that
@@ -29,7 +33,7 @@ impl JsonLines {
     ///
     /// # Errors
     /// When it cannot be read or written.
-    pub fn resume(path: &Path, step: u64) -> anyhow::Result<Self> {
+    pub fn resume(path: &Path, step: u64, line_of: LineOf) -> anyhow::Result<Self> {
         let old = match std::fs::read(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read.with_context(|| format!("{}: not read", path.display()))?,
@@ -49,19 +53,19 @@ impl JsonLines {
         if kept != old {
             crate::fs::write_atomic(path, &kept)?;
         }
-        Self::append(path)
+        Self::append(path, line_of)
     }
 
-    fn append(path: &Path) -> anyhow::Result<Self> {
+    fn append(path: &Path, line_of: LineOf) -> anyhow::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).open(path).with_context(|| format!("{}: not opened", path.display()))?;
-        Ok(Self { path: path.to_path_buf(), file })
+        Ok(Self { path: path.to_path_buf(), file, line_of })
     }
 }
 
 impl Observer for JsonLines {
     fn on(&mut self, event: &Event) -> anyhow::Result<()> {
         let failed = || format!("{}: not written (is the disk full?)", self.path.display());
-        if let Some(line) = metrics(event) {
+        if let Some(line) = (self.line_of)(event) {
             let mut bytes = serde_json::to_vec(&line)?;
             bytes.push(b'\n');
             // One unbuffered write, so a reader sees whole lines as they come.
@@ -77,7 +81,7 @@ impl Observer for JsonLines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Evaluation, Step};
+    use crate::record::{Evaluation, Step, metrics};
 
     fn step(step: u64, loss: f64) -> Event {
         Event::Step(Step { step, loss, ..Step::default() })
@@ -96,7 +100,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let losses = [0.1 + 0.2, 1.0 / 3.0, f64::MIN_POSITIVE, 5e-324, 123_456_789.123_456_79, f64::NAN];
-        record(&mut JsonLines::create(&path).unwrap(), &losses.map(|loss| step(1, loss)));
+        record(&mut JsonLines::create(&path, metrics).unwrap(), &losses.map(|loss| step(1, loss)));
         let text = std::fs::read_to_string(&path).unwrap();
         let read: Vec<Value> = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["train/loss"].clone()).collect();
         for (read, written) in read.iter().zip(&losses[..5]) {
@@ -113,15 +117,15 @@ mod tests {
         let lost = [step(30, 2.25), evaluation(30)];
         let after = [step(30, 2.0), evaluation(30), step(40, 1.5)];
 
-        let mut straight = JsonLines::create(&path("straight")).unwrap();
+        let mut straight = JsonLines::create(&path("straight"), metrics).unwrap();
         record(&mut straight, &before);
         record(&mut straight, &after);
 
-        let mut stopped = JsonLines::create(&path("stopped")).unwrap();
+        let mut stopped = JsonLines::create(&path("stopped"), metrics).unwrap();
         record(&mut stopped, &before);
         record(&mut stopped, &lost);
         stopped.file.write_all(br#"{"step":40,"train/lo"#).unwrap();
-        let mut resumed = JsonLines::resume(&path("stopped"), 20).unwrap();
+        let mut resumed = JsonLines::resume(&path("stopped"), 20, metrics).unwrap();
         record(&mut resumed, &after);
 
         let read = |name: &str| std::fs::read_to_string(path(name)).unwrap();
@@ -134,7 +138,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, b"{\"step\":1}\n\xff\x00\n{\"step\":2}").unwrap();
-        record(&mut JsonLines::resume(&path, 2).unwrap(), &[]);
+        record(&mut JsonLines::resume(&path, 2, metrics).unwrap(), &[]);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
     }
 
@@ -142,9 +146,9 @@ mod tests {
     fn resuming_without_a_file_starts_one_and_creating_empties_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        record(&mut JsonLines::resume(&path, 5).unwrap(), &[step(6, 1.0)]);
+        record(&mut JsonLines::resume(&path, 5, metrics).unwrap(), &[step(6, 1.0)]);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
-        JsonLines::create(&path).unwrap();
+        JsonLines::create(&path, metrics).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
     }
 }

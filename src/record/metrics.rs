@@ -1,6 +1,6 @@
 //! The figures of an event under the keys of `metrics.jsonl`.
 
-use super::{Evaluation, Event, Ranks, Step};
+use super::{Evaluation, Event, Ranks, Spectra, Step};
 use serde_json::{Map, Value, json};
 
 /// Whether the values under this key depend on the clock or the machine, and so differ between two runs that are otherwise equal.
@@ -20,11 +20,22 @@ pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
     }
 }
 
+/// The line of `spectra.jsonl` for an event: the singular values of each low-rank weight under its name.
+pub fn spectra(event: &Event) -> Option<Map<String, Value>> {
+    let Event::Spectra(Spectra { step, layers }) = event else { return None };
+    let mut line = Map::new();
+    line.insert("step".to_owned(), json!(step));
+    line.extend(layers.iter().map(|(name, values)| (name.clone(), json!(values))));
+    Some(line)
+}
+
 fn step_metrics(step: &Step) -> Map<String, Value> {
     let mut line = Map::new();
     let mut put = |key: &str, value: Value| line.insert(key.to_string(), value);
     put("step", json!(step.step));
     put("tokens", json!(step.tokens));
+    put("flops", json!(step.flops));
+    put("params", json!(step.parameters));
     put("train/loss", json!(step.loss));
     put("train/grad_norm", json!(step.grad_norm));
     put("train/lr", json!(step.learning_rate));
@@ -49,6 +60,8 @@ fn evaluation_metrics(evaluation: &Evaluation) -> Map<String, Value> {
     let mut put = |key: &str, value: Value| line.insert(key.to_string(), value);
     put("step", json!(evaluation.step));
     put("tokens", json!(evaluation.tokens));
+    put("flops", json!(evaluation.flops));
+    put("params", json!(evaluation.parameters));
     put("val/loss", json!(evaluation.loss));
     put("val/ppl", json!(evaluation.perplexity));
     if let Some(bits) = evaluation.bits_per_byte {
@@ -91,6 +104,8 @@ mod tests {
         let step = Step {
             step: 10,
             tokens: 40_960,
+            flops: 123_000_000_000,
+            parameters: 2_000_000,
             loss: 0.1 + 0.2,
             grad_norm: 1.5,
             learning_rate: 3e-3,
@@ -102,11 +117,13 @@ mod tests {
         };
         insta::assert_snapshot!(
             text(Event::Step(step)),
-            @r#"{"step":10,"tokens":40960,"train/loss":0.30000000000000004,"train/grad_norm":1.5,"train/lr":0.003,"train/lr_low_rank":0.01,"train/tok_per_sec":5000.25,"rank/mean":63.5,"time/data":0.5,"time/linalg":0.25,"mem/resident":1073741824}"#
+            @r#"{"step":10,"tokens":40960,"flops":123000000000,"params":2000000,"train/loss":0.30000000000000004,"train/grad_norm":1.5,"train/lr":0.003,"train/lr_low_rank":0.01,"train/tok_per_sec":5000.25,"rank/mean":63.5,"time/data":0.5,"time/linalg":0.25,"mem/resident":1073741824}"#
         );
         let evaluation = Evaluation {
             step: 10,
             tokens: 40_960,
+            flops: 123_000_000_000,
+            parameters: 2_000_000,
             loss: 2.0,
             perplexity: 7.38905609893065,
             bits_per_byte: Some(1.25),
@@ -115,7 +132,7 @@ mod tests {
         };
         insta::assert_snapshot!(
             text(Event::Evaluation(evaluation)),
-            @r#"{"step":10,"tokens":40960,"val/loss":2.0,"val/ppl":7.38905609893065,"val/bpb":1.25,"val/tokens":65536,"time/eval":2.5}"#
+            @r#"{"step":10,"tokens":40960,"flops":123000000000,"params":2000000,"val/loss":2.0,"val/ppl":7.38905609893065,"val/bpb":1.25,"val/tokens":65536,"time/eval":2.5}"#
         );
         let layer = |name: &str, rank, truncation_error| LayerRank { name: name.into(), rank, truncation_error };
         let ranks =

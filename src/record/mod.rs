@@ -12,9 +12,9 @@ mod samples;
 mod terminal;
 
 pub use console::{Console, STEP_TARGET};
-pub use event::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Step};
+pub use event::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Spectra, Step};
 pub use format::{count, duration};
-pub use json_lines::JsonLines;
-pub use metrics::{is_wall_clock_key, metrics};
+pub use json_lines::{JsonLines, LineOf};
+pub use metrics::{is_wall_clock_key, metrics, spectra};
 pub use samples::Samples;
 pub use terminal::Terminal;

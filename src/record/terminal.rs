@@ -32,7 +32,7 @@ impl Terminal {
     }
 
     /// Adds a progress bar.
-    pub(super) fn add(&self, bar: ProgressBar) -> ProgressBar {
+    pub fn add(&self, bar: ProgressBar) -> ProgressBar {
         self.bars.add(bar)
     }
 

@@ -21,6 +21,21 @@ pub(crate) struct Document {
     value: Value,
 }
 
+/// Reads a value from the YAML of a document that is no run spec; `problems` gives the key path and what is wrong with the value there.
+///
+/// # Errors
+/// `name:line:column: key: what is wrong; the remedy`: no YAML, a key twice, a key or value that does not fit, and all problems at once.
+pub(crate) fn decode_document<T: serde::de::DeserializeOwned>(
+    text: &str,
+    name: &str,
+    problems: &dyn Fn(&T) -> Vec<(String, String)>,
+) -> anyhow::Result<T> {
+    let document = Document::parse(text, name, &[])?;
+    let decoded: T = decode(&document.value).map_err(|problem| document.refusal(&[problem]))?;
+    let problems: Vec<Problem> = problems(&decoded).into_iter().map(|(path, message)| Problem::at(&path, message)).collect();
+    if problems.is_empty() { Ok(decoded) } else { Err(document.refusal(&problems)) }
+}
+
 impl Document {
     /// Reads a file.
     ///

@@ -29,6 +29,7 @@ pub use run_spec::*;
 pub use schema::schema;
 pub use validate::unused_settings;
 
+pub(crate) use document::decode_document;
 use document::Document;
 use std::path::Path;
 

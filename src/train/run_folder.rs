@@ -1,4 +1,4 @@
-//! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`, `metrics.jsonl`, `log.txt`, `samples/`, `checkpoints/`.
+//! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`, `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`.
 
 use crate::checkpoint::{self, Checkpoints, Snapshot};
 use crate::data::{DatasetSummary, Tokenizer};
@@ -33,6 +33,11 @@ impl RunFolder {
     /// Path of the metrics, one JSON object a line.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
+    }
+
+    /// Path of the low-rank weights' singular values, one JSON object for each validation.
+    pub fn spectra(&self) -> PathBuf {
+        self.root.join("spectra.jsonl")
     }
 
     /// Whether the folder holds a run, finished or not.

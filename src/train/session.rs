@@ -9,13 +9,16 @@ use super::trainer::Trainer;
 use crate::checkpoint::{Checkpoints, RunLock, Snapshot};
 use crate::data::{self, Dataset, ValidationSet};
 use crate::error::Failure;
+use crate::lowrank::LowRank;
 use crate::model::{Sampling, generate};
 use crate::optim::StepReport;
-use crate::record::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Step};
+use crate::record::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Spectra, Step};
+use crate::params::{ParamId, Parameter};
 use crate::rng;
 use crate::spec::Plan;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,6 +57,9 @@ pub struct Outcome {
 struct SessionState {
     step: u64,
     tokens: u64,
+    /// Counted operations, at the ranks each step had.
+    #[serde(default)]
+    flops: u64,
     best: Option<Best>,
 }
 
@@ -196,10 +202,12 @@ impl<'a> Session<'a> {
         let mut meter = Meter::default();
         while self.state.step < last {
             let step = self.state.step + 1;
+            let flops = self.trainer.flops_per_step();
             let timed = self.trainer.step(step)?;
             let report = &timed.report;
             self.state.step = step;
             self.state.tokens += self.plan.tokens_per_step;
+            self.state.flops += flops;
             meter.add(self.plan.tokens_per_step, &timed);
 
             let is_last = step == last;
@@ -261,6 +269,8 @@ impl<'a> Session<'a> {
         Step {
             step: self.state.step,
             tokens: self.state.tokens,
+            flops: self.state.flops,
+            parameters: self.trainer.params.element_count() as u64,
             loss: report.loss,
             grad_norm: report.gradient_norm,
             learning_rate: settings.dense.learning_rate * report.schedule_factor,
@@ -283,6 +293,13 @@ impl<'a> Session<'a> {
         Ranks { step: self.state.step, layers: layers.collect(), defect }
     }
 
+    /// The singular values of every low-rank weight.
+    fn spectra(&self) -> Result<Spectra> {
+        let weights: Vec<_> = self.trainer.params.low_rank().collect();
+        let layer = |(_, parameter, point): &(ParamId, &Parameter, &LowRank)| Ok((parameter.name.clone(), point.singular_values()?));
+        Ok(Spectra { step: self.state.step, layers: weights.par_iter().map(layer).collect::<Result<_>>()? })
+    }
+
     /// Validation loss and a sample of text.
     fn evaluate(&self, report: &StepReport, observers: &mut Observers) -> Result<ValidationLoss> {
         let started = Instant::now();
@@ -291,6 +308,8 @@ impl<'a> Session<'a> {
         observers.on(&Event::Evaluation(Evaluation {
             step,
             tokens: self.state.tokens,
+            flops: self.state.flops,
+            parameters: self.trainer.params.element_count() as u64,
             loss: loss.loss,
             perplexity: loss.perplexity,
             bits_per_byte: loss.bits_per_byte,
@@ -299,6 +318,7 @@ impl<'a> Session<'a> {
         }))?;
         if let Some(defect) = self.worst_defect()? {
             observers.on(&Event::Ranks(self.ranks(report, Some(defect))))?;
+            observers.on(&Event::Spectra(self.spectra()?))?;
         }
         let sample = &self.plan.sample;
         if sample.tokens.0 > 0 {

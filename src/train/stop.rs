@@ -28,6 +28,11 @@ impl StopSignal {
         Ok(stop)
     }
 
+    /// Asks for a stop as if by this signal.
+    pub fn request(&self, signal: i32) {
+        self.signal.store(signal as usize, Ordering::Relaxed);
+    }
+
     /// The signal that asked for a stop, if any.
     pub fn requested(&self) -> Option<i32> {
         match self.signal.load(Ordering::Relaxed) {

@@ -6,9 +6,10 @@ use super::settings::{model_config, optimizer_settings};
 use crate::checkpoint::{Snapshot, TensorReader};
 use crate::data::{Batches, TokenShard};
 use crate::model::Gpt;
+use crate::model::account::FlopLedger;
 use crate::ops::Gradients;
 use crate::optim::{Optimizer, StepReport};
-use crate::params::ParamStore;
+use crate::params::{ParamStore, Place, Role};
 use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::{DType, Device};
@@ -74,6 +75,16 @@ impl<'a> Trainer<'a> {
         let batches = Batches::new(text, plan.model.block_size, train.batch_size, train.gradient_accumulation_steps, plan.seed)?;
         let gradients = Gradients::new(params.slot_count());
         Ok(Self { plan, device, model, params, optimizer, gradients, batches })
+    }
+
+    /// Counted operations of a step at the ranks the weights have now.
+    pub fn flops_per_step(&self) -> u64 {
+        let rank = |layer, target| {
+            let place = Place { layer, target };
+            let (_, _, point) = self.params.low_rank().find(|(_, parameter, _)| parameter.role == Role::Matrix(place))?;
+            Some(point.rank())
+        };
+        FlopLedger::at_ranks(self.plan, self.model.config().vocab_size as u64, &rank).per_step(self.plan.tokens_per_step)
     }
 
     /// Takes a step, counted from 1: the batch of that step, forward, backward, update.

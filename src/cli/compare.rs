@@ -1,0 +1,81 @@
+//! `lrpt compare`: runs side by side, with statistics.
+
+use super::output;
+use crate::error::Failure;
+use crate::report::{Comparison, Spending, compare, group_runs, text_table, write_report};
+use crate::sweep::{experiment, plain_runs};
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Arguments of `lrpt compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// A sweep's folder, or the folders of several runs.
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// What others are compared with (default: the sweep's baseline, or the first run).
+    #[arg(long, value_name = "METHOD")]
+    baseline: Option<String>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Write report.html, report.md and their charts into this folder (default for a sweep: its own `report/`).
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+}
+
+/// Compares runs and writes the report.
+pub fn run(args: CompareArgs) -> Result<()> {
+    let sweep = args.runs.first().filter(|folder| args.runs.len() == 1 && folder.join("manifest.json").exists());
+    let (name, runs, baseline, rule, own_report) = match sweep {
+        Some(folder) => {
+            let (manifest, runs, rule) = experiment(folder)?;
+            (manifest.name, runs, args.baseline.or(Some(manifest.baseline)), rule, Some(folder.join("report")))
+        }
+        None => {
+            if let Some(folder) = args.runs.iter().find(|folder| folder.join("manifest.json").exists()) {
+                let message = format!("{} is a sweep; compare it alone, or name single runs", folder.display());
+                return Err(Failure::Usage(message).into());
+            }
+            ("comparison".to_owned(), plain_runs(&args.runs)?, args.baseline, None, None)
+        }
+    };
+    let groups = group_runs(runs);
+    // A sweep's baseline that has no result yet is no reason to refuse; one that was asked for is.
+    let comparison = match compare(&name, groups.clone(), baseline.as_deref(), rule.clone()) {
+        Err(_) if own_report.is_some() && baseline.as_ref().is_some_and(|name| unfinished(&groups, name)) => compare(&name, groups, None, rule)?,
+        compared => compared?,
+    };
+    if args.json { output::line(to_json(&comparison))? } else { output::line(text_table(&comparison))? }
+    if let Some(folder) = args.report.or(own_report) {
+        let page = write_report(&comparison, &folder)?;
+        tracing::info!("report: {}", page.display());
+    }
+    Ok(())
+}
+
+fn unfinished(groups: &[crate::report::Group], baseline: &str) -> bool {
+    groups.iter().any(|group| group.name.split(", ").next() == Some(baseline) && group.loss().is_none())
+}
+
+fn to_json(comparison: &Comparison) -> Value {
+    let groups = comparison.groups.iter().map(|(group, summary)| {
+        let difference = summary.difference.map(|difference| {
+            json!({"mean": difference.estimate.mean, "half_interval_95": difference.half_interval, "p": difference.p, "n": difference.estimate.count})
+        });
+        let at_equal: serde_json::Map<String, Value> =
+            Spending::ALL.iter().zip(summary.loss_at_equal).map(|(spending, loss)| (spending.name().to_lowercase(), json!(loss))).collect();
+        json!({
+            "method": group.name, "n": summary.loss.count, "loss": summary.loss.mean, "standard_error": summary.loss.standard_error,
+            "best": group.chosen().tuned, "tuning": group.tuning(), "parameters": summary.parameters, "tokens": summary.tokens,
+            "flops": summary.flops, "seconds": summary.seconds, "peak_memory": summary.peak_memory, "difference": difference,
+            "loss_at_equal": at_equal, "losses": group.chosen().losses(),
+            "candidates": group.candidates.iter().map(|c| json!({"tuned": c.tuned, "losses": c.losses()})).collect::<Vec<_>>(),
+            "missing": group.missing,
+        })
+    });
+    let baseline = comparison.baseline.map(|index| comparison.groups[index].0.name.clone());
+    json!({"name": comparison.name, "baseline": baseline, "rule": comparison.rule, "groups": groups.collect::<Vec<_>>()})
+}

@@ -1,0 +1,228 @@
+//! `lrpt sweep`: many runs from one file.
+
+use super::{compute, output};
+use crate::bench::Machine;
+use crate::checkpoint::RunLock;
+use crate::error::Failure;
+use crate::model::account::{Ledger, scaled};
+use crate::record::{Terminal, duration};
+use crate::spec::DeviceSpec;
+use crate::sweep::{
+    Calibration, LaunchOptions, Launched, Manifest, RunState, SlurmOptions, Solver, Stage, Sweep, launch, read_sweep, slurm_scripts,
+};
+use crate::train::StopSignal;
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Arguments of `lrpt sweep`.
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// The sweep, a YAML file; with --run-index the sweep's folder.
+    sweep: PathBuf,
+    /// Print every run with its parameters, tokens, operations and expected time, and run nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Most runs at a time; they share the threads.
+    #[arg(long, value_name = "N", default_value = "1")]
+    jobs: std::num::NonZeroUsize,
+    /// Only runs whose name matches this pattern: --only 'spectral-*'.
+    #[arg(long, value_name = "GLOB")]
+    only: Option<String>,
+    /// Try runs again that failed.
+    #[arg(long)]
+    retry_failed: bool,
+    /// Who starts the runs: this process, or a Slurm array job whose script is written into the sweep's folder.
+    #[arg(long, value_enum, default_value = "local")]
+    launcher: Launcher,
+    /// Submit the Slurm script.
+    #[arg(long)]
+    submit: bool,
+    /// Run the run of this index in the sweep's manifest, as a Slurm task does.
+    #[arg(long, value_name = "INDEX", conflicts_with_all = ["dry_run", "submit", "only"])]
+    run_index: Option<usize>,
+}
+
+/// Who starts the runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Launcher {
+    /// This process.
+    Local,
+    /// Slurm.
+    Slurm,
+}
+
+/// Runs a sweep, or says what it would run.
+pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
+    if let Some(index) = args.run_index {
+        return run_one(&args.sweep, index);
+    }
+    if args.submit && args.launcher == Launcher::Local {
+        return Err(usage("--submit goes with --launcher slurm".into()));
+    }
+    let spec = read_sweep(&args.sweep)?;
+    let folder = Path::new("runs").join(&spec.name);
+    let threads = threads(&folder, args.jobs.get());
+    // The sweep's budgets and times are for the machine it is started on; a device is opened by the runs.
+    let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?);
+    let sweep = Sweep::expand(&spec, &args.sweep, &mut calibration)?;
+    if args.dry_run {
+        return dry_run(&sweep, &mut calibration);
+    }
+    let _lock = RunLock::acquire(&folder)
+        .with_context(|| format!("the sweep in {} is running already, or its folder cannot be written", folder.display()))?;
+    let written = std::fs::read_to_string(&args.sweep)?;
+    let manifest = Manifest::lay_out(&sweep, &written, threads, &folder)?;
+    let memory = sweep.runs.iter().map(|run| {
+        let vocabulary = calibration.vocabulary_size(&run.plan)?;
+        Ok(Ledger::new(&run.plan, vocabulary, threads).memory.peak())
+    });
+    let memory = memory.collect::<Result<Vec<u64>>>()?;
+    match args.launcher {
+        Launcher::Slurm => slurm(&args, &sweep, &manifest, &folder, &memory, &mut calibration),
+        Launcher::Local => local(&args, &manifest, &folder, &memory, &terminal),
+    }
+}
+
+/// Threads of each run: those the sweep began with, or an equal share.
+fn threads(folder: &Path, jobs: usize) -> usize {
+    let share = (rayon::current_num_threads() / jobs).max(1);
+    match Manifest::read(folder) {
+        Ok(manifest) if manifest.threads != share => {
+            tracing::info!("runs go on with {} threads each, as the sweep began; results repeat at a fixed number", manifest.threads);
+            manifest.threads
+        }
+        _ => share,
+    }
+}
+
+fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
+    output::line(format!("{:<64} {:>10} {:>10} {:>8} {:>10} {:>10}", "run", "parameters", "tokens", "steps", "FLOPs", "time"))?;
+    let mut total = 0.0;
+    for run in &sweep.runs {
+        let ledger = Ledger::new(&run.plan, calibration.vocabulary_size(&run.plan)?, 1);
+        let steps = run.plan.train.max_steps.0;
+        let seconds = steps as f64 * calibration.seconds_per_step(&run.plan)?;
+        total += seconds;
+        let remark = if run.repeats_the_best { "  if its value is the best on the first seed" } else { "" };
+        output::line(format!(
+            "{:<64} {:>10} {:>10} {steps:>8} {:>10} {:>10}{remark}",
+            run.id,
+            scaled(ledger.parameters.total(), ""),
+            scaled(ledger.total_tokens(), ""),
+            scaled(ledger.flops_per_step().saturating_mul(steps), ""),
+            duration(seconds),
+        ))?;
+    }
+    let repeats = sweep.runs.iter().filter(|run| run.repeats_the_best).count();
+    let searched = if repeats > 0 { format!(", {repeats} of them only if their values are the best on the first seed") } else { String::new() };
+    let time = duration(total);
+    output::line(format!("{} runs{searched}; training steps of all, one after another: {time}", sweep.runs.len()))
+}
+
+fn local(args: &SweepArgs, manifest: &Manifest, folder: &Path, memory: &[u64], terminal: &Terminal) -> Result<()> {
+    let pattern = match &args.only {
+        Some(glob) => Some(globset::Glob::new(glob).map_err(|error| usage(format!("--only {glob}: {error}")))?.compile_matcher()),
+        None => None,
+    };
+    let wanted = |id: &str| pattern.as_ref().is_none_or(|pattern| pattern.is_match(id));
+    let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
+    let available_memory = Machine::detect().memory.map(|(_, available)| available);
+    let options = LaunchOptions { jobs: args.jobs.get(), retry_failed: args.retry_failed, memory, available_memory, wanted: &wanted, stop, terminal };
+    let Launched { skipped, finished, not_needed, failed } = launch(manifest, folder, &options)?;
+    tracing::info!(
+        "{}: {finished} runs finished now, {skipped} before, {not_needed} not needed, {} failed; `lrpt compare {}` compares them",
+        manifest.name,
+        failed.len(),
+        folder.display()
+    );
+    output::line(serde_json::json!({
+        "sweep": folder.display().to_string(), "finished": finished, "skipped": skipped, "not_needed": not_needed, "failed": failed.len(),
+    }))?;
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = failed.iter().map(|(id, why)| format!("  {id}: {why} ({}/logs/{id}.log)", folder.display())).collect();
+    bail!("{} of {} runs failed; try them again with --retry-failed:\n{}", failed.len(), manifest.runs.len(), list.join("\n"))
+}
+
+fn slurm(args: &SweepArgs, sweep: &Sweep, manifest: &Manifest, folder: &Path, memory: &[u64], calibration: &mut Calibration) -> Result<()> {
+    if args.only.is_some() || args.retry_failed {
+        return Err(usage("--only and --retry-failed go with --launcher local; a Slurm array has all runs and tries failed ones again".into()));
+    }
+    let mut longest: f64 = 0.0;
+    for run in &sweep.runs {
+        longest = longest.max(run.plan.train.max_steps.0 as f64 * calibration.seconds_per_step(&run.plan)?);
+    }
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let working_folder = std::env::current_dir().context("cannot find the current folder")?;
+    let options = SlurmOptions {
+        program: &program,
+        folder,
+        working_folder: &working_folder,
+        jobs: args.jobs.get(),
+        memory: memory.iter().copied().max().unwrap_or(0),
+        seconds: longest,
+    };
+    let mut before: Option<String> = None;
+    for script in slurm_scripts(manifest, &options)? {
+        let path = folder.join(script.name);
+        crate::fs::write_atomic(&path, script.text.as_bytes())?;
+        if !args.submit {
+            output::line(path.display())?;
+            continue;
+        }
+        let mut sbatch = Command::new("sbatch");
+        sbatch.arg("--parsable");
+        if let Some(job) = before.take().filter(|_| script.waits) {
+            sbatch.arg(format!("--dependency=afterany:{job}"));
+        }
+        let submitted = sbatch.arg(&path).output().context("cannot run sbatch; is Slurm on this machine?")?;
+        ensure!(submitted.status.success(), "sbatch {}: {}", path.display(), String::from_utf8_lossy(&submitted.stderr).trim());
+        let job = String::from_utf8_lossy(&submitted.stdout).trim().split(';').next().unwrap_or("").to_owned();
+        output::line(format!("{} submitted as job {job}", path.display()))?;
+        before = Some(job);
+    }
+    Ok(())
+}
+
+/// Becomes the training of one run, so that signals reach it.
+fn run_one(folder: &Path, index: usize) -> Result<()> {
+    let manifest = Manifest::read(folder).map_err(|error| usage(format!("{error:#}; with --run-index give the sweep's folder")))?;
+    let Some(run) = manifest.runs.get(index) else {
+        return Err(usage(format!("the sweep in {} has {} runs, counted from 0; there is no {index}", folder.display(), manifest.runs.len())));
+    };
+    run.forget_failure(folder);
+    let states = manifest.states(folder)?;
+    if let RunState::Finished(loss) = states[index] {
+        tracing::info!("{} is finished already, val/loss {loss:.4}", run.id);
+        return Ok(());
+    }
+    match manifest.stage(index, &states, folder)? {
+        Stage::Ready => {}
+        Stage::NotNeeded => {
+            tracing::info!("{} is not needed: its values were not the best on the first seed", run.id);
+            return Ok(());
+        }
+        Stage::Waiting => bail!("{} waits for the runs that search its values; run those of a lower index first", run.id),
+    }
+    become_training(&manifest, folder, index)
+}
+
+#[cfg(unix)]
+fn become_training(manifest: &Manifest, folder: &Path, index: usize) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    Err(crate::sweep::training(manifest, folder, index)?.exec()).context("cannot start the training")
+}
+
+#[cfg(not(unix))]
+fn become_training(manifest: &Manifest, folder: &Path, index: usize) -> Result<()> {
+    let status = crate::sweep::training(manifest, folder, index)?.status().context("cannot start the training")?;
+    ensure!(status.success(), "the training ended with {status}");
+    Ok(())
+}
+
+fn usage(message: String) -> anyhow::Error {
+    Failure::Usage(message).into()
+}

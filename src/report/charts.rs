@@ -1,0 +1,225 @@
+//! The comparison as charts.
+
+use super::budget::Spending;
+use super::comparison::Comparison;
+use super::groups::{Candidate, Group};
+use super::run_results::RunResults;
+use super::statistics::Estimate;
+use crate::plot::{Axis, Bars, Chart, Mark, Series};
+
+/// A chart with the sentence that says how to read it.
+pub struct Explained {
+    /// File name without ending.
+    pub name: &'static str,
+    /// How to read it.
+    pub caption: String,
+    /// The image.
+    pub svg: String,
+}
+
+/// All charts there are data for.
+pub fn charts(comparison: &Comparison) -> Vec<Explained> {
+    let mut charts = vec![loss_curves(comparison), pareto(comparison)];
+    charts.extend(learning_rates(comparison));
+    charts.extend(ranks(comparison));
+    charts.extend(spectra(comparison));
+    charts.extend(times(comparison));
+    charts
+}
+
+fn loss_curves(comparison: &Comparison) -> Explained {
+    let panels: Vec<Chart> = Spending::ALL.iter().map(|spending| loss_curve(comparison, *spending)).collect();
+    Explained {
+        name: "loss",
+        caption: "Validation loss over the run, mean over the seeds of each method's best learning rate; bars are standard errors. \
+                  Lower and further left is better."
+            .into(),
+        svg: crate::plot::figure("Validation loss against tokens, FLOPs and seconds", &panels, 3),
+    }
+}
+
+fn loss_curve(comparison: &Comparison, spending: Spending) -> Chart {
+    let series = groups(comparison).enumerate().map(|(colour, group)| {
+        let runs: Vec<&RunResults> = group.chosen().runs.values().collect();
+        let count = runs.iter().map(|run| run.validations.len()).min().unwrap_or(0);
+        let at = |index: usize| {
+            let points: Vec<_> = runs.iter().map(|run| run.validations[index]).collect();
+            let x = Estimate::of(&points.iter().map(|point| spending.of(point)).collect::<Vec<_>>())?;
+            let y = Estimate::of(&points.iter().map(|point| point.loss).collect::<Vec<_>>())?;
+            Some(((x.mean, y.mean), y.standard_error.unwrap_or(0.0)))
+        };
+        let (points, errors) = (0..count).filter_map(at).unzip();
+        Series::new(&group.name, Mark::LineWithDots, colour, points).with_errors(errors)
+    });
+    let label = match spending {
+        Spending::Tokens => "training tokens",
+        Spending::Flops => "training FLOPs, counted",
+        Spending::Seconds => "seconds of training steps",
+    };
+    Chart {
+        title: format!("Loss against {}", spending.name()),
+        x: Axis::linear(label),
+        y: Axis::linear("validation loss (nats per token)"),
+        series: series.collect(),
+    }
+}
+
+fn pareto(comparison: &Comparison) -> Explained {
+    let mut series = Vec::new();
+    let mut points: Vec<(f64, f64)> = comparison.groups.iter().map(|(_, s)| (s.parameters, s.loss.mean)).filter(|(p, _)| p.is_finite()).collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let mut front: Vec<(f64, f64)> = Vec::new();
+    for point in points {
+        if front.last().is_none_or(|last| point.1 < last.1) {
+            front.push(point);
+        }
+    }
+    if front.len() > 1 {
+        series.push(Series::new("best at its size or smaller", Mark::Dashed, 6, front));
+    }
+    for (colour, (group, summary)) in comparison.groups.iter().enumerate() {
+        let point = vec![(summary.parameters, summary.loss.mean)];
+        series.push(Series::new(&group.name, Mark::Dots, colour, point).with_errors(vec![summary.loss.standard_error.unwrap_or(0.0)]));
+    }
+    let chart = Chart {
+        title: "Final loss against parameters".into(),
+        x: Axis::log("parameters at the end of training"),
+        y: Axis::linear("validation loss (nats per token)"),
+        series,
+    };
+    Explained {
+        name: "parameters",
+        caption: "Final validation loss against the number of trained parameters; bars are standard errors over seeds. No method beats those \
+                  on the dashed line at their size or smaller."
+            .into(),
+        svg: chart.to_svg(),
+    }
+}
+
+fn learning_rates(comparison: &Comparison) -> Option<Explained> {
+    let tuned_rate = |candidate: &Candidate| {
+        let (_, value) = candidate.tuned.iter().find(|(key, _)| key.ends_with("learning_rate"))?;
+        value.parse::<f64>().ok()
+    };
+    let series: Vec<Series> = groups(comparison)
+        .enumerate()
+        .filter_map(|(colour, group)| {
+            let at = |candidate: &Candidate| {
+                let loss = Estimate::of(&candidate.losses().into_values().collect::<Vec<_>>())?;
+                Some(((tuned_rate(candidate)?, loss.mean), loss.standard_error.unwrap_or(0.0)))
+            };
+            let mut found: Vec<_> = group.candidates.iter().filter_map(at).collect();
+            found.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
+            let (points, errors): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+            (points.len() > 1).then(|| Series::new(&group.name, Mark::LineWithDots, colour, points).with_errors(errors))
+        })
+        .collect();
+    if series.is_empty() {
+        return None;
+    }
+    let chart = Chart {
+        title: "Final loss against learning rate".into(),
+        x: Axis::log("peak learning rate"),
+        y: Axis::linear("validation loss (nats per token)"),
+        series,
+    };
+    let caption = "Each method over its list of learning rates. A curve that still falls at its end was not tuned; one that is flat \
+                   near its lowest point is easy to tune.";
+    Some(Explained { name: "learning-rates", caption: caption.into(), svg: chart.to_svg() })
+}
+
+/// Panels over the layers, for one run of each of the first methods that have low-rank weights.
+fn of_low_rank_runs<T>(comparison: &Comparison, most: usize, of: impl Fn(&Group, &RunResults) -> Option<T>) -> Vec<T> {
+    let runs = groups(comparison).filter_map(|group| Some((group, group.chosen().runs.values().next()?)));
+    runs.filter_map(|(group, run)| of(group, run)).take(most).collect()
+}
+
+fn ranks(comparison: &Comparison) -> Option<Explained> {
+    let panels = of_low_rank_runs(comparison, 4, |group, run| {
+        let changes = run.ranks.windows(2).any(|pair| pair[0].layers != pair[1].layers);
+        let names: Vec<&String> = run.ranks.first()?.layers.iter().map(|(name, _)| name).collect();
+        let of_target = |target: &str| {
+            let indices: Vec<usize> = (0..names.len()).filter(|index| names[*index].ends_with(&format!(".{target}"))).collect();
+            let points = run.ranks.iter().map(|ranks| {
+                let sum: usize = indices.iter().filter_map(|index| ranks.layers.get(*index)).map(|(_, rank)| rank).sum();
+                (ranks.step as f64, sum as f64 / indices.len().max(1) as f64)
+            });
+            (!indices.is_empty()).then(|| points.collect::<Vec<_>>())
+        };
+        let series = targets().enumerate().filter_map(|(colour, target)| Some(Series::new(target, Mark::Line, colour, of_target(target)?)));
+        changes.then(|| Chart {
+            title: format!("Ranks: {}", group.name),
+            x: Axis::linear("step"),
+            y: Axis::linear("rank, mean over the blocks"),
+            series: series.collect(),
+        })
+    });
+    if panels.is_empty() {
+        return None;
+    }
+    let caption = "Rank of each kind of weight over the run, mean over the blocks, first seed.";
+    Some(Explained { name: "ranks", caption: caption.into(), svg: crate::plot::figure("Ranks over the run", &panels, 2) })
+}
+
+fn spectra(comparison: &Comparison) -> Option<Explained> {
+    let panels = of_low_rank_runs(comparison, 4, |group, run| {
+        let last = run.spectra.last()?;
+        let blocks: Vec<&str> = last.layers.iter().filter_map(|(name, _)| name.strip_prefix("transformer.h.")?.split('.').next()).collect();
+        let middle = blocks.iter().filter_map(|block| block.parse::<usize>().ok()).max()? / 2;
+        let series: Vec<Series> = targets()
+            .enumerate()
+            .filter_map(|(colour, target)| {
+                let prefix = format!("transformer.h.{middle}.");
+                let ends = format!(".{target}");
+                let (_, values) = last.layers.iter().find(|(name, _)| name.starts_with(&prefix) && name.ends_with(&ends))?;
+                Some(Series::new(target, Mark::Line, colour, (1..).map(|i| i as f64).zip(values.iter().copied()).collect()))
+            })
+            .collect();
+        (!series.is_empty()).then(|| Chart {
+            title: format!("Block {middle}: {}", group.name),
+            x: Axis::linear("index"),
+            y: Axis::log("singular value"),
+            series,
+        })
+    });
+    if panels.is_empty() {
+        return None;
+    }
+    let caption = "Singular values of one block's weights at the end of training, first seed. A flat spectrum uses all of its rank; one that \
+                   falls steeply could do with less.";
+    Some(Explained { name: "spectra", caption: caption.into(), svg: crate::plot::figure("Singular values at the end", &panels, 2) })
+}
+
+fn times(comparison: &Comparison) -> Option<Explained> {
+    const PHASES: [(&str, &str); 5] =
+        [("data", "data"), ("forward", "forward"), ("backward", "backward"), ("optimizer", "dense optimizer"), ("linalg", "low-rank optimizer")];
+    let bars: Vec<(String, Vec<f64>)> = groups(comparison)
+        .map(|group| {
+            let runs: Vec<&RunResults> = group.chosen().runs.values().collect();
+            let of = |phase: &str| {
+                let values: Vec<f64> = runs.iter().filter_map(|run| run.seconds_by_phase.get(phase)).map(|seconds| 1e3 * seconds).collect();
+                Estimate::of(&values).map_or(0.0, |estimate| estimate.mean)
+            };
+            (group.name.clone(), PHASES.iter().map(|(phase, _)| of(phase)).collect())
+        })
+        .collect();
+    if bars.iter().all(|(_, parts)| parts.iter().sum::<f64>() == 0.0) {
+        return None;
+    }
+    let chart = Bars {
+        title: "Where a training step's time went".into(),
+        label: "milliseconds per step".into(),
+        parts: PHASES.iter().map(|(_, name)| (*name).to_owned()).collect(),
+        bars,
+    };
+    let caption = "Mean milliseconds of a training step by phase. Runs that shared the machine's cores with others are slower than alone.";
+    Some(Explained { name: "times", caption: caption.into(), svg: chart.to_svg() })
+}
+
+fn groups(comparison: &Comparison) -> impl Iterator<Item = &Group> {
+    comparison.groups.iter().map(|(group, _)| group)
+}
+
+fn targets() -> impl Iterator<Item = &'static str> {
+    crate::spec::Target::ALL.into_iter().map(crate::spec::Target::name)
+}

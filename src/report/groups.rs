@@ -1,0 +1,202 @@
+//! Runs put together: those that differ by their seed alone are one candidate, those that differ by a searched setting (a learning rate)
+//! are candidates of one group, of which the best stands for it.
+
+use super::run_results::RunResults;
+use super::statistics::Estimate;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A run and its place in an experiment.
+#[derive(Clone, Debug)]
+pub struct LabelledRun {
+    /// Name of the run, unique in the experiment.
+    pub id: String,
+    /// What it stands for: a method, and other settings that make it another experiment.
+    pub group: String,
+    /// Searched settings, key path and value as written.
+    pub tuned: BTreeMap<String, String>,
+    /// Its seed.
+    pub seed: u64,
+    /// The run; none if it has not begun.
+    pub results: Option<RunResults>,
+    /// Why it has no result, if it failed.
+    pub failure: Option<String>,
+    /// A plan that is not run by the experiment's own rule, such as a learning rate that was not the best on the first seed.
+    pub not_needed: bool,
+}
+
+/// Runs that differ by their seed alone.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Searched settings, key path and value as written.
+    pub tuned: BTreeMap<String, String>,
+    /// Finished runs by seed.
+    pub runs: BTreeMap<u64, RunResults>,
+}
+
+impl Candidate {
+    /// Final validation loss by seed.
+    pub fn losses(&self) -> BTreeMap<u64, f64> {
+        self.runs.iter().filter_map(|(seed, run)| Some((*seed, run.last()?.loss))).collect()
+    }
+
+    /// The searched settings in words: `learning_rate 0.01`.
+    pub fn label(&self) -> String {
+        let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
+        self.tuned.iter().map(|(key, value)| format!("{} {value}", last(key))).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Whether the best of the searched values can be believed to be the best.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Search {
+    /// Nothing was searched, or one value tried: not tuned.
+    None,
+    /// The best lies inside its list of this many values.
+    Inside(usize),
+    /// The best lies at the end of its list, the setting and its value: not tuned, a value beyond may be better.
+    Edge(String),
+}
+
+/// Candidates of one method.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// What the runs stand for.
+    pub name: String,
+    /// One for each combination of searched settings, in the order in which they were met.
+    pub candidates: Vec<Candidate>,
+    /// Index of the best.
+    pub best: usize,
+    /// How the best lies among the values tried.
+    pub search: Search,
+    /// Runs without a result and why.
+    pub missing: Vec<(String, String)>,
+}
+
+impl Group {
+    /// The candidate that stands for the group.
+    pub fn chosen(&self) -> &Candidate {
+        &self.candidates[self.best]
+    }
+
+    /// Mean and error of the final loss over the chosen candidate's seeds.
+    pub fn loss(&self) -> Option<Estimate> {
+        Estimate::of(&self.chosen().losses().into_values().collect::<Vec<_>>())
+    }
+}
+
+/// Groups in the order in which they are first met.
+pub fn group_runs(runs: Vec<LabelledRun>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for run in runs {
+        let index = groups.iter().position(|group| group.name == run.group).unwrap_or_else(|| {
+            let (name, search) = (run.group.clone(), Search::None);
+            groups.push(Group { name, candidates: Vec::new(), best: 0, search, missing: Vec::new() });
+            groups.len() - 1
+        });
+        let group = &mut groups[index];
+        let candidate = group.candidates.iter().position(|candidate| candidate.tuned == run.tuned).unwrap_or_else(|| {
+            group.candidates.push(Candidate { tuned: run.tuned.clone(), runs: BTreeMap::new() });
+            group.candidates.len() - 1
+        });
+        match run.results {
+            Some(results) if results.last().is_some() => drop(group.candidates[candidate].runs.insert(run.seed, results)),
+            _ if run.not_needed => {}
+            Some(results) => group.missing.push((run.id, run.failure.unwrap_or_else(|| unfinished(&results)))),
+            None => group.missing.push((run.id, run.failure.unwrap_or_else(|| "not begun".to_owned()))),
+        }
+    }
+    for group in &mut groups {
+        group.best = best(&group.candidates);
+        group.search = search(&group.candidates, group.best);
+    }
+    groups
+}
+
+fn unfinished(results: &RunResults) -> String {
+    let step = results.validations.last().map_or(0, |point| point.step);
+    format!("not finished, last validated at step {step} of {}", results.plan.train.max_steps.0)
+}
+
+/// The candidate of the smallest mean loss over the seeds that all finished candidates share; the first of equals. Those that share none
+/// are compared over what they have.
+fn best(candidates: &[Candidate]) -> usize {
+    let losses: Vec<BTreeMap<u64, f64>> = candidates.iter().map(Candidate::losses).collect();
+    let mut shared: Option<BTreeSet<u64>> = None;
+    for seeds in losses.iter().filter(|losses| !losses.is_empty()).map(|losses| losses.keys().copied().collect::<BTreeSet<_>>()) {
+        shared = Some(shared.map_or(seeds.clone(), |shared| &shared & &seeds));
+    }
+    let shared = shared.filter(|seeds| !seeds.is_empty());
+    let score = |losses: &BTreeMap<u64, f64>| {
+        let counted = losses.iter().filter(|(seed, _)| shared.as_ref().is_none_or(|shared| shared.contains(seed)));
+        let values: Vec<f64> = counted.map(|(_, loss)| *loss).collect();
+        Estimate::of(&values).map_or(f64::INFINITY, |estimate| if estimate.mean.is_finite() { estimate.mean } else { f64::INFINITY })
+    };
+    let scores: Vec<f64> = losses.iter().map(score).collect();
+    (0..scores.len()).min_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b))).unwrap_or(0)
+}
+
+/// How the best lies among all values tried, those that diverged included.
+fn search(candidates: &[Candidate], best: usize) -> Search {
+    let mut count = 0;
+    for (key, chosen) in &candidates[best].tuned {
+        let mut values: Vec<f64> = candidates.iter().filter_map(|candidate| candidate.tuned.get(key)?.parse().ok()).collect();
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        let Ok(chosen) = chosen.parse::<f64>() else { continue };
+        if values.len() < 2 {
+            continue;
+        }
+        count = count.max(values.len());
+        if Some(&chosen) == values.first() || Some(&chosen) == values.last() {
+            return Search::Edge(format!("{key} = {chosen}"));
+        }
+    }
+    if count == 0 { Search::None } else { Search::Inside(count) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::run_results::tests_support::finished;
+    use super::*;
+
+    fn run(group: &str, rate: &str, seed: u64, loss: Option<f64>) -> LabelledRun {
+        LabelledRun {
+            id: format!("{group}-{rate}-{seed}"),
+            group: group.into(),
+            tuned: BTreeMap::from([("optimizer.dense.adamw.learning_rate".to_owned(), rate.to_owned())]),
+            seed,
+            results: loss.map(|loss| finished(seed, loss)),
+            failure: None,
+            not_needed: false,
+        }
+    }
+
+    #[test]
+    fn the_best_rate_stands_for_a_method() {
+        let runs = vec![
+            run("dense", "1e-3", 1, Some(2.2)),
+            run("dense", "3e-3", 1, Some(2.0)),
+            run("dense", "6e-3", 1, Some(2.1)),
+            run("dense", "3e-3", 2, Some(2.4)),
+            run("spectral", "0.01", 1, Some(1.9)),
+            run("spectral", "0.02", 1, None),
+        ];
+        let groups = group_runs(runs);
+        assert_eq!(groups.iter().map(|group| group.name.as_str()).collect::<Vec<_>>(), ["dense", "spectral"]);
+        // 3e-3 is best on seed 1, which all rates share, though its mean over both seeds is 2.2.
+        assert_eq!(groups[0].chosen().tuned["optimizer.dense.adamw.learning_rate"], "3e-3");
+        assert_eq!(groups[0].search, Search::Inside(3));
+        assert_eq!(groups[0].loss().map(|loss| (loss.count, loss.mean)), Some((2, 2.2)));
+        assert_eq!(groups[1].search, Search::Edge("optimizer.dense.adamw.learning_rate = 0.01".into()));
+        assert_eq!(groups[1].missing, [("spectral-0.02-1".to_owned(), "not begun".to_owned())]);
+    }
+
+    #[test]
+    fn a_rate_that_diverged_still_bounds_the_list() {
+        let mut diverged = run("dense", "1", 1, None);
+        diverged.failure = Some("diverged".into());
+        let groups = group_runs(vec![run("dense", "0.1", 1, Some(2.2)), run("dense", "0.3", 1, Some(2.0)), diverged]);
+        assert_eq!(groups[0].search, Search::Inside(3));
+        assert_eq!(groups[0].missing, [("dense-1-1".to_owned(), "diverged".to_owned())]);
+    }
+}

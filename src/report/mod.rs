@@ -1,0 +1,29 @@
+//! Finished runs side by side: read, grouped, tested, drawn.
+//!
+//! ```text
+//! run_results   one run's folder: plan, data, validations, ranks, spectra, times
+//! groups        runs that differ by their seed alone, and the search over learning rates
+//! statistics    mean, standard error, paired t intervals
+//! budget        the loss a run had when it had spent as much as another
+//! comparison    what there is to say about groups against a baseline; refuses what cannot be compared
+//! table         the comparison as text and Markdown
+//! charts        the comparison as charts
+//! page          report.html and report.md with their charts
+//! ```
+
+mod budget;
+mod charts;
+mod comparison;
+mod groups;
+mod page;
+mod run_results;
+mod statistics;
+mod table;
+
+pub use budget::{Spending, loss_at};
+pub use comparison::{Comparison, GroupSummary, PairedDifference, compare};
+pub use groups::{Candidate, Group, LabelledRun, Search, group_runs};
+pub use page::write_report;
+pub use run_results::{Point, RanksAt, RunResults, SpectrumAt};
+pub use statistics::{Estimate, paired_difference};
+pub use table::{markdown_table, text_table};

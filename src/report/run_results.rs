@@ -1,0 +1,242 @@
+//! What a run's folder tells about a run, finished or not.
+
+use crate::data::DatasetSummary;
+use crate::spec::Plan;
+use crate::train::RunFolder;
+use anyhow::{Context, Result};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// One run, read from its folder.
+#[derive(Clone, Debug)]
+pub struct RunResults {
+    /// The folder.
+    pub folder: PathBuf,
+    /// What was run.
+    pub plan: Plan,
+    /// What it was trained on.
+    pub data: DatasetSummary,
+    /// Computing threads and device, as recorded when the run began.
+    pub machine: String,
+    /// Validations in the order of their steps.
+    pub validations: Vec<Point>,
+    /// Ranks of the low-rank weights, wherever they were recorded.
+    pub ranks: Vec<RanksAt>,
+    /// Singular values of the low-rank weights at each validation.
+    pub spectra: Vec<SpectrumAt>,
+    /// Mean seconds per step by phase, over the whole run.
+    pub seconds_by_phase: BTreeMap<String, f64>,
+    /// Largest memory of the process, in bytes, where the system tells it.
+    pub peak_memory: Option<u64>,
+}
+
+/// A validation, with what had been spent by then.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// Steps taken.
+    pub step: u64,
+    /// Tokens trained on.
+    pub tokens: f64,
+    /// Counted operations.
+    pub flops: f64,
+    /// Seconds of training steps, validation and checkpoints left out.
+    pub seconds: f64,
+    /// Trained numbers.
+    pub parameters: f64,
+    /// Validation loss in nats per token.
+    pub loss: f64,
+}
+
+/// Ranks after a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RanksAt {
+    /// Steps taken.
+    pub step: u64,
+    /// Name and rank of each low-rank weight, in the model's order.
+    pub layers: Vec<(String, usize)>,
+}
+
+/// Singular values after a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpectrumAt {
+    /// Steps taken.
+    pub step: u64,
+    /// Name and singular values, in decreasing order, of each low-rank weight.
+    pub layers: Vec<(String, Vec<f64>)>,
+}
+
+impl RunResults {
+    /// Reads a run's folder.
+    ///
+    /// # Errors
+    /// If it holds no run, or a line of its metrics that is not the last is no JSON object.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let run = RunFolder::new(folder);
+        let (plan, data) = (run.plan()?, run.data_summary()?);
+        let machine = machine(&folder.join("env.json"));
+        let mut results = Self {
+            folder: folder.to_path_buf(),
+            plan,
+            data,
+            machine,
+            validations: Vec::new(),
+            ranks: Vec::new(),
+            spectra: Vec::new(),
+            seconds_by_phase: BTreeMap::new(),
+            peak_memory: None,
+        };
+        let mut clock = Clock::default();
+        for line in lines(&run.metrics())? {
+            results.take(&line, &mut clock);
+        }
+        results.seconds_by_phase = clock.means();
+        for line in lines(&run.spectra())? {
+            let layers = line.iter().filter_map(|(name, values)| {
+                let values = values.as_array()?.iter().filter_map(Value::as_f64).collect();
+                Some((name.clone(), values))
+            });
+            results.spectra.push(SpectrumAt { step: integer(&line, "step"), layers: layers.collect() });
+        }
+        Ok(results)
+    }
+
+    fn take(&mut self, line: &Map<String, Value>, clock: &mut Clock) {
+        let step = integer(line, "step");
+        if line.contains_key("train/loss") {
+            clock.advance(step, line);
+            let peak = line.get("mem/peak").and_then(Value::as_u64);
+            self.peak_memory = self.peak_memory.max(peak);
+        }
+        if line.contains_key("val/loss") {
+            let number = |key: &str| line.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+            self.validations.push(Point {
+                step,
+                tokens: number("tokens"),
+                flops: number("flops"),
+                seconds: clock.seconds_at(step),
+                parameters: number("params"),
+                loss: number("val/loss"),
+            });
+        }
+        let layers: Vec<_> = line
+            .iter()
+            .filter(|(key, _)| *key != "rank/mean")
+            .filter_map(|(key, value)| Some((key.strip_prefix("rank/")?.to_owned(), value.as_u64()? as usize)))
+            .collect();
+        if !layers.is_empty() && self.ranks.last().is_none_or(|last| last.step < step) {
+            self.ranks.push(RanksAt { step, layers });
+        }
+    }
+
+    /// The validation at the plan's last step; none while the run is not finished.
+    pub fn last(&self) -> Option<Point> {
+        self.validations.last().filter(|point| point.step == self.plan.train.max_steps.0).copied()
+    }
+}
+
+/// Seconds of training, put together from the means between lines.
+#[derive(Default)]
+struct Clock {
+    step: u64,
+    seconds: f64,
+    phases: BTreeMap<String, f64>,
+    seconds_per_step: f64,
+}
+
+impl Clock {
+    fn advance(&mut self, step: u64, line: &Map<String, Value>) {
+        let steps = step.saturating_sub(self.step) as f64;
+        let times = line.iter().filter_map(|(key, value)| Some((key.strip_prefix("time/")?, value.as_f64()?)));
+        for (phase, seconds) in times {
+            if phase == "step" {
+                self.seconds += steps * seconds;
+                self.seconds_per_step = seconds;
+            }
+            *self.phases.entry(phase.to_owned()).or_default() += steps * seconds;
+        }
+        self.step = step;
+    }
+
+    /// Seconds at a step at or after the last line, which goes on at the last line's rate.
+    fn seconds_at(&self, step: u64) -> f64 {
+        self.seconds + step.saturating_sub(self.step) as f64 * self.seconds_per_step
+    }
+
+    fn means(self) -> BTreeMap<String, f64> {
+        let steps = self.step.max(1) as f64;
+        self.phases.into_iter().map(|(phase, seconds)| (phase, seconds / steps)).collect()
+    }
+}
+
+fn integer(line: &Map<String, Value>, key: &str) -> u64 {
+    line.get(key).and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// The JSON objects of a file, one a line; a last line cut short by a killed process is left out. Empty if there is no file.
+fn lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let count = text.lines().count();
+    let mut objects = Vec::with_capacity(count);
+    for (index, line) in text.lines().enumerate() {
+        match serde_json::from_str(line) {
+            Ok(object) => objects.push(object),
+            Err(_) if index + 1 == count => {}
+            Err(error) => return Err(error).with_context(|| format!("{}:{}: not a JSON object", path.display(), index + 1)),
+        }
+    }
+    Ok(objects)
+}
+
+fn machine(env: &Path) -> String {
+    let value: Value = std::fs::read_to_string(env).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("?").to_lowercase();
+    let threads = value.get("threads").and_then(Value::as_u64).unwrap_or(0);
+    format!("{}, {threads} threads, {}", text("device"), text("arch"))
+}
+
+#[cfg(test)]
+pub(super) mod tests_support {
+    use super::*;
+
+    /// A finished run of a tiny plan with this seed and final loss, validated at steps 50 and 100.
+    pub(in crate::report) fn finished(seed: u64, loss: f64) -> RunResults {
+        let yaml = format!(
+            "name: tiny\nseed: {seed}\n\
+             model: {{n_layer: 2, n_head: 2, n_embd: 8, block_size: 4, weights: {{low_rank: {{rank: 2}}}}}}\n\
+             data: {{source: cargo_registry, tokenizer: bytes}}\n\
+             train: {{max_steps: 100, batch_size: 3}}\n\
+             schedule: {{constant: {{warmup_steps: 0}}}}\n"
+        );
+        let plan = crate::spec::parse_plan(&yaml, "tiny.yaml", &[]).expect("a good spec").1;
+        let data = DatasetSummary {
+            source: "a text".into(),
+            tokenizer: "bytes".into(),
+            content_hash: "c0ffee".into(),
+            tokenizer_hash: "beef".into(),
+            vocab_size: 256,
+            train_tokens: 9000,
+            val_tokens: 1000,
+            train_bytes: 9000,
+            val_bytes: 1000,
+        };
+        let point = |step: u64, loss: f64| {
+            let spent = step as f64;
+            Point { step, tokens: 12.0 * spent, flops: 1e6 * spent, seconds: 0.1 * spent, parameters: 5000.0, loss }
+        };
+        RunResults {
+            folder: PathBuf::from(format!("runs/tiny-{seed}")),
+            plan,
+            data,
+            machine: "cpu, 2 threads, x86_64".into(),
+            validations: vec![point(50, loss + 0.5), point(100, loss)],
+            ranks: vec![RanksAt { step: 100, layers: vec![("transformer.h.0.attn.q".into(), 2)] }],
+            spectra: vec![SpectrumAt { step: 100, layers: vec![("transformer.h.0.attn.q".into(), vec![1.0, 0.5])] }],
+            seconds_by_phase: BTreeMap::from([("forward".into(), 0.04), ("backward".into(), 0.06), ("step".into(), 0.1)]),
+            peak_memory: Some(1 << 28),
+        }
+    }
+}

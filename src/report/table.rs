@@ -1,0 +1,121 @@
+//! The comparison as a table: text for a terminal, Markdown for a page.
+
+use super::comparison::{Comparison, GroupSummary};
+use super::groups::Group;
+use super::statistics::Estimate;
+use crate::model::account::{bytes, scaled};
+
+const HEADER: [&str; 13] = [
+    "method",
+    "n",
+    "val/loss",
+    "vs baseline",
+    "p",
+    "best",
+    "tuning",
+    "parameters",
+    "tokens",
+    "FLOPs",
+    "seconds",
+    "memory",
+    "loss at equal tokens / FLOPs / seconds",
+];
+
+fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
+    let rows = comparison.groups.iter().enumerate();
+    rows.map(|(index, (group, summary))| row(group, summary, comparison.baseline == Some(index))).collect()
+}
+
+fn row(group: &Group, summary: &GroupSummary, is_baseline: bool) -> Vec<String> {
+    let difference = match &summary.difference {
+        _ if is_baseline => "baseline".to_owned(),
+        Some(difference) => match difference.half_interval {
+            Some(half) => format!("{:+.4} ± {half:.4}", difference.estimate.mean),
+            None => format!("{:+.4} (1 seed)", difference.estimate.mean),
+        },
+        None => "–".to_owned(),
+    };
+    let p = summary.difference.and_then(|difference| difference.p).map_or("–".to_owned(), |p| format!("{p:.2}").replace("0.00", "<0.01"));
+    let count = |value: f64| if value.is_finite() { scaled(value as u64, "") } else { "–".to_owned() };
+    let loss = |value: &Option<f64>| value.map_or("–".to_owned(), |loss| format!("{loss:.4}"));
+    vec![
+        group.name.clone(),
+        summary.loss.count.to_string(),
+        estimate(&summary.loss),
+        difference,
+        p,
+        group.chosen().label(),
+        group.tuning(),
+        count(summary.parameters),
+        count(summary.tokens),
+        count(summary.flops),
+        format!("{:.1}", summary.seconds),
+        summary.peak_memory.map_or("–".to_owned(), |memory| bytes(memory as u64)),
+        summary.loss_at_equal.iter().map(loss).collect::<Vec<_>>().join(" / "),
+    ]
+}
+
+/// `1.9374 ± 0.0040`, mean and standard error; without an error for a single value.
+pub(super) fn estimate(estimate: &Estimate) -> String {
+    match estimate.standard_error {
+        Some(error) => format!("{:.4} ± {error:.4}", estimate.mean),
+        None => format!("{:.4}", estimate.mean),
+    }
+}
+
+/// What the columns mean and what is missing, one remark a line.
+pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
+    let mut remarks = vec![
+        "val/loss: mean ± standard error over n seeds, nats per token; vs baseline: mean paired difference on shared seeds ± half its 95% \
+         interval (Student's t), p two-sided; seconds: training steps only."
+            .to_owned(),
+        "Loss at equal tokens, FLOPs, seconds: linear between validations, at what the baseline spent in all; – where a run spent less. A run \
+         whose schedule is longer has not decayed its learning rate by then."
+            .to_owned(),
+    ];
+    remarks.extend(comparison.rule.clone());
+    for (group, _) in &comparison.groups {
+        if let super::groups::Search::Edge(setting) = &group.search {
+            remarks.push(format!("{}: not tuned: {setting} is at the edge of its list; try values beyond.", group.name));
+        }
+    }
+    let groups = comparison.groups.iter().map(|(group, _)| group).chain(&comparison.empty);
+    for (id, why) in groups.flat_map(|group| &group.missing) {
+        remarks.push(format!("No result: {id}: {why}."));
+    }
+    remarks
+}
+
+/// The comparison for a terminal.
+pub fn text_table(comparison: &Comparison) -> String {
+    let mut all = vec![HEADER.map(str::to_owned).to_vec()];
+    all.extend(rows(comparison));
+    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..HEADER.len()).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let mut lines: Vec<String> = all.iter().map(line).collect();
+    lines.push(String::new());
+    lines.extend(remarks(comparison));
+    lines.join("\n")
+}
+
+/// The comparison as a Markdown table, without remarks.
+pub fn markdown_table(comparison: &Comparison) -> String {
+    let line = |cells: Vec<String>| format!("| {} |", cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>().join(" | "));
+    let mut lines = vec![line(HEADER.map(str::to_owned).to_vec()), format!("|{}", "---|".repeat(HEADER.len()))];
+    lines.extend(rows(comparison).into_iter().map(line));
+    lines.join("\n")
+}
+
+/// The comparison as an HTML table, without remarks.
+pub(super) fn html_table(comparison: &Comparison) -> String {
+    let row = |cells: Vec<String>, tag: &str| {
+        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", crate::plot::escape(cell))).collect();
+        format!("<tr>{cells}</tr>")
+    };
+    let body: String = rows(comparison).into_iter().map(|cells| row(cells, "td")).collect();
+    format!("<table><thead>{}</thead><tbody>{body}</tbody></table>", row(HEADER.map(str::to_owned).to_vec(), "th"))
+}

@@ -1,0 +1,72 @@
+//! What the plans of a sweep need beside themselves: the vocabulary of their data and the seconds of their steps, here.
+
+use super::equal::Solver;
+use crate::bench::{StepCounts, seconds_per_step};
+use crate::data;
+use crate::spec::Plan;
+use anyhow::{Context, Result};
+use candle_core::Device;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Steps of a calibration.
+const COUNTS: StepCounts = StepCounts { warm_up: 1, timed: 2 };
+
+/// Prepares each text once, and times each kind of plan once.
+pub struct Calibration {
+    threads: usize,
+    device: Device,
+    vocabularies: BTreeMap<String, usize>,
+    seconds: BTreeMap<String, f64>,
+}
+
+impl Calibration {
+    /// Timings with this many threads.
+    pub fn new(threads: usize, device: Device) -> Self {
+        Self { threads, device, vocabularies: BTreeMap::new(), seconds: BTreeMap::new() }
+    }
+}
+
+impl Solver for Calibration {
+    /// Prepares the data, so that runs side by side find them ready.
+    fn vocabulary_size(&mut self, plan: &Plan) -> Result<usize> {
+        let key = serde_json::to_string(&plan.data)?;
+        if let Some(size) = self.vocabularies.get(&key) {
+            return Ok(*size);
+        }
+        let size = data::prepare(&plan.data, data::cache_dir())?.tokenizer_vocab_size();
+        self.vocabularies.insert(key, size);
+        Ok(size)
+    }
+
+    fn seconds_per_step(&mut self, plan: &Plan) -> Result<f64> {
+        let key = kind(plan)?;
+        if let Some(seconds) = self.seconds.get(&key) {
+            return Ok(*seconds);
+        }
+        let vocabulary = self.vocabulary_size(plan)?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build().context("cannot start threads for the calibration")?;
+        let seconds = pool.install(|| seconds_per_step(plan, vocabulary, COUNTS, &self.device))?;
+        tracing::debug!("{}: {seconds:.4} s a step", plan.name);
+        self.seconds.insert(key, seconds);
+        Ok(seconds)
+    }
+}
+
+/// What decides how long a step takes: everything but names, seeds, rates and lengths.
+fn kind(plan: &Plan) -> Result<String> {
+    let mut value = serde_json::json!({
+        "model": plan.model,
+        "batch": (plan.train.batch_size, plan.train.gradient_accumulation_steps),
+        "optimizer": plan.optimizer,
+    });
+    forget_rates(&mut value);
+    Ok(value.to_string())
+}
+
+fn forget_rates(value: &mut Value) {
+    if let Value::Object(entries) = value {
+        entries.retain(|key, _| key != "learning_rate" && key != "weight_decay");
+        entries.values_mut().for_each(forget_rates);
+    }
+}

@@ -1,0 +1,312 @@
+//! A sweep's folder: `manifest.json`, `sweep.yaml`, `specs/`, `failures/`, `logs/`, and a folder for each run; and what these say of it.
+//!
+//! The manifest holds what was planned and never what has happened: a run's state is read from its own folder, so that processes on
+//! several machines can work in one sweep without agreeing on a file.
+
+use super::expand::{PlannedRun, Sweep};
+use super::sweep_spec::{Budget, Equal, SearchSpec, SweepSpec};
+use crate::error::Failure;
+use crate::fs::write_atomic;
+use crate::report::{LabelledRun, RunResults, group_runs};
+use crate::spec::{Plan, to_yaml};
+use crate::train::RunFolder;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Version of the format below.
+const FORMAT: u32 = 1;
+
+/// What a sweep's folder says was planned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this format.
+    pub format: u32,
+    /// Name of the sweep.
+    pub name: String,
+    /// The variant that others are compared with.
+    pub baseline: String,
+    /// What every run spends alike.
+    pub equal: Option<Equal>,
+    /// On which seeds values are searched.
+    pub search: SearchSpec,
+    /// Computing threads of each run: part of what makes a run repeat bit for bit.
+    pub threads: usize,
+    /// The runs.
+    pub runs: Vec<ManifestRun>,
+}
+
+/// A run of the manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestRun {
+    /// Name, and that of its folder in the sweep's folder.
+    pub id: String,
+    /// Variant.
+    pub variant: String,
+    /// What a table calls it: the variant and the axes' values.
+    pub group: String,
+    /// Values of the axes by key path.
+    pub axes: BTreeMap<String, String>,
+    /// Searched values by key path.
+    pub tuned: BTreeMap<String, String>,
+    /// Seed.
+    pub seed: u64,
+    /// Whether it is run only if its searched values are the best on the first seed.
+    pub repeats_the_best: bool,
+    /// Steps.
+    pub max_steps: u64,
+    /// Identity of its plan.
+    pub plan_hash: String,
+}
+
+/// What has become of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RunState {
+    /// Not begun.
+    Pending,
+    /// Begun; the last validated step.
+    Begun(u64),
+    /// Done; final validation loss.
+    Finished(f64),
+    /// Ended with an error: exit code (if it had one) and the last line it wrote.
+    Failed(Option<i32>, String),
+}
+
+/// Whether it is a run's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It can run.
+    Ready,
+    /// The search it depends on is not over.
+    Waiting,
+    /// Its searched values were not the best.
+    NotNeeded,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FailureRecord {
+    exit_code: Option<i32>,
+    message: String,
+}
+
+impl Manifest {
+    /// Lays a sweep out in its folder: manifest, sweep file, a spec for each run.
+    ///
+    /// Runs that are there already stay as they are; runs of an earlier version of the sweep that are no longer in it stay, too, and are no
+    /// longer part of it.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if a run's folder holds a run of another plan; or if a file cannot be written.
+    pub fn lay_out(sweep: &Sweep, written: &str, threads: usize, folder: &Path) -> Result<Self> {
+        let SweepSpec { name, equal, search, .. } = &sweep.spec;
+        let baseline = sweep.spec.baseline.clone().unwrap_or_else(|| sweep.spec.variants[0].name.clone());
+        let runs: Vec<ManifestRun> = sweep.runs.iter().map(ManifestRun::of).collect();
+        let conflicts: Vec<String> = sweep.runs.iter().filter_map(|run| conflict(folder, run)).collect();
+        if !conflicts.is_empty() {
+            let remedy = "give the sweep or its variants another name, or delete these folders";
+            return Err(Failure::Usage(format!("these runs were begun with other settings; {remedy}:\n{}", conflicts.join("\n"))).into());
+        }
+        let manifest = Self { format: FORMAT, name: name.clone(), baseline, equal: *equal, search: *search, threads, runs };
+        for inside in ["specs", "failures", "logs"] {
+            std::fs::create_dir_all(folder.join(inside)).with_context(|| format!("cannot create {}", folder.join(inside).display()))?;
+        }
+        for run in &sweep.runs {
+            write_atomic(&spec_path(folder, &run.id), to_yaml(&run.spec)?.as_bytes())?;
+        }
+        write_atomic(&folder.join("sweep.yaml"), written.as_bytes())?;
+        let mut text = serde_json::to_vec_pretty(&manifest)?;
+        text.push(b'\n');
+        write_atomic(&folder.join("manifest.json"), &text)?;
+        Ok(manifest)
+    }
+
+    /// Reads a sweep's folder.
+    ///
+    /// # Errors
+    /// If it holds no manifest that this version reads.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("manifest.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let manifest: Self = serde_json::from_str(&text).with_context(|| format!("{}: not a sweep's manifest", path.display()))?;
+        anyhow::ensure!(manifest.format == FORMAT, "{}: format {}, this version reads {FORMAT}", path.display(), manifest.format);
+        Ok(manifest)
+    }
+
+    /// Whether it is a run's turn, given the state of all runs in the manifest's order.
+    pub fn stage(&self, index: usize, states: &[RunState], folder: &Path) -> Result<Stage> {
+        let run = &self.runs[index];
+        if !run.repeats_the_best {
+            return Ok(Stage::Ready);
+        }
+        let is_rival = |other: &&(usize, &ManifestRun)| other.1.group == run.group && !other.1.repeats_the_best;
+        let rivals: Vec<(usize, &ManifestRun)> = self.runs.iter().enumerate().collect::<Vec<_>>().iter().filter(is_rival).copied().collect();
+        if rivals.iter().any(|(index, _)| matches!(states[*index], RunState::Pending | RunState::Begun(_))) {
+            return Ok(Stage::Waiting);
+        }
+        let labelled = rivals.iter().map(|(index, rival)| label(rival, folder, &states[*index], false)).collect::<Result<Vec<_>>>()?;
+        let best = group_runs(labelled).into_iter().next().filter(|group| group.loss().is_some());
+        let is_best = best.is_some_and(|group| group.chosen().tuned == run.tuned);
+        Ok(if is_best { Stage::Ready } else { Stage::NotNeeded })
+    }
+
+    /// The state of every run, in the manifest's order.
+    ///
+    /// # Errors
+    /// If a run's folder cannot be read.
+    pub fn states(&self, folder: &Path) -> Result<Vec<RunState>> {
+        self.runs.iter().map(|run| run.state(folder)).collect()
+    }
+}
+
+impl ManifestRun {
+    fn of(run: &PlannedRun) -> Self {
+        Self {
+            id: run.id.clone(),
+            variant: run.variant.clone(),
+            group: run.group(),
+            axes: run.axes.clone(),
+            tuned: run.tuned.clone(),
+            seed: run.seed,
+            repeats_the_best: run.repeats_the_best,
+            max_steps: run.plan.train.max_steps.0,
+            plan_hash: run.plan.hash(),
+        }
+    }
+
+    /// What its folder says.
+    ///
+    /// # Errors
+    /// If the folder holds a run but cannot be read.
+    pub fn state(&self, folder: &Path) -> Result<RunState> {
+        let run = folder.join(&self.id);
+        if !RunFolder::new(&run).holds_a_run() {
+            return Ok(self.failure(folder).unwrap_or(RunState::Pending));
+        }
+        let results = RunResults::read(&run)?;
+        Ok(match (results.last(), self.failure(folder)) {
+            (Some(point), _) => RunState::Finished(point.loss),
+            (None, Some(failed)) => failed,
+            (None, None) => RunState::Begun(results.validations.last().map_or(0, |point| point.step)),
+        })
+    }
+
+    fn failure(&self, folder: &Path) -> Option<RunState> {
+        let text = std::fs::read_to_string(failure_path(folder, &self.id)).ok()?;
+        let FailureRecord { exit_code, message } = serde_json::from_str(&text).ok()?;
+        Some(RunState::Failed(exit_code, message))
+    }
+
+    /// Notes that the run ended with an error.
+    ///
+    /// # Errors
+    /// If the note cannot be written.
+    pub fn note_failure(&self, folder: &Path, exit_code: Option<i32>, message: &str) -> Result<()> {
+        let record = FailureRecord { exit_code, message: message.to_owned() };
+        write_atomic(&failure_path(folder, &self.id), &serde_json::to_vec_pretty(&record)?)
+    }
+
+    /// Forgets an error, so that the run is tried again.
+    pub fn forget_failure(&self, folder: &Path) {
+        let _ = std::fs::remove_file(failure_path(folder, &self.id));
+    }
+}
+
+/// The spec of a run.
+pub(super) fn spec_path(folder: &Path, id: &str) -> PathBuf {
+    folder.join("specs").join(format!("{id}.yaml"))
+}
+
+fn failure_path(folder: &Path, id: &str) -> PathBuf {
+    folder.join("failures").join(format!("{id}.json"))
+}
+
+/// What a run's folder has that the sweep does not say, if it holds another run.
+fn conflict(folder: &Path, run: &PlannedRun) -> Option<String> {
+    let held = RunFolder::new(folder.join(&run.id));
+    if !held.holds_a_run() {
+        return None;
+    }
+    let differences = match held.plan() {
+        Ok(plan) => plan.trajectory_differences(&run.plan),
+        Err(error) => vec![format!("{error:#}")],
+    };
+    (!differences.is_empty()).then(|| format!("  {}: {}", held.root().display(), differences.join(", ")))
+}
+
+fn label(run: &ManifestRun, folder: &Path, state: &RunState, not_needed: bool) -> Result<LabelledRun> {
+    let path = folder.join(&run.id);
+    let results = RunFolder::new(&path).holds_a_run().then(|| RunResults::read(&path)).transpose()?;
+    let failure = match state {
+        RunState::Failed(code, message) => Some(format!("failed ({}): {message}", code.map_or("killed".into(), |code| format!("exit code {code}")))),
+        _ => None,
+    };
+    Ok(LabelledRun { id: run.id.clone(), group: run.group.clone(), tuned: run.tuned.clone(), seed: run.seed, results, failure, not_needed })
+}
+
+/// A sweep as an experiment to compare: its manifest, its runs, and the rule in words by which it saved runs.
+///
+/// # Errors
+/// If the folder holds no sweep, or a run cannot be read.
+pub fn experiment(folder: &Path) -> Result<(Manifest, Vec<LabelledRun>, Option<String>)> {
+    let manifest = Manifest::read(folder)?;
+    let states = manifest.states(folder)?;
+    let mut runs = Vec::with_capacity(manifest.runs.len());
+    for (index, run) in manifest.runs.iter().enumerate() {
+        let not_needed = manifest.stage(index, &states, folder)? == Stage::NotNeeded;
+        runs.push(label(run, folder, &states[index], not_needed)?);
+    }
+    let rule = rule(&manifest);
+    Ok((manifest, runs, rule))
+}
+
+fn rule(manifest: &Manifest) -> Option<String> {
+    let mut rules = Vec::new();
+    if manifest.search == SearchSpec::FirstSeed {
+        rules.push("Learning rates were searched on the first seed; the others were run with each method's best only (declared in the sweep).".to_owned());
+    }
+    if let Some(equal) = manifest.equal {
+        let what = match equal {
+            Equal::Tokens(_) => "tokens",
+            Equal::Parameters(_) => "parameters",
+            Equal::Flops(_) => "FLOPs",
+            Equal::Seconds(_) => "seconds of training steps, as calibrated before the sweep",
+        };
+        let much = match equal.budget() {
+            Budget::Baseline => format!("those of {}", manifest.baseline),
+            Budget::ShareOfBaseline(share) => format!("{share} of those of {}", manifest.baseline),
+            Budget::Amount(amount) => format!("{amount}"),
+        };
+        rules.push(format!("Every run was given the same {what}: {much}."));
+    }
+    (!rules.is_empty()).then(|| rules.join(" "))
+}
+
+/// Runs that belong to no sweep as an experiment: those whose plans differ by their seed alone are one group, named after the first.
+///
+/// # Errors
+/// If a folder holds no run, naming it.
+pub fn plain_runs(folders: &[PathBuf]) -> Result<Vec<LabelledRun>> {
+    let mut groups: Vec<(String, Plan)> = Vec::new();
+    let mut runs = Vec::new();
+    for folder in folders {
+        let results = RunResults::read(folder).map_err(|error| Failure::Usage(format!("{error:#}")))?;
+        let seed = results.plan.seed;
+        let without_seed = Plan { seed: 0, ..results.plan.clone() };
+        let known = groups.iter().find(|(_, plan)| plan.trajectory_differences(&without_seed).is_empty());
+        let group = match known {
+            Some((name, _)) => name.clone(),
+            None => {
+                let taken = groups.iter().any(|(name, _)| *name == results.plan.name);
+                let name = if taken { folder.display().to_string() } else { results.plan.name.clone() };
+                groups.push((name.clone(), without_seed));
+                name
+            }
+        };
+        let id = folder.display().to_string();
+        runs.push(LabelledRun { id, group, tuned: BTreeMap::new(), seed, results: Some(results), failure: None, not_needed: false });
+    }
+    Ok(runs)
+}

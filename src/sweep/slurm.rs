@@ -1,0 +1,84 @@
+//! A sweep as Slurm array jobs on a shared folder: each task runs one run of the manifest and leaves it resumable when its time is over.
+
+use super::manifest::Manifest;
+use anyhow::{Result, ensure};
+use std::path::Path;
+
+/// What the scripts need to know beside the manifest.
+#[derive(Clone, Debug)]
+pub struct SlurmOptions<'a> {
+    /// This program.
+    pub program: &'a Path,
+    /// The sweep's folder.
+    pub folder: &'a Path,
+    /// Where the sweep was started: relative paths in specs begin there.
+    pub working_folder: &'a Path,
+    /// Most tasks at a time.
+    pub jobs: usize,
+    /// Bytes the largest run is expected to need.
+    pub memory: u64,
+    /// Seconds the longest run is expected to take.
+    pub seconds: f64,
+}
+
+/// One array job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlurmScript {
+    /// File name in the sweep's folder.
+    pub name: &'static str,
+    /// The script.
+    pub text: String,
+    /// Whether it must wait for the one before it to end.
+    pub waits: bool,
+}
+
+/// Seconds before the end of its time at which a task is asked to save its state.
+const GRACE: u32 = 120;
+
+/// The scripts: one, or one that searches and one that repeats the best on the other seeds.
+///
+/// # Errors
+/// If the manifest has no run.
+pub fn slurm_scripts(manifest: &Manifest, options: &SlurmOptions) -> Result<Vec<SlurmScript>> {
+    ensure!(!manifest.runs.is_empty(), "the sweep has no runs");
+    let search = manifest.runs.iter().filter(|run| !run.repeats_the_best).count();
+    let mut scripts = vec![SlurmScript { name: "slurm.sh", text: script(manifest, options, 0, search - 1), waits: false }];
+    if search < manifest.runs.len() {
+        let text = script(manifest, options, search, manifest.runs.len() - 1);
+        scripts.push(SlurmScript { name: "slurm-repeat.sh", text, waits: true });
+    }
+    Ok(scripts)
+}
+
+fn script(manifest: &Manifest, options: &SlurmOptions, first: usize, last: usize) -> String {
+    let (jobs, threads, name) = (options.jobs, manifest.threads, &manifest.name);
+    // Twice the expected time and half as much memory again: expectations are from an idle machine.
+    let minutes = (2.0 * options.seconds / 60.0).ceil().max(5.0) as u64 + u64::from(GRACE / 60);
+    let megabytes = (options.memory as f64 * 1.5 / f64::from(1 << 20)).ceil() as u64 + 256;
+    let (working, program, folder) = (quoted(options.working_folder), quoted(options.program), quoted(options.folder));
+    let logs = options.folder.join("logs").join("slurm-%A_%a.log");
+    format!(
+        "#!/bin/bash\n\
+         # Runs {first} to {last} of the sweep `{name}`; written by `lrpt sweep --launcher slurm`. Submitted again, it goes on where it stopped.\n\
+         #SBATCH --job-name=lrpt-{name}\n\
+         #SBATCH --array={first}-{last}%{jobs}\n\
+         #SBATCH --ntasks=1\n\
+         #SBATCH --cpus-per-task={threads}\n\
+         #SBATCH --mem={megabytes}M\n\
+         #SBATCH --time={:02}:{:02}:00\n\
+         #SBATCH --signal=B:TERM@{GRACE}\n\
+         #SBATCH --output={}\n\
+         set -eu\n\
+         cd {working}\n\
+         # exec, so that Slurm's signal reaches the program, which then saves its state.\n\
+         exec {program} sweep {folder} --run-index \"$SLURM_ARRAY_TASK_ID\"\n",
+        minutes / 60,
+        minutes % 60,
+        logs.display()
+    )
+}
+
+/// For bash: in single quotes.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
