@@ -23,7 +23,8 @@ fn normal(draw: u64, shape: &[usize]) -> Tensor {
 }
 
 fn point(rank: usize) -> LowRank {
-    LowRank::random(ROWS, COLUMNS, rank, 1.0, &mut rng::stream(3, "bench point", &[rank as u64]), DType::F32, &Device::Cpu).expect("a point")
+    LowRank::random(ROWS, COLUMNS, rank, 1.0, &mut rng::stream(3, "bench point", &[rank as u64]), DType::F32, &Device::Cpu)
+        .expect("a point")
 }
 
 fn outer_gradients(rank: usize) -> (Tensor, Tensor) {

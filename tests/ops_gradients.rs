@@ -102,15 +102,19 @@ fn low_rank_linears_side_by_side_are_the_layers_alone() -> Result<()> {
     let shapes = [(13, 4), (7, 2), (13, 5)];
     let parts = (0..3u64)
         .zip(shapes)
-        .map(|(i, (m, r))| Ok([normal(10 * i, &[m, r])?, normal(10 * i + 1, &[r, r])?, normal(10 * i + 2, &[n, r])?, normal(10 * i + 3, &[m])?]))
+        .map(|(i, (m, r))| {
+            Ok([normal(10 * i, &[m, r])?, normal(10 * i + 1, &[r, r])?, normal(10 * i + 2, &[n, r])?, normal(10 * i + 3, &[m])?])
+        })
         .collect::<Result<Vec<_>>>()?;
     // Slot 0 is x; layer i has slots 1 + 3 i (U), 2 + 3 i (V), 3 + 3 i (bias).
     let run = |tape: Tape, x: &Tensor, used: &[usize], together: bool| -> Result<(Vec<Vec<f64>>, Vec<Option<Vec<f64>>>)> {
         let x = tape.parameter(0, x);
-        let weights = || parts.iter().enumerate().map(|(i, [u, s, v, b])| {
-            let [u, v, bias] = [(1, u), (2, v), (3, b)].map(|(slot, tensor)| tape.parameter(slot + 3 * i, tensor));
-            LowRankWeight { u, s, v, bias: Some(bias) }
-        });
+        let weights = || {
+            parts.iter().enumerate().map(|(i, [u, s, v, b])| {
+                let [u, v, bias] = [(1, u), (2, v), (3, b)].map(|(slot, tensor)| tape.parameter(slot + 3 * i, tensor));
+                LowRankWeight { u, s, v, bias: Some(bias) }
+            })
+        };
         let outputs = match together {
             true => ops::low_rank_linears(&tape, &x, weights().collect())?,
             false => weights().map(|weight| ops::low_rank_linear(&tape, &x, weight)).collect::<Result<_>>()?,

@@ -45,10 +45,16 @@ pub fn run(args: CompareArgs) -> Result<()> {
     let groups = group_runs(runs);
     // A sweep's baseline that has no result yet is no reason to refuse; one that was asked for is.
     let comparison = match compare(&name, groups.clone(), baseline.as_deref(), rule.clone()) {
-        Err(_) if own_report.is_some() && baseline.as_ref().is_some_and(|name| unfinished(&groups, name)) => compare(&name, groups, None, rule)?,
+        Err(_) if own_report.is_some() && baseline.as_ref().is_some_and(|name| unfinished(&groups, name)) => {
+            compare(&name, groups, None, rule)?
+        }
         compared => compared?,
     };
-    if args.json { output::line(to_json(&comparison))? } else { output::line(text_table(&comparison))? }
+    if args.json {
+        output::line(to_json(&comparison))?
+    } else {
+        output::line(text_table(&comparison))?
+    }
     if let Some(folder) = args.report.or(own_report) {
         let page = write_report(&comparison, &folder)?;
         tracing::info!("report: {}", page.display());

@@ -116,7 +116,8 @@ fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
         ))?;
     }
     let repeats = sweep.runs.iter().filter(|run| run.repeats_the_best).count();
-    let searched = if repeats > 0 { format!(", {repeats} of them only if their values are the best on the first seed") } else { String::new() };
+    let searched =
+        if repeats > 0 { format!(", {repeats} of them only if their values are the best on the first seed") } else { String::new() };
     let time = duration(total);
     output::line(format!("{} runs{searched}; training steps of all, one after another: {time}", sweep.runs.len()))
 }
@@ -129,7 +130,8 @@ fn local(args: &SweepArgs, manifest: &Manifest, folder: &Path, memory: &[u64], t
     let wanted = |id: &str| pattern.as_ref().is_none_or(|pattern| pattern.is_match(id));
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
     let available_memory = Machine::detect().memory.map(|(_, available)| available);
-    let options = LaunchOptions { jobs: args.jobs.get(), retry_failed: args.retry_failed, memory, available_memory, wanted: &wanted, stop, terminal };
+    let options =
+        LaunchOptions { jobs: args.jobs.get(), retry_failed: args.retry_failed, memory, available_memory, wanted: &wanted, stop, terminal };
     let Launched { skipped, finished, not_needed, failed } = launch(manifest, folder, &options)?;
     tracing::info!(
         "{}: {finished} runs finished now, {skipped} before, {not_needed} not needed, {} failed; `lrpt compare {}` compares them",
@@ -149,7 +151,9 @@ fn local(args: &SweepArgs, manifest: &Manifest, folder: &Path, memory: &[u64], t
 
 fn slurm(args: &SweepArgs, sweep: &Sweep, manifest: &Manifest, folder: &Path, memory: &[u64], calibration: &mut Calibration) -> Result<()> {
     if args.only.is_some() || args.retry_failed {
-        return Err(usage("--only and --retry-failed go with --launcher local; a Slurm array has all runs and tries failed ones again".into()));
+        return Err(usage(
+            "--only and --retry-failed go with --launcher local; a Slurm array has all runs and tries failed ones again".into(),
+        ));
     }
     let mut longest: f64 = 0.0;
     for run in &sweep.runs {
@@ -191,7 +195,11 @@ fn slurm(args: &SweepArgs, sweep: &Sweep, manifest: &Manifest, folder: &Path, me
 fn run_one(folder: &Path, index: usize) -> Result<()> {
     let manifest = Manifest::read(folder).map_err(|error| usage(format!("{error:#}; with --run-index give the sweep's folder")))?;
     let Some(run) = manifest.runs.get(index) else {
-        return Err(usage(format!("the sweep in {} has {} runs, counted from 0; there is no {index}", folder.display(), manifest.runs.len())));
+        return Err(usage(format!(
+            "the sweep in {} has {} runs, counted from 0; there is no {index}",
+            folder.display(),
+            manifest.runs.len()
+        )));
     };
     run.forget_failure(folder);
     let states = manifest.states(folder)?;

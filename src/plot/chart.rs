@@ -249,7 +249,8 @@ mod tests {
 
     fn chart() -> Chart {
         let lines = vec![
-            Series::new("spectral", Mark::LineWithDots, 0, vec![(1e-3, 2.0), (1e-2, 1.9), (1e-1, f64::NAN), (1.0, 2.5)]).with_errors(vec![0.1; 4]),
+            Series::new("spectral", Mark::LineWithDots, 0, vec![(1e-3, 2.0), (1e-2, 1.9), (1e-1, f64::NAN), (1.0, 2.5)])
+                .with_errors(vec![0.1; 4]),
             Series::new("dense <AdamW>", Mark::Dashed, 1, vec![(1e-3, 2.2), (1.0, 2.1)]),
         ];
         Chart { title: "loss".into(), x: Axis::log("learning rate"), y: Axis::linear("validation loss (nats)"), series: lines }
@@ -288,7 +289,12 @@ mod tests {
     fn frames_of_a_row_are_level() {
         let alone = Chart { series: chart().series[..1].to_vec(), ..chart() };
         let svg = figure("two", &[chart(), alone], 2);
-        let tops: Vec<&str> = svg.lines().filter(|line| line.contains("class=\"frame\"")).map(|line| line.split("y=\"").nth(1).expect("a y")).map(|rest| rest.split('"').next().expect("a number")).collect();
+        let tops: Vec<&str> = svg
+            .lines()
+            .filter(|line| line.contains("class=\"frame\""))
+            .map(|line| line.split("y=\"").nth(1).expect("a y"))
+            .map(|rest| rest.split('"').next().expect("a number"))
+            .collect();
         assert_eq!(tops.len(), 2);
         assert_eq!(tops[0], tops[1]);
     }

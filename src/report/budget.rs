@@ -58,7 +58,14 @@ mod tests {
 
     #[test]
     fn between_two_validations_the_loss_is_linear() {
-        let point = |step: u64, loss: f64| Point { step, tokens: 100.0 * step as f64, flops: 7.0 * step as f64, seconds: step as f64, parameters: 1.0, loss };
+        let point = |step: u64, loss: f64| Point {
+            step,
+            tokens: 100.0 * step as f64,
+            flops: 7.0 * step as f64,
+            seconds: step as f64,
+            parameters: 1.0,
+            loss,
+        };
         let curve = [point(1, 4.0), point(2, 3.0), point(4, 2.0)];
         assert_eq!(loss_at(&curve, Spending::Tokens, 200.0), Some(3.0));
         assert_eq!(loss_at(&curve, Spending::Tokens, 300.0), Some(2.5));

@@ -13,6 +13,8 @@ pub struct Explained {
     pub name: &'static str,
     /// How to read it.
     pub caption: String,
+    /// Whether it needs the width of the page.
+    pub wide: bool,
     /// The image.
     pub svg: String,
 }
@@ -34,6 +36,7 @@ fn loss_curves(comparison: &Comparison) -> Explained {
         caption: "Validation loss over the run, mean over the seeds of each method's best learning rate; bars are standard errors. \
                   Lower and further left is better."
             .into(),
+        wide: true,
         svg: crate::plot::figure("Validation loss against tokens, FLOPs and seconds", &panels, 3),
     }
 }
@@ -66,7 +69,8 @@ fn loss_curve(comparison: &Comparison, spending: Spending) -> Chart {
 
 fn pareto(comparison: &Comparison) -> Explained {
     let mut series = Vec::new();
-    let mut points: Vec<(f64, f64)> = comparison.groups.iter().map(|(_, s)| (s.parameters, s.loss.mean)).filter(|(p, _)| p.is_finite()).collect();
+    let mut points: Vec<(f64, f64)> =
+        comparison.groups.iter().map(|(_, s)| (s.parameters, s.loss.mean)).filter(|(p, _)| p.is_finite()).collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let mut front: Vec<(f64, f64)> = Vec::new();
     for point in points {
@@ -89,9 +93,11 @@ fn pareto(comparison: &Comparison) -> Explained {
     };
     Explained {
         name: "parameters",
-        caption: "Final validation loss against the number of trained parameters; bars are standard errors over seeds. No method beats those \
+        caption:
+            "Final validation loss against the number of trained parameters; bars are standard errors over seeds. No method beats those \
                   on the dashed line at their size or smaller."
-            .into(),
+                .into(),
+        wide: false,
         svg: chart.to_svg(),
     }
 }
@@ -125,7 +131,7 @@ fn learning_rates(comparison: &Comparison) -> Option<Explained> {
     };
     let caption = "Each method over its list of learning rates. A curve that still falls at its end was not tuned; one that is flat \
                    near its lowest point is easy to tune.";
-    Some(Explained { name: "learning-rates", caption: caption.into(), svg: chart.to_svg() })
+    Some(Explained { name: "learning-rates", caption: caption.into(), wide: false, svg: chart.to_svg() })
 }
 
 /// Panels over the layers, for one run of each of the first methods that have low-rank weights.
@@ -158,7 +164,12 @@ fn ranks(comparison: &Comparison) -> Option<Explained> {
         return None;
     }
     let caption = "Rank of each kind of weight over the run, mean over the blocks, first seed.";
-    Some(Explained { name: "ranks", caption: caption.into(), svg: crate::plot::figure("Ranks over the run", &panels, 2) })
+    Some(Explained {
+        name: "ranks",
+        caption: caption.into(),
+        wide: panels.len() > 1,
+        svg: crate::plot::figure("Ranks over the run", &panels, 2),
+    })
 }
 
 fn spectra(comparison: &Comparison) -> Option<Explained> {
@@ -187,12 +198,22 @@ fn spectra(comparison: &Comparison) -> Option<Explained> {
     }
     let caption = "Singular values of one block's weights at the end of training, first seed. A flat spectrum uses all of its rank; one that \
                    falls steeply could do with less.";
-    Some(Explained { name: "spectra", caption: caption.into(), svg: crate::plot::figure("Singular values at the end", &panels, 2) })
+    Some(Explained {
+        name: "spectra",
+        caption: caption.into(),
+        wide: panels.len() > 1,
+        svg: crate::plot::figure("Singular values at the end", &panels, 2),
+    })
 }
 
 fn times(comparison: &Comparison) -> Option<Explained> {
-    const PHASES: [(&str, &str); 5] =
-        [("data", "data"), ("forward", "forward"), ("backward", "backward"), ("optimizer", "dense optimizer"), ("linalg", "low-rank optimizer")];
+    const PHASES: [(&str, &str); 5] = [
+        ("data", "data"),
+        ("forward", "forward"),
+        ("backward", "backward"),
+        ("optimizer", "dense optimizer"),
+        ("linalg", "low-rank optimizer"),
+    ];
     let bars: Vec<(String, Vec<f64>)> = groups(comparison)
         .map(|group| {
             let runs: Vec<&RunResults> = group.chosen().runs.values().collect();
@@ -213,7 +234,7 @@ fn times(comparison: &Comparison) -> Option<Explained> {
         bars,
     };
     let caption = "Mean milliseconds of a training step by phase. Runs that shared the machine's cores with others are slower than alone.";
-    Some(Explained { name: "times", caption: caption.into(), svg: chart.to_svg() })
+    Some(Explained { name: "times", caption: caption.into(), wide: true, svg: chart.to_svg() })
 }
 
 fn groups(comparison: &Comparison) -> impl Iterator<Item = &Group> {

@@ -37,7 +37,8 @@ pub struct GroupSummary {
     pub seconds: f64,
     /// Largest memory of the process in bytes; none where the system did not tell.
     pub peak_memory: Option<f64>,
-    /// Loss when as much had been spent as the baseline spent in all, in the order of [`Spending::ALL`]; none where it never was.
+    /// Loss when as much had been spent as the thriftiest of all runs compared spent in all, in the order of [`Spending::ALL`]; none where
+    /// no validation had been made by then.
     pub loss_at_equal: [Option<f64>; 3],
     /// Final loss less the baseline's on the same seeds; none for the baseline and where no seed is shared.
     pub difference: Option<PairedDifference>,
@@ -75,27 +76,26 @@ pub fn compare(name: &str, groups: Vec<Group>, baseline: Option<&str>, rule: Opt
         })?),
         None => first.and_then(|first| of_name(&first)),
     };
+    let chosen = || with.iter().flat_map(|group| group.chosen().runs.values()).filter_map(RunResults::last);
+    let budgets = Spending::ALL.map(|spending| chosen().map(|point| spending.of(&point)).fold(f64::INFINITY, f64::min));
     let base_name = base.map(|index| with[index].name.clone());
     let base_group = base.map(|index| with[index].clone());
     let mut summarised: Vec<(Group, GroupSummary)> =
-        with.into_iter().filter_map(|group| Some((group.clone(), summary(&group, base_group.as_ref())?))).collect();
+        with.into_iter().filter_map(|group| Some((group.clone(), summary(&group, base_group.as_ref(), &budgets)?))).collect();
     summarised.sort_by(|(_, a), (_, b)| a.loss.mean.total_cmp(&b.loss.mean));
     let baseline = base_name.and_then(|name| summarised.iter().position(|(group, _)| group.name == name));
     Ok(Comparison { name: name.to_owned(), rule, groups: summarised, baseline, empty })
 }
 
-fn summary(group: &Group, baseline: Option<&Group>) -> Option<GroupSummary> {
+fn summary(group: &Group, baseline: Option<&Group>, budgets: &[f64; 3]) -> Option<GroupSummary> {
     let runs: Vec<&RunResults> = group.chosen().runs.values().collect();
     let mean = |of: &dyn Fn(&Point) -> f64| mean(runs.iter().filter_map(|run| run.last()).map(|point| of(&point)));
-    let budget = |spending: Spending| {
-        let baseline = baseline?;
-        self::mean(baseline.chosen().runs.values().filter_map(RunResults::last).map(|point| spending.of(&point)))
-    };
-    let at_equal = |spending: Spending| {
-        let budget = budget(spending)?;
-        let losses: Option<Vec<f64>> = runs.iter().map(|run| loss_at(&run.validations, spending, budget)).collect();
+    let at_equal = |(spending, budget): (Spending, &f64)| {
+        let losses: Option<Vec<f64>> = runs.iter().map(|run| loss_at(&run.validations, spending, *budget)).collect();
         self::mean(losses?.into_iter())
     };
+    let mut loss_at_equal = [None; 3];
+    loss_at_equal.iter_mut().zip(Spending::ALL.into_iter().zip(budgets)).for_each(|(loss, at)| *loss = at_equal(at));
     Some(GroupSummary {
         loss: group.loss()?,
         parameters: mean(&|point| point.parameters)?,
@@ -103,7 +103,7 @@ fn summary(group: &Group, baseline: Option<&Group>) -> Option<GroupSummary> {
         flops: mean(&|point| point.flops)?,
         seconds: mean(&|point| point.seconds)?,
         peak_memory: self::mean(runs.iter().filter_map(|run| run.peak_memory).map(|bytes| bytes as f64)),
-        loss_at_equal: Spending::ALL.map(at_equal),
+        loss_at_equal,
         difference: baseline.filter(|baseline| baseline.name != group.name).and_then(|baseline| difference(group, baseline)),
     })
 }

@@ -96,7 +96,8 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}.headline{font-size:1.1r
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.85rem}\
 th,td{padding:.35rem .6rem;border-bottom:1px solid #d8dee4;text-align:left;vertical-align:top}th{border-bottom:2px solid #8c959f}\
 td:not(:first-child):not(:nth-child(7)){white-space:nowrap}\
-figure{margin:1.5rem 0}figcaption{max-width:60rem;color:#57606a}ul{max-width:60rem;color:#57606a;font-size:.9rem}\
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.5rem}.full{grid-column:1/-1}\
+figure{margin:0}figcaption{max-width:60rem;color:#57606a;font-size:.9rem}ul{max-width:60rem;color:#57606a;font-size:.9rem}\
 @media (prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}th,td{border-color:#2a313a}th{border-color:#656c76}\
 figcaption,ul{color:#9198a1}}";
 
@@ -104,13 +105,16 @@ fn html(comparison: &Comparison, charts: &[Explained]) -> String {
     let list = |lines: Vec<String>| lines.iter().map(|line| format!("<li>{}</li>", escape(line))).collect::<String>();
     let figures: String = charts
         .iter()
-        .map(|chart| format!("<figure><div class=\"wide\">{}</div><figcaption>{}</figcaption></figure>\n", chart.svg, escape(&chart.caption)))
+        .map(|chart| {
+            let class = if chart.wide { " class=\"full\"" } else { "" };
+            format!("<figure{class}><div class=\"wide\">{}</div><figcaption>{}</figcaption></figure>\n", chart.svg, escape(&chart.caption))
+        })
         .collect();
     let name = escape(&comparison.name);
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
          <title>{name}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n<p class=\"headline\">{}</p>\n<div class=\"wide\">{}</div>\n\
-         <ul>{}</ul>\n{figures}<h2>How the runs were made</h2>\n<ul>{}</ul>\n</body>\n</html>\n",
+         <ul>{}</ul>\n<div class=\"figures\">\n{figures}</div>\n<h2>How the runs were made</h2>\n<ul>{}</ul>\n</body>\n</html>\n",
         escape(&headline(comparison)),
         html_table(comparison),
         list(remarks(comparison)),
@@ -156,6 +160,6 @@ mod tests {
             assert!(markdown.contains(&format!("({name}.svg)")), "{name}");
             assert!(folder.path().join(format!("{name}.svg")).exists(), "{name}");
         }
-        assert_eq!(page.matches("<figure>").count(), 5, "no ranks changed, so there is no chart of ranks");
+        assert_eq!(page.matches("<figure").count(), 5, "no ranks changed, so there is no chart of ranks");
     }
 }

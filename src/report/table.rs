@@ -69,8 +69,8 @@ pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
         "val/loss: mean ± standard error over n seeds, nats per token; vs baseline: mean paired difference on shared seeds ± half its 95% \
          interval (Student's t), p two-sided; seconds: training steps only."
             .to_owned(),
-        "Loss at equal tokens, FLOPs, seconds: linear between validations, at what the baseline spent in all; – where a run spent less. A run \
-         whose schedule is longer has not decayed its learning rate by then."
+        "Loss at equal tokens, FLOPs, seconds: at what the thriftiest run of the table spent in all, linear between validations. A run that goes \
+         on from there has not decayed its learning rate by then; `equal:` in a sweep gives every run a schedule of its own for the same budget."
             .to_owned(),
     ];
     remarks.extend(comparison.rule.clone());

@@ -29,8 +29,8 @@ pub use run_spec::*;
 pub use schema::schema;
 pub use validate::unused_settings;
 
-pub(crate) use document::decode_document;
 use document::Document;
+pub(crate) use document::decode_document;
 use std::path::Path;
 
 /// Reads the spec in a file, with `key.path=value` settings laid over it.

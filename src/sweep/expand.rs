@@ -62,9 +62,10 @@ impl Sweep {
     /// [`Failure::Usage`] if a run's settings make no good spec (naming the run), two runs have one name, or a budget cannot be met.
     pub fn expand(sweep: &SweepSpec, file: &Path, solver: &mut dyn Solver) -> Result<Self> {
         let base = file.parent().unwrap_or(Path::new(".")).join(&sweep.base);
-        let baseline = sweep.baseline.as_ref().map_or(&sweep.variants[0], |name| {
-            sweep.variants.iter().find(|variant| variant.name == *name).unwrap_or(&sweep.variants[0])
-        });
+        let baseline = sweep
+            .baseline
+            .as_ref()
+            .map_or(&sweep.variants[0], |name| sweep.variants.iter().find(|variant| variant.name == *name).unwrap_or(&sweep.variants[0]));
         let mut runs = Vec::new();
         for (position, seed) in sweep.seeds.iter().enumerate() {
             for variant in &sweep.variants {
@@ -78,7 +79,9 @@ impl Sweep {
                             axes: written(&axes),
                             tuned: written(&tuned),
                             seed: *seed,
-                            repeats_the_best: sweep.search == SearchSpec::FirstSeed && position > 0 && combinations(&variant.tune).len() > 1,
+                            repeats_the_best: sweep.search == SearchSpec::FirstSeed
+                                && position > 0
+                                && combinations(&variant.tune).len() > 1,
                             spec,
                             plan,
                         });
@@ -115,7 +118,9 @@ impl Point<'_> {
         let Some(equal) = self.sweep.equal else { return self.load(&[]) };
         let amount = match equal.budget() {
             Budget::Amount(amount) => amount,
-            Budget::Baseline | Budget::ShareOfBaseline(_) if self.variant.name == baseline.name && !equal.shares() => return self.load(&[]),
+            Budget::Baseline | Budget::ShareOfBaseline(_) if self.variant.name == baseline.name && !equal.shares() => {
+                return self.load(&[]);
+            }
             budget => {
                 let first: Choice = baseline.tune.iter().filter_map(|(key, values)| Some((key.clone(), values.first()?.clone()))).collect();
                 let of_baseline = Point { variant: baseline, tuned: &first, ..*self };
@@ -157,7 +162,8 @@ impl Point<'_> {
 /// All combinations of one value for each key, the last key's values changing fastest; one empty choice of no keys.
 fn combinations(axes: &BTreeMap<String, Vec<Value>>) -> Vec<Choice> {
     axes.iter().fold(vec![Choice::new()], |choices, (key, values)| {
-        let extend = |choice: Choice| values.iter().map(move |value| [(key.clone(), value.clone())].into_iter().chain(choice.clone()).collect());
+        let extend =
+            |choice: Choice| values.iter().map(move |value| [(key.clone(), value.clone())].into_iter().chain(choice.clone()).collect());
         choices.into_iter().flat_map(extend).collect()
     })
 }

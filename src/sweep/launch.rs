@@ -73,21 +73,26 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
     launched.skipped = states.iter().filter(|state| matches!(state, RunState::Finished(_))).count();
     let total = overall_bar(manifest, options.terminal);
     let mut running: Vec<Running> = Vec::new();
-    let mut waits_for_lock: BTreeSet<usize> = BTreeSet::new();
+    let mut waited_for: BTreeSet<usize> = BTreeSet::new();
     for look in 0u64.. {
-        let mut index = 0;
+        let (mut index, mut waits_for_lock) = (0, false);
         while running.len() < options.jobs && options.stop.requested().is_none() && index < manifest.runs.len() {
             let busy: Vec<usize> = running.iter().map(|running| running.index).collect();
             if startable(manifest, folder, options, &states, &busy, index)? {
                 match start(manifest, folder, options, index)? {
                     Some(child) => running.push(child),
-                    None if waits_for_lock.insert(index) => {
-                        tracing::info!("{}: another process is training in its folder; waiting for it", manifest.runs[index].id);
+                    None => {
+                        waits_for_lock = true;
+                        if waited_for.insert(index) {
+                            tracing::info!("{}: another process is training in its folder; waiting for it", manifest.runs[index].id);
+                        }
                     }
-                    None => {}
                 }
             }
             index += 1;
+        }
+        if running.is_empty() && !waits_for_lock {
+            break;
         }
         let mut still = Vec::new();
         for mut run in std::mem::take(&mut running) {
@@ -108,24 +113,19 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
             }
         }
         running = still;
-        if let Some(signal) = options.stop.requested() {
-            if running.is_empty() {
-                return Err(Failure::Interrupted(signal).into());
-            }
-            // Ctrl-C reaches the children by itself, as they share the terminal; a signal to this process alone does not.
-            if look.is_multiple_of(LOOKS_PER_PROGRESS) {
-                running.iter().for_each(|run| terminate(&run.child));
-            }
-        } else if running.is_empty() && waits_for_lock.iter().all(|index| !matches!(states[*index], RunState::Pending | RunState::Begun(_))) {
-            break;
+        // Ctrl-C reaches the children by itself, as they share the terminal; a signal to this process alone does not.
+        if options.stop.requested().is_some() && look.is_multiple_of(LOOKS_PER_PROGRESS) {
+            running.iter().for_each(|run| terminate(&run.child));
         }
-        waits_for_lock.retain(|index| !running.iter().any(|run| run.index == *index));
         if look.is_multiple_of(LOOKS_PER_PROGRESS) {
             show_progress(manifest, folder, &running, &states, &total);
         }
         std::thread::sleep(POLL);
     }
     total.finish_and_clear();
+    if let Some(signal) = options.stop.requested() {
+        return Err(Failure::Interrupted(signal).into());
+    }
     for (index, run) in manifest.runs.iter().enumerate() {
         if let RunState::Failed(_, message) = &states[index] {
             launched.failed.push((run.id.clone(), message.clone()));
@@ -136,7 +136,14 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
 }
 
 /// Whether a run is wanted, its turn, not running, and fits into memory beside those that are.
-fn startable(manifest: &Manifest, folder: &Path, options: &LaunchOptions, states: &[RunState], busy: &[usize], index: usize) -> Result<bool> {
+fn startable(
+    manifest: &Manifest,
+    folder: &Path,
+    options: &LaunchOptions,
+    states: &[RunState],
+    busy: &[usize],
+    index: usize,
+) -> Result<bool> {
     let run = &manifest.runs[index];
     let is_open = matches!(states[index], RunState::Pending | RunState::Begun(_));
     if !is_open || busy.contains(&index) || !(options.wanted)(&run.id) || manifest.stage(index, states, folder)? != Stage::Ready {
@@ -163,7 +170,8 @@ fn start(manifest: &Manifest, folder: &Path, options: &LaunchOptions, index: usi
     command.arg("--until-stdin-closes").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
     let child = command.spawn().context("cannot start a run")?;
     tracing::info!("{}: started", run.id);
-    let style = ProgressStyle::with_template("{prefix:<48!} {bar:30} {pos:>6}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template("{prefix:<48!} {bar:30} {pos:>6}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = options.terminal.add(ProgressBar::new(run.max_steps).with_style(style).with_prefix(run.id.clone()));
     Ok(Some(Running { index, child, bar }))
 }

@@ -142,7 +142,8 @@ impl Manifest {
             return Ok(Stage::Ready);
         }
         let is_rival = |other: &&(usize, &ManifestRun)| other.1.group == run.group && !other.1.repeats_the_best;
-        let rivals: Vec<(usize, &ManifestRun)> = self.runs.iter().enumerate().collect::<Vec<_>>().iter().filter(is_rival).copied().collect();
+        let rivals: Vec<(usize, &ManifestRun)> =
+            self.runs.iter().enumerate().collect::<Vec<_>>().iter().filter(is_rival).copied().collect();
         if rivals.iter().any(|(index, _)| matches!(states[*index], RunState::Pending | RunState::Begun(_))) {
             return Ok(Stage::Waiting);
         }
@@ -240,7 +241,9 @@ fn label(run: &ManifestRun, folder: &Path, state: &RunState, not_needed: bool) -
     let path = folder.join(&run.id);
     let results = RunFolder::new(&path).holds_a_run().then(|| RunResults::read(&path)).transpose()?;
     let failure = match state {
-        RunState::Failed(code, message) => Some(format!("failed ({}): {message}", code.map_or("killed".into(), |code| format!("exit code {code}")))),
+        RunState::Failed(code, message) => {
+            Some(format!("failed ({}): {message}", code.map_or("killed".into(), |code| format!("exit code {code}"))))
+        }
         _ => None,
     };
     Ok(LabelledRun { id: run.id.clone(), group: run.group.clone(), tuned: run.tuned.clone(), seed: run.seed, results, failure, not_needed })
@@ -265,7 +268,10 @@ pub fn experiment(folder: &Path) -> Result<(Manifest, Vec<LabelledRun>, Option<S
 fn rule(manifest: &Manifest) -> Option<String> {
     let mut rules = Vec::new();
     if manifest.search == SearchSpec::FirstSeed {
-        rules.push("Learning rates were searched on the first seed; the others were run with each method's best only (declared in the sweep).".to_owned());
+        rules.push(
+            "Learning rates were searched on the first seed; the others were run with each method's best only (declared in the sweep)."
+                .to_owned(),
+        );
     }
     if let Some(equal) = manifest.equal {
         let what = match equal {

@@ -19,8 +19,8 @@ mod slurm;
 mod sweep_spec;
 
 pub use calibrate::Calibration;
-pub use expand::{PlannedRun, Sweep};
 pub use equal::Solver;
+pub use expand::{PlannedRun, Sweep};
 pub use launch::{LaunchOptions, Launched, launch, training};
 pub use manifest::{Manifest, ManifestRun, RunState, Stage, experiment, plain_runs};
 pub use slurm::{SlurmOptions, SlurmScript, slurm_scripts};

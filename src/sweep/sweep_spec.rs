@@ -108,7 +108,8 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
             found.push((path.to_owned(), message));
         }
     };
-    let is_name = |name: &str| !name.is_empty() && !name.starts_with('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    let is_name =
+        |name: &str| !name.is_empty() && !name.starts_with('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     let remedy = "is no name for a folder; use letters, digits, `-`, `_` and `.`, and no `.` in front";
     require(is_name(&sweep.name), "name", format!("`{}` {remedy}", sweep.name));
     require(!sweep.variants.is_empty(), "variants", "is empty; name at least one method".into());
@@ -131,7 +132,8 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
         let names: Vec<&str> = sweep.variants.iter().map(|variant| variant.name.as_str()).collect();
         require(names.contains(&baseline.as_str()), "baseline", format!("`{baseline}` is no variant; there are: {}", names.join(", ")));
     }
-    let (Some(Equal::Tokens(budget)) | Some(Equal::Parameters(budget)) | Some(Equal::Flops(budget)) | Some(Equal::Seconds(budget))) = sweep.equal
+    let (Some(Equal::Tokens(budget)) | Some(Equal::Parameters(budget)) | Some(Equal::Flops(budget)) | Some(Equal::Seconds(budget))) =
+        sweep.equal
     else {
         return found;
     };
