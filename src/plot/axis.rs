@@ -115,7 +115,7 @@ pub(super) fn tick_text(value: f64) -> String {
         return "0".to_owned();
     }
     let (scaled, unit) = match size {
-        _ if size >= 1e18 || size < 1e-4 => return exponent_text(value),
+        _ if !(1e-4..1e18).contains(&size) => return exponent_text(value),
         _ if size >= 1e15 => (value / 1e15, "P"),
         _ if size >= 1e12 => (value / 1e12, "T"),
         _ if size >= 1e9 => (value / 1e9, "G"),

@@ -121,16 +121,19 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     Estimate::of(&values).map(|estimate| estimate.mean)
 }
 
+/// Something two runs must have in common.
+type Fact = fn(&RunResults) -> String;
+
 /// Losses can be compared only if they are of the same text in the same tokens, validated on the same windows.
 fn refuse_unequal(groups: &[Group]) -> Result<()> {
     let mut runs = groups.iter().flat_map(|group| &group.candidates).flat_map(|candidate| candidate.runs.values());
     let Some(first) = runs.next() else { return Ok(()) };
     for other in runs {
-        let facts: [(&str, &dyn Fn(&RunResults) -> String); 4] = [
-            ("data", &|run| short(&run.data.content_hash)),
-            ("tokenizer", &|run| short(&run.data.tokenizer_hash)),
-            ("eval.tokens", &|run| run.plan.eval.tokens.to_string()),
-            ("model.block_size", &|run| run.plan.model.block_size.to_string()),
+        let facts: [(&str, Fact); 4] = [
+            ("data", |run| short(&run.data.content_hash)),
+            ("tokenizer", |run| short(&run.data.tokenizer_hash)),
+            ("eval.tokens", |run| run.plan.eval.tokens.to_string()),
+            ("model.block_size", |run| run.plan.model.block_size.to_string()),
         ];
         let differences: Vec<String> = facts
             .iter()
