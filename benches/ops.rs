@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use divan::Bencher;
-use lrpt::ops::{self, Gradients, LowRankWeight, Tape, Value};
+use lrpt::ops::{self, Gradients, Tape, Value};
 use lrpt::rng;
 
 const WIDTH: usize = 384;
@@ -67,20 +67,7 @@ fn low_rank_linear_384_to_384(bencher: Bencher, backward: bool) {
     let core = normal(&[RANK, RANK], 0.05);
     let basis = || normal(&[WIDTH, RANK], 0.05);
     time(bencher, backward, vec![activations(WIDTH), basis(), basis()], |tape, x| {
-        ops::low_rank_linear(tape, &x[0], LowRankWeight { u: x[1].clone(), s: &core, v: x[2].clone(), bias: None })
-    });
-}
-
-/// Query, key and value of one input; the sum lets one backward reach all three and costs two additions.
-#[divan::bench(args = [false, true])]
-fn low_rank_linears_three_of_one_input(bencher: Bencher, backward: bool) {
-    let core = normal(&[RANK, RANK], 0.05);
-    let mut inputs = vec![activations(WIDTH)];
-    inputs.extend((0..6).map(|_| normal(&[WIDTH, RANK], 0.05)));
-    time(bencher, backward, inputs, |tape, x| {
-        let weight = |i: usize| LowRankWeight { u: x[2 * i + 1].clone(), s: &core, v: x[2 * i + 2].clone(), bias: None };
-        let y = ops::low_rank_linears(tape, &x[0], (0..3).map(weight).collect())?;
-        ops::add(tape, &ops::add(tape, &y[0], &y[1])?, &y[2])
+        ops::low_rank_linear(tape, &x[0], &x[1], &core, &x[2], None)
     });
 }
 

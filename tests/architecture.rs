@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),
     ("train", &["checkpoint", "data", "error", "fs", "lowrank", "model", "ops", "optim", "params", "record", "rng", "spec"]),
-    ("bench", &["data", "model", "ops", "plot", "rng", "spec", "train"]),
+    ("bench", &["data", "linalg", "lowrank", "model", "ops", "params", "plot", "rng", "spec", "train"]),
     ("report", &["data", "error", "fs", "model", "plot", "spec", "train"]),
     ("sweep", &["bench", "checkpoint", "data", "error", "fs", "model", "record", "report", "spec", "train"]),
     (

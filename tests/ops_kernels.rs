@@ -1,7 +1,7 @@
 //! The CPU kernels against the portable path on awkward sizes, and what they promise besides: repeatability, causality, range.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lrpt::ops::{self, Dropout, Gradients, LowRankWeight, Tape, Value};
+use lrpt::ops::{self, Dropout, Gradients, Tape, Value};
 use lrpt::rng;
 
 fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
@@ -68,8 +68,7 @@ fn linear_layers_agree() -> Result<()> {
         let s = normal(4, &[r, r])?;
         let inputs = [x, normal(5, &[m, r])?, normal(6, &[n, r])?, normal(3, &[m])?];
         check("low_rank_linear", &inputs, &|tape, v| {
-            let s = s.to_dtype(v[0].tensor().dtype())?;
-            ops::low_rank_linear(tape, &v[0], LowRankWeight { u: v[1].clone(), s: &s, v: v[2].clone(), bias: Some(v[3].clone()) })
+            ops::low_rank_linear(tape, &v[0], &v[1], &s.to_dtype(v[0].tensor().dtype())?, &v[2], Some(&v[3]))
         })?;
     }
     Ok(())

@@ -3,18 +3,21 @@
 //! ```text
 //! steps          a plan's training steps on random tokens, timed -> Report
 //! report         the figures of a benchmark, as a table and as JSON
+//! low_rank_parts  where the low-rank optimizer's time goes, part by part
 //! growth         seconds and operations of a step against one setting, with fitted exponents
 //! product_peak   the largest rate of matrix products in this process
 //! machine        threads, SIMD level, memory, devices, and what would slow training down
 //! ```
 
 mod growth;
+mod low_rank_parts;
 mod machine;
 mod product_peak;
 mod report;
 mod steps;
 
 pub use growth::{Exponents, Growth, GrowthPoint, growth};
+pub use low_rank_parts::LowRankParts;
 pub use machine::{DeviceState, Machine, Simd};
 pub use product_peak::{ProductPeak, product_peak};
 pub use report::{Memory, Operations, Report, SecondsPerStep, Shape};

@@ -1,5 +1,6 @@
 //! The figures of a benchmark.
 
+use super::low_rank_parts::LowRankParts;
 use super::product_peak::ProductPeak;
 use crate::model::account::{Ledger, MemoryLedger, bytes, scaled};
 use crate::spec::Plan;
@@ -35,6 +36,8 @@ pub struct Report {
     pub seconds_per_step: SecondsPerStep,
     /// Mean seconds of the low-rank optimizer over mean seconds of the step.
     pub low_rank_optimizer_share: f64,
+    /// Seconds of the parts of a low-rank step; absent where nothing is low-rank.
+    pub low_rank_parts: Option<LowRankParts>,
     /// Operations counted, and their rate.
     pub operations: Operations,
     /// Memory measured and predicted.
@@ -148,8 +151,10 @@ pub struct Memory {
     pub predicted_moments: u64,
     /// Activations of a micro-batch kept for its backward.
     pub predicted_activations: u64,
-    /// Transient of augmentation.
-    pub predicted_augmentation: u64,
+    /// Transients of the backward pass.
+    pub predicted_backward: u64,
+    /// Transients of the low-rank step: new weights and moments beside the old ones, and augmentation.
+    pub predicted_optimizer: u64,
 }
 
 impl Memory {
@@ -163,7 +168,8 @@ impl Memory {
             predicted_gradients: ledger.gradients,
             predicted_moments: ledger.moments,
             predicted_activations: ledger.activations,
-            predicted_augmentation: ledger.augmentation,
+            predicted_backward: ledger.backward,
+            predicted_optimizer: ledger.optimizer,
         }
     }
 }
@@ -197,6 +203,20 @@ impl fmt::Display for Report {
         let rest = seconds.mean - phases.iter().map(|(_, time)| time).sum::<f64>();
         for (name, time) in phases.into_iter().chain([("rest", rest), ("in all", seconds.mean)]) {
             writeln!(f, "  {name:<22}{time:>11.4}{:>7.1}%", 100.0 * time / seconds.mean)?;
+        }
+        if let Some(parts) = &self.low_rank_parts {
+            writeln!(f, "\nlow-rank step by part, weight after weight")?;
+            let parts = [
+                ("projection", parts.projection),
+                ("basis QR", parts.basis_qr),
+                ("polar factor", parts.polar),
+                ("retraction", parts.retraction),
+                ("transport", parts.transport),
+                ("(truncating SVD)", parts.truncation_svd),
+            ];
+            for (name, time) in parts {
+                writeln!(f, "  {name:<22}{time:>11.4}")?;
+            }
         }
         let line = |f: &mut fmt::Formatter<'_>, name: &str, value: String| writeln!(f, "  {name:<22}{value}");
         writeln!(f, "\ntokens per second")?;

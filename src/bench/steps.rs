@@ -1,5 +1,6 @@
 //! Training steps on random tokens, timed.
 
+use super::low_rank_parts::LowRankParts;
 use super::product_peak::product_peak;
 use super::report::{Memory, Operations, Report, SecondsPerStep, Shape, median};
 use crate::data::TokenShard;
@@ -37,6 +38,7 @@ pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: 
     // Before the product peak, whose matrices are no part of the training.
     let memory = measured_memory();
     let ledger = Ledger::new(plan, vocabulary_size, rayon::current_num_threads());
+    let low_rank_parts = plan.optimizer.dlra().map(|dlra| LowRankParts::measure(&trainer.params, dlra)).transpose()?;
     Ok(Report {
         name: plan.name.clone(),
         device: format!("{:?}", device.location()).to_lowercase(),
@@ -52,6 +54,7 @@ pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: 
         tokens_per_second_best: plan.tokens_per_step as f64 / seconds_per_step.best,
         low_rank_optimizer_share: seconds_per_step.low_rank_optimizer / seconds_per_step.mean,
         seconds_per_step,
+        low_rank_parts,
         memory: Memory::new(&ledger.memory, memory.get("peak").copied(), resident_before),
     })
 }

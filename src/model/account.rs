@@ -12,6 +12,9 @@ pub const NEWTON_SCHULZ_ITERATIONS: u64 = 5;
 
 const BYTES_PER_VALUE: u64 = 4;
 
+/// Logits the head computes at a time, at most ([`crate::ops::cross_entropy_head`]).
+pub const LOGITS_PER_CHUNK: u64 = 1 << 21;
+
 /// The whole account of a plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ledger {
@@ -254,9 +257,13 @@ pub struct MemoryLedger {
     pub activations: u64,
     /// The head's gradient by its weight before it joins the embedding's: V C.
     pub head_gradient: u64,
-    /// What augmentation holds at its peak: per matrix in hand the direction and the new basis directions, the new bases and the
-    /// transported moment, 4 (m + n) r + 2 r², and three 2r × 2r cores, for the largest matrix times the threads.
-    pub augmentation: u64,
+    /// What the backward pass holds beside that at its widest, or the head at its: gradients of the residual stream, of the MLP's output and of both
+    /// sides of GELU, (2 + 8) C per token; or a chunk of logits, [`LOGITS_PER_CHUNK`].
+    pub backward: u64,
+    /// What the low-rank step holds: for every matrix, beside the old ones, the tangent gradient, the new weight and the new moments; and
+    /// per matrix in hand the direction and the new basis directions, the new bases and the transported moment, 4 (m + n) r + 2 r², and three
+    /// 2r × 2r cores, for the largest matrix times the threads.
+    pub optimizer: u64,
 }
 
 impl MemoryLedger {
@@ -268,14 +275,18 @@ impl MemoryLedger {
         let of_blocks = |count: &dyn Fn(&Matrix) -> u64| layers * matrices.iter().map(count).sum::<u64>();
         let second_moments = plan.optimizer.dlra().is_some_and(|dlra| dlra.momentum == Momentum::Adam);
         let low_rank_in_all = layers * matrices.iter().filter(|matrix| matrix.is_low_rank()).count() as u64;
+        let tokens = plan.train.batch_size as u64 * model.block_size as u64;
         let largest_augmentation = matrices.iter().map(Matrix::augmentation_values).max().unwrap_or(0);
         let values = MemoryLedger {
             weights: parameters.total(),
             gradients: parameters.dense_rest() + of_blocks(&Matrix::gradient_values),
             moments: 2 * parameters.dense_rest() + of_blocks(&|matrix| matrix.moment_values(second_moments)),
-            activations: activation_values(model, &matrices) * (plan.train.batch_size as u64) * (model.block_size as u64),
+            activations: activation_values(model, &matrices) * tokens,
             head_gradient: parameters.token_embedding,
-            augmentation: largest_augmentation * threads.min(low_rank_in_all),
+            backward: (10 * model.n_embd as u64 * tokens).max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
+            optimizer: of_blocks(&|matrix| {
+                if matrix.is_low_rank() { 2 * matrix.parameters() + matrix.moment_values(second_moments) } else { 0 }
+            }) + largest_augmentation * threads.min(low_rank_in_all),
         };
         values.times(BYTES_PER_VALUE)
     }
@@ -288,13 +299,15 @@ impl MemoryLedger {
             moments: bytes(self.moments),
             activations: bytes(self.activations),
             head_gradient: bytes(self.head_gradient),
-            augmentation: bytes(self.augmentation),
+            backward: bytes(self.backward),
+            optimizer: bytes(self.optimizer),
         }
     }
 
-    /// What is there at once at the most: the state of the training, and either a backward pass or an augmentation.
+    /// What is there at once at the most: the state of the training, and either a backward pass or a low-rank step.
     pub fn peak(&self) -> u64 {
-        self.weights + self.gradients + self.moments + (self.activations.saturating_add(self.head_gradient)).max(self.augmentation)
+        let pass = self.activations.saturating_add(self.head_gradient).saturating_add(self.backward);
+        self.weights + self.gradients + self.moments + pass.max(self.optimizer)
     }
 }
 
@@ -408,7 +421,8 @@ impl fmt::Display for Ledger {
         line(f, "optimizer moments", bytes(memory.moments))?;
         line(f, "activations for the backward", bytes(memory.activations))?;
         line(f, "head gradient", bytes(memory.head_gradient))?;
-        line(f, "augmentation", bytes(memory.augmentation))?;
+        line(f, "backward in flight", bytes(memory.backward))?;
+        line(f, "low-rank step", bytes(memory.optimizer))?;
         line(f, "peak, expected", bytes(memory.peak()))?;
 
         writeln!(f, "tokens")?;
@@ -503,8 +517,12 @@ mod tests {
         assert_eq!(memory.activations, 4 * 12 * (2 * 145 + 26));
         assert_eq!(memory.head_gradient, 4 * 80);
         // Up, 32 × 8 at rank 2, is the largest: 4·80 + 14·4.
-        assert_eq!(memory.augmentation, 4 * (320 + 56));
-        assert_eq!(memory.peak(), memory.weights + memory.gradients + memory.moments + memory.activations + memory.head_gradient);
+        let low_rank = 2 * (3 * 36 + 57 + 84);
+        assert_eq!(memory.optimizer, 4 * (3 * low_rank + 320 + 56));
+        // 10 C for each of 12 tokens, more than their 10 logits each.
+        assert_eq!(memory.backward, 4 * 12 * 80);
+        let state = memory.weights + memory.gradients + memory.moments;
+        assert_eq!(memory.peak(), state + memory.activations + memory.head_gradient + memory.backward);
     }
 
     #[test]
@@ -517,7 +535,7 @@ mod tests {
         assert_eq!(factored.memory.moments, 2 * factored.memory.weights);
         assert_eq!(factored.memory.gradients, factored.memory.weights);
         assert_eq!(factored.flops.training_per_token, 3 * factored.flops.forward_per_token());
-        assert_eq!(factored.memory.augmentation, 0);
+        assert_eq!(factored.memory.optimizer, 0);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use super::config::ModelConfig;
 use crate::lowrank::LowRank;
-use crate::ops::{self, Dropout, LowRankWeight, Tape, Value};
+use crate::ops::{self, Dropout, Tape, Value};
 use crate::params::{ParamId, ParamStore, Parameter, Place, Role, Weight};
 use crate::rng;
 use crate::spec::{Target, WeightForm};
@@ -198,7 +198,7 @@ impl Block {
     /// x + O(attention(Q, K, V)) of the normed x.
     fn attention(&self, pass: &Pass, layer: usize, x: &Value, n_head: usize) -> Result<Value> {
         let h = self.norm_1.forward(pass, x)?;
-        let [q, k, v] = Linear::forward_side_by_side([&self.query, &self.key, &self.value], pass, &h)?;
+        let (q, k, v) = (self.query.forward(pass, &h)?, self.key.forward(pass, &h)?, self.value.forward(pass, &h)?);
         drop(h);
         let mixed = ops::causal_attention(pass.tape, &q, &k, &v, n_head, pass.dropout_at("attention", layer))?;
         drop((q, k, v));
@@ -261,40 +261,17 @@ impl Linear {
         Self { weight, bias }
     }
 
-    /// Several layers of one input; the low-rank ones share their first product.
-    fn forward_side_by_side<const N: usize>(layers: [&Self; N], pass: &Pass, x: &Value) -> Result<[Value; N]> {
-        let together: Vec<_> = layers.iter().map(|layer| layer.low_rank(pass)).collect::<Result<Option<_>>>()?.unwrap_or_default();
-        let outputs = if together.is_empty() {
-            layers.iter().map(|layer| layer.forward(pass, x)).collect::<Result<Vec<_>>>()?
-        } else {
-            ops::low_rank_linears(pass.tape, x, together)?
-        };
-        outputs.try_into().map_err(|_| candle_core::Error::msg("as many outputs as layers"))
-    }
-
-    /// The weight and bias, if the weight is low-rank.
-    fn low_rank<'a>(&self, pass: &Pass<'a>) -> Result<Option<LowRankWeight<'a>>> {
-        let LinearWeight::Matrix(id) = self.weight else { return Ok(None) };
-        let Weight::LowRank(LowRank { u, s, v }) = &pass.params.get(id).weight else { return Ok(None) };
-        Ok(Some(LowRankWeight {
-            u: pass.tape.parameter(ParamStore::slot(id), u),
-            s,
-            v: pass.tape.parameter(ParamStore::l_slot(id), v),
-            bias: self.bias(pass)?,
-        }))
-    }
-
-    fn bias(&self, pass: &Pass) -> Result<Option<Value>> {
-        self.bias.map(|id| pass.dense(id)).transpose()
-    }
-
     fn forward(&self, pass: &Pass, x: &Value) -> Result<Value> {
-        if let Some(weight) = self.low_rank(pass)? {
-            return ops::low_rank_linear(pass.tape, x, weight);
-        }
-        let bias = self.bias(pass)?;
+        let bias = self.bias.map(|id| pass.dense(id)).transpose()?;
         match self.weight {
-            LinearWeight::Matrix(id) => ops::linear(pass.tape, x, &pass.dense(id)?, bias.as_ref()),
+            LinearWeight::Matrix(id) => match &pass.params.get(id).weight {
+                Weight::Dense(_) => ops::linear(pass.tape, x, &pass.dense(id)?, bias.as_ref()),
+                Weight::LowRank(LowRank { u, s, v }) => {
+                    let u = pass.tape.parameter(ParamStore::slot(id), u);
+                    let v = pass.tape.parameter(ParamStore::l_slot(id), v);
+                    ops::low_rank_linear(pass.tape, x, &u, s, &v, bias.as_ref())
+                }
+            },
             LinearWeight::Factors { b, a } => {
                 let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
                 ops::linear(pass.tape, &z, &pass.dense(b)?, bias.as_ref())

@@ -28,29 +28,6 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     }))
 }
 
-/// One W = U S Vᵀ of a low-rank linear layer with its bias.
-pub struct LowRankWeight<'a> {
-    /// U, m × r; its slot receives the K-gradient.
-    pub u: Value,
-    /// S, r × r.
-    pub s: &'a Tensor,
-    /// V, n × r; its slot receives the L-gradient.
-    pub v: Value,
-    /// b, m numbers.
-    pub bias: Option<Value>,
-}
-
-impl LowRankWeight<'_> {
-    /// (m, n, r).
-    fn dimensions(&self) -> Result<(usize, usize, usize)> {
-        let ((m, r), (n, r_v)) = (self.u.tensor().dims2()?, self.v.tensor().dims2()?);
-        if r != r_v || self.s.dims() != [r, r] {
-            bail!("low_rank_linear: U is {m} x {r}, S {:?}, V {n} x {r_v}", self.s.dims())
-        }
-        Ok((m, n, r))
-    }
-}
-
 /// y = x V Sᵀ Uᵀ + b for x (…, n), U (m, r), S (r, r), V (n, r).
 ///
 /// With z = x V saved and δ the gradient of y, the backward gives U's slot the K-gradient G V = δᵀ z (m × r), V's slot the L-gradient
@@ -59,85 +36,38 @@ impl LowRankWeight<'_> {
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn low_rank_linear(tape: &Tape, x: &Value, weight: LowRankWeight) -> Result<Value> {
-    let mut outputs = low_rank_linears(tape, x, vec![weight])?;
-    Ok(outputs.remove(0))
-}
-
-/// [`low_rank_linear`] with several weights of one input, as query, key and value have.
-///
-/// The bases V lie side by side, so that x [V₁ | V₂ | …], all L-gradients and dx are one product each, Σr wide instead of r: thin products
-/// are far from the processor's peak.
-///
-/// # Errors
-/// If the shapes do not fit.
-pub fn low_rank_linears(tape: &Tape, x: &Value, weights: Vec<LowRankWeight>) -> Result<Vec<Value>> {
-    let dimensions: Vec<_> = weights.iter().map(LowRankWeight::dimensions).collect::<Result<_>>()?;
-    for (_, n, _) in &dimensions {
-        check_width("low_rank_linear", x, *n)?;
+pub fn low_rank_linear(tape: &Tape, x: &Value, u: &Value, s: &Tensor, v: &Value, bias: Option<&Value>) -> Result<Value> {
+    let ((m, r), (n, r_v)) = (u.tensor().dims2()?, v.tensor().dims2()?);
+    if r != r_v || s.dims() != [r, r] {
+        bail!("low_rank_linear: U is {m} x {r}, S {:?}, V {n} x {r_v}", s.dims())
     }
+    check_width("low_rank_linear", x, n)?;
     let rows = as_rows(x.tensor())?;
-    let (count, total_rank) = (rows.dim(0)?, dimensions.iter().map(|(_, _, r)| r).sum::<usize>());
-    let z = project_on_bases(tape, x, &rows, &weights)?;
-    let mut first = 0;
-    let mut outputs = Vec::with_capacity(weights.len());
-    for (weight, (m, _, r)) in weights.into_iter().zip(dimensions) {
-        let own = z.tensor().narrow(1, first, r)?;
-        let u = weight.u.tensor().clone();
-        // S goes to the smaller side: into U (m × r) or onto the rows of z.
-        let y = if m < count {
-            product(&own, &product(&u, weight.s, false, false)?, false, true)?
-        } else {
-            product(&product(&own, weight.s, false, true)?, &u, false, true)?
-        };
-        let y = add_bias(tape, y, weight.bias.as_ref())?.reshape(output_shape(x.tensor(), m))?;
-        let (to_z, to_u, to_bias) = (z.source(), weight.u.source(), weight.bias.as_ref().and_then(Value::source));
-        outputs.push(tape.record(&[to_z, to_u, to_bias], y, move |delta, flow| {
-            let delta = as_rows(&delta)?;
-            flow.add_product(to_u, u.dims(), &delta, &own, true, false)?;
-            drop(own);
-            add_bias_gradient(flow, to_bias, &delta)?;
-            flow.add_product_as_columns(to_z, (count, total_rank), first, &delta, &u, false)
-        }));
-        first += r;
-    }
-    Ok(outputs)
-}
-
-/// z = x [V₁ | V₂ | …]. What its backward expects is not the gradient of z, δᵢ Uᵢ Sᵢ, but δᵢ Uᵢ, which both the L-gradients xᵀ (δᵢ Uᵢ) and
-/// dx = Σ (δᵢ Uᵢ) Sᵢ Vᵢᵀ begin with.
-fn project_on_bases(tape: &Tape, x: &Value, rows: &Tensor, weights: &[LowRankWeight]) -> Result<Value> {
-    let beside = |blocks: &[Tensor]| if let [only] = blocks { Ok(only.clone()) } else { Tensor::cat(blocks, 1) };
-    let bases: Vec<Tensor> = weights.iter().map(|weight| weight.v.tensor().clone()).collect();
-    let cores: Vec<Tensor> = weights.iter().map(|weight| weight.s.clone()).collect();
-    let to_bases: Vec<_> = weights.iter().map(|weight| weight.v.source()).collect();
-    let z = product(rows, &beside(&bases)?, false, false)?;
-    let (to_x, rows, input) = (x.source(), rows.clone(), x.tensor().dims().to_vec());
-    let inputs: Vec<_> = to_bases.iter().copied().chain([to_x]).collect();
-    Ok(tape.record(&inputs, z, move |delta_u, flow| {
-        match (to_bases.as_slice(), bases.as_slice()) {
-            ([to], [basis]) => flow.add_product(*to, basis.dims(), &rows, &delta_u, true, false)?,
-            _ if to_bases.iter().all(Option::is_none) => {}
-            _ => {
-                let l_gradients = product(&rows, &delta_u, true, false)?;
-                let mut first = 0;
-                for (to, basis) in to_bases.iter().zip(&bases) {
-                    let rank = basis.dim(1)?;
-                    flow.add(*to, l_gradients.narrow(1, first, rank)?.contiguous()?)?;
-                    first += rank;
-                }
-            }
-        }
-        if to_x.is_none() {
-            return Ok(());
-        }
-        let (count, n) = rows.dims2()?;
+    let count = rows.dim(0)?;
+    let z = product(&rows, v.tensor(), false, false)?;
+    // S goes to the smaller side: into U (m × r) or onto the rows of z.
+    let y = if m < count {
+        product(&z, &product(u.tensor(), s, false, false)?, false, true)?
+    } else {
+        product(&product(&z, s, false, true)?, u.tensor(), false, true)?
+    };
+    let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
+    let (to_x, to_u, to_v, to_bias) = (x.source(), u.source(), v.source(), bias.and_then(Value::source));
+    let (u, s, v, input) = (u.tensor().clone(), s.clone(), v.tensor().clone(), x.tensor().dims().to_vec());
+    Ok(tape.record(&[to_x, to_u, to_v, to_bias], y, move |delta, flow| {
+        let delta = as_rows(&delta)?;
+        flow.add_product(to_u, u.dims(), &delta, &z, true, false)?;
+        drop(z);
+        add_bias_gradient(flow, to_bias, &delta)?;
+        let delta_u = product(&delta, &u, false, false)?;
+        drop(delta);
+        flow.add_product(to_v, v.dims(), &rows, &delta_u, true, false)?;
         drop(rows);
-        if n < count || bases.len() > 1 {
-            let products = bases.iter().zip(&cores).map(|(basis, core)| product(basis, core, false, true));
-            return flow.add_product(to_x, &input, &delta_u, &beside(&products.collect::<Result<Vec<_>>>()?)?, false, true);
+        match to_x {
+            None => Ok(()),
+            Some(_) if n < count => flow.add_product(to_x, &input, &delta_u, &product(&v, &s, false, true)?, false, true),
+            Some(_) => flow.add_product(to_x, &input, &product(&delta_u, &s, false, false)?, &v, false, true),
         }
-        flow.add_product(to_x, &input, &product(&delta_u, &cores[0], false, false)?, &bases[0], false, true)
     }))
 }
 

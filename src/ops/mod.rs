@@ -18,7 +18,7 @@ pub use attention::causal_attention;
 pub use cross_entropy::{cross_entropy_head, cross_entropy_sum, logits};
 pub use embedding::embedding;
 pub use layer_norm::layer_norm;
-pub use linear::{LowRankWeight, linear, low_rank_linear, low_rank_linears};
+pub use linear::{linear, low_rank_linear};
 pub use pointwise::{Dropout, add, dropout, gelu};
 pub use product::{product, product_into};
 pub use tape::{Flow, Gradients, Source, Tape, Value};

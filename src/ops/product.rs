@@ -74,15 +74,9 @@ pub unsafe fn multiply_at<T: Real>(out: *mut T, stride: usize, a: Matrix<T>, b: 
 
 /// out ← a b, or out ← out + a b with `accumulate`, on all threads; `out` is row-major, a.rows × b.columns.
 pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: bool) {
-    assert_eq!(out.len(), a.rows * b.columns, "size of a product");
-    multiply_strided(out, b.columns, a, b, accumulate);
-}
-
-/// [`multiply`] into rows of `out` that begin `stride` apart: a block of columns of a wider row-major matrix.
-fn multiply_strided<T: Real>(out: &mut [T], stride: usize, a: Matrix<T>, b: Matrix<T>, accumulate: bool) {
     let (rows, columns, inner) = (a.rows, b.columns, a.columns);
     assert_eq!(inner, b.rows, "inner dimensions of a product");
-    assert!(columns <= stride && (rows == 0 || out.len() >= (rows - 1) * stride + columns), "size of a product");
+    assert_eq!(out.len(), rows * columns, "size of a product");
     let shared = SharedOut::new(out);
     let (tile_rows, tile_columns) = tile_shape(rows, columns, inner);
     let tiles_across = columns.div_ceil(tile_columns);
@@ -91,7 +85,7 @@ fn multiply_strided<T: Real>(out: &mut [T], stride: usize, a: Matrix<T>, b: Matr
         let (height, width) = (tile_rows.min(rows - row), tile_columns.min(columns - column));
         let (a, b) = (a.part((row, 0), (height, inner)), b.part((0, column), (inner, width)));
         // SAFETY: tiles are disjoint parts of `out`, which nothing else refers to until this function returns.
-        unsafe { multiply_at(shared.get().add(row * stride + column), stride, a, b, T::ONE, accumulate) }
+        unsafe { multiply_at(shared.get().add(row * columns + column), columns, a, b, T::ONE, accumulate) }
     };
     match rows.div_ceil(tile_rows) * tiles_across {
         1 => tile(0),
@@ -153,30 +147,6 @@ pub fn product_into(out: &mut Tensor, a: &Tensor, b: &Tensor, transpose_a: bool,
         return Ok(());
     }
     with_real!(a.dtype(), T => mutate::<T>(out, |out| apply::<T>(out, a, b, transpose_a, transpose_b, accumulate)))
-}
-
-/// Columns `first`… of `out` ← op(a) op(b), the others left alone; in place on the CPU, where `out` must not share memory with a or b.
-///
-/// # Errors
-/// If a shape does not fit.
-pub fn product_into_columns(out: &mut Tensor, first: usize, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<()> {
-    let (rows, columns) = product_shape(a, b, transpose_a, transpose_b)?;
-    let (out_rows, stride) = out.dims2()?;
-    if rows != out_rows || first + columns > stride {
-        bail!("product_into_columns: columns {first} to {} of {:?} cannot hold a {rows} x {columns} product", first + columns, out.dims())
-    }
-    if !has_kernel(a) {
-        let product = view(a, transpose_a)?.matmul(&view(b, transpose_b)?)?;
-        let right = out.narrow(1, first + columns, stride - first - columns)?;
-        *out = Tensor::cat(&[&out.narrow(1, 0, first)?, &product, &right], 1)?;
-        return Ok(());
-    }
-    let (a, b) = (unit_stride(a)?, unit_stride(b)?);
-    let (a_host, b_host) = (Host::strided(&a), Host::strided(&b));
-    with_real!(a.dtype(), T => mutate::<T>(out, |out| {
-        multiply_strided(&mut out[first..], stride, matrix(&a, &a_host, transpose_a)?, matrix(&b, &b_host, transpose_b)?, false);
-        Ok(())
-    }))
 }
 
 fn product_shape(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<(usize, usize)> {

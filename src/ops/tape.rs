@@ -5,7 +5,7 @@
 //! instead of adding it to zeros, and frees each saved activation as soon as it is used.
 
 use super::host::{has_kernel, mutate, with_real};
-use super::product::{as_rows, product, product_into, product_into_columns};
+use super::product::{as_rows, product, product_into};
 use super::real::Real;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -179,35 +179,6 @@ impl Flow<'_> {
                 _ => self.add(to, product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
             },
         }
-    }
-
-    /// Lets op(a) op(b) be columns `first`… of a node's gradient of this shape; every column of it comes from exactly one such call.
-    ///
-    /// # Errors
-    /// If the destination is a parameter, or a shape does not fit.
-    pub fn add_product_as_columns(
-        &mut self,
-        to: Option<Source>,
-        shape: (usize, usize),
-        first: usize,
-        a: &Tensor,
-        b: &Tensor,
-        transpose_b: bool,
-    ) -> Result<()> {
-        let index = match to {
-            None => return Ok(()),
-            Some(Source::Node(index)) => index,
-            Some(Source::Slot(_)) => bail!("a parameter's gradient does not arrive by columns"),
-        };
-        // Zeros, not arbitrary memory: a block whose value nothing used never arrives.
-        let mut columns = match self.arrived[index].take() {
-            Some(arrived) => arrived.tensor,
-            None if b.dim(usize::from(!transpose_b))? == shape.1 => return self.add(to, product(a, b, false, transpose_b)?),
-            None => Tensor::zeros(shape, a.dtype(), a.device())?,
-        };
-        product_into_columns(&mut columns, first, a, b, false, transpose_b)?;
-        self.arrived[index] = Some(Arrived { tensor: columns, shared: false });
-        Ok(())
     }
 
     /// Changes a parameter's buffer in place, filled with zeros of this tensor's kind if nothing has arrived yet; CPU only.
