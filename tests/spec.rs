@@ -410,8 +410,9 @@ fn the_ledger_as_printed() {
       optimizer moments                      516.5 KiB
       activations for the backward             1.2 MiB
       head gradient                           64.0 KiB
-      augmentation                           188.0 KiB
-      peak, expected                           2.4 MiB
+      backward in flight                     320.0 KiB
+      low-rank step                          530.0 KiB
+      peak, expected                           2.7 MiB
     tokens
       per step                                     128
       in all                                   128_000

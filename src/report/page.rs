@@ -30,12 +30,11 @@ fn protocol(comparison: &Comparison) -> Vec<String> {
     if let Some(run) = comparison.groups.iter().find_map(|(group, _)| group.chosen().runs.values().next()) {
         let (plan, data) = (&run.plan, &run.data);
         lines.push(format!(
-            "Text: {}; {} training and {} validation tokens; tokenizer: {} of {} tokens; content {}.",
+            "Text: {}; {} training and {} validation tokens; tokenizer: {}; content {}.",
             data.source,
             data.train_tokens,
             data.val_tokens,
             data.tokenizer,
-            data.vocab_size,
             &data.content_hash[..data.content_hash.len().min(12)]
         ));
         let model = &plan.model;

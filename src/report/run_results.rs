@@ -195,7 +195,7 @@ fn machine(env: &Path) -> String {
     let value: Value = std::fs::read_to_string(env).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("?").to_lowercase();
     let threads = value.get("threads").and_then(Value::as_u64).unwrap_or(0);
-    format!("{}, {threads} threads, {}", text("device"), text("arch"))
+    format!("{}, {threads} thread{} a run, {}", text("device"), if threads == 1 { "" } else { "s" }, text("arch"))
 }
 
 #[cfg(test)]

@@ -35,7 +35,10 @@ fn row(group: &Group, summary: &GroupSummary, is_baseline: bool) -> Vec<String> 
         },
         None => "–".to_owned(),
     };
-    let p = summary.difference.and_then(|difference| difference.p).map_or("–".to_owned(), |p| format!("{p:.2}").replace("0.00", "<0.01"));
+    let p = summary
+        .difference
+        .and_then(|difference| difference.p)
+        .map_or("–".to_owned(), |p| if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") });
     let count = |value: f64| if value.is_finite() { scaled(value as u64, "") } else { "–".to_owned() };
     let loss = |value: &Option<f64>| value.map_or("–".to_owned(), |loss| format!("{loss:.4}"));
     vec![
