@@ -230,7 +230,7 @@ pub fn low_rank_optimizer_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: 
         augmentation: 16 * sides,
         polar: match dlra.momentum {
             Momentum::Spectral => NEWTON_SCHULZ_ITERATIONS * (4 * short * short * long + 2 * short * short * short),
-            Momentum::HeavyBall | Momentum::Adam => 0,
+            Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam => 0,
         },
         retraction: 4 * sides
             + match dlra.retraction {

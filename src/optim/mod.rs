@@ -1,4 +1,5 @@
-//! How parameters move: AdamW for everything dense, the DLRA step for low-rank weights, rank policies, schedules, clipping.
+//! How parameters move: AdamW for everything dense, Muon for full matrices, heavy ball on factors, the DLRA step for low-rank weights, rank policies,
+//! schedules, clipping.
 //!
 //! Knows no model: it sees named parameters and asks a [`GradientOracle`] for gradients, as often as its rule needs.
 
@@ -6,6 +7,8 @@ mod adamw;
 mod dlra;
 mod elementwise;
 mod gradient;
+mod heavy_ball;
+mod muon;
 mod optimizer;
 mod rank;
 mod schedule;
@@ -14,6 +17,8 @@ mod state;
 pub use adamw::{AdamwState, AdamwStep};
 pub use dlra::{DlraState, DlraStep, DlraUpdate};
 pub use gradient::{Gradient, TrainedGradients, clip_factor};
-pub use optimizer::{Evaluation, GradientOracle, Optimizer, OptimizerSettings, StepReport};
+pub use heavy_ball::HeavyBallState;
+pub use muon::MuonState;
+pub use optimizer::{Evaluation, GradientOracle, Optimizer, OptimizerSettings, FactorRule, StepReport};
 pub use rank::{RankDecision, RankPolicy, ToleranceCycle};
 pub use schedule::Schedule;

@@ -3,6 +3,8 @@
 use super::adamw::{AdamwState, AdamwStep};
 use super::dlra::{DlraState, DlraStep, DlraUpdate};
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
+use super::heavy_ball::HeavyBallState;
+use super::muon::MuonState;
 use super::rank::{RankDecision, RankPolicy};
 use super::schedule::Schedule;
 use super::state::{StateReader, name};
@@ -10,7 +12,7 @@ use crate::checkpoint::TensorReader;
 use crate::lowrank::Truncation;
 use crate::ops::Gradients;
 use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
-use crate::spec::{AdamwSpec, DlraSpec, Target};
+use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, Target};
 use anyhow::{Context, bail};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -37,8 +39,10 @@ pub struct Evaluation {
 pub struct OptimizerSettings {
     /// Rule of everything dense.
     pub dense: AdamwSpec,
+    /// Rule of the blocks' full matrices where it is not that of everything dense.
+    pub matrices: Option<MuonSpec>,
     /// Rule of the factors of W = B A.
-    pub factors: AdamwSpec,
+    pub factors: FactorRule,
     /// Rule of low-rank weights.
     pub low_rank: DlraSpec,
     /// Rank policy of each target.
@@ -47,6 +51,15 @@ pub struct OptimizerSettings {
     pub schedule: Schedule,
     /// Largest gradient norm; 0 turns clipping off.
     pub grad_clip: f64,
+}
+
+/// Rule of the factors of W = B A.
+#[derive(Clone, Debug)]
+pub enum FactorRule {
+    /// AdamW on each.
+    Adamw(AdamwSpec),
+    /// Heavy ball on each.
+    HeavyBall(HeavyBallSpec),
 }
 
 /// The optimizer: settings and the state of every parameter.
@@ -59,7 +72,21 @@ pub struct Optimizer {
 #[derive(Clone, Debug)]
 enum State {
     Adamw(AdamwState),
+    Muon(MuonState),
+    HeavyBall(HeavyBallState),
     Dlra(DlraState),
+}
+
+impl State {
+    /// Zero moments for a parameter, by the rule that moves it.
+    fn new(settings: &OptimizerSettings, parameter: &Parameter) -> candle_core::Result<Self> {
+        Ok(match (&parameter.weight, parameter.role, &settings.factors) {
+            (Weight::LowRank(point), _, _) => State::Dlra(DlraState::new(point, &settings.low_rank)?),
+            (Weight::Dense(tensor), Role::Matrix(_), _) if settings.matrices.is_some() => State::Muon(MuonState::new(tensor)?),
+            (Weight::Dense(tensor), Role::Factor(_), FactorRule::HeavyBall(_)) => State::HeavyBall(HeavyBallState::new(tensor)?),
+            (Weight::Dense(tensor), _, _) => State::Adamw(AdamwState::new(tensor)?),
+        })
+    }
 }
 
 /// What a step did.
@@ -82,13 +109,7 @@ pub struct StepReport {
 impl Optimizer {
     /// Fresh state for these parameters.
     pub fn new(settings: OptimizerSettings, params: &ParamStore) -> anyhow::Result<Self> {
-        let state = |parameter: &Parameter| -> anyhow::Result<State> {
-            Ok(match &parameter.weight {
-                Weight::Dense(tensor) => State::Adamw(AdamwState::new(tensor)?),
-                Weight::LowRank(point) => State::Dlra(DlraState::new(point, &settings.low_rank)?),
-            })
-        };
-        let states = params.iter().map(|(_, parameter)| state(parameter)).collect::<anyhow::Result<_>>()?;
+        let states = params.iter().map(|(_, parameter)| State::new(&settings, parameter)).collect::<candle_core::Result<_>>()?;
         Ok(Self { settings, states })
     }
 
@@ -118,17 +139,26 @@ impl Optimizer {
         let schedule_factor = self.settings.schedule.factor(step);
 
         let updates = self.low_rank_updates(params, &trained, step, gradient_scale, schedule_factor)?;
+        let low_rank_computed = low_rank_started.elapsed();
+        let dense_started = Instant::now();
+        let matrices = self.matrix_updates(params, &trained, gradient_scale, schedule_factor)?;
+        let matrix_time = dense_started.elapsed();
+        let low_rank_started = Instant::now();
         let mut truncations = Vec::new();
         for (id, update) in updates {
             params.set(id, Weight::LowRank(update.point));
             self.states[id.0] = State::Dlra(update.state);
             truncations.extend(update.truncation.map(|truncation| (id, truncation)));
         }
-        let low_rank_time = low_rank_started.elapsed();
+        let low_rank_time = low_rank_computed + low_rank_started.elapsed();
 
         let dense_started = Instant::now();
+        for (id, weight, state) in matrices {
+            params.set(id, Weight::Dense(weight));
+            self.states[id.0] = State::Muon(state);
+        }
         self.dense_updates(params, &trained, step, gradient_scale, schedule_factor)?;
-        let dense_time = dense_started.elapsed();
+        let dense_time = matrix_time + dense_started.elapsed();
         Ok(StepReport { loss: evaluation.loss, gradient_norm, schedule_factor, truncations, dense_time, low_rank_time })
     }
 
@@ -182,25 +212,63 @@ impl Optimizer {
     ) -> anyhow::Result<()> {
         for index in 0..params.len() {
             let id = ParamId(index);
-            let (State::Adamw(state), Gradient::Dense(gradient)) = (&mut self.states[index], &trained.gradients[index]) else { continue };
+            let Gradient::Dense(gradient) = &trained.gradients[index] else { continue };
             let parameter = params.get(id);
-            let rule = if matches!(parameter.role, Role::Factor(_)) { &self.settings.factors } else { &self.settings.dense };
+            let is_factor = matches!(parameter.role, Role::Factor(_));
             let mut weight = params.dense(id)?.clone();
-            // Decay acts on matrices only: norms and biases are offsets and scales that should not shrink.
-            let weight_decay = if weight.rank() > 1 { rule.weight_decay } else { 0.0 };
-            let hyper = AdamwStep {
-                learning_rate: rule.learning_rate * schedule_factor,
-                beta1: rule.beta1,
-                beta2: rule.beta2,
-                epsilon: rule.epsilon,
-                weight_decay,
-                step,
-                gradient_scale,
-            };
-            state.step(&mut weight, gradient, &hyper)?;
+            match (&mut self.states[index], &self.settings.factors) {
+                (State::Adamw(state), factors) => {
+                    let rule = match factors {
+                        FactorRule::Adamw(rule) if is_factor => rule,
+                        _ => &self.settings.dense,
+                    };
+                    // Decay acts on matrices only: norms and biases are offsets and scales that should not shrink.
+                    let weight_decay = if weight.rank() > 1 { rule.weight_decay } else { 0.0 };
+                    let hyper = AdamwStep {
+                        learning_rate: rule.learning_rate * schedule_factor,
+                        beta1: rule.beta1,
+                        beta2: rule.beta2,
+                        epsilon: rule.epsilon,
+                        weight_decay,
+                        step,
+                        gradient_scale,
+                    };
+                    state.step(&mut weight, gradient, &hyper)?;
+                }
+                (State::HeavyBall(state), FactorRule::HeavyBall(rule)) => {
+                    state.step(&mut weight, gradient, rule, rule.learning_rate * schedule_factor, gradient_scale)?;
+                }
+                // Computed with the low-rank weights, side by side.
+                (State::Muon(_) | State::Dlra(_), _) => continue,
+                (State::HeavyBall(_), FactorRule::Adamw(_)) => bail!("`{}` has a momentum of another rule", parameter.name),
+            }
             params.set(id, Weight::Dense(weight));
         }
         Ok(())
+    }
+
+    /// The steps of all full matrices under Muon, computed side by side; nothing is changed yet.
+    fn matrix_updates(
+        &self,
+        params: &ParamStore,
+        trained: &TrainedGradients,
+        gradient_scale: f64,
+        schedule_factor: f64,
+    ) -> anyhow::Result<Vec<(ParamId, Tensor, MuonState)>> {
+        let Some(rule) = &self.settings.matrices else { return Ok(Vec::new()) };
+        let matrices: Vec<_> = params.iter().filter(|(id, _)| matches!(self.states[id.0], State::Muon(_))).collect();
+        matrices
+            .par_iter()
+            .map(|(id, parameter)| {
+                let (State::Muon(state), Gradient::Dense(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
+                    bail!("`{}` is a full matrix but its gradient is not", parameter.name)
+                };
+                let (weight, state) = state
+                    .step(params.dense(*id)?, gradient, rule, rule.learning_rate * schedule_factor, gradient_scale)
+                    .with_context(|| format!("the Muon step of `{}` failed", parameter.name))?;
+                Ok((*id, weight, state))
+            })
+            .collect()
     }
 
     /// All state as named tensors, `<parameter>/<leaf>`.
@@ -209,6 +277,7 @@ impl Optimizer {
         for (id, parameter) in params.iter() {
             let leaves = match &self.states[id.0] {
                 State::Adamw(state) => vec![("first".to_string(), state.first.clone()), ("second".to_string(), state.second.clone())],
+                State::Muon(MuonState { first }) | State::HeavyBall(HeavyBallState { first }) => vec![("first".to_string(), first.clone())],
                 State::Dlra(state) => state.named_tensors(),
             };
             tensors.extend(leaves.into_iter().map(|(leaf, tensor)| (name(&parameter.name, &leaf), tensor)));
@@ -224,12 +293,15 @@ impl Optimizer {
         let mut states = Vec::with_capacity(params.len());
         for (_, parameter) in params.iter() {
             let mut leaves = StateReader::new(&mut reader, &parameter.name);
-            states.push(match &parameter.weight {
-                Weight::Dense(tensor) => {
-                    let (first, second) = (leaves.take_like("first", tensor)?, leaves.take_like("second", tensor)?);
+            states.push(match (State::new(&settings, parameter)?, &parameter.weight) {
+                (State::Dlra(_), Weight::LowRank(point)) => State::Dlra(DlraState::load(point, &settings.low_rank, &mut leaves)?),
+                (State::Muon(like), _) => State::Muon(MuonState { first: leaves.take_like("first", &like.first)? }),
+                (State::HeavyBall(like), _) => State::HeavyBall(HeavyBallState { first: leaves.take_like("first", &like.first)? }),
+                (State::Adamw(like), _) => {
+                    let (first, second) = (leaves.take_like("first", &like.first)?, leaves.take_like("second", &like.second)?);
                     State::Adamw(AdamwState { first, second })
                 }
-                Weight::LowRank(point) => State::Dlra(DlraState::load(point, &settings.low_rank, &mut leaves)?),
+                (State::Dlra(_), Weight::Dense(_)) => bail!("`{}` is dense and has the state of a low-rank weight", parameter.name),
             });
         }
         reader.finish()?;

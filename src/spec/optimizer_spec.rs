@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub struct OptimizerSpec {
     /// Rule for embeddings, norms, biases, and dense matrices.
     pub dense: DenseOptimizerSpec,
+    /// Rule for the blocks' full matrices. Default: `dense`'s rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matrices: Option<MatrixOptimizerSpec>,
     /// Rule for `low_rank` and `factored` weights. Default: `dlra` for low-rank, `dense`'s rule for factored ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub low_rank: Option<LowRankOptimizerSpec>,
@@ -29,6 +32,52 @@ impl Default for DenseOptimizerSpec {
     }
 }
 
+/// Rule for the full matrices of the blocks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MatrixOptimizerSpec {
+    /// Momentum whose polar factor is the direction (Jordan et al. 2024), scaled to Adam's learning rates.
+    Muon(MuonSpec),
+}
+
+/// Muon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MuonSpec {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the momentum.
+    pub beta1: f64,
+    /// Whether the direction looks ahead by one gradient.
+    pub nesterov: bool,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+impl Default for MuonSpec {
+    fn default() -> Self {
+        Self { learning_rate: 1e-2, beta1: 0.95, nesterov: true, weight_decay: 0.1 }
+    }
+}
+
+/// Heavy ball: SGD with momentum.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HeavyBallSpec {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the momentum.
+    pub beta1: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+impl Default for HeavyBallSpec {
+    fn default() -> Self {
+        Self { learning_rate: 0.3, beta1: 0.9, weight_decay: 0.1 }
+    }
+}
+
 /// Rule for low-rank parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -37,6 +86,8 @@ pub enum LowRankOptimizerSpec {
     Dlra(DlraSpec),
     /// AdamW on the factors B and A, for `weights: factored`.
     Adamw(AdamwSpec),
+    /// Heavy ball on the factors B and A, for `weights: factored`.
+    HeavyBall(HeavyBallSpec),
 }
 
 /// AdamW.
@@ -69,6 +120,10 @@ pub struct DlraSpec {
     pub integrator: Integrator,
     /// Which momentum gives the direction.
     pub momentum: Momentum,
+    /// Whether the direction looks ahead by one gradient (Nesterov's form of the momentum).
+    pub nesterov: bool,
+    /// How element-wise second moments (`adam`) follow the bases.
+    pub second_moment_transport: SecondMomentTransport,
     /// How the step returns to the manifold while the rank does not change.
     pub retraction: RetractionSpec,
     /// Peak learning rate.
@@ -90,6 +145,8 @@ impl Default for DlraSpec {
         Self {
             integrator: Integrator::Tangent,
             momentum: Momentum::Spectral,
+            nesterov: false,
+            second_moment_transport: SecondMomentTransport::Variance,
             retraction: RetractionSpec::Subspace,
             learning_rate: 1e-2,
             beta1: 0.9,
@@ -117,8 +174,20 @@ pub enum Momentum {
     HeavyBall,
     /// Element-wise second moments of the tangent coordinates.
     Adam,
+    /// r × r second moments of the K- and L-gradient, exact under changes of the bases.
+    MatrixAdam,
     /// Polar factor of the tangent first moment.
     Spectral,
+}
+
+/// How element-wise second moments (`adam`) follow the bases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SecondMomentTransport {
+    /// As variances of independent coordinates: squares of the rotation.
+    Variance,
+    /// √v by the rotation itself, then squared: underestimates v where terms cancel; here to show what that does.
+    Linear,
 }
 
 /// How the step returns to the manifold while the rank does not change.

@@ -4,7 +4,9 @@ use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::document::usage;
 use super::model_spec::{Architecture, LowRankWeightsSpec, ModelSpec, Target, TargetRank, WeightsSpec};
-use super::optimizer_spec::{AdamwSpec, DenseOptimizerSpec, DlraSpec, LowRankOptimizerSpec, OptimizerSpec};
+use super::optimizer_spec::{
+    AdamwSpec, DenseOptimizerSpec, DlraSpec, HeavyBallSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
+};
 use super::rank_spec::{RankSpec, ToleranceSpec};
 use super::run_spec::{CheckpointSpec, DeviceSpec, EvalSpec, RunSpec, SampleSpec, ScheduleSpec, TrainSpec};
 use super::validate::problems;
@@ -114,6 +116,9 @@ impl WeightForm {
 pub struct OptimizerPlan {
     /// Rule for embeddings, norms, biases, and full matrices.
     pub dense: DenseOptimizerSpec,
+    /// Rule for the blocks' full matrices where it is another; none where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matrices: Option<MatrixOptimizerSpec>,
     /// Rule for low-rank or factored matrices; none exactly where the network has neither.
     pub low_rank: Option<LowRankOptimizerSpec>,
 }
@@ -133,6 +138,19 @@ impl OptimizerPlan {
             Some(LowRankOptimizerSpec::Adamw(adamw)) => Some(adamw),
             _ => None,
         }
+    }
+
+    /// The settings of heavy ball on factors where factored matrices are trained by it.
+    pub fn factored_heavy_ball(&self) -> Option<&HeavyBallSpec> {
+        match &self.low_rank {
+            Some(LowRankOptimizerSpec::HeavyBall(heavy_ball)) => Some(heavy_ball),
+            _ => None,
+        }
+    }
+
+    /// The settings of Muon where full matrices are trained by it.
+    pub fn muon(&self) -> Option<&MuonSpec> {
+        self.matrices.as_ref().map(|MatrixOptimizerSpec::Muon(muon)| muon)
     }
 }
 
@@ -202,7 +220,7 @@ impl Plan {
             device: spec.device,
             data: data_plan(&spec.data),
             train: spec.train.clone(),
-            optimizer: optimizer_plan(&spec.optimizer, &spec.model.weights),
+            optimizer: optimizer_plan(&spec.optimizer, &spec.model.weights, &model),
             rank: rank_plan(spec, &model),
             model,
             schedule: spec.schedule.clone(),
@@ -307,7 +325,7 @@ fn data_plan(spec: &DataSpec) -> DataSpec {
     data
 }
 
-fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec) -> OptimizerPlan {
+fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec, model: &ModelPlan) -> OptimizerPlan {
     let default_rule = || match weights {
         WeightsSpec::Dense => None,
         WeightsSpec::LowRank(_) => Some(LowRankOptimizerSpec::Dlra(DlraSpec::default())),
@@ -320,7 +338,9 @@ fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec) -> OptimizerPlan 
         (_, WeightsSpec::Dense) | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => None,
         (rule, _) => rule.clone(),
     };
-    OptimizerPlan { dense: spec.dense.clone(), low_rank: written.or_else(default_rule) }
+    let has_full_matrices = model.weights.values().any(|form| *form == WeightForm::Dense);
+    let matrices = spec.matrices.clone().filter(|_| has_full_matrices);
+    OptimizerPlan { dense: spec.dense.clone(), matrices, low_rank: written.or_else(default_rule) }
 }
 
 fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {

@@ -2,7 +2,9 @@
 
 use super::data_spec::{DataSpec, SourceSpec, TextSourceSpec, TokenizerSpec};
 use super::model_spec::{ModelSpec, Target, WeightsSpec};
-use super::optimizer_spec::{AdamwSpec, DenseOptimizerSpec, DlraSpec, LowRankOptimizerSpec, OptimizerSpec};
+use super::optimizer_spec::{
+    AdamwSpec, DenseOptimizerSpec, DlraSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, Momentum, OptimizerSpec, SecondMomentTransport,
+};
 use super::plan::{Plan, RankPlan, TolerancePlan, WeightForm, warmup_steps};
 use super::problem::Problem;
 use super::rank_spec::{RankSpec, ToleranceSpec};
@@ -189,12 +191,22 @@ fn check_train(found: &mut Findings, spec: &RunSpec) {
 fn check_optimizer(found: &mut Findings, optimizer: &OptimizerSpec, weights: &WeightsSpec) {
     let DenseOptimizerSpec::Adamw(adamw) = &optimizer.dense;
     check_adamw(found, adamw, "optimizer.dense.adamw");
+    if let Some(MatrixOptimizerSpec::Muon(muon)) = &optimizer.matrices {
+        check_momentum(found, [muon.learning_rate, muon.beta1, muon.weight_decay], "optimizer.matrices.muon");
+    }
     match (&optimizer.low_rank, weights) {
         // Unused rather than wrong: see `unused_settings`.
         (None, _) | (Some(_), WeightsSpec::Dense) | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => {}
         (Some(LowRankOptimizerSpec::Adamw(_)), WeightsSpec::LowRank(_)) => {
             let remedy = "needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it";
             found.require(false, "optimizer.low_rank.adamw", || remedy.into());
+        }
+        (Some(LowRankOptimizerSpec::HeavyBall(_)), WeightsSpec::LowRank(_)) => {
+            let remedy = "needs `weights: {factored: ...}`; for low-rank weights write `{dlra: {momentum: heavy_ball}}`";
+            found.require(false, "optimizer.low_rank.heavy_ball", || remedy.into());
+        }
+        (Some(LowRankOptimizerSpec::HeavyBall(rule)), WeightsSpec::Factored(_)) => {
+            check_momentum(found, [rule.learning_rate, rule.beta1, rule.weight_decay], "optimizer.low_rank.heavy_ball");
         }
         (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) => check_dlra(found, dlra, "optimizer.low_rank.dlra"),
         (Some(LowRankOptimizerSpec::Adamw(adamw)), WeightsSpec::Factored(_)) => check_adamw(found, adamw, "optimizer.low_rank.adamw"),
@@ -208,6 +220,11 @@ fn check_adamw(found: &mut Findings, adamw: &AdamwSpec, path: &str) {
 fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
     check_moments(found, [dlra.learning_rate, dlra.beta1, dlra.beta2, dlra.epsilon, dlra.weight_decay], path);
     found.require_positive(dlra.reorthonormalize_every.0, &format!("{path}.reorthonormalize_every"));
+}
+
+/// What every rule with a first moment and decoupled weight decay needs.
+fn check_momentum(found: &mut Findings, [learning_rate, beta1, weight_decay]: [f64; 3], path: &str) {
+    check_moments(found, [learning_rate, beta1, 0.0, 1.0, weight_decay], path);
 }
 
 /// What every rule with moments and decoupled weight decay needs.
@@ -233,6 +250,14 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
             unused.push("optimizer.low_rank.dlra: unused with factored weights, which move by `optimizer.dense`'s rule".into());
         }
         _ => {}
+    }
+    if spec.optimizer.matrices.is_some() && Plan::derive(spec).optimizer.matrices.is_none() {
+        unused.push("optimizer.matrices: unused, no matrix of the blocks is dense".into());
+    }
+    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) = (&spec.optimizer.low_rank, &spec.model.weights) {
+        if dlra.second_moment_transport == SecondMomentTransport::Linear && dlra.momentum != Momentum::Adam {
+            unused.push("optimizer.low_rank.dlra.second_moment_transport: unused, only `momentum: adam` has element-wise second moments".into());
+        }
     }
     if matches!(spec.rank, RankSpec::Tolerance(_)) && !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
         unused.push("rank.tolerance: unused, only `model.weights: {low_rank: ...}` have ranks that change".into());

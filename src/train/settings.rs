@@ -1,7 +1,7 @@
 //! From a plan to the network's configuration and the optimizer's rules.
 
 use crate::model::ModelConfig;
-use crate::optim::{OptimizerSettings, RankPolicy, Schedule, ToleranceCycle};
+use crate::optim::{FactorRule, OptimizerSettings, RankPolicy, Schedule, ToleranceCycle};
 use crate::spec::{DenseOptimizerSpec, Plan, RankPlan, Target, ToleranceTargetPlan};
 use std::collections::BTreeMap;
 
@@ -24,7 +24,11 @@ pub fn model_config(plan: &Plan, vocab_size: usize) -> ModelConfig {
 pub fn optimizer_settings(plan: &Plan) -> OptimizerSettings {
     let DenseOptimizerSpec::Adamw(dense) = plan.optimizer.dense.clone();
     OptimizerSettings {
-        factors: plan.optimizer.factored_adamw().unwrap_or(&dense).clone(),
+        matrices: plan.optimizer.muon().cloned(),
+        factors: match plan.optimizer.factored_heavy_ball() {
+            Some(rule) => FactorRule::HeavyBall(rule.clone()),
+            None => FactorRule::Adamw(plan.optimizer.factored_adamw().unwrap_or(&dense).clone()),
+        },
         dense,
         low_rank: plan.optimizer.dlra().cloned().unwrap_or_default(),
         ranks: rank_policies(&plan.rank),

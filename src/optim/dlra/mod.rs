@@ -3,15 +3,18 @@
 //! algorithms.md §2–§4; tangent integrator (one gradient per step), after Schotthöfer, Klein & Kusch (arXiv:2506.17475) and the
 //! augmented Basis-Update & Galerkin integrator (Ceruti, Kusch & Lubich 2022). Shapes: m × n weight, rank r.
 
+mod matrix_moments;
+mod second_moments;
+
+use super::muon::SPECTRAL_SCALE;
 use super::rank::RankDecision;
 use super::state::StateReader;
 use crate::linalg;
 use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent, Truncation, tolerance_rank};
 use crate::spec::{DlraSpec, Momentum, RetractionSpec};
 use candle_core::{Result, Tensor};
-
-/// Scale of a spectral direction, so that learning rates match Adam's: 0.2 √max(m, n) (Liu et al. 2025, arXiv:2502.16982, eq. 4).
-const SPECTRAL_SCALE: f64 = 0.2;
+use matrix_moments::MatrixMoments;
+use second_moments::SecondMoments;
 
 /// Numbers of one DLRA step.
 #[derive(Clone, Copy, Debug)]
@@ -33,21 +36,19 @@ pub struct DlraStep<'a> {
 pub struct DlraState {
     /// First moment, a tangent vector at the current point.
     first: Tangent,
-    /// Second moments, for `adam`.
-    second: Option<SecondMoments>,
+    /// What scales it.
+    second: Second,
 }
 
-/// Element-wise second moments of the tangent coordinates, with the weight each entry has gathered.
-///
-/// v ← β₂v + (1−β₂)g² is a weighted sum of past g² whose weights add up to c ← β₂c + (1−β₂); v̂ = v/c is its bias-corrected mean. Both
-/// travel by the same linear map when the bases change, so directions that are new (c = 0) start their own correction, and mixing old and
-/// new ones stays a weighted mean. With a fixed basis c = 1 − β₂ᵗ, Adam's correction.
+/// What scales the first moment.
 #[derive(Clone, Debug)]
-struct SecondMoments {
-    /// v_M (r × r), v_P (m × r), v_Q (n × r).
-    sum: Tangent,
-    /// c_M (r × r), c_P (1 × r), c_Q (1 × r): one weight a column suffices for P and Q.
-    weight: Tangent,
+enum Second {
+    /// Nothing: `heavy_ball`, `spectral`.
+    None,
+    /// Element-wise second moments of the tangent coordinates: `adam`.
+    Elements(SecondMoments),
+    /// r × r second moments of the K- and L-gradient: `matrix_adam`.
+    Matrices(MatrixMoments),
 }
 
 /// What a step did to one weight.
@@ -64,7 +65,11 @@ pub struct DlraUpdate {
 impl DlraState {
     /// Zero moments at this point.
     pub fn new(point: &LowRank, settings: &DlraSpec) -> Result<Self> {
-        let second = (settings.momentum == Momentum::Adam).then(|| SecondMoments::new(point)).transpose()?;
+        let second = match settings.momentum {
+            Momentum::HeavyBall | Momentum::Spectral => Second::None,
+            Momentum::Adam => Second::Elements(SecondMoments::new(point)?),
+            Momentum::MatrixAdam => Second::Matrices(MatrixMoments::new(point)?),
+        };
         Ok(Self { first: Tangent::zeros(point)?, second })
     }
 
@@ -88,7 +93,7 @@ impl DlraState {
                 };
                 (polar * scale)?
             }
-            Momentum::HeavyBall | Momentum::Adam => augmentation.core().clone(),
+            Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam => augmentation.core().clone(),
         };
         let coefficients = augmentation.coefficients(point, &core, hyper.learning_rate, hyper.settings.weight_decay)?;
         let rank = point.rank();
@@ -106,33 +111,36 @@ impl DlraState {
         }
         let change = BasisChange::from_rotations(point, &new_point, retracted.rotation_u, retracted.rotation_v);
         state.first = change.transport(&state.first)?;
-        if let Some(second) = &mut state.second {
-            second.transport(&change)?;
+        match &mut state.second {
+            Second::None => {}
+            Second::Elements(second) => second.transport(&change, hyper.settings.second_moment_transport)?,
+            Second::Matrices(second) => second.transport(&change)?,
         }
         Ok(DlraUpdate { point: new_point, state, truncation: retracted.truncation })
     }
 
     /// Updates the moments and returns the direction D as a tangent vector.
+    ///
+    /// With first moment m ← β₁m + (1−β₁)g, the direction is made of m, or with Nesterov's look-ahead of β₁m + (1−β₁)g (Dozat 2016), whose gathered
+    /// weight is 1 − β₁ᵗ⁺¹ instead of 1 − β₁ᵗ. `heavy_ball` has the SGD-with-momentum form m ← β₁m + g; the paper's V ← (1−γ)V − λ∇L, W ← W + λV
+    /// is this with β₁ = 1−γ and η = λ².
     fn direction(&mut self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<Tangent> {
-        let DlraSpec { beta1, beta2, epsilon, momentum, .. } = *hyper.settings;
-        if momentum == Momentum::HeavyBall {
-            // SGD-with-momentum form, m ← β₁m + g. The paper's V ← (1−γ)V − λ∇L, W ← W + λV is this with β₁ = 1−γ and η = λ².
-            self.first = self.first.scaled_add(beta1, gradient, hyper.gradient_scale)?;
-            return Ok(self.first.clone());
+        let DlraSpec { beta1, beta2, epsilon, momentum, nesterov, .. } = *hyper.settings;
+        let weight = if momentum == Momentum::HeavyBall { 1.0 } else { 1.0 - beta1 } * hyper.gradient_scale;
+        self.first = self.first.scaled_add(beta1, gradient, weight)?;
+        let mean = if nesterov { self.first.scaled_add(beta1, gradient, weight)? } else { self.first.clone() };
+        let gathered = 1.0 - beta1.powi(hyper.step as i32 + i32::from(nesterov));
+        match &mut self.second {
+            Second::None => Ok(mean),
+            Second::Elements(second) => {
+                second.update(gradient, beta2, hyper.gradient_scale)?;
+                second.divide(&mean, gathered, epsilon)?.project_complement(point)
+            }
+            Second::Matrices(second) => {
+                second.update(point, gradient, beta2, hyper.gradient_scale)?;
+                second.precondition(&mean, gathered)
+            }
         }
-        self.first = self.first.scaled_add(beta1, gradient, (1.0 - beta1) * hyper.gradient_scale)?;
-        let Some(second) = &mut self.second else { return Ok(self.first.clone()) };
-        second.update(gradient, beta2, hyper.gradient_scale)?;
-        let correction = 1.0 / (1.0 - beta1.powi(hyper.step as i32));
-        let divide = |mean: &Tensor, sum: &Tensor, weight: &Tensor| -> Result<Tensor> {
-            (mean * correction)? / (sum.broadcast_div(weight)?.sqrt()? + epsilon)?
-        };
-        let direction = Tangent {
-            m: divide(&self.first.m, &second.sum.m, &second.weight.m)?,
-            p: divide(&self.first.p, &second.sum.p, &second.weight.p)?,
-            q: divide(&self.first.q, &second.sum.q, &second.weight.q)?,
-        };
-        direction.project_complement(point)
     }
 
     /// State tensors by name.
@@ -141,9 +149,13 @@ impl DlraState {
             [("m", &z.m), ("p", &z.p), ("q", &z.q)].map(|(leaf, tensor)| (format!("{prefix}.{leaf}"), tensor.clone()))
         };
         let mut tensors = named("first", &self.first).to_vec();
-        if let Some(second) = &self.second {
-            tensors.extend(named("second", &second.sum));
-            tensors.extend(named("second_weight", &second.weight));
+        match &self.second {
+            Second::None => {}
+            Second::Elements(second) => {
+                tensors.extend(named("second", &second.sum));
+                tensors.extend(named("second_weight", &second.weight));
+            }
+            Second::Matrices(second) => tensors.extend(second.named().map(|(leaf, tensor)| (leaf.to_owned(), tensor.clone()))),
         }
         tensors
     }
@@ -160,37 +172,12 @@ impl DlraState {
         };
         let first = read("first", &expected.first)?;
         let second = match &expected.second {
-            Some(like) => Some(SecondMoments { sum: read("second", &like.sum)?, weight: read("second_weight", &like.weight)? }),
-            None => None,
+            Second::None => Second::None,
+            Second::Elements(like) => {
+                Second::Elements(SecondMoments { sum: read("second", &like.sum)?, weight: read("second_weight", &like.weight)? })
+            }
+            Second::Matrices(like) => Second::Matrices(like.read(|leaf, like| reader.take_like(leaf, like))?),
         };
         Ok(Self { first, second })
-    }
-}
-
-impl SecondMoments {
-    fn new(point: &LowRank) -> Result<Self> {
-        let row = Tensor::zeros((1, point.rank()), point.s.dtype(), point.s.device())?;
-        let weight = Tangent { m: point.s.zeros_like()?, p: row.clone(), q: row };
-        Ok(Self { sum: Tangent::zeros(point)?, weight })
-    }
-
-    /// v ← β₂v + (1−β₂)(scale · g)², c ← β₂c + (1−β₂).
-    fn update(&mut self, gradient: &Tangent, beta2: f64, scale: f64) -> Result<()> {
-        let factor = (1.0 - beta2) * scale * scale;
-        let add_square = |sum: &Tensor, g: &Tensor| -> Result<Tensor> { (sum * beta2)? + (g.sqr()? * factor)? };
-        self.sum = Tangent {
-            m: add_square(&self.sum.m, &gradient.m)?,
-            p: add_square(&self.sum.p, &gradient.p)?,
-            q: add_square(&self.sum.q, &gradient.q)?,
-        };
-        let age = |weight: &Tensor| weight.affine(beta2, 1.0 - beta2);
-        self.weight = Tangent { m: age(&self.weight.m)?, p: age(&self.weight.p)?, q: age(&self.weight.q)? };
-        Ok(())
-    }
-
-    fn transport(&mut self, change: &BasisChange) -> Result<()> {
-        self.sum = change.transport_second_moments(&self.sum)?;
-        self.weight = change.transport_second_moments(&self.weight)?;
-        Ok(())
     }
 }
