@@ -5,7 +5,7 @@ use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
 use lrpt::optim::{DlraState, DlraStep, RankDecision};
 use lrpt::rng;
-use lrpt::spec::{Count, DlraSpec, Momentum, RetractionSpec};
+use lrpt::spec::{Count, DlraSpec, Momentum, RetractionSpec, SecondMomentTransport};
 
 const ROWS: usize = 14;
 const COLUMNS: usize = 11;
@@ -120,6 +120,106 @@ fn spectral_agrees_with_the_dense_textbook() {
 }
 
 #[test]
+fn nesterov_looks_ahead_by_one_gradient() {
+    let settings = DlraSpec { nesterov: true, ..settings(Momentum::HeavyBall) };
+    let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
+    compare(&settings, 6, 1e-10, |at, gradient, _| {
+        momentum = settings.beta1 * at.project(&momentum) + at.project(gradient);
+        settings.beta1 * &momentum + at.project(gradient)
+    });
+}
+
+/// (A + ε (tr A / r) I)^{-½} by the SVD of a symmetric positive semidefinite matrix.
+fn inverse_root(a: &Mat<f64>, relative_epsilon: f64) -> Mat<f64> {
+    let rank = a.nrows();
+    let (u, sigma, _) = truncated_svd(a, rank);
+    let shift = relative_epsilon * sigma.iter().sum::<f64>() / rank as f64;
+    let scaled = Mat::from_fn(rank, rank, |i, j| u[(i, j)] / (sigma[j] + shift).sqrt());
+    scaled * u.transpose()
+}
+
+/// The rule of the PyTorch reference, with second moments of K = G V and L = Gᵀ U carried by the rotations between the textbook's bases; while no
+/// direction is lost between steps the gathered weight is C = RᵀCR + ..., which the textbook carries, too.
+#[test]
+fn matrix_adam_agrees_with_the_dense_textbook() {
+    let settings = settings(Momentum::MatrixAdam);
+    let (beta1, beta2) = (settings.beta1, settings.beta2);
+    let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
+    let mut second = [0, 1].map(|_| Mat::<f64>::zeros(RANK, RANK));
+    let mut weight = [0, 1].map(|_| Mat::<f64>::zeros(RANK, RANK));
+    let mut bases: Option<(Mat<f64>, Mat<f64>)> = None;
+    compare(&settings, 6, 1e-9, |at, gradient, step| {
+        if let Some((u_old, v_old)) = &bases {
+            let rotations = [v_old.transpose() * &at.v, u_old.transpose() * &at.u];
+            for side in [0, 1] {
+                second[side] = rotations[side].transpose() * &second[side] * &rotations[side];
+                weight[side] = rotations[side].transpose() * &weight[side] * &rotations[side];
+            }
+        }
+        bases = Some((at.u.clone(), at.v.clone()));
+        let (k, l) = (gradient * &at.v, gradient.transpose() * &at.u);
+        let forms = [(1.0 / ROWS as f64) * (k.transpose() * &k), (1.0 / COLUMNS as f64) * (l.transpose() * &l)];
+        let roots = [0, 1].map(|side| {
+            second[side] = beta2 * &second[side] + (1.0 - beta2) * &forms[side];
+            weight[side] = beta2 * &weight[side] + (1.0 - beta2) * Mat::<f64>::identity(RANK, RANK);
+            let whiten = inverse_root(&weight[side], 0.0);
+            inverse_root(&(&whiten * &second[side] * &whiten), 1e-3)
+        });
+        momentum = beta1 * at.project(&momentum) + (1.0 - beta1) * at.project(gradient);
+        let mean = (1.0 / (1.0 - beta1.powi(step as i32))) * &momentum;
+        let m = at.u.transpose() * &mean * &at.v;
+        let p = &mean * &at.v - &at.u * &m;
+        let q = mean.transpose() * &at.u - &at.v * m.transpose();
+        let d_m = 0.5 * (&m * &roots[0] + &roots[1] * &m);
+        &at.u * d_m * at.v.transpose() + p * &roots[0] * at.v.transpose() + &at.u * (q * &roots[1]).transpose()
+    });
+}
+
+/// Another choice of the same point's bases moves matrix Adam's matrix the same way.
+#[test]
+fn matrix_adam_does_not_depend_on_the_bases() {
+    let settings = settings(Momentum::MatrixAdam);
+    let first = LowRank::from_dense(&tensor(&random("spread", 3)), RANK).expect("rank fits");
+    let rotation = |index: u64| {
+        let square = random("rotation", index);
+        let (u, _, v) = truncated_svd(&square.subrows(0, RANK).subcols(0, RANK).to_owned(), RANK);
+        tensor(&(u * v.transpose()))
+    };
+    let mut ends = Vec::new();
+    for point in [first.clone(), first.in_other_bases(&rotation(0), &rotation(1)).expect("rotated")] {
+        let (mut point, mut state) = (point.clone(), DlraState::new(&point, &settings).expect("state"));
+        for step in 1..=4 {
+            let tangent = Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
+            let hyper = DlraStep { settings: &settings, learning_rate: 0.05, step, gradient_scale: 1.0, rank: RankDecision::Keep };
+            let update = state.step(&point, &tangent, &hyper).expect("step");
+            (point, state) = (update.point, update.state);
+        }
+        ends.push(dense(&point.to_dense().expect("dense")));
+    }
+    let difference = (&ends[0] - &ends[1]).norm_l2();
+    assert!(difference < 1e-10 * ends[0].norm_l2(), "{difference:e}");
+}
+
+/// The linear rule loses second moment where signs cancel, the variance rule does not: a rotation by 45° of equal variances keeps them.
+#[test]
+fn linear_transport_of_roots_underestimates_variances() {
+    let sums = [SecondMomentTransport::Variance, SecondMomentTransport::Linear].map(|second_moment_transport| {
+        let settings = DlraSpec { second_moment_transport, weight_decay: 0.0, ..settings(Momentum::Adam) };
+        let mut point = LowRank::from_dense(&tensor(&random("spread", 4)), RANK).expect("rank fits");
+        let mut state = DlraState::new(&point, &settings).expect("state");
+        for step in 1..=6 {
+            let tangent = Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
+            let hyper = DlraStep { settings: &settings, learning_rate: 0.3, step, gradient_scale: 1.0, rank: RankDecision::Keep };
+            let update = state.step(&point, &tangent, &hyper).expect("step");
+            (point, state) = (update.point, update.state);
+        }
+        let named: std::collections::BTreeMap<_, _> = state.named_tensors().into_iter().collect();
+        named["second.p"].min_all().and_then(|x| x.to_scalar::<f64>()).expect("f64")
+    });
+    assert!(sums[1] < 0.1 * sums[0], "smallest second moment: variances {:e}, roots {:e}", sums[0], sums[1]);
+}
+
+#[test]
 fn adam_agrees_with_the_dense_textbook() {
     let settings = settings(Momentum::Adam);
     let (beta1, beta2) = (settings.beta1, settings.beta2);
@@ -185,7 +285,7 @@ fn gathered_weights_are_adams_correction_in_fixed_bases() {
 /// Growth keeps the old matrix to first order and tolerance decides again; the state follows the shapes.
 #[test]
 fn ranks_grow_and_shrink_with_their_state() {
-    for momentum in [Momentum::HeavyBall, Momentum::Adam, Momentum::Spectral] {
+    for momentum in [Momentum::HeavyBall, Momentum::Adam, Momentum::MatrixAdam, Momentum::Spectral] {
         let settings = DlraSpec { retraction: RetractionSpec::Subspace, ..settings(momentum) };
         let mut point = LowRank::from_dense(&tensor(&random("spread", 2)), RANK).expect("rank fits");
         let mut state = DlraState::new(&point, &settings).expect("state");

@@ -43,6 +43,27 @@ fn factored_adamw() {
 }
 
 #[test]
+fn dense_muon() {
+    check("dense Muon", "dense", "optimizer: {matrices: {muon: {learning_rate: 1e-2}}}\n", &[5]);
+}
+
+#[test]
+fn factored_heavy_ball() {
+    check("factored heavy ball", "{factored: {rank: 6}}", "optimizer: {low_rank: {heavy_ball: {learning_rate: 1e-1}}}\n", &[6]);
+}
+
+#[test]
+fn matrix_adam_with_changing_ranks() {
+    check("matrix adam", LOW_RANK, &format!("{}{TOLERANCE}", dlra("matrix_adam", "subspace")), &[4, 7]);
+}
+
+#[test]
+fn nesterov_and_linear_transport() {
+    let rule = "optimizer: {low_rank: {dlra: {momentum: adam, nesterov: true, second_moment_transport: linear, learning_rate: 1e-3}}}\n";
+    check("adam with Nesterov and linear transport", LOW_RANK, &format!("{rule}{TOLERANCE}"), &[4, 8]);
+}
+
+#[test]
 fn heavy_ball_at_fixed_rank() {
     check("heavy ball", LOW_RANK, &dlra("heavy_ball", "svd"), &[6]);
 }

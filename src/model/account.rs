@@ -4,7 +4,7 @@
 //! two operations. Counted are matrix products (and attention's, which see only the causal half); norms, activations, softmax
 //! and element-wise updates are left out, as is usual for model FLOPs.
 
-use crate::spec::{DlraSpec, ModelPlan, Momentum, Plan, RetractionSpec, Target, WeightForm};
+use crate::spec::{DlraSpec, ModelPlan, Momentum, OptimizerPlan, Plan, RetractionSpec, Target, WeightForm};
 use std::fmt;
 
 /// Quintic Newton–Schulz iterations that `spectral` momentum is counted with.
@@ -199,16 +199,17 @@ impl FlopLedger {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptimizerFlops {
     /// Tangent projection of the outer gradients: 4 m r² + 2 n r²; and for `adam` the direction's return to the tangent space,
-    /// 4 (m + n) r².
+    /// 4 (m + n) r². For `matrix_adam` the r × r second moments, 2 (m + n) r² + 4 r³, and the direction, 2 (m + n) r² + 4 r³.
     pub projection: u64,
     /// New basis directions: orthogonalised twice against the basis, 8 r² per row, and Cholesky-QR twice, 8 r² per row: 16 (m + n) r².
     pub augmentation: u64,
-    /// `spectral`: polar factor of the core a × b, a ≤ b ≤ 2r, by quintic Newton–Schulz: 4 a² b + 2 a³ per iteration.
+    /// `spectral`: polar factor of the core a × b, a ≤ b ≤ 2r, by quintic Newton–Schulz: 4 a² b + 2 a³ per iteration. `matrix_adam`: four
+    /// inverse roots by symmetric eigenvalues, 9 r³ + 2 r³ each (Golub & Van Loan, §8.3), and four products, 2 r³ each.
     pub polar: u64,
     /// `subspace`: two thin QRs of 2r × r (20/3 r³ each) and one product (8 r³). `svd`: 21 (2r)³ (Golub & Van Loan, §8.6).
     /// Then the new bases, 4 (m + n) r².
     pub retraction: u64,
-    /// First moment into the new bases: 8 (m + n) r² + 8 r³; and for `adam` second moments, 2 (m + n) r² + 4 r³.
+    /// First moment into the new bases: 8 (m + n) r² + 8 r³; and for `adam` second moments, 2 (m + n) r² + 4 r³, for `matrix_adam` 16 r³.
     pub transport: u64,
 }
 
@@ -224,20 +225,22 @@ pub fn low_rank_optimizer_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: 
     let (square, cube) = (rank * rank, rank * rank * rank);
     let sides = (rows + columns) * square;
     let is_adam = u64::from(dlra.momentum == Momentum::Adam);
+    let is_matrix_adam = u64::from(dlra.momentum == Momentum::MatrixAdam);
     let (long, short) = ((2 * rank).min(rows.max(columns)), (2 * rank).min(rows.min(columns)));
     OptimizerFlops {
-        projection: 4 * rows * square + 2 * columns * square + is_adam * 4 * sides,
+        projection: 4 * rows * square + 2 * columns * square + is_adam * 4 * sides + is_matrix_adam * (4 * sides + 8 * cube),
         augmentation: 16 * sides,
         polar: match dlra.momentum {
             Momentum::Spectral => NEWTON_SCHULZ_ITERATIONS * (4 * short * short * long + 2 * short * short * short),
-            Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam => 0,
+            Momentum::MatrixAdam => 52 * cube,
+            Momentum::HeavyBall | Momentum::Adam => 0,
         },
         retraction: 4 * sides
             + match dlra.retraction {
                 RetractionSpec::Subspace => (2 * 20 * cube) / 3 + 8 * cube,
                 RetractionSpec::Svd => 21 * 8 * cube,
             },
-        transport: 8 * sides + 8 * cube + is_adam * (2 * sides + 4 * cube),
+        transport: 8 * sides + 8 * cube + is_adam * (2 * sides + 4 * cube) + is_matrix_adam * 16 * cube,
     }
 }
 
@@ -248,7 +251,8 @@ pub struct MemoryLedger {
     pub weights: u64,
     /// Gradients: one number per dense or factored parameter; K- and L-gradient, (m + n) r, per low-rank matrix.
     pub gradients: u64,
-    /// Optimizer moments: two numbers per parameter under AdamW; r² + (m + n) r per low-rank matrix, twice that for `adam`.
+    /// Optimizer moments: two numbers per parameter under AdamW; r² + (m + n) r per low-rank matrix, twice that for `adam`,
+    /// and 4 r² more for `matrix_adam`; one number per full matrix' entry under Muon and per factor's under heavy ball.
     pub moments: u64,
     /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both norms' inputs (2 C), statistics (4)
     /// and outputs (2 C); q, k, v (3 C); attention output (C) and log-sum-exp (H); MLP before and after GELU (8 C); and the
@@ -273,19 +277,19 @@ impl MemoryLedger {
         let layers = model.n_layer as u64;
         let matrices: Vec<Matrix> = Target::ALL.iter().map(|target| Matrix::new(model, *target)).collect();
         let of_blocks = |count: &dyn Fn(&Matrix) -> u64| layers * matrices.iter().map(count).sum::<u64>();
-        let second_moments = plan.optimizer.dlra().is_some_and(|dlra| dlra.momentum == Momentum::Adam);
+        let moments = |matrix: &Matrix| matrix.moment_values(&plan.optimizer);
         let low_rank_in_all = layers * matrices.iter().filter(|matrix| matrix.is_low_rank()).count() as u64;
         let tokens = plan.train.batch_size as u64 * model.block_size as u64;
         let largest_augmentation = matrices.iter().map(Matrix::augmentation_values).max().unwrap_or(0);
         let values = MemoryLedger {
             weights: parameters.total(),
             gradients: parameters.dense_rest() + of_blocks(&Matrix::gradient_values),
-            moments: 2 * parameters.dense_rest() + of_blocks(&|matrix| matrix.moment_values(second_moments)),
+            moments: 2 * parameters.dense_rest() + of_blocks(&moments),
             activations: activation_values(model, &matrices) * tokens,
             head_gradient: parameters.token_embedding,
             backward: (10 * model.n_embd as u64 * tokens).max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
             optimizer: of_blocks(&|matrix| {
-                if matrix.is_low_rank() { 2 * matrix.parameters() + matrix.moment_values(second_moments) } else { 0 }
+                if matrix.is_low_rank() { 2 * matrix.parameters() + moments(matrix) } else { 0 }
             }) + largest_augmentation * threads.min(low_rank_in_all),
         };
         values.times(BYTES_PER_VALUE)
@@ -369,9 +373,18 @@ impl Matrix {
         if self.is_low_rank() { self.factor_values() } else { self.parameters() }
     }
 
-    fn moment_values(&self, second_moments: bool) -> u64 {
-        let moments = if self.is_low_rank() && !second_moments { 1 } else { 2 };
-        moments * self.parameters()
+    fn moment_values(&self, optimizer: &OptimizerPlan) -> u64 {
+        let second = match optimizer.dlra().map(|dlra| dlra.momentum) {
+            Some(Momentum::Adam) => self.parameters(),
+            Some(Momentum::MatrixAdam) => 4 * self.rank() * self.rank(),
+            _ => 0,
+        };
+        match self.form {
+            WeightForm::LowRank { .. } => self.parameters() + second,
+            WeightForm::Dense if optimizer.muon().is_some() => self.parameters(),
+            WeightForm::Factored { .. } if optimizer.factored_heavy_ball().is_some() => self.parameters(),
+            WeightForm::Dense | WeightForm::Factored { .. } => 2 * self.parameters(),
+        }
     }
 
     fn augmentation_values(&self) -> u64 {

@@ -18,7 +18,14 @@ impl HeavyBallState {
     }
 
     /// One step, in place: m ← β₁m + g, w ← (1−ηλ)w − ηm.
-    pub fn step(&mut self, weight: &mut Tensor, gradient: &Tensor, rule: &HeavyBallSpec, learning_rate: f64, gradient_scale: f64) -> Result<()> {
+    pub fn step(
+        &mut self,
+        weight: &mut Tensor,
+        gradient: &Tensor,
+        rule: &HeavyBallSpec,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> Result<()> {
         decay_and_add(&mut self.first, rule.beta1, gradient, gradient_scale)?;
         decay_and_add(weight, 1.0 - learning_rate * rule.weight_decay, &self.first, -learning_rate)
     }

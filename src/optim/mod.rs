@@ -19,6 +19,6 @@ pub use dlra::{DlraState, DlraStep, DlraUpdate};
 pub use gradient::{Gradient, TrainedGradients, clip_factor};
 pub use heavy_ball::HeavyBallState;
 pub use muon::MuonState;
-pub use optimizer::{Evaluation, GradientOracle, Optimizer, OptimizerSettings, FactorRule, StepReport};
+pub use optimizer::{Evaluation, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport};
 pub use rank::{RankDecision, RankPolicy, ToleranceCycle};
 pub use schedule::Schedule;

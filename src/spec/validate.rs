@@ -256,7 +256,9 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     }
     if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) = (&spec.optimizer.low_rank, &spec.model.weights) {
         if dlra.second_moment_transport == SecondMomentTransport::Linear && dlra.momentum != Momentum::Adam {
-            unused.push("optimizer.low_rank.dlra.second_moment_transport: unused, only `momentum: adam` has element-wise second moments".into());
+            unused.push(
+                "optimizer.low_rank.dlra.second_moment_transport: unused, only `momentum: adam` has element-wise second moments".into(),
+            );
         }
     }
     if matches!(spec.rank, RankSpec::Tolerance(_)) && !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {

@@ -71,7 +71,7 @@ impl SecondMoments {
                     p: multiply(&root(&self.sum.p)?, right)?.sqr()?,
                     q: multiply(&root(&self.sum.q)?, &left.t()?)?.sqr()?,
                 };
-                let filled = |rows: usize| (Tensor::ones((rows, self.sum.m.dim(1)?), self.sum.m.dtype(), self.sum.m.device())? * old);
+                let filled = |rows: usize| Tensor::ones((rows, self.sum.m.dim(1)?), self.sum.m.dtype(), self.sum.m.device())? * old;
                 self.weight = Tangent { m: filled(self.sum.m.dim(0)?)?, p: filled(1)?, q: filled(1)? };
             }
         }
