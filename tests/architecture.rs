@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("params", &["lowrank", "spec"]),
     ("model", &["lowrank", "ops", "params", "rng", "spec"]),
     ("checkpoint", &["error", "fs", "rng"]),
-    ("optim", &["checkpoint", "error", "linalg", "lowrank", "ops", "params", "spec"]),
+    ("optim", &["checkpoint", "error", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),
     ("train", &["checkpoint", "data", "error", "fs", "lowrank", "model", "ops", "optim", "params", "record", "rng", "spec"]),

@@ -106,7 +106,7 @@ fn values_that_do_not_fit_together() {
     insta::assert_snapshot!(message("cargo_registry, tokenizer: bytes", "{bin: {train: a.bin, val: b.bin}}, tokenizer: chars"), @"run.yaml:8:62: data.tokenizer: cannot be trained on a `bin` source, which is tokenized already; write `{file: tokenizer.json}` or `bytes`");
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {adamw: {}}}\ntrain:"), @"run.yaml:9:31: optimizer.low_rank.adamw: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it");
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {heavy_ball: {}}}\ntrain:"), @"run.yaml:9:36: optimizer.low_rank.heavy_ball: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: {momentum: heavy_ball}}`");
-    insta::assert_snapshot!(message("train:", "optimizer: {matrices: {muon: {beta1: 1.5}}}\ntrain:"), @"run.yaml:9:37: optimizer.matrices.muon.beta1: is 1.5; set a number of at least 0 and less than 1");
+    insta::assert_snapshot!(message("train:", "optimizer: {matrices: {muon: {beta1: 1.5}}}\ntrain:"), @"run.yaml:9:38: optimizer.matrices.muon.beta1: is 1.5; set a number of at least 0 and less than 1");
     insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, settle: 200}}\ntrain:"), @"run.yaml:9:38: rank.tolerance.settle: is 200; set at least 1 and less than `grow_every` 100");
     insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, min_rank: 20, max_rank: 12}}\ntrain:"), @r"
     run.yaml:9:40: rank.tolerance.min_rank: is 20, but `q` starts at rank 16; set 1 to 16

@@ -254,12 +254,12 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     if spec.optimizer.matrices.is_some() && Plan::derive(spec).optimizer.matrices.is_none() {
         unused.push("optimizer.matrices: unused, no matrix of the blocks is dense".into());
     }
-    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) = (&spec.optimizer.low_rank, &spec.model.weights) {
-        if dlra.second_moment_transport == SecondMomentTransport::Linear && dlra.momentum != Momentum::Adam {
-            unused.push(
-                "optimizer.low_rank.dlra.second_moment_transport: unused, only `momentum: adam` has element-wise second moments".into(),
-            );
-        }
+    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) = (&spec.optimizer.low_rank, &spec.model.weights)
+        && dlra.second_moment_transport == SecondMomentTransport::Linear
+        && dlra.momentum != Momentum::Adam
+    {
+        let key = "optimizer.low_rank.dlra.second_moment_transport";
+        unused.push(format!("{key}: unused, only `momentum: adam` has element-wise second moments"));
     }
     if matches!(spec.rank, RankSpec::Tolerance(_)) && !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
         unused.push("rank.tolerance: unused, only `model.weights: {low_rank: ...}` have ranks that change".into());
