@@ -1,0 +1,93 @@
+//! Bytes at once.
+
+use super::matrix::Matrix;
+use super::parameters::ParameterLedger;
+use crate::spec::{ModelPlan, Plan, Target};
+
+/// Bytes of a number in f32.
+const BYTES_PER_VALUE: u64 = 4;
+
+/// Logits the head computes at a time, at most ([`crate::ops::cross_entropy_head`]).
+pub const LOGITS_PER_CHUNK: u64 = 1 << 21;
+
+/// Bytes in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLedger {
+    /// All parameters.
+    pub weights: u64,
+    /// Gradients: one number per dense or factored parameter; K- and L-gradient, (m + n) r, per low-rank matrix.
+    pub gradients: u64,
+    /// Optimizer moments: two numbers per parameter under AdamW; r² + (m + n) r per low-rank matrix, twice that for `adam`,
+    /// and 4 r² more for `matrix_adam`; one number per full matrix' entry under Muon and per factor's under heavy ball.
+    pub moments: u64,
+    /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both norms' inputs (2 C), statistics (4)
+    /// and outputs (2 C); q, k, v (3 C); attention output (C) and log-sum-exp (H); MLP before and after GELU (8 C); and the
+    /// rank-wide intermediate of each low-rank or factored matrix (r). Then per token the final norm's input, statistics and
+    /// output (2 C + 2) and the head's gradient (C). Logits exist only in chunks, residual sums and dropout keep nothing.
+    pub activations: u64,
+    /// The head's gradient by its weight before it joins the embedding's: V C.
+    pub head_gradient: u64,
+    /// What the backward pass holds beside that at its widest, or the head at its: gradients of the residual stream, of the MLP's output and of both
+    /// sides of GELU, (2 + 8) C per token; or a chunk of logits, [`LOGITS_PER_CHUNK`].
+    pub backward: u64,
+    /// What the low-rank step holds: for every matrix, beside the old ones, the tangent gradient, the new weight and the new moments; and
+    /// per matrix in hand the direction and the new basis directions, the new bases and the transported moment, 4 (m + n) r + 2 r², and three
+    /// 2r × 2r cores, for the largest matrix times the threads.
+    pub optimizer: u64,
+}
+
+impl MemoryLedger {
+    pub(super) fn new(plan: &Plan, vocabulary: u64, threads: u64) -> Self {
+        let model = &plan.model;
+        let parameters = ParameterLedger::new(model, vocabulary);
+        let layers = model.n_layer as u64;
+        let matrices: Vec<Matrix> = Target::ALL.iter().map(|target| Matrix::new(model, *target)).collect();
+        let of_blocks = |count: &dyn Fn(&Matrix) -> u64| layers * matrices.iter().map(count).sum::<u64>();
+        let moments = |matrix: &Matrix| matrix.moment_values(&plan.optimizer);
+        let low_rank_in_all = layers * matrices.iter().filter(|matrix| matrix.is_low_rank()).count() as u64;
+        let tokens = plan.train.batch_size as u64 * model.block_size as u64;
+        let largest_augmentation = matrices.iter().map(Matrix::augmentation_values).max().unwrap_or(0);
+        let values = MemoryLedger {
+            weights: parameters.total(),
+            gradients: parameters.dense_rest() + of_blocks(&Matrix::gradient_values),
+            moments: 2 * parameters.dense_rest() + of_blocks(&moments),
+            activations: activation_values(model, &matrices) * tokens,
+            head_gradient: parameters.token_embedding,
+            backward: (10 * model.n_embd as u64 * tokens).max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
+            optimizer: of_blocks(&|matrix| {
+                if matrix.is_low_rank() { 2 * matrix.parameters() + moments(matrix) } else { 0 }
+            }) + largest_augmentation * threads.min(low_rank_in_all),
+        };
+        values.times(BYTES_PER_VALUE)
+    }
+
+    fn times(self, factor: u64) -> Self {
+        let bytes = |values: u64| values.saturating_mul(factor);
+        MemoryLedger {
+            weights: bytes(self.weights),
+            gradients: bytes(self.gradients),
+            moments: bytes(self.moments),
+            activations: bytes(self.activations),
+            head_gradient: bytes(self.head_gradient),
+            backward: bytes(self.backward),
+            optimizer: bytes(self.optimizer),
+        }
+    }
+
+    /// What is there at once at the most: the state of the training, and either a backward pass or a low-rank step.
+    pub fn peak(&self) -> u64 {
+        let pass = self.activations.saturating_add(self.head_gradient).saturating_add(self.backward);
+        self.weights + self.gradients + self.moments + pass.max(self.optimizer)
+    }
+}
+
+/// Numbers kept per token for the backward pass.
+fn activation_values(model: &ModelPlan, matrices: &[Matrix]) -> u64 {
+    let (layers, width, heads) = (model.n_layer as u64, model.n_embd as u64, model.n_head as u64);
+    let norms = 2 * (2 * width + 2);
+    let attention = 4 * width + heads;
+    let mlp = 8 * width;
+    let rank_wide: u64 = matrices.iter().map(|matrix| matrix.form.rank().unwrap_or(0) as u64).sum();
+    let final_norm_and_head = 3 * width + 2;
+    layers * (norms + attention + mlp + rank_wide) + final_norm_and_head
+}

@@ -1,0 +1,125 @@
+//! What a plan costs: parameters, floating-point operations, memory. Counted from shapes, before anything runs.
+//!
+//! Legend: m × n a matrix, r its rank, C the width, H the heads, T the block size, V the vocabulary, L the blocks; a multiply-add is
+//! two operations. Counted are matrix products (and attention's, which see only the causal half); norms, activations, softmax
+//! and element-wise updates are left out, as is usual for model FLOPs.
+//!
+//! ```text
+//! parameters   trained numbers by group
+//! operations   of a token, of a step, of the optimizer's own linear algebra
+//! memory       bytes at once
+//! matrix       what one matrix of a block contributes to each
+//! figures      numbers as people read them
+//! ```
+
+mod figures;
+mod matrix;
+mod memory;
+mod operations;
+mod parameters;
+#[cfg(test)]
+mod tests;
+
+use crate::spec::{Plan, WeightForm};
+use figures::grouped;
+pub(crate) use figures::{bytes, scaled};
+pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
+pub use operations::{FlopLedger, NEWTON_SCHULZ_ITERATIONS, OptimizerFlops, low_rank_optimizer_flops};
+pub use parameters::{ParameterLedger, TargetLedger};
+use std::fmt;
+
+/// The whole account of a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ledger {
+    /// Tokens in the vocabulary, V.
+    pub vocabulary_size: u64,
+    /// Numbers that are trained.
+    pub parameters: ParameterLedger,
+    /// Floating-point operations.
+    pub flops: FlopLedger,
+    /// Bytes in f32.
+    pub memory: MemoryLedger,
+    /// Tokens a step sees.
+    pub tokens_per_step: u64,
+    /// Steps of the run.
+    pub max_steps: u64,
+}
+
+impl Ledger {
+    /// Counts everything for a vocabulary of this size, with this many matrices in the optimizer's hands at a time (its threads).
+    pub fn new(plan: &Plan, vocabulary_size: usize, threads: usize) -> Self {
+        let vocabulary = vocabulary_size as u64;
+        Ledger {
+            vocabulary_size: vocabulary,
+            parameters: ParameterLedger::new(&plan.model, vocabulary),
+            flops: FlopLedger::new(plan, vocabulary),
+            memory: MemoryLedger::new(plan, vocabulary, threads as u64),
+            tokens_per_step: plan.tokens_per_step,
+            max_steps: plan.train.max_steps.0,
+        }
+    }
+
+    /// Tokens the run sees.
+    pub fn total_tokens(&self) -> u64 {
+        self.tokens_per_step.saturating_mul(self.max_steps)
+    }
+
+    /// Operations of one step: training on its tokens, then the low-rank optimizer.
+    pub fn flops_per_step(&self) -> u64 {
+        self.flops.per_step(self.tokens_per_step)
+    }
+}
+
+impl fmt::Display for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, value: String| writeln!(f, "  {name:<34}{value:>14}");
+        let parameters = &self.parameters;
+        writeln!(f, "parameters")?;
+        line(f, "token embedding (tied head)", grouped(parameters.token_embedding))?;
+        line(f, "positions", grouped(parameters.positions))?;
+        line(f, "norms", grouped(parameters.norms))?;
+        line(f, "biases", grouped(parameters.biases))?;
+        for target in &parameters.targets {
+            let form = match target.form {
+                WeightForm::Dense => "dense".to_owned(),
+                WeightForm::LowRank { rank } => format!("rank {rank}"),
+                WeightForm::Factored { rank } => format!("factored, {rank}"),
+            };
+            let name = format!("{:<5} {} × {}, {form}", target.target.name(), target.rows, target.columns);
+            line(f, &name, grouped(target.parameters))?;
+        }
+        let (total, dense) = (parameters.total(), parameters.dense_equivalent());
+        line(f, "total", grouped(total))?;
+        line(f, "the same network dense", grouped(dense))?;
+        line(f, "share of dense", format!("{:.3}", total as f64 / dense as f64))?;
+
+        let flops = &self.flops;
+        writeln!(f, "operations (matrix products)")?;
+        line(f, "forward per token", scaled(flops.forward_per_token(), "FLOP"))?;
+        line(f, "  matrices of the blocks", scaled(flops.forward_products_per_token, "FLOP"))?;
+        line(f, "  causal attention", scaled(flops.forward_attention_per_token, "FLOP"))?;
+        line(f, "  head", scaled(flops.forward_head_per_token, "FLOP"))?;
+        line(f, "training per token", scaled(flops.training_per_token, "FLOP"))?;
+        line(f, "low-rank optimizer per step", scaled(flops.low_rank_optimizer_per_step, "FLOP"))?;
+        if flops.matrix_optimizer_per_step > 0 {
+            line(f, "polar factors per step", scaled(flops.matrix_optimizer_per_step, "FLOP"))?;
+        }
+        line(f, "a step in all", scaled(self.flops_per_step(), "FLOP"))?;
+        line(f, "the run in all", scaled(self.flops_per_step().saturating_mul(self.max_steps), "FLOP"))?;
+
+        let memory = &self.memory;
+        writeln!(f, "memory (f32)")?;
+        line(f, "weights", bytes(memory.weights))?;
+        line(f, "gradients", bytes(memory.gradients))?;
+        line(f, "optimizer moments", bytes(memory.moments))?;
+        line(f, "activations for the backward", bytes(memory.activations))?;
+        line(f, "head gradient", bytes(memory.head_gradient))?;
+        line(f, "backward in flight", bytes(memory.backward))?;
+        line(f, "low-rank step", bytes(memory.optimizer))?;
+        line(f, "peak, expected", bytes(memory.peak()))?;
+
+        writeln!(f, "tokens")?;
+        line(f, "per step", grouped(self.tokens_per_step))?;
+        line(f, "in all", grouped(self.total_tokens()))
+    }
+}

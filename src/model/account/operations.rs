@@ -1,0 +1,127 @@
+//! Floating-point operations.
+
+use super::matrix::Matrix;
+use crate::spec::{DlraSpec, Momentum, Plan, RetractionSpec, Target, WeightForm};
+
+/// Quintic Newton–Schulz iterations that `spectral` momentum is counted with.
+pub const NEWTON_SCHULZ_ITERATIONS: u64 = 5;
+
+/// Floating-point operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlopLedger {
+    /// Forward, the six matrices of all blocks: 2 m n, 2 (n r + r² + r m), or 2 (n r + r m) each.
+    pub forward_products_per_token: u64,
+    /// Forward, causal attention: a token sees (T + 1) / 2 keys on average, twice (scores and mixture): 2 C (T + 1) per block.
+    pub forward_attention_per_token: u64,
+    /// Forward, head: 2 V C.
+    pub forward_head_per_token: u64,
+    /// Forward and backward: three times the forward, except that the r × r product of a low-rank matrix has no gradient product
+    /// of its own (the S-gradient comes from the K-gradient), so that it counts twice. The recomputation of attention scores in the
+    /// backward is not counted.
+    pub training_per_token: u64,
+    /// Geometry of all low-rank matrices, once per step; see [`low_rank_optimizer_flops`].
+    pub low_rank_optimizer_per_step: u64,
+    /// Polar factors of full matrices under Muon, once per step: 5 (4 a² b + 2 a³) each for a ≤ b its sides.
+    pub matrix_optimizer_per_step: u64,
+}
+
+impl FlopLedger {
+    pub(super) fn new(plan: &Plan, vocabulary: u64) -> Self {
+        Self::at_ranks(plan, vocabulary, &|_, _| None)
+    }
+
+    /// The operations when low-rank matrices have these ranks (by block and target) instead of those of the plan, as after truncations.
+    pub fn at_ranks(plan: &Plan, vocabulary: u64, rank: &dyn Fn(usize, Target) -> Option<usize>) -> Self {
+        let model = &plan.model;
+        let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
+        let places = || (0..model.n_layer).flat_map(|layer| Target::ALL.map(|target| (layer, target)));
+        let matrices: Vec<Matrix> = places()
+            .map(|(layer, target)| match (Matrix::new(model, target), rank(layer, target)) {
+                (matrix, Some(rank)) if matrix.is_low_rank() => Matrix { form: WeightForm::LowRank { rank }, ..matrix },
+                (matrix, _) => matrix,
+            })
+            .collect();
+        let products = matrices.iter().map(Matrix::forward_flops).sum::<u64>();
+        let attention = layers * 2 * width * (model.block_size as u64 + 1);
+        let head = 2 * vocabulary * width;
+        let small_products_saved = matrices.iter().map(Matrix::coefficient_flops).sum::<u64>();
+        let optimizer = plan.optimizer.dlra().map_or(0, |dlra| {
+            let low_rank = matrices.iter().filter(|matrix| matrix.is_low_rank());
+            low_rank.map(|matrix| low_rank_optimizer_flops(dlra, matrix.rows, matrix.columns, matrix.rank()).total()).sum::<u64>()
+        });
+        let dense = matrices.iter().filter(|matrix| matrix.form == WeightForm::Dense && plan.optimizer.muon().is_some());
+        FlopLedger {
+            forward_products_per_token: products,
+            forward_attention_per_token: attention,
+            forward_head_per_token: head,
+            training_per_token: 3 * (products + attention + head) - small_products_saved,
+            low_rank_optimizer_per_step: optimizer,
+            matrix_optimizer_per_step: dense.map(|matrix| polar_flops(matrix.rows, matrix.columns)).sum(),
+        }
+    }
+
+    /// A step on this many tokens: training, then the optimizer's own products.
+    pub fn per_step(&self, tokens: u64) -> u64 {
+        let optimizer = self.low_rank_optimizer_per_step.saturating_add(self.matrix_optimizer_per_step);
+        self.training_per_token.saturating_mul(tokens).saturating_add(optimizer)
+    }
+
+    /// Forward pass on one token.
+    pub fn forward_per_token(&self) -> u64 {
+        self.forward_products_per_token + self.forward_attention_per_token + self.forward_head_per_token
+    }
+}
+
+/// Operations of one DLRA step on one matrix while its rank stays, by part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptimizerFlops {
+    /// Tangent projection of the outer gradients: 4 m r² + 2 n r²; and for `adam` the direction's return to the tangent space,
+    /// 4 (m + n) r². For `matrix_adam` the r × r second moments, 2 (m + n) r² + 4 r³, and the direction, 2 (m + n) r² + 4 r³.
+    pub projection: u64,
+    /// New basis directions: orthogonalised twice against the basis, 8 r² per row, and Cholesky-QR twice, 8 r² per row: 16 (m + n) r².
+    pub augmentation: u64,
+    /// `spectral`: polar factor of the core a × b, a ≤ b ≤ 2r, by quintic Newton–Schulz: 4 a² b + 2 a³ per iteration. `matrix_adam`: four
+    /// inverse roots by symmetric eigenvalues, 9 r³ + 2 r³ each (Golub & Van Loan, §8.3), and four products, 2 r³ each.
+    pub polar: u64,
+    /// `subspace`: two thin QRs of 2r × r (20/3 r³ each) and one product (8 r³). `svd`: 21 (2r)³ (Golub & Van Loan, §8.6).
+    /// Then the new bases, 4 (m + n) r².
+    pub retraction: u64,
+    /// First moment into the new bases: 8 (m + n) r² + 8 r³; and for `adam` second moments, 2 (m + n) r² + 4 r³, for `matrix_adam` 16 r³.
+    pub transport: u64,
+}
+
+impl OptimizerFlops {
+    /// All parts together.
+    pub fn total(&self) -> u64 {
+        self.projection + self.augmentation + self.polar + self.retraction + self.transport
+    }
+}
+
+/// Operations of one DLRA step on one m × n matrix of rank r: the algorithm's own count (algorithms.md §2 and §3).
+pub fn low_rank_optimizer_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: u64) -> OptimizerFlops {
+    let (square, cube) = (rank * rank, rank * rank * rank);
+    let sides = (rows + columns) * square;
+    let is_adam = u64::from(dlra.momentum == Momentum::Adam);
+    let is_matrix_adam = u64::from(dlra.momentum == Momentum::MatrixAdam);
+    OptimizerFlops {
+        projection: 4 * rows * square + 2 * columns * square + is_adam * 4 * sides + is_matrix_adam * (4 * sides + 8 * cube),
+        augmentation: 16 * sides,
+        polar: match dlra.momentum {
+            Momentum::Spectral => polar_flops((2 * rank).min(rows), (2 * rank).min(columns)),
+            Momentum::MatrixAdam => 52 * cube,
+            Momentum::HeavyBall | Momentum::Adam => 0,
+        },
+        retraction: 4 * sides
+            + match dlra.retraction {
+                RetractionSpec::Subspace => (2 * 20 * cube) / 3 + 8 * cube,
+                RetractionSpec::Svd => 21 * 8 * cube,
+            },
+        transport: 8 * sides + 8 * cube + is_adam * (2 * sides + 4 * cube) + is_matrix_adam * 16 * cube,
+    }
+}
+
+/// Operations of an a × b polar factor by products, 4 a² b + 2 a³ per iteration for a ≤ b.
+fn polar_flops(rows: u64, columns: u64) -> u64 {
+    let (short, long) = (rows.min(columns), rows.max(columns));
+    NEWTON_SCHULZ_ITERATIONS * (4 * short * short * long + 2 * short * short * short)
+}

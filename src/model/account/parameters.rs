@@ -1,0 +1,81 @@
+//! Trained numbers by group.
+
+use super::matrix::Matrix;
+use crate::spec::{ModelPlan, Target, WeightForm};
+
+/// Parameters by group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterLedger {
+    /// Token embedding, tied to the head: V C.
+    pub token_embedding: u64,
+    /// Learned positions: T C.
+    pub positions: u64,
+    /// Layer-norm gains: (2 L + 1) C.
+    pub norms: u64,
+    /// Biases of norms and linear layers: (2 L + 1) C + 9 L C; 0 without biases.
+    pub biases: u64,
+    /// The six matrices of a block.
+    pub targets: Vec<TargetLedger>,
+}
+
+impl ParameterLedger {
+    pub(super) fn new(model: &ModelPlan, vocabulary: u64) -> Self {
+        let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
+        let norms = (2 * layers + 1) * width;
+        let linear_biases: u64 = Target::ALL.iter().map(|target| model.shape(*target).0 as u64).sum();
+        ParameterLedger {
+            token_embedding: vocabulary * width,
+            positions: model.block_size as u64 * width,
+            norms,
+            biases: if model.bias { norms + layers * linear_biases } else { 0 },
+            targets: Target::ALL.iter().map(|target| TargetLedger::new(model, *target)).collect(),
+        }
+    }
+
+    /// Everything outside the six matrices of a block.
+    pub(super) fn dense_rest(&self) -> u64 {
+        self.token_embedding + self.positions + self.norms + self.biases
+    }
+
+    /// All parameters.
+    pub fn total(&self) -> u64 {
+        self.dense_rest() + self.targets.iter().map(|target| target.parameters).sum::<u64>()
+    }
+
+    /// Parameters of the same network with full matrices.
+    pub fn dense_equivalent(&self) -> u64 {
+        self.dense_rest() + self.targets.iter().map(|target| target.dense_equivalent).sum::<u64>()
+    }
+}
+
+/// One of the six matrices, over all blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetLedger {
+    /// Which matrix.
+    pub target: Target,
+    /// Its form.
+    pub form: WeightForm,
+    /// m.
+    pub rows: u64,
+    /// n.
+    pub columns: u64,
+    /// Stored numbers in all blocks: L m n, L (m r + r² + n r), or L (m r + n r).
+    pub parameters: u64,
+    /// L m n.
+    pub dense_equivalent: u64,
+}
+
+impl TargetLedger {
+    fn new(model: &ModelPlan, target: Target) -> Self {
+        let matrix = Matrix::new(model, target);
+        let layers = model.n_layer as u64;
+        TargetLedger {
+            target,
+            form: matrix.form,
+            rows: matrix.rows,
+            columns: matrix.columns,
+            parameters: layers * matrix.parameters(),
+            dense_equivalent: layers * matrix.rows * matrix.columns,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The account of a tiny network, counted by hand.
+
+use super::figures::{bytes, grouped, scaled};
+use super::*;
+use crate::spec::{DlraSpec, Momentum, RetractionSpec};
+
+/// 2 blocks, 2 heads, width 8, block 4, vocabulary 10, rank 2, except v (rank 3) and down (dense); batch 3 × 2.
+fn tiny(kind: &str, rule: &str, bias: bool) -> Plan {
+    let text = format!(
+        "name: tiny\n\
+         model: {{n_layer: 2, n_head: 2, n_embd: 8, block_size: 4, bias: {bias}, weights: {kind}}}\n\
+         data: {{source: cargo_registry, tokenizer: bytes}}\n\
+         train: {{max_steps: 7, batch_size: 3, gradient_accumulation_steps: 2}}\n\
+         {rule}\n\
+         schedule: {{constant: {{warmup_steps: 0}}}}\n"
+    );
+    crate::spec::parse_plan(&text, "tiny.yaml", &[]).expect("a good spec").1
+}
+
+const LOW_RANK: &str = "{low_rank: {rank: 2, targets: {v: 3, down: dense}}}";
+
+#[test]
+fn parameters_of_a_tiny_model() {
+    let ledger = Ledger::new(&tiny(LOW_RANK, "", true), 10, 1);
+    let parameters = &ledger.parameters;
+    assert_eq!((parameters.token_embedding, parameters.positions, parameters.norms), (80, 32, 40));
+    // Norm biases 5·8, and per block 4·8 (q, k, v, o) + 32 (up) + 8 (down).
+    assert_eq!(parameters.biases, 40 + 2 * 72);
+    // q: (8 + 8)·2 + 4 = 36, v: 16·3 + 9 = 57, up: (32 + 8)·2 + 4 = 84, down: 256; two blocks.
+    let counts: Vec<u64> = parameters.targets.iter().map(|target| target.parameters).collect();
+    assert_eq!(counts, [72, 72, 114, 72, 168, 512]);
+    assert_eq!(parameters.total(), 80 + 32 + 40 + 184 + 1010);
+    assert_eq!(parameters.dense_equivalent(), 80 + 32 + 40 + 184 + 2 * (4 * 64 + 2 * 256));
+}
+
+#[test]
+fn operations_of_a_tiny_model() {
+    let flops = Ledger::new(&tiny(LOW_RANK, "", false), 10, 1).flops;
+    assert_eq!(flops.forward_products_per_token, 2 * 1010);
+    assert_eq!(flops.forward_attention_per_token, 2 * 2 * 8 * 5);
+    assert_eq!(flops.forward_head_per_token, 160);
+    // The r × r products, 2·(4 + 4 + 9 + 4 + 4) in each of two blocks, are needed twice, not three times.
+    assert_eq!(flops.training_per_token, 3 * (2020 + 160 + 160) - 2 * 2 * 25);
+    let dense = Ledger::new(&tiny("dense", "", false), 10, 1).flops;
+    assert_eq!(dense.forward_products_per_token, 2 * 2 * (4 * 64 + 2 * 256));
+    assert_eq!(dense.training_per_token, 3 * dense.forward_per_token());
+    assert_eq!(dense.low_rank_optimizer_per_step, 0);
+}
+
+#[test]
+fn memory_of_a_tiny_model() {
+    let memory = Ledger::new(&tiny(LOW_RANK, "", false), 10, 1).memory;
+    let rest = 80 + 32 + 40;
+    assert_eq!(memory.weights, 4 * (rest + 1010));
+    // Without r²: q, k, o 32 each, v 48, up 80, down 256.
+    assert_eq!(memory.gradients, 4 * (rest + 2 * (3 * 32 + 48 + 80 + 256)));
+    // Spectral keeps one moment of the shape of (U, S, V); AdamW keeps two.
+    assert_eq!(memory.moments, 4 * (2 * rest + 2 * (3 * 36 + 57 + 84) + 2 * 2 * 256));
+    // Per token and block 16 C + 4 + H + (2 + 2 + 3 + 2 + 2) = 145; at the end 3 C + 2; 12 tokens in a micro-batch.
+    assert_eq!(memory.activations, 4 * 12 * (2 * 145 + 26));
+    assert_eq!(memory.head_gradient, 4 * 80);
+    // Up, 32 × 8 at rank 2, is the largest: 4·80 + 14·4.
+    let low_rank = 2 * (3 * 36 + 57 + 84);
+    assert_eq!(memory.optimizer, 4 * (3 * low_rank + 320 + 56));
+    // 10 C for each of 12 tokens, more than their 10 logits each.
+    assert_eq!(memory.backward, 4 * 12 * 80);
+    let state = memory.weights + memory.gradients + memory.moments;
+    assert_eq!(memory.peak(), state + memory.activations + memory.head_gradient + memory.backward);
+}
+
+#[test]
+fn adam_keeps_second_moments_and_factors_have_no_core() {
+    let spectral = Ledger::new(&tiny(LOW_RANK, "", false), 10, 1);
+    let adam = Ledger::new(&tiny(LOW_RANK, "optimizer: {low_rank: {dlra: {momentum: adam}}}", false), 10, 1);
+    assert_eq!(adam.memory.moments - spectral.memory.moments, 4 * 2 * (3 * 36 + 57 + 84));
+    let factored = Ledger::new(&tiny("{factored: {rank: 2}}", "", false), 10, 1);
+    assert_eq!(factored.parameters.total(), 152 + 2 * 2 * (4 * 16 + 2 * 40));
+    assert_eq!(factored.memory.moments, 2 * factored.memory.weights);
+    assert_eq!(factored.memory.gradients, factored.memory.weights);
+    assert_eq!(factored.flops.training_per_token, 3 * factored.flops.forward_per_token());
+    assert_eq!(factored.memory.optimizer, 0);
+}
+
+#[test]
+fn one_spectral_step_by_hand() {
+    let count = low_rank_optimizer_flops(&DlraSpec::default(), 10, 6, 2);
+    assert_eq!(count.projection, 4 * 10 * 4 + 2 * 6 * 4);
+    assert_eq!(count.augmentation, 16 * 16 * 4);
+    assert_eq!(count.polar, 5 * (2 * 4 * 4 * 4 + 2 * 4 * 4 * 4 + 2 * 4 * 4 * 4));
+    assert_eq!(count.retraction, 4 * 64 + 106 + 64);
+    assert_eq!(count.transport, 8 * 64 + 64);
+    let svd = DlraSpec { retraction: RetractionSpec::Svd, momentum: Momentum::HeavyBall, ..DlraSpec::default() };
+    let count = low_rank_optimizer_flops(&svd, 10, 6, 2);
+    assert_eq!((count.polar, count.retraction), (0, 4 * 64 + 21 * 64));
+    // The core has at most min(2r, n) columns.
+    let wide = low_rank_optimizer_flops(&DlraSpec::default(), 10, 3, 2);
+    assert_eq!(wide.polar, 5 * (4 * 3 * 3 * 4 + 2 * 27));
+}
+
+#[test]
+fn figures_are_readable() {
+    assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1_000", "1_234_567"]);
+    assert_eq!(scaled(1_500, "FLOP"), "1.50 kFLOP");
+    assert_eq!(scaled(12, "FLOP"), "12 FLOP");
+    assert_eq!(bytes(1_572_864), "1.5 MiB");
+}
+
+#[test]
+fn muon_is_counted() {
+    let plain = Ledger::new(&tiny("dense", "", false), 10, 1);
+    let muon = Ledger::new(&tiny("dense", "optimizer: {matrices: {muon: {}}}", false), 10, 1);
+    // Two blocks of four 8 × 8 and two 32 × 8 matrices, five iterations each.
+    let polar = 2 * 5 * (4 * (4 * 64 * 8 + 2 * 512) + 2 * (4 * 64 * 32 + 2 * 512));
+    assert_eq!(muon.flops.matrix_optimizer_per_step, polar);
+    assert_eq!(muon.flops_per_step() - plain.flops_per_step(), polar);
+    // One moment instead of two for the matrices.
+    assert_eq!(plain.memory.moments - muon.memory.moments, 4 * 2 * (4 * 64 + 2 * 256));
+}
