@@ -153,6 +153,21 @@ fn a_sweep_runs_once_and_its_report_has_everything() {
     }
 }
 
+/// Seconds of a step never come out the same twice, but a sweep that is started again keeps what it was solved with.
+#[test]
+fn equal_seconds_are_solved_once() {
+    let place = Workplace::new();
+    let path = sweep(
+        &place,
+        "equal: {seconds: baseline}\nseeds: [1]\nvariants:\n  - {name: dense, set: {model.weights: dense}}\n  - {name: spectral}\n",
+    );
+    place.run(&["sweep", &path], 0);
+    let before = std::fs::read(place.path("runs/small/manifest.json")).expect("the manifest");
+    let again = summary(&place.run(&["sweep", &path], 0));
+    assert_eq!((again["finished"].as_u64(), again["skipped"].as_u64()), (Some(0), Some(2)));
+    assert_eq!(before, std::fs::read(place.path("runs/small/manifest.json")).expect("the manifest"));
+}
+
 fn trajectories_of_finished(place: &Workplace) -> BTreeMap<String, Vec<String>> {
     let manifest = json(&place.path("runs/small/manifest.json"));
     let ids = manifest["runs"].as_array().expect("runs").iter().map(|run| run["id"].as_str().expect("an id").to_owned());

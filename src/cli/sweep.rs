@@ -65,7 +65,7 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     let folder = Path::new("runs").join(&spec.name);
     let threads = threads(&folder, args.jobs.get());
     // The sweep's budgets and times are for the machine it is started on; a device is opened by the runs.
-    let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?);
+    let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?, &folder);
     let sweep = Sweep::expand(&spec, &args.sweep, &mut calibration)?;
     if args.dry_run {
         return dry_run(&sweep, &mut calibration);
@@ -74,6 +74,7 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
         .with_context(|| format!("the sweep in {} is running already, or its folder cannot be written", folder.display()))?;
     let written = std::fs::read_to_string(&args.sweep)?;
     let manifest = Manifest::lay_out(&sweep, &written, threads, &folder)?;
+    calibration.save(&folder)?;
     let memory = sweep.runs.iter().map(|run| {
         let vocabulary = calibration.vocabulary_size(&run.plan)?;
         Ok(Ledger::new(&run.plan, vocabulary, threads).memory.peak())

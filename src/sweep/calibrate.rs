@@ -3,14 +3,19 @@
 use super::equal::Solver;
 use crate::bench::{StepCounts, seconds_per_step};
 use crate::data;
+use crate::fs::write_atomic;
 use crate::spec::Plan;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Steps of a calibration.
 const COUNTS: StepCounts = StepCounts { warm_up: 1, timed: 2 };
+
+/// Seconds of a step by kind of plan, in a sweep's folder.
+const FILE: &str = "calibration.json";
 
 /// Prepares each text once, and times each kind of plan once.
 pub struct Calibration {
@@ -21,9 +26,18 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Timings with this many threads.
-    pub fn new(threads: usize, device: Device) -> Self {
-        Self { threads, device, vocabularies: BTreeMap::new(), seconds: BTreeMap::new() }
+    /// Timings with this many threads; those a sweep's folder has already stay, so that it solves its budgets once.
+    pub fn new(threads: usize, device: Device, folder: &Path) -> Self {
+        let known = std::fs::read_to_string(folder.join(FILE)).ok().and_then(|text| serde_json::from_str(&text).ok());
+        Self { threads, device, vocabularies: BTreeMap::new(), seconds: known.unwrap_or_default() }
+    }
+
+    /// Keeps the timings in a sweep's folder.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        write_atomic(&folder.join(FILE), &serde_json::to_vec_pretty(&self.seconds)?)
     }
 }
 
