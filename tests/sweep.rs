@@ -199,6 +199,26 @@ fn a_killed_sweep_goes_on_to_the_same_results() {
     assert_eq!(expected, trajectories(&place));
 }
 
+/// A sweep that is asked to stop lets every run finish its step and save, however long the step takes.
+#[test]
+fn a_stopped_sweep_leaves_checkpoints() {
+    let place = Workplace::new();
+    // Steps of seconds on one thread, so that the stop comes in the middle of the first.
+    let body = "set: {model.n_embd: 256, model.n_layer: 4, train.batch_size: 64, train.gradient_accumulation_steps: 24, model.weights: dense}\n\
+                seeds: [1]\nvariants:\n  - {name: slow}\n";
+    let path = sweep(&place, body);
+    let mut child = place.lrpt(&["sweep", &path]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let begun = place.path("runs/small/slow-seed-1/plan.yaml");
+    while !begun.exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
+    assert_eq!(child.wait().expect("gone").code(), Some(143));
+    let saved = std::fs::read_dir(place.path("runs/small/slow-seed-1/checkpoints")).expect("a checkpoint was written");
+    assert!(saved.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("step-")));
+}
+
 #[test]
 fn a_failed_run_is_reported_and_tried_again_only_on_request() {
     let place = Workplace::new();

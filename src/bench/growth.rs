@@ -45,17 +45,16 @@ pub struct Exponents {
     pub flops: f64,
 }
 
-/// Times a step of each plan; `values[i]` is the setting's value in `plans[i]`.
+/// Times a step at each value of the setting, with the plan that has it and the size of that plan's vocabulary.
 ///
 /// # Errors
 /// With fewer than two values, with a value that is not positive, or if a step fails.
-pub fn growth(key: &str, values: &[f64], plans: &[Plan], vocabulary_size: usize, counts: StepCounts, device: &Device) -> Result<Growth> {
-    ensure!(values.len() == plans.len(), "{} values, {} plans", values.len(), plans.len());
-    let mut points = Vec::with_capacity(plans.len());
-    for (value, plan) in values.iter().zip(plans) {
+pub fn growth(key: &str, settings: &[(f64, Plan, usize)], counts: StepCounts, device: &Device) -> Result<Growth> {
+    let mut points = Vec::with_capacity(settings.len());
+    for (value, plan, vocabulary_size) in settings {
         tracing::info!("{key} = {value}");
-        let timed = time_steps(plan, vocabulary_size, counts, device)?;
-        let ledger = Ledger::new(plan, vocabulary_size, rayon::current_num_threads());
+        let timed = time_steps(plan, *vocabulary_size, counts, device)?;
+        let ledger = Ledger::new(plan, *vocabulary_size, rayon::current_num_threads());
         points.push(GrowthPoint {
             value: *value,
             seconds_per_step: timed.seconds_per_step,

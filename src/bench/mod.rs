@@ -3,7 +3,7 @@
 //! ```text
 //! steps          a plan's training steps on random tokens, timed -> Report
 //! report         the figures of a benchmark, as a table and as JSON
-//! low_rank_parts  where the low-rank optimizer's time goes, part by part
+//! low_rank_parts where the low-rank optimizer's time goes, part by part
 //! growth         seconds and operations of a step against one setting, with fitted exponents
 //! product_peak   the largest rate of matrix products in this process
 //! machine        threads, SIMD level, memory, devices, and what would slow training down

@@ -82,16 +82,17 @@ fn vocabulary(args: &BenchArgs, plan: &Plan) -> Result<usize> {
 fn vary_one(args: &BenchArgs, vary: &str, device: &Device) -> Result<Growth> {
     let usage = |problem: &str| Failure::Usage(format!("--vary {vary}: {problem}; write --vary model.n_layer=2,4,8"));
     let (key, values) = vary.split_once('=').ok_or_else(|| usage("no `=`"))?;
-    let texts: Vec<&str> = values.split(',').map(str::trim).collect();
-    let values = texts.iter().map(|text| text.parse().map_err(|_| usage(&format!("`{text}` is not a number")).into()));
-    let values = values.collect::<Result<Vec<f64>>>()?;
-    if values.len() < 2 || values.iter().any(|value| *value <= 0.0) {
-        return Err(usage("an exponent needs at least two values, all positive").into());
-    }
-    let plan = |text: &&str| {
+    let point = |text: &str| -> Result<(f64, Plan, usize)> {
+        let value = text.parse().ok().filter(|value: &f64| *value > 0.0 && value.is_finite());
+        let value = value.ok_or_else(|| usage(&format!("`{text}` is no positive number")))?;
         let overrides: Vec<String> = args.overrides.iter().cloned().chain([format!("{key}={text}")]).collect();
-        Ok(spec::load_plan(&args.spec, &overrides)?.1)
+        let (_, plan) = spec::load_plan(&args.spec, &overrides)?;
+        let vocabulary = vocabulary(args, &plan)?;
+        Ok((value, plan, vocabulary))
     };
-    let plans = texts.iter().map(plan).collect::<Result<Vec<_>>>()?;
-    growth(key, &values, &plans, vocabulary(args, &plans[0])?, args.counts(), device)
+    let settings = values.split(',').map(str::trim).map(point).collect::<Result<Vec<_>>>()?;
+    if settings.iter().all(|(value, ..)| *value == settings[0].0) {
+        return Err(usage("an exponent needs at least two different values").into());
+    }
+    growth(key, &settings, args.counts(), device)
 }

@@ -73,8 +73,9 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     let _lock = RunLock::acquire(&folder)
         .with_context(|| format!("the sweep in {} is running already, or its folder cannot be written", folder.display()))?;
     let written = std::fs::read_to_string(&args.sweep)?;
-    let manifest = Manifest::lay_out(&sweep, &written, threads, &folder)?;
+    // First, so that runs laid out by it are never without it.
     calibration.save(&folder)?;
+    let manifest = Manifest::lay_out(&sweep, &written, threads, &folder)?;
     let memory = sweep.runs.iter().map(|run| {
         let vocabulary = calibration.vocabulary_size(&run.plan)?;
         Ok(Ledger::new(&run.plan, vocabulary, threads).memory.peak())
@@ -208,7 +209,7 @@ fn run_one(folder: &Path, index: usize) -> Result<()> {
         tracing::info!("{} is finished already, val/loss {loss:.4}", run.id);
         return Ok(());
     }
-    match manifest.stage(index, &states, folder)? {
+    match manifest.stage(index, &states) {
         Stage::Ready => {}
         Stage::NotNeeded => {
             tracing::info!("{} is not needed: its values were not the best on the first seed", run.id);

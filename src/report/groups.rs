@@ -24,6 +24,11 @@ pub struct LabelledRun {
     pub not_needed: bool,
 }
 
+/// The last key of a path, as tables name a setting.
+pub fn last_key(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
 /// Runs that differ by their seed alone.
 #[derive(Clone, Debug)]
 pub struct Candidate {
@@ -41,8 +46,7 @@ impl Candidate {
 
     /// The searched settings in words: `learning_rate 0.01`.
     pub fn label(&self) -> String {
-        let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
-        self.tuned.iter().map(|(key, value)| format!("{} {value}", last(key))).collect::<Vec<_>>().join(", ")
+        self.tuned.iter().map(|(key, value)| format!("{} {value}", last_key(key))).collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -22,7 +22,7 @@ mod table;
 
 pub use budget::{Spending, loss_at};
 pub use comparison::{Comparison, GroupSummary, PairedDifference, compare};
-pub use groups::{Candidate, Group, LabelledRun, Search, group_runs};
+pub use groups::{Candidate, Group, LabelledRun, Search, group_runs, last_key};
 pub use page::write_report;
 pub use run_results::{Point, RanksAt, RunResults, SpectrumAt};
 pub use statistics::{Estimate, paired_difference};

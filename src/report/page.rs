@@ -155,10 +155,10 @@ mod tests {
         }
         assert!(!page.contains("<AdamW>") && !page.contains("NaN"));
         let markdown = std::fs::read_to_string(folder.path().join("report.md")).expect("Markdown");
-        for name in ["loss", "parameters", "learning-rates", "spectra", "times"] {
+        for name in ["loss", "parameters", "learning-rates", "effective-ranks", "spectra", "times"] {
             assert!(markdown.contains(&format!("({name}.svg)")), "{name}");
             assert!(folder.path().join(format!("{name}.svg")).exists(), "{name}");
         }
-        assert_eq!(page.matches("<figure").count(), 5, "no ranks changed, so there is no chart of ranks");
+        assert_eq!(page.matches("<figure").count(), 6, "no ranks changed, so there is no chart of ranks");
     }
 }

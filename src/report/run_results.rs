@@ -234,7 +234,7 @@ pub(super) mod tests_support {
             machine: "cpu, 2 threads, x86_64".into(),
             validations: vec![point(50, loss + 0.5), point(100, loss)],
             ranks: vec![RanksAt { step: 100, layers: vec![("transformer.h.0.attn.q".into(), 2)] }],
-            spectra: vec![SpectrumAt { step: 100, layers: vec![("transformer.h.0.attn.q".into(), vec![1.0, 0.5])] }],
+            spectra: [50, 100].map(|step| SpectrumAt { step, layers: vec![("transformer.h.0.attn.q".into(), vec![1.0, 0.5])] }).into(),
             seconds_by_phase: BTreeMap::from([("forward".into(), 0.04), ("backward".into(), 0.06), ("step".into(), 0.1)]),
             peak_memory: Some(1 << 28),
         }

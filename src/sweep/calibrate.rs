@@ -54,11 +54,11 @@ impl Solver for Calibration {
     }
 
     fn seconds_per_step(&mut self, plan: &Plan) -> Result<f64> {
-        let key = kind(plan)?;
+        let vocabulary = self.vocabulary_size(plan)?;
+        let key = kind(plan, vocabulary)?;
         if let Some(seconds) = self.seconds.get(&key) {
             return Ok(*seconds);
         }
-        let vocabulary = self.vocabulary_size(plan)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build().context("cannot start threads for the calibration")?;
         let seconds = pool.install(|| seconds_per_step(plan, vocabulary, COUNTS, &self.device))?;
         tracing::debug!("{}: {seconds:.4} s a step", plan.name);
@@ -68,9 +68,10 @@ impl Solver for Calibration {
 }
 
 /// What decides how long a step takes: everything but names, seeds, rates and lengths.
-fn kind(plan: &Plan) -> Result<String> {
+fn kind(plan: &Plan, vocabulary: usize) -> Result<String> {
     let mut value = serde_json::json!({
         "model": plan.model,
+        "vocabulary": vocabulary,
         "batch": (plan.train.batch_size, plan.train.gradient_accumulation_steps),
         "optimizer": plan.optimizer,
     });

@@ -59,11 +59,6 @@ impl Equal {
         let (Equal::Tokens(budget) | Equal::Parameters(budget) | Equal::Flops(budget) | Equal::Seconds(budget)) = self;
         budget
     }
-
-    /// Whether the budget is a share of the baseline's.
-    pub(super) fn shares(self) -> bool {
-        matches!(self.budget(), Budget::ShareOfBaseline(_))
-    }
 }
 
 fn rank_within(amount: f64, plan: &Plan, vocabulary: usize) -> Result<Option<String>> {

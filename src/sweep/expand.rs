@@ -3,6 +3,7 @@
 use super::equal::Solver;
 use super::sweep_spec::{Budget, SearchSpec, SweepSpec, VariantSpec};
 use crate::error::Failure;
+use crate::report::last_key;
 use crate::spec::{self, Plan, RunSpec};
 use anyhow::Result;
 use serde_json::Value;
@@ -45,11 +46,6 @@ impl PlannedRun {
         let axes = self.axes.iter().map(|(key, value)| format!("{} {value}", last_key(key)));
         std::iter::once(self.variant.clone()).chain(axes).collect::<Vec<_>>().join(", ")
     }
-}
-
-/// The last key of a path.
-pub(super) fn last_key(path: &str) -> &str {
-    path.rsplit('.').next().unwrap_or(path)
 }
 
 /// One choice of values: key path to value.
@@ -114,24 +110,20 @@ struct Point<'a> {
 impl Point<'_> {
     /// The run with its budget solved.
     fn solved(&self, baseline: &VariantSpec, solver: &mut dyn Solver) -> Result<(RunSpec, Plan)> {
-        let (_, plan) = self.load(&[])?;
-        let Some(equal) = self.sweep.equal else { return self.load(&[]) };
+        let (spec, plan) = self.load(&[])?;
+        let Some(equal) = self.sweep.equal else { return Ok((spec, plan)) };
+        let of_baseline = |solver: &mut dyn Solver| {
+            let first: Choice = baseline.tune.iter().filter_map(|(key, values)| Some((key.clone(), values.first()?.clone()))).collect();
+            let point = Point { variant: baseline, tuned: &first, ..*self };
+            solver.spending(equal, &point.load(&[])?.1)
+        };
         let amount = match equal.budget() {
             Budget::Amount(amount) => amount,
-            Budget::Baseline | Budget::ShareOfBaseline(_) if self.variant.name == baseline.name && !equal.shares() => {
-                return self.load(&[]);
-            }
-            budget => {
-                let first: Choice = baseline.tune.iter().filter_map(|(key, values)| Some((key.clone(), values.first()?.clone()))).collect();
-                let of_baseline = Point { variant: baseline, tuned: &first, ..*self };
-                let spent = solver.spending(equal, &of_baseline.load(&[])?.1)?;
-                if let Budget::ShareOfBaseline(share) = budget { share * spent } else { spent }
-            }
+            // What the others are measured by stays as it is.
+            _ if self.variant.name == baseline.name => return Ok((spec, plan)),
+            Budget::Baseline => of_baseline(solver)?,
+            Budget::ShareOfBaseline(share) => share * of_baseline(solver)?,
         };
-        // The baseline of a share is itself never shrunk.
-        if matches!(equal.budget(), Budget::ShareOfBaseline(_)) && self.variant.name == baseline.name {
-            return self.load(&[]);
-        }
         let setting = solver.solve(equal, amount, &plan).map_err(|error| self.failed(&error))?;
         self.load(&setting.into_iter().collect::<Vec<_>>())
     }

@@ -53,6 +53,7 @@ struct Running {
     index: usize,
     child: Child,
     bar: ProgressBar,
+    asked_to_stop: bool,
 }
 
 /// Runs everything that is not finished.
@@ -78,7 +79,7 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
         let (mut index, mut waits_for_lock) = (0, false);
         while running.len() < options.jobs && options.stop.requested().is_none() && index < manifest.runs.len() {
             let busy: Vec<usize> = running.iter().map(|running| running.index).collect();
-            if startable(manifest, folder, options, &states, &busy, index)? {
+            if startable(manifest, options, &states, &busy, index) {
                 match start(manifest, folder, options, index)? {
                     Some(child) => running.push(child),
                     None => {
@@ -113,9 +114,13 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
             }
         }
         running = still;
-        // Ctrl-C reaches the children by itself, as they share the terminal; a signal to this process alone does not.
-        if options.stop.requested().is_some() && look.is_multiple_of(LOOKS_PER_PROGRESS) {
-            running.iter().for_each(|run| terminate(&run.child));
+        // Ctrl-C reaches the children by itself, as they share the terminal; a signal to this process alone does not. Each is asked once: a
+        // second signal would make it leave without a checkpoint.
+        if options.stop.requested().is_some() {
+            for run in running.iter_mut().filter(|run| !run.asked_to_stop) {
+                terminate(&run.child);
+                run.asked_to_stop = true;
+            }
         }
         if look.is_multiple_of(LOOKS_PER_PROGRESS) {
             show_progress(manifest, folder, &running, &states, &total);
@@ -130,31 +135,25 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
         if let RunState::Failed(_, message) = &states[index] {
             launched.failed.push((run.id.clone(), message.clone()));
         }
-        launched.not_needed += usize::from(manifest.stage(index, &states, folder)? == Stage::NotNeeded);
+        let is_open = matches!(states[index], RunState::Pending | RunState::Begun(_));
+        launched.not_needed += usize::from(is_open && manifest.stage(index, &states) == Stage::NotNeeded);
     }
     Ok(launched)
 }
 
 /// Whether a run is wanted, its turn, not running, and fits into memory beside those that are.
-fn startable(
-    manifest: &Manifest,
-    folder: &Path,
-    options: &LaunchOptions,
-    states: &[RunState],
-    busy: &[usize],
-    index: usize,
-) -> Result<bool> {
+fn startable(manifest: &Manifest, options: &LaunchOptions, states: &[RunState], busy: &[usize], index: usize) -> bool {
     let run = &manifest.runs[index];
     let is_open = matches!(states[index], RunState::Pending | RunState::Begun(_));
-    if !is_open || busy.contains(&index) || !(options.wanted)(&run.id) || manifest.stage(index, states, folder)? != Stage::Ready {
-        return Ok(false);
+    if !is_open || busy.contains(&index) || !(options.wanted)(&run.id) || manifest.stage(index, states) != Stage::Ready {
+        return false;
     }
     let used: u64 = busy.iter().map(|index| options.memory[*index]).sum();
     let fits = options.available_memory.is_none_or(|available| used + options.memory[index] <= available);
     if !fits && busy.is_empty() {
         tracing::warn!("{}: expected to need more memory than is available; it runs alone", run.id);
     }
-    Ok(fits || busy.is_empty())
+    fits || busy.is_empty()
 }
 
 /// Starts a run; none if another process holds its folder.
@@ -173,7 +172,7 @@ fn start(manifest: &Manifest, folder: &Path, options: &LaunchOptions, index: usi
     let style =
         ProgressStyle::with_template("{prefix:<48!} {bar:30} {pos:>6}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = options.terminal.add(ProgressBar::new(run.max_steps).with_style(style).with_prefix(run.id.clone()));
-    Ok(Some(Running { index, child, bar }))
+    Ok(Some(Running { index, child, bar, asked_to_stop: false }))
 }
 
 /// The training of a run from where it stands: `lrpt train` on its spec in its folder.

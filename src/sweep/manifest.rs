@@ -7,7 +7,7 @@ use super::expand::{PlannedRun, Sweep};
 use super::sweep_spec::{Budget, Equal, SearchSpec, SweepSpec};
 use crate::error::Failure;
 use crate::fs::write_atomic;
-use crate::report::{LabelledRun, RunResults, group_runs};
+use crate::report::{LabelledRun, RunResults};
 use crate::spec::{Plan, to_yaml};
 use crate::train::RunFolder;
 use anyhow::{Context, Result};
@@ -135,22 +135,23 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Whether it is a run's turn, given the state of all runs in the manifest's order.
-    pub fn stage(&self, index: usize, states: &[RunState], folder: &Path) -> Result<Stage> {
+    /// Whether it is a run's turn, given the state of all runs in the manifest's order: one that repeats waits until all that search for its
+    /// group have ended, and is run if its values had the smallest loss, the first of equals.
+    pub fn stage(&self, index: usize, states: &[RunState]) -> Stage {
         let run = &self.runs[index];
         if !run.repeats_the_best {
-            return Ok(Stage::Ready);
+            return Stage::Ready;
         }
-        let is_rival = |other: &&(usize, &ManifestRun)| other.1.group == run.group && !other.1.repeats_the_best;
-        let rivals: Vec<(usize, &ManifestRun)> =
-            self.runs.iter().enumerate().collect::<Vec<_>>().iter().filter(is_rival).copied().collect();
-        if rivals.iter().any(|(index, _)| matches!(states[*index], RunState::Pending | RunState::Begun(_))) {
-            return Ok(Stage::Waiting);
+        let rivals = || self.runs.iter().zip(states).filter(|(other, _)| other.group == run.group && !other.repeats_the_best);
+        if rivals().any(|(_, state)| matches!(state, RunState::Pending | RunState::Begun(_))) {
+            return Stage::Waiting;
         }
-        let labelled = rivals.iter().map(|(index, rival)| label(rival, folder, &states[*index], false)).collect::<Result<Vec<_>>>()?;
-        let best = group_runs(labelled).into_iter().next().filter(|group| group.loss().is_some());
-        let is_best = best.is_some_and(|group| group.chosen().tuned == run.tuned);
-        Ok(if is_best { Stage::Ready } else { Stage::NotNeeded })
+        let finished = rivals().filter_map(|(other, state)| match state {
+            RunState::Finished(loss) => Some((other, *loss)),
+            _ => None,
+        });
+        let best = finished.min_by(|a, b| a.1.total_cmp(&b.1));
+        if best.is_some_and(|(other, _)| other.tuned == run.tuned) { Stage::Ready } else { Stage::NotNeeded }
     }
 
     /// The state of every run, in the manifest's order.
@@ -258,7 +259,7 @@ pub fn experiment(folder: &Path) -> Result<(Manifest, Vec<LabelledRun>, Option<S
     let states = manifest.states(folder)?;
     let mut runs = Vec::with_capacity(manifest.runs.len());
     for (index, run) in manifest.runs.iter().enumerate() {
-        let not_needed = manifest.stage(index, &states, folder)? == Stage::NotNeeded;
+        let not_needed = manifest.stage(index, &states) == Stage::NotNeeded;
         runs.push(label(run, folder, &states[index], not_needed)?);
     }
     let rule = rule(&manifest);
@@ -269,7 +270,8 @@ fn rule(manifest: &Manifest) -> Option<String> {
     let mut rules = Vec::new();
     if manifest.search == SearchSpec::FirstSeed {
         rules.push(
-            "Learning rates were searched on the first seed; the others were run with each method's best only (declared in the sweep)."
+            "Learning rates were searched on the first seed; the others were run with each method's best only (declared in the sweep). The first seed \
+             is one of the n, so a mean is a little better than on seeds that chose nothing."
                 .to_owned(),
         );
     }

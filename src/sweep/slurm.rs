@@ -56,7 +56,7 @@ fn script(manifest: &Manifest, options: &SlurmOptions, first: usize, last: usize
     let minutes = (2.0 * options.seconds / 60.0).ceil().max(5.0) as u64 + u64::from(GRACE / 60);
     let megabytes = (options.memory as f64 * 1.5 / f64::from(1 << 20)).ceil() as u64 + 256;
     let (working, program, folder) = (quoted(options.working_folder), quoted(options.program), quoted(options.folder));
-    let logs = options.folder.join("logs").join("slurm-%A_%a.log");
+    let logs = options.working_folder.join(options.folder).join("logs").join("slurm-%A_%a.log");
     format!(
         "#!/bin/bash\n\
          # Runs {first} to {last} of the sweep `{name}`; written by `lrpt sweep --launcher slurm`. Submitted again, it goes on where it stopped.\n\
