@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
-use lrpt::optim::{DlraState, DlraStep, RankDecision};
+use lrpt::optim::{DlraState, DlraStep, RankBounds, RankDecision};
 use lrpt::rng;
 use lrpt::spec::{Count, DlraSpec, Momentum, RetractionSpec, SecondMomentTransport};
 
@@ -291,9 +291,9 @@ fn ranks_grow_and_shrink_with_their_state() {
         let mut state = DlraState::new(&point, &settings).expect("state");
         let decisions = [
             RankDecision::Keep,
-            RankDecision::Grow { rank: 5 },
+            RankDecision::Set { rank: 5 },
             RankDecision::Keep,
-            RankDecision::Truncate { tau: 0.2, min_rank: 2, max_rank: 4 },
+            RankDecision::Truncate { tau: 0.2, bounds: RankBounds { min_rank: 2, max_rank: 4 } },
             RankDecision::Keep,
         ];
         for (step, rank) in (1..).zip(decisions) {
@@ -302,9 +302,9 @@ fn ranks_grow_and_shrink_with_their_state() {
             let update = state.step(&point, &tangent, &hyper).expect("step");
             match rank {
                 RankDecision::Keep => assert_eq!(update.point.rank(), point.rank()),
-                RankDecision::Grow { rank } => assert_eq!(update.point.rank(), rank),
-                RankDecision::Truncate { min_rank, max_rank, .. } => {
-                    assert!((min_rank..=max_rank).contains(&update.point.rank()));
+                RankDecision::Set { rank } => assert_eq!(update.point.rank(), rank),
+                RankDecision::Truncate { bounds, .. } => {
+                    assert!((bounds.min_rank..=bounds.max_rank).contains(&update.point.rank()));
                     assert!(update.truncation.is_some());
                 }
             }

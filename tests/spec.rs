@@ -168,7 +168,7 @@ fn plans_decide_everything() {
     assert_eq!((plan.tokens_per_step, plan.total_tokens), (4 * 32, 4 * 32 * 1000));
     assert!(matches!(plan.optimizer.low_rank, Some(LowRankOptimizerSpec::Dlra(_))));
     let RankPlan::Tolerance(tolerance) = &plan.rank else { panic!("fixed ranks") };
-    assert_eq!((tolerance.start, tolerance.freeze), (100, 750));
+    assert_eq!((tolerance.cycle.start, tolerance.cycle.freeze), (100, 750));
     assert_eq!(tolerance.targets.len(), 5, "the dense target has no rank");
     let q = tolerance.targets[&Target::Q];
     assert_eq!((q.tau, q.min_rank, q.max_rank), (0.3, 8, 20));

@@ -20,5 +20,5 @@ pub use gradient::{Gradient, TrainedGradients, clip_factor};
 pub use heavy_ball::HeavyBallState;
 pub use muon::MuonState;
 pub use optimizer::{Evaluation, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport};
-pub use rank::{RankDecision, RankPolicy, ToleranceCycle};
+pub use rank::{BudgetSchedule, RankBounds, RankCycle, RankDecision, RankSchedule, Tolerance, ToleranceSchedule};
 pub use schedule::Schedule;

@@ -5,7 +5,7 @@ use super::dlra::{DlraState, DlraStep, DlraUpdate};
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
 use super::heavy_ball::HeavyBallState;
 use super::muon::MuonState;
-use super::rank::{RankDecision, RankPolicy};
+use super::rank::{Candidate, RankDecision, RankSchedule, allocate};
 use super::schedule::Schedule;
 use super::state::{StateReader, name};
 use crate::checkpoint::TensorReader;
@@ -16,7 +16,6 @@ use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, Target};
 use anyhow::{Context, bail};
 use candle_core::Tensor;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Loss and gradients of the current step's batch, micro-batches inside.
@@ -45,8 +44,8 @@ pub struct OptimizerSettings {
     pub factors: FactorRule,
     /// Rule of low-rank weights.
     pub low_rank: DlraSpec,
-    /// Rank policy of each target.
-    pub ranks: BTreeMap<Target, RankPolicy>,
+    /// How ranks change.
+    pub ranks: RankSchedule,
     /// Learning-rate factor over the run.
     pub schedule: Schedule,
     /// Largest gradient norm; 0 turns clipping off.
@@ -172,34 +171,50 @@ impl Optimizer {
         schedule_factor: f64,
     ) -> anyhow::Result<Vec<(ParamId, DlraUpdate)>> {
         let weights: Vec<_> = params.low_rank().collect();
-        weights
-            .par_iter()
-            .map(|(id, parameter, point)| {
-                let (State::Dlra(state), Gradient::Tangent(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
-                    bail!("`{}` is low-rank but its optimizer state is not", parameter.name)
-                };
-                let hyper = DlraStep {
-                    settings: &self.settings.low_rank,
-                    learning_rate: self.settings.low_rank.learning_rate * schedule_factor,
-                    step,
-                    gradient_scale,
-                    rank: self.rank_policy(parameter).decide(step, point.rank()),
-                };
-                let mut update =
-                    state.step(point, gradient, &hyper).with_context(|| format!("the low-rank step of `{}` failed", parameter.name))?;
-                if hyper.rank == RankDecision::Keep {
-                    update.truncation = None;
-                }
-                Ok((*id, update))
-            })
-            .collect()
+        let inputs = |id: ParamId, parameter: &Parameter| match (&self.states[id.0], &trained.gradients[id.0]) {
+            (State::Dlra(state), Gradient::Tangent(gradient)) => Ok((state, gradient)),
+            _ => bail!("`{}` is low-rank but its optimizer state is not", parameter.name),
+        };
+        let hyper = |rank: RankDecision| DlraStep {
+            settings: &self.settings.low_rank,
+            learning_rate: self.settings.low_rank.learning_rate * schedule_factor,
+            step,
+            gradient_scale,
+            rank,
+        };
+        let failed = |parameter: &Parameter| format!("the low-rank step of `{}` failed", parameter.name);
+
+        // A cut to a budget looks at all spectra first; the steps are then taken again with the ranks known, which keeps one weight's augmented bases
+        // in memory at a time. Cuts are rare.
+        let mut decisions: Vec<_> = weights.iter().map(|(_, parameter, point)| self.rank_decision(parameter, step, point.rank())).collect();
+        if let RankSchedule::Budget(schedule) = &self.settings.ranks
+            && let Some(budget) = schedule.budget_at(step)
+        {
+            let candidates = weights.par_iter().map(|(id, parameter, point)| {
+                let (state, gradient) = inputs(*id, parameter)?;
+                let sigma = state.spectrum(point, gradient, &hyper(RankDecision::Keep)).with_context(|| failed(parameter))?;
+                let bounds = target_of(parameter).and_then(|target| schedule.targets.get(&target));
+                let bounds = bounds.with_context(|| format!("the rank budget has no bounds for `{}`", parameter.name))?;
+                let scores = schedule.score.of(&sigma);
+                Ok(Candidate { sides: point.rows() + point.columns(), scores, min_rank: bounds.min_rank, max_rank: bounds.max_rank })
+            });
+            let candidates = candidates.collect::<anyhow::Result<Vec<_>>>()?;
+            decisions = allocate(budget, &candidates).into_iter().map(|rank| RankDecision::Set { rank }).collect();
+        }
+
+        let steps = weights.par_iter().zip(&decisions).map(|((id, parameter, point), &decision)| {
+            let (state, gradient) = inputs(*id, parameter)?;
+            let mut update = state.step(point, gradient, &hyper(decision)).with_context(|| failed(parameter))?;
+            if decision == RankDecision::Keep {
+                update.truncation = None;
+            }
+            Ok((*id, update))
+        });
+        steps.collect()
     }
 
-    fn rank_policy(&self, parameter: &Parameter) -> RankPolicy {
-        match parameter.role {
-            Role::Matrix(place) => self.settings.ranks.get(&place.target).copied().unwrap_or(RankPolicy::Fixed),
-            _ => RankPolicy::Fixed,
-        }
+    fn rank_decision(&self, parameter: &Parameter, step: u64, rank: usize) -> RankDecision {
+        target_of(parameter).map_or(RankDecision::Keep, |target| self.settings.ranks.decide(step, target, rank))
     }
 
     fn dense_updates(
@@ -306,5 +321,13 @@ impl Optimizer {
         }
         reader.finish()?;
         Ok(Self { settings, states })
+    }
+}
+
+/// Which matrix of a block a parameter is; none for others.
+fn target_of(parameter: &Parameter) -> Option<Target> {
+    match parameter.role {
+        Role::Matrix(place) => Some(place.target),
+        _ => None,
     }
 }

@@ -136,8 +136,15 @@ pub struct DlraSpec {
     pub epsilon: f64,
     /// Decoupled weight decay on S.
     pub weight_decay: f64,
+    /// Strength β of the regulariser β‖SSᵀ − (‖S‖_F²/r) I‖_F, which draws singular values together; 0 turns it off.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spectral_regularization: f64,
     /// Steps between re-orthonormalisations of the bases.
     pub reorthonormalize_every: Count,
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 impl Default for DlraSpec {
@@ -153,6 +160,7 @@ impl Default for DlraSpec {
             beta2: 0.99,
             epsilon: 1e-10,
             weight_decay: 0.1,
+            spectral_regularization: 0.0,
             reorthonormalize_every: Count(20),
         }
     }

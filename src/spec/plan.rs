@@ -1,5 +1,6 @@
 //! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether two runs are the same.
 
+use super::count::Count;
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::document::usage;
@@ -7,7 +8,7 @@ use super::model_spec::{Architecture, LowRankWeightsSpec, ModelSpec, Target, Tar
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, DlraSpec, HeavyBallSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
 };
-use super::rank_spec::{RankSpec, ToleranceSpec};
+use super::rank_spec::{BudgetSpec, RampShape, RankScore, RankSpec, ToleranceSpec};
 use super::run_spec::{CheckpointSpec, DeviceSpec, EvalSpec, RunSpec, SampleSpec, ScheduleSpec, TrainSpec};
 use super::validate::problems;
 use serde::{Deserialize, Serialize};
@@ -162,15 +163,17 @@ pub enum RankPlan {
     Fixed,
     /// Cycles: grow, let the new directions settle, truncate by tolerance (algorithms.md §4).
     Tolerance(TolerancePlan),
+    /// The same cycles, cut to one budget of parameters over all weights.
+    Budget(BudgetPlan),
 }
 
-/// Tolerance-driven ranks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// When ranks change.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TolerancePlan {
-    /// Steps between two growths.
-    pub grow_every: u64,
-    /// Steps the new directions are trained before the truncation.
+pub struct RankCyclePlan {
+    /// Steps between two growths, and between two cuts.
+    pub every: u64,
+    /// Steps the new directions are trained before the cut.
     pub settle: u64,
     /// Ranks added by a growth.
     pub grow_by: usize,
@@ -178,6 +181,16 @@ pub struct TolerancePlan {
     pub start: u64,
     /// Step after which ranks no longer change.
     pub freeze: u64,
+}
+
+/// Tolerance-driven ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TolerancePlan {
+    /// When.
+    pub cycle: RankCyclePlan,
+    /// The way from `tau` to `final_tau`.
+    pub tau_schedule: RampShape,
     /// Tolerance and bounds of every low-rank target.
     pub targets: BTreeMap<Target, ToleranceTargetPlan>,
 }
@@ -188,6 +201,36 @@ pub struct TolerancePlan {
 pub struct ToleranceTargetPlan {
     /// Relative Frobenius tolerance τ: the discarded tail is at most τ‖W‖_F.
     pub tau: f64,
+    /// The same at the last truncation.
+    pub final_tau: f64,
+    /// Smallest rank.
+    pub min_rank: usize,
+    /// Largest rank.
+    pub max_rank: usize,
+}
+
+/// Budget-driven ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetPlan {
+    /// When.
+    pub cycle: RankCyclePlan,
+    /// The way from the first budget to the last.
+    pub schedule: RampShape,
+    /// Which directions are worth keeping.
+    pub score: RankScore,
+    /// Numbers that all low-rank weights store at the start.
+    pub initial_parameters: u64,
+    /// The most they may store from the last cut on.
+    pub final_parameters: u64,
+    /// Bounds of every low-rank target.
+    pub targets: BTreeMap<Target, RankBoundsPlan>,
+}
+
+/// Bounds of one target's rank.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankBoundsPlan {
     /// Smallest rank.
     pub min_rank: usize,
     /// Largest rank.
@@ -344,29 +387,68 @@ fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec, model: &ModelPlan
 }
 
 fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
-    let (RankSpec::Tolerance(tolerance), WeightsSpec::LowRank(_)) = (&spec.rank, &spec.model.weights) else { return RankPlan::Fixed };
-    let freeze = tolerance.freeze.map_or(spec.train.max_steps.0 - spec.train.max_steps.0 / 4, |freeze| freeze.0);
-    let low_rank = model.weights.iter().filter_map(|(target, form)| match form {
-        WeightForm::LowRank { rank } => Some((*target, *rank)),
-        WeightForm::Dense | WeightForm::Factored { .. } => None,
-    });
-    RankPlan::Tolerance(TolerancePlan {
-        grow_every: tolerance.grow_every.0,
-        settle: tolerance.settle.0,
-        grow_by: tolerance.grow_by,
-        start: tolerance.start.map_or(warmup_steps(&spec.schedule).min(freeze.saturating_sub(1)), |start| start.0),
-        freeze,
-        targets: low_rank.map(|(target, rank)| (target, tolerance_of(tolerance, target, rank, model.shape(target)))).collect(),
-    })
+    if !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
+        return RankPlan::Fixed;
+    }
+    let low_rank: Vec<(Target, usize)> = model.weights.iter().filter_map(|(target, form)| Some((*target, form.rank()?))).collect();
+    match &spec.rank {
+        RankSpec::Fixed(_) => RankPlan::Fixed,
+        RankSpec::Tolerance(tolerance) => RankPlan::Tolerance(TolerancePlan {
+            cycle: rank_cycle(spec, [tolerance.grow_every, tolerance.settle], tolerance.grow_by, tolerance.start, tolerance.freeze),
+            tau_schedule: tolerance.tau_schedule,
+            targets: low_rank.iter().map(|&(target, rank)| (target, tolerance_of(tolerance, target, rank, model.shape(target)))).collect(),
+        }),
+        RankSpec::Budget(budget) => {
+            let settle = budget.settle.unwrap_or(Count(budget.every.0 / 2));
+            let parameters = |rank: &dyn Fn(usize) -> usize| -> u64 {
+                let stored = low_rank.iter().map(|&(target, start)| {
+                    let ((rows, columns), rank) = (model.shape(target), rank(start));
+                    rank.saturating_mul(rows + columns + rank) as u64
+                });
+                stored.sum::<u64>().saturating_mul(model.n_layer as u64)
+            };
+            RankPlan::Budget(BudgetPlan {
+                cycle: rank_cycle(spec, [budget.every, settle], budget.grow_by, budget.start, budget.freeze),
+                schedule: budget.schedule,
+                score: budget.score,
+                initial_parameters: parameters(&|start| start),
+                final_parameters: parameters(&|_| budget.final_rank),
+                targets: low_rank.iter().map(|&(target, rank)| (target, bounds_of(budget, target, rank))).collect(),
+            })
+        }
+    }
+}
+
+fn rank_cycle(
+    spec: &RunSpec,
+    [every, settle]: [Count; 2],
+    grow_by: usize,
+    start: Option<Count>,
+    freeze: Option<Count>,
+) -> RankCyclePlan {
+    let freeze = freeze.map_or(spec.train.max_steps.0 - spec.train.max_steps.0 / 4, |freeze| freeze.0);
+    let start = start.map_or(warmup_steps(&spec.schedule).min(freeze.saturating_sub(1)), |start| start.0);
+    RankCyclePlan { every: every.0, settle: settle.0, grow_by, start, freeze }
 }
 
 /// Tolerance and bounds of one target; the largest rank is twice the starting rank unless given.
 fn tolerance_of(spec: &ToleranceSpec, target: Target, rank: usize, (rows, columns): (usize, usize)) -> ToleranceTargetPlan {
     let exception = spec.targets.get(&target).copied().unwrap_or_default();
+    let tau = exception.tau.unwrap_or(spec.tau);
     ToleranceTargetPlan {
-        tau: exception.tau.unwrap_or(spec.tau),
+        tau,
+        final_tau: exception.final_tau.or(spec.final_tau).unwrap_or(tau),
         min_rank: exception.min_rank.unwrap_or(spec.min_rank),
         max_rank: exception.max_rank.or(spec.max_rank).unwrap_or(rank.saturating_mul(2).min(rows.min(columns))),
+    }
+}
+
+/// Bounds of one target under a budget; unless given, a quarter of the final rank and the starting rank.
+fn bounds_of(spec: &BudgetSpec, target: Target, rank: usize) -> RankBoundsPlan {
+    let exception = spec.targets.get(&target).copied().unwrap_or_default();
+    RankBoundsPlan {
+        min_rank: exception.min_rank.or(spec.min_rank).unwrap_or((spec.final_rank / 4).max(1)),
+        max_rank: exception.max_rank.or(spec.max_rank).unwrap_or(rank),
     }
 }
 

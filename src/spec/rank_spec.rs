@@ -14,6 +14,8 @@ pub enum RankSpec {
     Fixed(FixedRankSpec),
     /// Cycles: grow, let the new directions settle, truncate by tolerance (algorithms.md §4).
     Tolerance(ToleranceSpec),
+    /// One budget of parameters for all low-rank weights, from the starting ranks' to `final_rank`'s: the best directions of all keep it.
+    Budget(BudgetSpec),
 }
 
 impl Default for RankSpec {
@@ -33,6 +35,12 @@ pub struct FixedRankSpec {}
 pub struct ToleranceSpec {
     /// Relative Frobenius tolerance τ: the discarded tail is at most τ‖W‖_F.
     pub tau: f64,
+    /// Tolerance at the last truncation; default: `tau` throughout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_tau: Option<f64>,
+    /// The way from `tau` to `final_tau`.
+    #[serde(default = "default_tau_schedule")]
+    pub tau_schedule: RampShape,
     /// Smallest rank.
     #[serde(default = "default_min_rank")]
     pub min_rank: usize,
@@ -60,6 +68,9 @@ pub struct ToleranceSpec {
     pub targets: BTreeMap<Target, ToleranceTargetSpec>,
 }
 
+fn default_tau_schedule() -> RampShape {
+    RampShape::Linear
+}
 fn default_min_rank() -> usize {
     8
 }
@@ -80,10 +91,94 @@ pub struct ToleranceTargetSpec {
     /// Tolerance τ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tau: Option<f64>,
+    /// Tolerance at the last truncation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_tau: Option<f64>,
     /// Smallest rank.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_rank: Option<usize>,
     /// Largest rank.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rank: Option<usize>,
+}
+
+/// A budget of parameters for all low-rank weights together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetSpec {
+    /// The budget at the end: what the weights would store if every one had this rank.
+    pub final_rank: usize,
+    /// The way from what the starting ranks store to that.
+    #[serde(default = "default_budget_schedule")]
+    pub schedule: RampShape,
+    /// Which directions are worth keeping.
+    #[serde(default)]
+    pub score: RankScore,
+    /// Smallest rank; default: a quarter of `final_rank`, at least 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_rank: Option<usize>,
+    /// Largest rank; default: the starting rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rank: Option<usize>,
+    /// Steps between two cuts.
+    #[serde(default = "default_cut_every")]
+    pub every: Count,
+    /// Ranks added by the growth before a cut, at most the current rank; 0: ranks are only cut.
+    #[serde(default)]
+    pub grow_by: usize,
+    /// Steps new directions are trained before the cut; less than `every`. Default: half of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settle: Option<Count>,
+    /// First step at which ranks may change; default: the end of the warm-up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Count>,
+    /// Step after which ranks no longer change; default: three quarters of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Count>,
+    /// Exceptions per target.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "per_target_schema::<BudgetTargetSpec>")]
+    pub targets: BTreeMap<Target, BudgetTargetSpec>,
+}
+
+fn default_budget_schedule() -> RampShape {
+    RampShape::Cubic
+}
+fn default_cut_every() -> Count {
+    Count(10)
+}
+
+/// Exceptions of one target from the bounds of a budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetTargetSpec {
+    /// Smallest rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_rank: Option<usize>,
+    /// Largest rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rank: Option<usize>,
+}
+
+/// The way from one value to another over the cuts of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RampShape {
+    /// In equal steps.
+    Linear,
+    /// Half a cosine.
+    Cosine,
+    /// Fast at first: the rest goes by the cube of what remains of the time (AdaLoRA's budget, Zhang et al. 2023).
+    Cubic,
+}
+
+/// What a singular direction of a weight is worth against those of other weights; it is divided by the parameters it takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RankScore {
+    /// σᵢ², the squared error of giving it up.
+    #[default]
+    Magnitude,
+    /// σᵢ² / Σⱼ σⱼ², the same relative to its weight.
+    RelativeMagnitude,
 }

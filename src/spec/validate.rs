@@ -5,10 +5,11 @@ use super::model_spec::{ModelSpec, Target, WeightsSpec};
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, DlraSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, Momentum, OptimizerSpec, SecondMomentTransport,
 };
-use super::plan::{Plan, RankPlan, TolerancePlan, WeightForm, warmup_steps};
+use super::plan::{Plan, RankCyclePlan, RankPlan, TolerancePlan, WeightForm, warmup_steps};
 use super::problem::Problem;
 use super::rank_spec::{RankSpec, ToleranceSpec};
 use super::run_spec::{RunSpec, SampleSpec, ScheduleSpec};
+use std::collections::BTreeMap;
 
 /// Everything that is wrong with a spec whose types are right; `plan` is what was derived from it.
 pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
@@ -45,6 +46,11 @@ impl Findings {
 
     fn require_positive(&mut self, value: u64, path: &str) {
         self.require(value >= 1, path, || "is 0; set at least 1".into());
+    }
+
+    /// Whether something is wrong at this place already.
+    fn has(&self, path: &str) -> bool {
+        self.0.iter().any(|problem| problem.path.to_string() == path)
     }
 
     /// `value` lies where `within` says, which also refuses NaN.
@@ -219,6 +225,8 @@ fn check_adamw(found: &mut Findings, adamw: &AdamwSpec, path: &str) {
 
 fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
     check_moments(found, [dlra.learning_rate, dlra.beta1, dlra.beta2, dlra.epsilon, dlra.weight_decay], path);
+    let strength = dlra.spectral_regularization;
+    found.require_number(strength, strength >= 0.0, "of at least 0 (0 turns it off)", &format!("{path}.spectral_regularization"));
     found.require_positive(dlra.reorthonormalize_every.0, &format!("{path}.reorthonormalize_every"));
 }
 
@@ -261,8 +269,13 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
         let key = "optimizer.low_rank.dlra.second_moment_transport";
         unused.push(format!("{key}: unused, only `momentum: adam` has element-wise second moments"));
     }
-    if matches!(spec.rank, RankSpec::Tolerance(_)) && !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
-        unused.push("rank.tolerance: unused, only `model.weights: {low_rank: ...}` have ranks that change".into());
+    let policy = match spec.rank {
+        RankSpec::Fixed(_) => None,
+        RankSpec::Tolerance(_) => Some("tolerance"),
+        RankSpec::Budget(_) => Some("budget"),
+    };
+    if let (Some(policy), false) = (policy, matches!(spec.model.weights, WeightsSpec::LowRank(_))) {
+        unused.push(format!("rank.{policy}: unused, only `model.weights: {{low_rank: ...}}` have ranks that change"));
     }
     let (warmup, steps) = (warmup_steps(&spec.schedule), spec.train.max_steps.0);
     if warmup > steps {
@@ -274,50 +287,103 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
 }
 
 fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
-    let (RankSpec::Tolerance(tolerance), RankPlan::Tolerance(resolved)) = (&spec.rank, &plan.rank) else { return };
-    let path = "rank.tolerance";
-    found.require_positive(resolved.grow_every, &format!("{path}.grow_every"));
-    found.require_positive(resolved.grow_by as u64, &format!("{path}.grow_by"));
-    found.require((1..resolved.grow_every.max(2)).contains(&resolved.settle), &format!("{path}.settle"), || {
-        format!("is {}; set at least 1 and less than `grow_every` {}", resolved.settle, resolved.grow_every)
-    });
-    let bound = if tolerance.freeze.is_some() || tolerance.start.is_none() { "freeze" } else { "start" };
-    found.require(resolved.start < resolved.freeze, &format!("{path}.{bound}"), || {
-        let (start, freeze) = (resolved.start, resolved.freeze);
-        format!("ranks would change from step {start} (`start`, by default the warm-up's end) to {freeze} (`freeze`); set `start` below `freeze`")
-    });
-    for target in tolerance.targets.keys().filter(|target| !resolved.targets.contains_key(target)) {
-        found.require(false, &format!("{path}.targets.{}", target.name()), || "unused: this target is dense; remove it".into());
-    }
-    check_rank_bounds(found, tolerance, resolved, plan);
-}
-
-/// Per target: tau in (0, 1) and 1 ≤ min_rank ≤ starting rank ≤ max_rank ≤ min(m, n). A shared setting is refused once.
-fn check_rank_bounds(found: &mut Findings, tolerance: &ToleranceSpec, resolved: &TolerancePlan, plan: &Plan) {
-    let exception = |target: &Target| tolerance.targets.get(target).copied().unwrap_or_default();
-    for (target, bounds) in &resolved.targets {
-        let rank = plan.model.form(*target).rank().unwrap_or(0);
-        let (rows, columns) = plan.model.shape(*target);
-        let (own, name) = (exception(target), target.name());
-        let path =
-            |is_own: bool, key: &str| if is_own { format!("rank.tolerance.targets.{name}.{key}") } else { format!("rank.tolerance.{key}") };
-        let first_with_it = |path: &str, found: &Findings| found.0.iter().all(|problem| problem.path.to_string() != path);
-
-        let at = path(own.tau.is_some(), "tau");
-        if first_with_it(&at, found) {
-            found.require_number(bounds.tau, bounds.tau > 0.0 && bounds.tau < 1.0, "greater than 0 and less than 1", &at);
+    match (&spec.rank, &plan.rank) {
+        (RankSpec::Tolerance(tolerance), RankPlan::Tolerance(resolved)) => {
+            let path = "rank.tolerance";
+            found.require_positive(resolved.cycle.grow_by as u64, &format!("{path}.grow_by"));
+            check_cycle(found, &resolved.cycle, path, "grow_every", [tolerance.start.is_some(), tolerance.freeze.is_some()]);
+            check_tau(found, tolerance, resolved);
+            let exceptions = tolerance.targets.iter().map(|(target, own)| (*target, [own.min_rank.is_some(), own.max_rank.is_some()]));
+            let bounds = |target: &Target| resolved.targets.get(target).map(|target| [target.min_rank, target.max_rank]);
+            check_rank_bounds(found, path, exceptions.collect(), &bounds, plan);
         }
-        let at = path(own.min_rank.is_some(), "min_rank");
-        if first_with_it(&at, found) {
-            found.require((1..=rank.max(1)).contains(&bounds.min_rank), &at, || {
-                format!("is {}, but `{name}` starts at rank {rank}; set 1 to {rank}", bounds.min_rank)
+        (RankSpec::Budget(budget), RankPlan::Budget(resolved)) => {
+            let path = "rank.budget";
+            check_cycle(found, &resolved.cycle, path, "every", [budget.start.is_some(), budget.freeze.is_some()]);
+            let exceptions = budget.targets.iter().map(|(target, own)| (*target, [own.min_rank.is_some(), own.max_rank.is_some()]));
+            let bounds = |target: &Target| resolved.targets.get(target).map(|target| [target.min_rank, target.max_rank]);
+            check_rank_bounds(found, path, exceptions.collect(), &bounds, plan);
+            let is_within = budget.final_rank >= 1 && (resolved.final_parameters <= resolved.initial_parameters || resolved.cycle.grow_by > 0);
+            found.require(is_within, &format!("{path}.final_rank"), || {
+                format!("is {}; set at least 1, and no more than the starting ranks unless `grow_by` lets them grow", budget.final_rank)
+            });
+            let least: u64 = resolved.targets.iter().map(|(target, bounds)| parameters(plan, *target, bounds.min_rank)).sum();
+            found.require(!is_within || least <= resolved.final_parameters, &format!("{path}.min_rank"), || {
+                format!(
+                    "the smallest ranks store {least} numbers, more than the {} of rank {} everywhere; lower `min_rank` or raise `final_rank`",
+                    resolved.final_parameters, budget.final_rank
+                )
             });
         }
-        let at = path(own.max_rank.is_some(), "max_rank");
+        _ => {}
+    }
+}
+
+/// Numbers that one target's weights of all blocks store at this rank.
+fn parameters(plan: &Plan, target: Target, rank: usize) -> u64 {
+    let (rows, columns) = plan.model.shape(target);
+    (rank.saturating_mul(rows + columns + rank) as u64).saturating_mul(plan.model.n_layer as u64)
+}
+
+/// The rhythm of rank changes; `every` is what the spec calls it.
+fn check_cycle(found: &mut Findings, cycle: &RankCyclePlan, path: &str, every: &str, [start_is_given, freeze_is_given]: [bool; 2]) {
+    found.require_positive(cycle.every, &format!("{path}.{every}"));
+    found.require((1..cycle.every.max(2)).contains(&cycle.settle), &format!("{path}.settle"), || {
+        format!("is {}; set at least 1 and less than `{every}` {}", cycle.settle, cycle.every)
+    });
+    let bound = if freeze_is_given || !start_is_given { "freeze" } else { "start" };
+    found.require(cycle.start < cycle.freeze, &format!("{path}.{bound}"), || {
+        let (start, freeze) = (cycle.start, cycle.freeze);
+        format!("ranks would change from step {start} (`start`, by default the warm-up's end) to {freeze} (`freeze`); set `start` below `freeze`")
+    });
+}
+
+/// Every tolerance lies in (0, 1). A shared setting is refused once.
+fn check_tau(found: &mut Findings, tolerance: &ToleranceSpec, resolved: &TolerancePlan) {
+    for (target, bounds) in &resolved.targets {
+        let own = tolerance.targets.get(target).copied().unwrap_or_default();
+        for (key, is_own, tau) in [("tau", own.tau.is_some(), bounds.tau), ("final_tau", own.final_tau.is_some(), bounds.final_tau)] {
+            let follows_tau = key == "final_tau" && !is_own && tolerance.final_tau.is_none();
+            let at = exception_path("rank.tolerance", is_own, *target, key);
+            if !follows_tau && !found.has(&at) {
+                found.require_number(tau, tau > 0.0 && tau < 1.0, "greater than 0 and less than 1", &at);
+            }
+        }
+    }
+}
+
+fn exception_path(path: &str, is_own: bool, target: Target, key: &str) -> String {
+    if is_own { format!("{path}.targets.{}.{key}", target.name()) } else { format!("{path}.{key}") }
+}
+
+/// Per target: 1 ≤ min_rank ≤ starting rank ≤ max_rank ≤ min(m, n). A shared setting is refused once. `exceptions` says which of the two bounds a
+/// target sets itself.
+fn check_rank_bounds(
+    found: &mut Findings,
+    path: &str,
+    exceptions: BTreeMap<Target, [bool; 2]>,
+    bounds: &dyn Fn(&Target) -> Option<[usize; 2]>,
+    plan: &Plan,
+) {
+    for target in exceptions.keys().filter(|target| bounds(target).is_none()) {
+        found.require(false, &format!("{path}.targets.{}", target.name()), || "unused: this target is dense; remove it".into());
+    }
+    for (target, form) in &plan.model.weights {
+        let Some([min_rank, max_rank]) = bounds(target) else { continue };
+        let rank = form.rank().unwrap_or(0);
+        let (rows, columns) = plan.model.shape(*target);
+        let ([own_min, own_max], name) = (exceptions.get(target).copied().unwrap_or_default(), target.name());
+        let at = exception_path(path, own_min, *target, "min_rank");
+        if !found.has(&at) {
+            found.require((1..=rank.max(1)).contains(&min_rank), &at, || {
+                format!("is {min_rank}, but `{name}` starts at rank {rank}; set 1 to {rank}")
+            });
+        }
+        let at = exception_path(path, own_max, *target, "max_rank");
         let limit = rows.min(columns);
-        if rank <= limit && first_with_it(&at, found) {
-            found.require((rank..=limit).contains(&bounds.max_rank), &at, || {
-                format!("is {}, but `{name}`, {rows} × {columns}, starts at rank {rank}; set {rank} to {limit}", bounds.max_rank)
+        if rank <= limit && !found.has(&at) {
+            found.require((rank..=limit).contains(&max_rank), &at, || {
+                format!("is {max_rank}, but `{name}`, {rows} × {columns}, starts at rank {rank}; set {rank} to {limit}")
             });
         }
     }

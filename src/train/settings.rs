@@ -1,9 +1,10 @@
 //! From a plan to the network's configuration and the optimizer's rules.
 
 use crate::model::ModelConfig;
-use crate::optim::{FactorRule, OptimizerSettings, RankPolicy, Schedule, ToleranceCycle};
-use crate::spec::{DenseOptimizerSpec, Plan, RankPlan, Target, ToleranceTargetPlan};
-use std::collections::BTreeMap;
+use crate::optim::{
+    BudgetSchedule, FactorRule, OptimizerSettings, RankBounds, RankCycle, RankSchedule, Schedule, Tolerance, ToleranceSchedule,
+};
+use crate::spec::{DenseOptimizerSpec, Plan, RankBoundsPlan, RankCyclePlan, RankPlan, ToleranceTargetPlan};
 
 /// The network of a plan, once the vocabulary is known.
 pub fn model_config(plan: &Plan, vocab_size: usize) -> ModelConfig {
@@ -31,25 +32,41 @@ pub fn optimizer_settings(plan: &Plan) -> OptimizerSettings {
         },
         dense,
         low_rank: plan.optimizer.dlra().cloned().unwrap_or_default(),
-        ranks: rank_policies(&plan.rank),
+        ranks: rank_schedule(&plan.rank),
         schedule: Schedule::new(plan.schedule.clone(), plan.train.max_steps.0),
         grad_clip: plan.train.grad_clip,
     }
 }
 
-fn rank_policies(plan: &RankPlan) -> BTreeMap<Target, RankPolicy> {
-    let RankPlan::Tolerance(cycle) = plan else { return BTreeMap::new() };
-    let policy = |target: &ToleranceTargetPlan| {
-        RankPolicy::Tolerance(ToleranceCycle {
-            tau: target.tau,
-            min_rank: target.min_rank,
-            max_rank: target.max_rank,
-            grow_every: cycle.grow_every,
-            settle: cycle.settle,
-            grow_by: cycle.grow_by,
-            start: cycle.start,
-            freeze: cycle.freeze,
-        })
+fn rank_schedule(plan: &RankPlan) -> RankSchedule {
+    let cycle = |plan: &RankCyclePlan| RankCycle {
+        every: plan.every,
+        settle: plan.settle,
+        grow_by: plan.grow_by,
+        start: plan.start,
+        freeze: plan.freeze,
     };
-    cycle.targets.iter().map(|(target, limits)| (*target, policy(limits))).collect()
+    match plan {
+        RankPlan::Fixed => RankSchedule::Fixed,
+        RankPlan::Tolerance(plan) => {
+            let target = |plan: &ToleranceTargetPlan| Tolerance {
+                tau: plan.tau,
+                final_tau: plan.final_tau,
+                bounds: RankBounds { min_rank: plan.min_rank, max_rank: plan.max_rank },
+            };
+            let targets = plan.targets.iter().map(|(key, plan)| (*key, target(plan))).collect();
+            RankSchedule::Tolerance(ToleranceSchedule { cycle: cycle(&plan.cycle), shape: plan.tau_schedule, targets })
+        }
+        RankPlan::Budget(plan) => {
+            let bounds = |plan: &RankBoundsPlan| RankBounds { min_rank: plan.min_rank, max_rank: plan.max_rank };
+            RankSchedule::Budget(BudgetSchedule {
+                cycle: cycle(&plan.cycle),
+                shape: plan.schedule,
+                score: plan.score,
+                initial_parameters: plan.initial_parameters,
+                final_parameters: plan.final_parameters,
+                targets: plan.targets.iter().map(|(target, plan)| (*target, bounds(plan))).collect(),
+            })
+        }
+    }
 }

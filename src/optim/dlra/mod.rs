@@ -3,6 +3,7 @@
 //! algorithms.md §2–§4; tangent integrator (one gradient per step), after Schotthöfer, Klein & Kusch (arXiv:2506.17475) and the
 //! augmented Basis-Update & Galerkin integrator (Ceruti, Kusch & Lubich 2022). Shapes: m × n weight, rank r.
 
+mod conditioning;
 mod matrix_moments;
 mod second_moments;
 
@@ -13,6 +14,7 @@ use crate::linalg;
 use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent, Truncation, tolerance_rank};
 use crate::spec::{DlraSpec, Momentum, RetractionSpec};
 use candle_core::{Result, Tensor};
+use conditioning::regularized;
 use matrix_moments::MatrixMoments;
 use second_moments::SecondMoments;
 
@@ -51,6 +53,16 @@ enum Second {
     Matrices(MatrixMoments),
 }
 
+/// A step before its truncation.
+struct Advanced {
+    /// New moments, in the old bases.
+    state: DlraState,
+    /// Augmented bases.
+    augmentation: Augmentation,
+    /// Ŝ with Û Ŝ V̂ᵀ = (1 − ηλ) W − ηD.
+    coefficients: Tensor,
+}
+
 /// What a step did to one weight.
 #[derive(Clone, Debug)]
 pub struct DlraUpdate {
@@ -80,29 +92,15 @@ impl DlraState {
     /// # Errors
     /// If a factorisation meets a non-finite number or does not converge.
     pub fn step(&self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<DlraUpdate> {
-        let mut state = self.clone();
-        let direction = state.direction(point, gradient, hyper)?;
-        let augmentation = Augmentation::new(point, &direction)?;
-        let core = match hyper.settings.momentum {
-            Momentum::Spectral => {
-                let scale = SPECTRAL_SCALE * (point.rows().max(point.columns()) as f64).sqrt();
-                // The settings that retract by an SVD take the exact polar factor too; the others stay with matrix products.
-                let polar = match hyper.settings.retraction {
-                    RetractionSpec::Svd => linalg::polar(augmentation.core())?,
-                    RetractionSpec::Subspace => linalg::polar_newton_schulz(augmentation.core())?,
-                };
-                (polar * scale)?
-            }
-            Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam => augmentation.core().clone(),
-        };
-        let coefficients = augmentation.coefficients(point, &core, hyper.learning_rate, hyper.settings.weight_decay)?;
+        let Advanced { mut state, augmentation, coefficients } = self.advance(point, gradient, hyper)?;
         let rank = point.rank();
         let retracted = match (hyper.rank, hyper.settings.retraction) {
             (RankDecision::Keep, RetractionSpec::Subspace) => augmentation.retract_subspace(point, &coefficients)?,
             (RankDecision::Keep, RetractionSpec::Svd) => augmentation.truncate(point, &coefficients, &|_| rank)?,
-            (RankDecision::Grow { rank }, _) => augmentation.truncate(point, &coefficients, &|_| rank)?,
-            (RankDecision::Truncate { tau, min_rank, max_rank }, _) => {
-                augmentation.truncate(point, &coefficients, &|sigma| tolerance_rank(sigma, tau).clamp(min_rank, max_rank))?
+            (RankDecision::Set { rank }, _) => augmentation.truncate(point, &coefficients, &|_| rank)?,
+            (RankDecision::Truncate { tau, bounds }, _) => {
+                let choose = |sigma: &[f64]| tolerance_rank(sigma, tau).clamp(bounds.min_rank, bounds.max_rank);
+                augmentation.truncate(point, &coefficients, &choose)?
             }
         };
         let mut new_point = retracted.point;
@@ -117,6 +115,41 @@ impl DlraState {
             Second::Matrices(second) => second.transport(&change)?,
         }
         Ok(DlraUpdate { point: new_point, state, truncation: retracted.truncation })
+    }
+
+    /// The singular values that a step would have to choose from, in decreasing order: those of W − ηD in the augmented bases.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn spectrum(&self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<Vec<f64>> {
+        Ok(linalg::svd(&self.advance(point, gradient, hyper)?.coefficients)?.sigma)
+    }
+
+    /// The step up to the truncation: moments, augmented bases, Galerkin coefficients.
+    fn advance(&self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<Advanced> {
+        let mut state = self.clone();
+        let strength = hyper.settings.spectral_regularization;
+        let direction = if strength == 0.0 {
+            state.direction(point, gradient, hyper)?
+        } else {
+            // The moments scale the gradient; the regulariser is part of the objective as it stands.
+            state.direction(point, &regularized(gradient, &point.s, strength / hyper.gradient_scale)?, hyper)?
+        };
+        let augmentation = Augmentation::new(point, &direction)?;
+        let core = match hyper.settings.momentum {
+            Momentum::Spectral => {
+                let scale = SPECTRAL_SCALE * (point.rows().max(point.columns()) as f64).sqrt();
+                // The settings that retract by an SVD take the exact polar factor too; the others stay with matrix products.
+                let polar = match hyper.settings.retraction {
+                    RetractionSpec::Svd => linalg::polar(augmentation.core())?,
+                    RetractionSpec::Subspace => linalg::polar_newton_schulz(augmentation.core())?,
+                };
+                (polar * scale)?
+            }
+            Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam => augmentation.core().clone(),
+        };
+        let coefficients = augmentation.coefficients(point, &core, hyper.learning_rate, hyper.settings.weight_decay)?;
+        Ok(Advanced { state, augmentation, coefficients })
     }
 
     /// Updates the moments and returns the direction D as a tangent vector.
