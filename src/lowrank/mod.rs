@@ -5,10 +5,12 @@
 
 mod point;
 mod retraction;
+mod spectrum;
 mod tangent;
 mod transport;
 
 pub use point::LowRank;
 pub use retraction::{Augmentation, Retracted, Truncation, retract, retract_subspace, tolerance_rank};
+pub use spectrum::Spectrum;
 pub use tangent::Tangent;
 pub use transport::BasisChange;

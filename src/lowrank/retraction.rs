@@ -148,7 +148,8 @@ impl Augmentation {
 }
 
 impl Truncation {
-    fn new(singular_values: Vec<f64>, rank: usize) -> Self {
+    /// The cut of these singular values (in decreasing order) to this rank.
+    pub(super) fn new(singular_values: Vec<f64>, rank: usize) -> Self {
         let total = norm(&singular_values);
         let error = norm(&singular_values[rank..]);
         let relative_error = if total > 0.0 { error / total } else { 0.0 };

@@ -32,7 +32,8 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
 ///
 /// With z = x V saved and δ the gradient of y, the backward gives U's slot the K-gradient G V = δᵀ z (m × r), V's slot the L-gradient
 /// Gᵀ U = xᵀ (δ U) (n × r), and dx = (δ U) S Vᵀ, where G = δᵀ x is never formed and nothing is divided by S. These are not the partial
-/// derivatives by U and V (algorithms.md §1); S needs no slot, since its gradient Uᵀ G V is Uᵀ times the K-gradient.
+/// derivatives by U and V (algorithms.md §1); S needs no slot, since its gradient Uᵀ G V is Uᵀ times the K-gradient. Where [`Gradients`](super::Gradients)
+/// ask for Gram matrices, V's slot also gets zᵀ z, the inputs' second moment seen in V, and U's (δU)ᵀ (δU), the output gradients' in U: r × r each.
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -57,11 +58,13 @@ pub fn low_rank_linear(tape: &Tape, x: &Value, u: &Value, s: &Tensor, v: &Value,
     Ok(tape.record(&[to_x, to_u, to_v, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
         flow.add_product(to_u, u.dims(), &delta, &z, true, false)?;
+        flow.add_gram(to_v, &z)?;
         drop(z);
         add_bias_gradient(flow, to_bias, &delta)?;
         let delta_u = product(&delta, &u, false, false)?;
         drop(delta);
         flow.add_product(to_v, v.dims(), &rows, &delta_u, true, false)?;
+        flow.add_gram(to_u, &delta_u)?;
         drop(rows);
         match to_x {
             None => Ok(()),

@@ -10,6 +10,7 @@ use super::real::Real;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 /// Where a value's gradient goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +182,14 @@ impl Flow<'_> {
         }
     }
 
+    /// Adds the Gram matrix xᵀ x of rows x to a parameter's slot, if the gradients ask for them.
+    pub fn add_gram(&mut self, to: Option<Source>, x: &Tensor) -> Result<()> {
+        match to {
+            Some(Source::Slot(slot)) if self.gradients.wants_grams => self.gradients.add_gram(slot, x),
+            _ => Ok(()),
+        }
+    }
+
     /// Changes a parameter's buffer in place, filled with zeros of this tensor's kind if nothing has arrived yet; CPU only.
     pub fn update_slot<T: Real>(&mut self, to: Option<Source>, like: &Tensor, change: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
         match to {
@@ -202,6 +211,8 @@ impl Flow<'_> {
 #[derive(Debug)]
 pub struct Gradients {
     slots: Vec<Slot>,
+    wants_grams: bool,
+    grams: BTreeMap<usize, Tensor>,
 }
 
 #[derive(Debug, Default)]
@@ -213,7 +224,7 @@ struct Slot {
 impl Gradients {
     /// Empty slots.
     pub fn new(count: usize) -> Self {
-        Self { slots: (0..count).map(|_| Slot::default()).collect() }
+        Self { slots: (0..count).map(|_| Slot::default()).collect(), wants_grams: false, grams: BTreeMap::new() }
     }
 
     /// The gradient of a slot, if one has arrived since the last [`Self::reset`].
@@ -221,9 +232,31 @@ impl Gradients {
         self.slots.get(slot).filter(|slot| slot.filled).and_then(|slot| slot.buffer.as_ref())
     }
 
-    /// Forgets all gradients but keeps their buffers.
+    /// Forgets all gradients but keeps their buffers; Gram matrices are forgotten and no longer asked for.
     pub fn reset(&mut self) {
         self.slots.iter_mut().for_each(|slot| slot.filled = false);
+        self.wants_grams = false;
+        self.grams.clear();
+    }
+
+    /// Asks the low-rank layers for the second moments of what passes through them; see [`low_rank_linear`](super::low_rank_linear).
+    pub fn want_grams(&mut self) {
+        self.wants_grams = true;
+    }
+
+    /// The sum of xᵀ x over the rows x that passed a slot, if one was asked for and has arrived.
+    pub fn gram(&self, slot: usize) -> Option<&Tensor> {
+        self.grams.get(&slot)
+    }
+
+    fn add_gram(&mut self, slot: usize, x: &Tensor) -> Result<()> {
+        let gram = product(x, x, true, false)?;
+        let sum = match self.grams.get(&slot) {
+            Some(sum) => (sum + gram)?,
+            None => gram,
+        };
+        self.grams.insert(slot, sum);
+        Ok(())
     }
 
     fn add(&mut self, slot: usize, gradient: Tensor, shared: bool) -> Result<()> {

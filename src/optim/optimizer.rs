@@ -5,14 +5,14 @@ use super::dlra::{DlraState, DlraStep, DlraUpdate};
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
 use super::heavy_ball::HeavyBallState;
 use super::muon::MuonState;
-use super::rank::{Candidate, RankDecision, RankSchedule, allocate};
+use super::rank::{Offer, RankDecision, RankSchedule};
 use super::schedule::Schedule;
 use super::state::{StateReader, name};
 use crate::checkpoint::TensorReader;
-use crate::lowrank::Truncation;
+use crate::lowrank::{Spectrum, Truncation};
 use crate::ops::Gradients;
 use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
-use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, Target};
+use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, RankNorm, Target};
 use anyhow::{Context, bail};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -129,6 +129,9 @@ impl Optimizer {
         step: u64,
     ) -> anyhow::Result<StepReport> {
         gradients.reset();
+        if self.settings.ranks.cut_norm(step) == Some(RankNorm::Fisher) {
+            gradients.want_grams();
+        }
         let evaluation = oracle.evaluate(params, gradients)?;
         let mean = 1.0 / evaluation.micro_batches as f64;
         let low_rank_started = Instant::now();
@@ -138,6 +141,7 @@ impl Optimizer {
         let schedule_factor = self.settings.schedule.factor(step);
 
         let updates = self.low_rank_updates(params, &trained, step, gradient_scale, schedule_factor)?;
+        let updates = self.cut(params, updates, gradients, step)?;
         let low_rank_computed = low_rank_started.elapsed();
         let dense_started = Instant::now();
         let matrices = self.matrix_updates(params, &trained, gradient_scale, schedule_factor)?;
@@ -171,41 +175,17 @@ impl Optimizer {
         schedule_factor: f64,
     ) -> anyhow::Result<Vec<(ParamId, DlraUpdate)>> {
         let weights: Vec<_> = params.low_rank().collect();
-        let inputs = |id: ParamId, parameter: &Parameter| match (&self.states[id.0], &trained.gradients[id.0]) {
-            (State::Dlra(state), Gradient::Tangent(gradient)) => Ok((state, gradient)),
-            _ => bail!("`{}` is low-rank but its optimizer state is not", parameter.name),
-        };
-        let hyper = |rank: RankDecision| DlraStep {
-            settings: &self.settings.low_rank,
-            learning_rate: self.settings.low_rank.learning_rate * schedule_factor,
-            step,
-            gradient_scale,
-            rank,
-        };
+        let settings = &self.settings.low_rank;
         let failed = |parameter: &Parameter| format!("the low-rank step of `{}` failed", parameter.name);
 
-        // A cut to a budget looks at all spectra first; the steps are then taken again with the ranks known, which keeps one weight's augmented bases
-        // in memory at a time. Cuts are rare.
-        let mut decisions: Vec<_> = weights.iter().map(|(_, parameter, point)| self.rank_decision(parameter, step, point.rank())).collect();
-        if let RankSchedule::Budget(schedule) = &self.settings.ranks
-            && let Some(budget) = schedule.budget_at(step)
-        {
-            let candidates = weights.par_iter().map(|(id, parameter, point)| {
-                let (state, gradient) = inputs(*id, parameter)?;
-                let sigma = state.spectrum(point, gradient, &hyper(RankDecision::Keep)).with_context(|| failed(parameter))?;
-                let bounds = target_of(parameter).and_then(|target| schedule.targets.get(&target));
-                let bounds = bounds.with_context(|| format!("the rank budget has no bounds for `{}`", parameter.name))?;
-                let scores = schedule.score.of(&sigma);
-                Ok(Candidate { sides: point.rows() + point.columns(), scores, min_rank: bounds.min_rank, max_rank: bounds.max_rank })
-            });
-            let candidates = candidates.collect::<anyhow::Result<Vec<_>>>()?;
-            decisions = allocate(budget, &candidates).into_iter().map(|rank| RankDecision::Set { rank }).collect();
-        }
-
-        let steps = weights.par_iter().zip(&decisions).map(|((id, parameter, point), &decision)| {
-            let (state, gradient) = inputs(*id, parameter)?;
-            let mut update = state.step(point, gradient, &hyper(decision)).with_context(|| failed(parameter))?;
-            if decision == RankDecision::Keep {
+        let steps = weights.par_iter().map(|(id, parameter, point)| {
+            let (State::Dlra(state), Gradient::Tangent(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
+                bail!("`{}` is low-rank but its optimizer state is not", parameter.name)
+            };
+            let rank = target_of(parameter).map_or(RankDecision::Keep, |target| self.settings.ranks.decide(step, target, point.rank()));
+            let hyper = DlraStep { settings, learning_rate: settings.learning_rate * schedule_factor, step, gradient_scale, rank };
+            let mut update = state.step(point, gradient, &hyper).with_context(|| failed(parameter))?;
+            if rank == RankDecision::Keep {
                 update.truncation = None;
             }
             Ok((*id, update))
@@ -213,8 +193,40 @@ impl Optimizer {
         steps.collect()
     }
 
-    fn rank_decision(&self, parameter: &Parameter, step: u64, rank: usize) -> RankDecision {
-        target_of(parameter).map_or(RankDecision::Keep, |target| self.settings.ranks.decide(step, target, rank))
+    /// The updates cut to the ranks that the schedule chooses over all weights, where the step has a cut.
+    fn cut(
+        &self,
+        params: &ParamStore,
+        updates: Vec<(ParamId, DlraUpdate)>,
+        gradients: &Gradients,
+        step: u64,
+    ) -> anyhow::Result<Vec<(ParamId, DlraUpdate)>> {
+        let Some(norm) = self.settings.ranks.cut_norm(step) else { return Ok(updates) };
+        let failed = |id: ParamId| format!("cutting the rank of `{}` failed", params.get(id).name);
+        let spectrum = |(id, update): &(ParamId, DlraUpdate)| -> anyhow::Result<Spectrum> {
+            let moments = match norm {
+                RankNorm::Frobenius => None,
+                RankNorm::Fisher => {
+                    let moment =
+                        |slot| gradients.gram(slot).with_context(|| format!("no second moment of `{}` arrived", params.get(*id).name));
+                    Some([moment(ParamStore::slot(*id))?, moment(ParamStore::l_slot(*id))?])
+                }
+            };
+            update.spectrum(moments).with_context(|| failed(*id))
+        };
+        let spectra = updates.par_iter().map(spectrum).collect::<anyhow::Result<Vec<_>>>()?;
+        let offer = |((id, update), spectrum): (&(ParamId, DlraUpdate), &Spectrum)| -> anyhow::Result<Offer> {
+            let target =
+                target_of(params.get(*id)).with_context(|| format!("`{}` is low-rank outside the blocks", params.get(*id).name))?;
+            let sides = update.point.rows() + update.point.columns();
+            Ok(Offer { target, sides, singular_values: spectrum.singular_values().to_vec() })
+        };
+        let offers = updates.iter().zip(&spectra).map(offer).collect::<anyhow::Result<Vec<_>>>()?;
+        let ranks = self.settings.ranks.cut(step, &offers);
+        let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).map(|(((id, update), spectrum), rank)| {
+            Ok((id, update.cut(spectrum, rank, &self.settings.low_rank).with_context(|| failed(id))?))
+        });
+        cuts.collect()
     }
 
     fn dense_updates(

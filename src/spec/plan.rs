@@ -8,7 +8,7 @@ use super::model_spec::{Architecture, LowRankWeightsSpec, ModelSpec, Target, Tar
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, DlraSpec, HeavyBallSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
 };
-use super::rank_spec::{BudgetSpec, RampShape, RankScore, RankSpec, ToleranceSpec};
+use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
 use super::run_spec::{CheckpointSpec, DeviceSpec, EvalSpec, RunSpec, SampleSpec, ScheduleSpec, TrainSpec};
 use super::validate::problems;
 use serde::{Deserialize, Serialize};
@@ -189,6 +189,8 @@ pub struct RankCyclePlan {
 pub struct TolerancePlan {
     /// When.
     pub cycle: RankCyclePlan,
+    /// The norm in which tails are measured.
+    pub norm: RankNorm,
     /// The way from `tau` to `final_tau`.
     pub tau_schedule: RampShape,
     /// Tolerance and bounds of every low-rank target.
@@ -199,7 +201,7 @@ pub struct TolerancePlan {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ToleranceTargetPlan {
-    /// Relative Frobenius tolerance τ: the discarded tail is at most τ‖W‖_F.
+    /// Tolerance τ: the discarded tail is at most τ times the weight's norm.
     pub tau: f64,
     /// The same at the last truncation.
     pub final_tau: f64,
@@ -217,8 +219,8 @@ pub struct BudgetPlan {
     pub cycle: RankCyclePlan,
     /// The way from the first budget to the last.
     pub schedule: RampShape,
-    /// Which directions are worth keeping.
-    pub score: RankScore,
+    /// The norm in which directions are compared.
+    pub norm: RankNorm,
     /// Numbers that all low-rank weights store at the start.
     pub initial_parameters: u64,
     /// The most they may store from the last cut on.
@@ -395,6 +397,7 @@ fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
         RankSpec::Fixed(_) => RankPlan::Fixed,
         RankSpec::Tolerance(tolerance) => RankPlan::Tolerance(TolerancePlan {
             cycle: rank_cycle(spec, [tolerance.grow_every, tolerance.settle], tolerance.grow_by, tolerance.start, tolerance.freeze),
+            norm: tolerance.norm,
             tau_schedule: tolerance.tau_schedule,
             targets: low_rank.iter().map(|&(target, rank)| (target, tolerance_of(tolerance, target, rank, model.shape(target)))).collect(),
         }),
@@ -410,7 +413,7 @@ fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
             RankPlan::Budget(BudgetPlan {
                 cycle: rank_cycle(spec, [budget.every, settle], budget.grow_by, budget.start, budget.freeze),
                 schedule: budget.schedule,
-                score: budget.score,
+                norm: budget.norm,
                 initial_parameters: parameters(&|start| start),
                 final_parameters: parameters(&|_| budget.final_rank),
                 targets: low_rank.iter().map(|&(target, rank)| (target, bounds_of(budget, target, rank))).collect(),
@@ -419,13 +422,7 @@ fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
     }
 }
 
-fn rank_cycle(
-    spec: &RunSpec,
-    [every, settle]: [Count; 2],
-    grow_by: usize,
-    start: Option<Count>,
-    freeze: Option<Count>,
-) -> RankCyclePlan {
+fn rank_cycle(spec: &RunSpec, [every, settle]: [Count; 2], grow_by: usize, start: Option<Count>, freeze: Option<Count>) -> RankCyclePlan {
     let freeze = freeze.map_or(spec.train.max_steps.0 - spec.train.max_steps.0 / 4, |freeze| freeze.0);
     let start = start.map_or(warmup_steps(&spec.schedule).min(freeze.saturating_sub(1)), |start| start.0);
     RankCyclePlan { every: every.0, settle: settle.0, grow_by, start, freeze }

@@ -33,8 +33,11 @@ pub struct FixedRankSpec {}
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ToleranceSpec {
-    /// Relative Frobenius tolerance τ: the discarded tail is at most τ‖W‖_F.
+    /// Tolerance τ: the discarded tail is at most τ times the weight's norm.
     pub tau: f64,
+    /// The norm.
+    #[serde(default = "default_tolerance_norm")]
+    pub norm: RankNorm,
     /// Tolerance at the last truncation; default: `tau` throughout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_tau: Option<f64>,
@@ -68,6 +71,9 @@ pub struct ToleranceSpec {
     pub targets: BTreeMap<Target, ToleranceTargetSpec>,
 }
 
+fn default_tolerance_norm() -> RankNorm {
+    RankNorm::Frobenius
+}
 fn default_tau_schedule() -> RampShape {
     RampShape::Linear
 }
@@ -111,9 +117,9 @@ pub struct BudgetSpec {
     /// The way from what the starting ranks store to that.
     #[serde(default = "default_budget_schedule")]
     pub schedule: RampShape,
-    /// Which directions are worth keeping.
+    /// The norm in which directions are compared.
     #[serde(default)]
-    pub score: RankScore,
+    pub norm: RankNorm,
     /// Smallest rank; default: a quarter of `final_rank`, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_rank: Option<usize>,
@@ -172,13 +178,14 @@ pub enum RampShape {
     Cubic,
 }
 
-/// What a singular direction of a weight is worth against those of other weights; it is divided by the parameters it takes.
+/// The norm in which the singular values are measured that a cut goes by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum RankScore {
-    /// σᵢ², the squared error of giving it up.
+pub enum RankNorm {
+    /// ‖W‖_F.
+    Frobenius,
+    /// ‖A^½ W C^½‖_F with the second moments C of the weight's inputs and A of its output gradients in the step's batch: the loss that giving up a direction
+    /// costs to second order (Kronecker-factored Fisher approximation), comparable between weights.
     #[default]
-    Magnitude,
-    /// σᵢ² / Σⱼ σⱼ², the same relative to its weight.
-    RelativeMagnitude,
+    Fisher,
 }

@@ -303,7 +303,8 @@ fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             let exceptions = budget.targets.iter().map(|(target, own)| (*target, [own.min_rank.is_some(), own.max_rank.is_some()]));
             let bounds = |target: &Target| resolved.targets.get(target).map(|target| [target.min_rank, target.max_rank]);
             check_rank_bounds(found, path, exceptions.collect(), &bounds, plan);
-            let is_within = budget.final_rank >= 1 && (resolved.final_parameters <= resolved.initial_parameters || resolved.cycle.grow_by > 0);
+            let is_within =
+                budget.final_rank >= 1 && (resolved.final_parameters <= resolved.initial_parameters || resolved.cycle.grow_by > 0);
             found.require(is_within, &format!("{path}.final_rank"), || {
                 format!("is {}; set at least 1, and no more than the starting ranks unless `grow_by` lets them grow", budget.final_rank)
             });

@@ -55,14 +55,14 @@ fn rank_schedule(plan: &RankPlan) -> RankSchedule {
                 bounds: RankBounds { min_rank: plan.min_rank, max_rank: plan.max_rank },
             };
             let targets = plan.targets.iter().map(|(key, plan)| (*key, target(plan))).collect();
-            RankSchedule::Tolerance(ToleranceSchedule { cycle: cycle(&plan.cycle), shape: plan.tau_schedule, targets })
+            RankSchedule::Tolerance(ToleranceSchedule { cycle: cycle(&plan.cycle), norm: plan.norm, shape: plan.tau_schedule, targets })
         }
         RankPlan::Budget(plan) => {
             let bounds = |plan: &RankBoundsPlan| RankBounds { min_rank: plan.min_rank, max_rank: plan.max_rank };
             RankSchedule::Budget(BudgetSchedule {
                 cycle: cycle(&plan.cycle),
                 shape: plan.schedule,
-                score: plan.score,
+                norm: plan.norm,
                 initial_parameters: plan.initial_parameters,
                 final_parameters: plan.final_parameters,
                 targets: plan.targets.iter().map(|(target, plan)| (*target, bounds(plan))).collect(),

@@ -11,7 +11,7 @@ use super::muon::SPECTRAL_SCALE;
 use super::rank::RankDecision;
 use super::state::StateReader;
 use crate::linalg;
-use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent, Truncation, tolerance_rank};
+use crate::lowrank::{Augmentation, BasisChange, LowRank, Spectrum, Tangent, Truncation};
 use crate::spec::{DlraSpec, Momentum, RetractionSpec};
 use candle_core::{Result, Tensor};
 use conditioning::regularized;
@@ -70,8 +70,40 @@ pub struct DlraUpdate {
     pub point: LowRank,
     /// The new state.
     pub state: DlraState,
+    /// R_U = UᵀU₀ and R_V = V₀ᵀV, from the old bases to the new.
+    rotations: [Tensor; 2],
     /// The truncation, where an SVD decided or kept a rank.
     pub truncation: Option<Truncation>,
+}
+
+impl DlraUpdate {
+    /// The new point's singular values, in the norm of second moments seen in the old bases (of output gradients in U₀, of inputs in V₀) or, without, in
+    /// the Frobenius norm.
+    ///
+    /// The moments travel by the rotations; what of them lies outside the old bases was never measured.
+    ///
+    /// # Errors
+    /// If a moment is not finite, or a factorisation does not converge.
+    pub fn spectrum(&self, moments: Option<[&Tensor; 2]>) -> Result<Spectrum> {
+        let Some([left, right]) = moments else { return Spectrum::new(&self.point) };
+        let [r_u, r_v] = &self.rotations;
+        let left = linalg::multiply(&linalg::multiply(r_u, left)?, &r_u.t()?)?;
+        let right = linalg::multiply(&linalg::multiply(&r_v.t()?, right)?, r_v)?;
+        Spectrum::weighted(&self.point, &left, &right)
+    }
+
+    /// The update with its point cut to this rank and the state carried there.
+    ///
+    /// # Errors
+    /// If the spectrum is not this point's, or an SVD does not converge.
+    pub fn cut(mut self, spectrum: &Spectrum, rank: usize, settings: &DlraSpec) -> Result<Self> {
+        let cut = spectrum.truncate(&self.point, rank)?;
+        let change = BasisChange::from_rotations(&self.point, &cut.point, cut.rotation_u, cut.rotation_v);
+        self.state.transport(&change, settings)?;
+        let [r_u, r_v] = &self.rotations;
+        let rotations = [linalg::multiply(change.rotation_u(), r_u)?, linalg::multiply(r_v, change.rotation_v())?];
+        Ok(Self { point: cut.point, state: self.state, rotations, truncation: cut.truncation })
+    }
 }
 
 impl DlraState {
@@ -98,31 +130,25 @@ impl DlraState {
             (RankDecision::Keep, RetractionSpec::Subspace) => augmentation.retract_subspace(point, &coefficients)?,
             (RankDecision::Keep, RetractionSpec::Svd) => augmentation.truncate(point, &coefficients, &|_| rank)?,
             (RankDecision::Set { rank }, _) => augmentation.truncate(point, &coefficients, &|_| rank)?,
-            (RankDecision::Truncate { tau, bounds }, _) => {
-                let choose = |sigma: &[f64]| tolerance_rank(sigma, tau).clamp(bounds.min_rank, bounds.max_rank);
-                augmentation.truncate(point, &coefficients, &choose)?
-            }
         };
         let mut new_point = retracted.point;
         if hyper.step.is_multiple_of(hyper.settings.reorthonormalize_every.0.max(1)) {
             new_point = new_point.reorthonormalized()?;
         }
         let change = BasisChange::from_rotations(point, &new_point, retracted.rotation_u, retracted.rotation_v);
-        state.first = change.transport(&state.first)?;
-        match &mut state.second {
-            Second::None => {}
-            Second::Elements(second) => second.transport(&change, hyper.settings.second_moment_transport)?,
-            Second::Matrices(second) => second.transport(&change)?,
-        }
-        Ok(DlraUpdate { point: new_point, state, truncation: retracted.truncation })
+        state.transport(&change, hyper.settings)?;
+        let rotations = [change.rotation_u(), change.rotation_v()].map(Tensor::clone);
+        Ok(DlraUpdate { point: new_point, state, rotations, truncation: retracted.truncation })
     }
 
-    /// The singular values that a step would have to choose from, in decreasing order: those of W − ηD in the augmented bases.
-    ///
-    /// # Errors
-    /// As [`Self::step`].
-    pub fn spectrum(&self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<Vec<f64>> {
-        Ok(linalg::svd(&self.advance(point, gradient, hyper)?.coefficients)?.sigma)
+    /// Into the new bases.
+    fn transport(&mut self, change: &BasisChange, settings: &DlraSpec) -> Result<()> {
+        self.first = change.transport(&self.first)?;
+        match &mut self.second {
+            Second::None => Ok(()),
+            Second::Elements(second) => second.transport(change, settings.second_moment_transport),
+            Second::Matrices(second) => second.transport(change),
+        }
     }
 
     /// The step up to the truncation: moments, augmented bases, Galerkin coefficients.

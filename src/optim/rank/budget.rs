@@ -1,19 +1,5 @@
 //! One budget of parameters for all low-rank weights: the directions with the highest scores are kept until it is spent.
 
-use crate::spec::RankScore;
-
-impl RankScore {
-    /// The score of each direction from the singular values, in decreasing order.
-    pub fn of(self, sigma: &[f64]) -> Vec<f64> {
-        let total: f64 = sigma.iter().rev().map(|x| x * x).sum();
-        let scale = match self {
-            RankScore::Magnitude => 1.0,
-            RankScore::RelativeMagnitude => 1.0 / total.max(f64::MIN_POSITIVE),
-        };
-        sigma.iter().map(|x| x * x * scale).collect()
-    }
-}
-
 /// What a weight W: m × n offers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {

@@ -3,10 +3,12 @@
 mod budget;
 mod cycle;
 
-pub use budget::{Candidate, allocate};
-pub use cycle::{Cut, CycleEvent, RankCycle, ramp};
+pub use cycle::RankCycle;
 
-use crate::spec::{RampShape, RankScore, Target};
+use crate::lowrank::tolerance_rank;
+use crate::spec::{RampShape, RankNorm, Target};
+use budget::{Candidate, allocate};
+use cycle::{Cut, CycleEvent, ramp};
 use std::collections::BTreeMap;
 
 /// How the ranks of a network change over a run.
@@ -25,6 +27,8 @@ pub enum RankSchedule {
 pub struct ToleranceSchedule {
     /// When.
     pub cycle: RankCycle,
+    /// In which norm singular values are measured.
+    pub norm: RankNorm,
     /// The way from τ to the last τ.
     pub shape: RampShape,
     /// Tolerances and bounds of every target that has low-rank weights.
@@ -34,7 +38,7 @@ pub struct ToleranceSchedule {
 /// Tolerance and bounds of one target.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
-    /// Relative Frobenius tolerance τ at the first cut.
+    /// Tolerance τ at the first cut, relative to the weight's norm.
     pub tau: f64,
     /// The same at the last cut.
     pub final_tau: f64,
@@ -49,8 +53,8 @@ pub struct BudgetSchedule {
     pub cycle: RankCycle,
     /// The way from the budget at the start to the one at the end.
     pub shape: RampShape,
-    /// What a direction is worth.
-    pub score: RankScore,
+    /// In which norm singular values are measured.
+    pub norm: RankNorm,
     /// Numbers that all low-rank weights together store at the start.
     pub initial_parameters: u64,
     /// The most they may store from the last cut on.
@@ -68,8 +72,8 @@ pub struct RankBounds {
     pub max_rank: usize,
 }
 
-/// What a step does to the rank of one weight.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What a step does to the rank of one weight before any cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RankDecision {
     /// The rank stays.
     Keep,
@@ -78,53 +82,89 @@ pub enum RankDecision {
         /// The new rank, at most twice the old one.
         rank: usize,
     },
-    /// Truncate by tolerance.
-    Truncate {
-        /// Relative Frobenius tolerance τ.
-        tau: f64,
-        /// Bounds.
-        bounds: RankBounds,
-    },
+}
+
+/// What a weight offers at a cut.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// Which matrix of a block it is.
+    pub target: Target,
+    /// Rows plus columns, m + n.
+    pub sides: usize,
+    /// Singular values in the schedule's norm, in decreasing order.
+    pub singular_values: Vec<f64>,
 }
 
 impl RankSchedule {
-    /// The decision at a step (counted from 1) for a weight of this target and rank.
-    ///
-    /// The cuts of a budget are not made here but over all weights: see [`BudgetSchedule::budget_at`].
+    /// The decision at a step (counted from 1) for a weight of this target and rank: growth, or nothing.
     pub fn decide(&self, step: u64, target: Target, rank: usize) -> RankDecision {
-        let (cycle, max_rank) = match self {
-            RankSchedule::Fixed => return RankDecision::Keep,
-            RankSchedule::Tolerance(schedule) => (&schedule.cycle, schedule.targets.get(&target).map(|target| target.bounds.max_rank)),
-            RankSchedule::Budget(schedule) => (&schedule.cycle, schedule.targets.get(&target).map(|bounds| bounds.max_rank)),
+        let max_rank = match self {
+            RankSchedule::Fixed => None,
+            RankSchedule::Tolerance(schedule) => schedule.targets.get(&target).map(|target| target.bounds.max_rank),
+            RankSchedule::Budget(schedule) => schedule.targets.get(&target).map(|bounds| bounds.max_rank),
         };
-        match (self, cycle.event(step)) {
-            (_, CycleEvent::Grow) => match max_rank.and_then(|max_rank| cycle.grown(rank, max_rank)) {
-                Some(rank) => RankDecision::Set { rank },
-                None => RankDecision::Keep,
-            },
-            (RankSchedule::Tolerance(schedule), CycleEvent::Cut(cut)) => match schedule.targets.get(&target) {
-                Some(target) => RankDecision::Truncate { tau: schedule.tau_at(target, cut), bounds: target.bounds },
-                None => RankDecision::Keep,
-            },
-            _ => RankDecision::Keep,
+        let (Some(cycle), Some(max_rank)) = (self.cycle(), max_rank) else { return RankDecision::Keep };
+        match cycle.event(step) {
+            CycleEvent::Grow => cycle.grown(rank, max_rank).map_or(RankDecision::Keep, |rank| RankDecision::Set { rank }),
+            CycleEvent::Cut(_) | CycleEvent::Rest => RankDecision::Keep,
+        }
+    }
+
+    /// The norm of the cut that ends a step (counted from 1); none if it has no cut.
+    pub fn cut_norm(&self, step: u64) -> Option<RankNorm> {
+        let is_cut = self.cycle().is_some_and(|cycle| matches!(cycle.event(step), CycleEvent::Cut(_)));
+        match self {
+            RankSchedule::Tolerance(ToleranceSchedule { norm, .. }) | RankSchedule::Budget(BudgetSchedule { norm, .. }) if is_cut => {
+                Some(*norm)
+            }
+            _ => None,
+        }
+    }
+
+    /// The ranks after the cut that ends a step, one for each weight; unchanged if the step has no cut.
+    pub fn cut(&self, step: u64, offers: &[Offer]) -> Vec<usize> {
+        let unchanged = || offers.iter().map(|offer| offer.singular_values.len()).collect();
+        let Some(CycleEvent::Cut(cut)) = self.cycle().map(|cycle| cycle.event(step)) else { return unchanged() };
+        match self {
+            RankSchedule::Fixed => unchanged(),
+            RankSchedule::Tolerance(schedule) => offers.iter().map(|offer| schedule.rank_at(cut, offer)).collect(),
+            RankSchedule::Budget(schedule) => schedule.ranks_at(cut, offers),
+        }
+    }
+
+    fn cycle(&self) -> Option<&RankCycle> {
+        match self {
+            RankSchedule::Fixed => None,
+            RankSchedule::Tolerance(ToleranceSchedule { cycle, .. }) | RankSchedule::Budget(BudgetSchedule { cycle, .. }) => Some(cycle),
         }
     }
 }
 
 impl ToleranceSchedule {
-    /// τ at a cut: the first has the first τ, the last the last.
-    fn tau_at(&self, target: &Tolerance, cut: Cut) -> f64 {
+    /// The smallest rank whose discarded tail is within τ: the first cut has the first τ, the last the last.
+    fn rank_at(&self, cut: Cut, offer: &Offer) -> usize {
+        let Some(target) = self.targets.get(&offer.target) else { return offer.singular_values.len() };
         let progress = cut.index as f64 / (cut.count.max(2) - 1) as f64;
-        ramp(self.shape, target.tau, target.final_tau, progress)
+        let tau = ramp(self.shape, target.tau, target.final_tau, progress);
+        tolerance_rank(&offer.singular_values, tau).clamp(target.bounds.min_rank, target.bounds.max_rank)
     }
 }
 
 impl BudgetSchedule {
-    /// The budget that a step (counted from 1) cuts to, in parameters of all low-rank weights; none if it does not cut.
-    pub fn budget_at(&self, step: u64) -> Option<u64> {
-        let CycleEvent::Cut(cut) = self.cycle.event(step) else { return None };
+    /// The budget of a cut, in parameters of all low-rank weights: the last has the last budget.
+    fn budget_at(&self, cut: Cut) -> u64 {
         let progress = (cut.index + 1) as f64 / cut.count as f64;
-        Some(ramp(self.shape, self.initial_parameters as f64, self.final_parameters as f64, progress).round() as u64)
+        ramp(self.shape, self.initial_parameters as f64, self.final_parameters as f64, progress).round() as u64
+    }
+
+    fn ranks_at(&self, cut: Cut, offers: &[Offer]) -> Vec<usize> {
+        let candidate = |offer: &Offer| {
+            let available = offer.singular_values.len();
+            let bounds = self.targets.get(&offer.target).copied().unwrap_or(RankBounds { min_rank: available, max_rank: available });
+            let scores = offer.singular_values.iter().map(|sigma| sigma * sigma).collect();
+            Candidate { sides: offer.sides, scores, min_rank: bounds.min_rank.min(available), max_rank: bounds.max_rank }
+        };
+        allocate(self.budget_at(cut), &offers.iter().map(candidate).collect::<Vec<_>>())
     }
 }
 
@@ -137,43 +177,56 @@ mod tests {
 
     fn tolerance(tau: f64, final_tau: f64) -> RankSchedule {
         let targets = BTreeMap::from([(Target::Q, Tolerance { tau, final_tau, bounds: BOUNDS })]);
-        RankSchedule::Tolerance(ToleranceSchedule { cycle: CYCLE, shape: RampShape::Linear, targets })
+        RankSchedule::Tolerance(ToleranceSchedule { cycle: CYCLE, norm: RankNorm::Frobenius, shape: RampShape::Linear, targets })
     }
 
-    fn changes(schedule: &RankSchedule, target: Target) -> Vec<(u64, RankDecision)> {
-        (1..=100).map(|step| (step, schedule.decide(step, target, 8))).filter(|(_, decision)| *decision != RankDecision::Keep).collect()
+    fn offer(target: Target, singular_values: &[f64]) -> Offer {
+        Offer { target, sides: 100, singular_values: singular_values.to_vec() }
     }
 
     #[test]
     fn fixed_never_changes() {
-        assert!(changes(&RankSchedule::Fixed, Target::Q).is_empty());
-    }
-
-    #[test]
-    fn tolerance_moves_from_its_first_to_its_last_value() {
-        let (grow, cut) = (RankDecision::Set { rank: 16 }, |tau| RankDecision::Truncate { tau, bounds: BOUNDS });
-        let changes = changes(&tolerance(0.1, 0.3), Target::Q);
-        assert_eq!(changes.iter().map(|change| change.0).collect::<Vec<_>>(), [20, 26, 30, 36, 40, 46]);
-        assert_eq!(changes[0].1, grow);
-        for (index, tau) in [(1, 0.1), (3, 0.2), (5, 0.3)] {
-            let RankDecision::Truncate { tau: found, bounds } = changes[index].1 else { panic!("{:?} is not {:?}", changes[index], cut(tau)) };
-            assert!((found - tau).abs() < 1e-12 && bounds == BOUNDS);
+        for step in 1..=100 {
+            assert_eq!(RankSchedule::Fixed.decide(step, Target::Q, 8), RankDecision::Keep);
+            assert_eq!(RankSchedule::Fixed.cut_norm(step), None);
         }
     }
 
     #[test]
-    fn a_dense_target_has_no_rank_to_change() {
-        assert!(changes(&tolerance(0.1, 0.1), Target::Down).is_empty());
+    fn tolerance_grows_and_cuts_by_a_tolerance_that_moves() {
+        let schedule = tolerance(0.1, 0.3);
+        let growths: Vec<u64> = (1..=100).filter(|&step| schedule.decide(step, Target::Q, 8) == RankDecision::Set { rank: 16 }).collect();
+        assert_eq!(growths, [20, 30, 40]);
+        let cuts: Vec<u64> = (1..=100).filter(|&step| schedule.cut_norm(step).is_some()).collect();
+        assert_eq!(cuts, [26, 36, 46]);
+        // ‖σ‖ = 1 within 10⁻³; tails after rank 6, 5, 4: 0.08, 0.17, 0.26.
+        let sigma = [0.5, 0.5, 0.45, 0.45, 0.2, 0.15, 0.08];
+        let offers = [offer(Target::Q, &sigma)];
+        assert_eq!([26, 36, 46].map(|step| schedule.cut(step, &offers)[0]), [6, 5, 4]);
+        assert_eq!(schedule.cut(27, &offers), [7], "no cut");
+    }
+
+    #[test]
+    fn a_target_without_bounds_keeps_its_rank() {
+        let schedule = tolerance(0.9, 0.9);
+        assert_eq!(schedule.decide(20, Target::Down, 8), RankDecision::Keep);
+        assert_eq!(schedule.cut(26, &[offer(Target::Down, &[1.0, 0.1])]), [2]);
     }
 
     #[test]
     fn a_budget_ends_at_its_end() {
-        let targets = BTreeMap::from([(Target::Q, BOUNDS)]);
-        let score = RankScore::Magnitude;
-        let schedule =
-            BudgetSchedule { cycle: CYCLE, shape: RampShape::Linear, score, initial_parameters: 1000, final_parameters: 400, targets };
-        let budgets: Vec<_> = (1..=100).filter_map(|step| Some((step, schedule.budget_at(step)?))).collect();
-        assert_eq!(budgets, [(26, 800), (36, 600), (46, 400)]);
-        assert_eq!(RankSchedule::Budget(schedule).decide(26, Target::Q, 8), RankDecision::Keep);
+        let targets = BTreeMap::from([(Target::Q, RankBounds { min_rank: 1, max_rank: 4 })]);
+        // Ranks 4, 3, 2 of two weights with m + n = 100 store 832, 618, 408 numbers.
+        let schedule = RankSchedule::Budget(BudgetSchedule {
+            cycle: RankCycle { grow_by: 0, ..CYCLE },
+            shape: RampShape::Linear,
+            norm: RankNorm::Fisher,
+            initial_parameters: 832,
+            final_parameters: 408,
+            targets,
+        });
+        let offers = [offer(Target::Q, &[4.0, 3.0, 2.0, 1.0]), offer(Target::Q, &[4.0, 0.5, 0.4, 0.3])];
+        assert_eq!([26, 36, 46].map(|step| schedule.cut(step, &offers)), [vec![4, 2], vec![4, 1], vec![3, 1]]);
+        assert_eq!(schedule.cut_norm(46), Some(RankNorm::Fisher));
     }
 }

@@ -1,0 +1,173 @@
+//! Cutting the rank of a point by its singular values, in the Frobenius norm or in a weighted one.
+
+use super::point::diagonal;
+use super::{LowRank, Retracted, Truncation};
+use crate::linalg::{self, Svd, inverse_square_root, multiply};
+use candle_core::{Result, Tensor};
+
+/// Share of the mean eigenvalue that is added to a Gram matrix, so that directions without data keep a weight.
+const RELATIVE_DAMPING: f64 = 1e-3;
+
+/// A point's singular values in a norm ‖A^½ (·) C^½‖_F with weights A: m × m and C: n × n, and the directions they belong to.
+///
+/// Only Uᵀ A U and Vᵀ C V are needed: A^½ W C^½ has the singular values of S̃ = (UᵀAU)^½ S (VᵀCV)^½, and the best approximation of rank r' in this norm is
+/// U (UᵀAU)^{-½} [S̃]_r' (VᵀCV)^{-½} Vᵀ, with [·]_r' the truncated SVD. With A = C = I it is the truncated SVD of W. With C the second moment of a layer's
+/// inputs and A that of its output gradients, σ̃ᵢ² is twice the loss that giving up a direction costs to second order, in the Kronecker-factored
+/// approximation of the Fisher matrix (K-FAC, Martens & Grosse 2015, arXiv:1503.05671, §3; input weights alone: SVD-LLM, Wang et al. 2025,
+/// arXiv:2403.07378).
+#[derive(Clone, Debug)]
+pub struct Spectrum {
+    left: Option<Tensor>,
+    right: Option<Tensor>,
+    svd: Svd,
+}
+
+impl Spectrum {
+    /// In the Frobenius norm.
+    ///
+    /// # Errors
+    /// If S is not finite, or the SVD does not converge.
+    pub fn new(point: &LowRank) -> Result<Self> {
+        Ok(Self { left: None, right: None, svd: linalg::svd(&point.s)? })
+    }
+
+    /// In the norm of UᵀAU and VᵀCV: r × r, symmetric positive semidefinite, each with 10⁻³ of its mean eigenvalue added.
+    ///
+    /// # Errors
+    /// As for [`Self::new`], or if a weight is not r × r.
+    pub fn weighted(point: &LowRank, left: &Tensor, right: &Tensor) -> Result<Self> {
+        let (inverse_left, inverse_right) = (inverse_square_root(left, RELATIVE_DAMPING)?, inverse_square_root(right, RELATIVE_DAMPING)?);
+        let root = |weight: &Tensor, inverse: &Tensor| multiply(&damped(weight)?, inverse);
+        let whitened = multiply(&multiply(&root(left, &inverse_left)?, &point.s)?, &root(right, &inverse_right)?)?;
+        Ok(Self { left: Some(inverse_left), right: Some(inverse_right), svd: linalg::svd(&whitened)? })
+    }
+
+    /// The singular values in decreasing order.
+    pub fn singular_values(&self) -> &[f64] {
+        &self.svd.sigma
+    }
+
+    /// The closest point of this rank, from 1 to the point's; S is diagonal.
+    ///
+    /// # Errors
+    /// If the spectrum is not this point's, or an SVD does not converge.
+    pub fn truncate(&self, point: &LowRank, rank: usize) -> Result<Retracted> {
+        let Svd { u: p, sigma, v: q } = &self.svd;
+        let rank = rank.clamp(1, sigma.len());
+        let (p, q) = (p.narrow(1, 0, rank)?, q.narrow(1, 0, rank)?);
+        let kept = diagonal(&sigma[..rank], point.s.dtype(), point.s.device())?;
+        let (a, s, b) = match (&self.left, &self.right) {
+            (Some(left), Some(right)) => {
+                // (left p) Σ (right q)ᵀ with orthonormal columns instead: QR of both sides, and an SVD of what is between them.
+                let (a, r_a) = linalg::qr(&multiply(left, &p)?)?;
+                let (b, r_b) = linalg::qr(&multiply(right, &q)?)?;
+                let between = linalg::svd(&multiply(&multiply(&r_a, &kept)?, &r_b.t()?)?)?;
+                let s = diagonal(&between.sigma, point.s.dtype(), point.s.device())?;
+                (multiply(&a, &between.u)?, s, multiply(&b, &between.v)?)
+            }
+            _ => (p, kept, q),
+        };
+        let new = LowRank { u: multiply(&point.u, &a)?, s, v: multiply(&point.v, &b)? };
+        Ok(Retracted { point: new, rotation_u: a.t()?, rotation_v: b, truncation: Some(Truncation::new(sigma.clone(), rank)) })
+    }
+}
+
+/// C + ε (tr C / r) I, as [`inverse_square_root`] regularises it.
+fn damped(weight: &Tensor) -> Result<Tensor> {
+    let rank = weight.dim(0)?;
+    let identity = Tensor::eye(rank, weight.dtype(), weight.device())?;
+    let trace = linalg::inner(weight, &identity)?;
+    linalg::weighted_sum(1.0, weight, RELATIVE_DAMPING * trace / rank as f64, &identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linalg::frobenius_norm;
+    use crate::rng;
+    use candle_core::{DType, Device};
+
+    fn normal(rows: usize, columns: usize, draw: u64) -> Tensor {
+        let numbers = rng::normals(&mut rng::stream(17, "spectrum", &[draw]), rows * columns);
+        Tensor::from_vec(numbers, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    fn point() -> LowRank {
+        LowRank::from_dense(&normal(12, 9, 0), 6).unwrap()
+    }
+
+    fn distance(a: &Tensor, b: &Tensor) -> f64 {
+        frobenius_norm(&(a - b).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn unweighted_it_is_the_truncated_svd() {
+        let point = point();
+        let cut = Spectrum::new(&point).unwrap().truncate(&point, 3).unwrap();
+        let best = LowRank::from_dense(&point.to_dense().unwrap(), 3).unwrap();
+        assert!(distance(&cut.point.to_dense().unwrap(), &best.to_dense().unwrap()) < 1e-12);
+        assert!(cut.point.orthonormality_defect().unwrap() < 1e-12);
+    }
+
+    #[test]
+    fn equal_weights_change_nothing() {
+        let point = point();
+        let identity = Tensor::eye(6, DType::F64, &Device::Cpu).unwrap();
+        let weighted = Spectrum::weighted(&point, &identity, &(&identity * 4.0).unwrap()).unwrap().truncate(&point, 3).unwrap();
+        let plain = Spectrum::new(&point).unwrap().truncate(&point, 3).unwrap();
+        assert!(distance(&weighted.point.to_dense().unwrap(), &plain.point.to_dense().unwrap()) < 1e-12);
+    }
+
+    /// The dense statement: ‖(W − W') X‖ over inputs X and ‖D (W − W')‖ over output gradients D, both weights at once, is smaller than for the plain
+    /// truncation, and is the discarded tail.
+    #[test]
+    fn the_discarded_tail_is_the_weighted_error_and_the_least() {
+        let point = point();
+        let (inputs, gradients) = (normal(40, 9, 1), normal(40, 12, 2));
+        // Strongly uneven data, as activations are.
+        let uneven = |x: Tensor| {
+            let columns = x.dim(1).unwrap();
+            let scale: Vec<f64> = (0..columns).map(|i| 10f64.powi(-(i as i32) / 2)).collect();
+            x.broadcast_mul(&Tensor::from_vec(scale, (1, columns), &Device::Cpu).unwrap()).unwrap()
+        };
+        let (inputs, gradients) = (uneven(inputs), uneven(gradients));
+        let gram = |x: Tensor| x.t().unwrap().matmul(&x).unwrap();
+        let left = gram(gradients.matmul(&point.u).unwrap());
+        let right = gram(inputs.matmul(&point.v).unwrap());
+        let spectrum = Spectrum::weighted(&point, &left, &right).unwrap();
+        let cut = spectrum.truncate(&point, 3).unwrap();
+        let dense = point.to_dense().unwrap();
+        // The error as the norm of D (W − W') Xᵀ, with the damping as more rows of data.
+        let with_damping = |x: &Tensor, basis: &Tensor, gram: &Tensor| {
+            let trace = linalg::inner(gram, &Tensor::eye(6, DType::F64, &Device::Cpu).unwrap()).unwrap();
+            let rows = (basis.t().unwrap() * (RELATIVE_DAMPING * trace / 6.0).sqrt()).unwrap();
+            Tensor::cat(&[x, &rows.contiguous().unwrap()], 0).unwrap()
+        };
+        let (d, x) = (with_damping(&gradients, &point.u, &left), with_damping(&inputs, &point.v, &right));
+        let error = |w: &Tensor| {
+            let difference = (&dense - w).unwrap();
+            frobenius_norm(&d.matmul(&difference).unwrap().matmul(&x.t().unwrap()).unwrap()).unwrap()
+        };
+        let weighted = error(&cut.point.to_dense().unwrap());
+        let tail = cut.truncation.unwrap().error;
+        assert!((weighted - tail).abs() < 1e-9 * tail, "{weighted} and {tail}");
+        let plain = error(&Spectrum::new(&point).unwrap().truncate(&point, 3).unwrap().point.to_dense().unwrap());
+        assert!(weighted < 0.9 * plain, "{weighted} of {plain}");
+        for draw in 0..20 {
+            let other = (&cut.point.s + (normal(3, 3, 10 + draw) * 1e-3).unwrap()).unwrap();
+            let other = LowRank { s: other, ..cut.point.clone() };
+            assert!(error(&other.to_dense().unwrap()) >= weighted, "a neighbour is closer");
+        }
+    }
+
+    #[test]
+    fn rotations_carry_the_old_bases_into_the_new() {
+        let point = point();
+        let (left, right) = (normal(8, 6, 3), normal(8, 6, 4));
+        let gram = |x: &Tensor| x.t().unwrap().matmul(x).unwrap();
+        let cut = Spectrum::weighted(&point, &gram(&left), &gram(&right)).unwrap().truncate(&point, 2).unwrap();
+        let rotation_u = cut.point.u.t().unwrap().matmul(&point.u).unwrap();
+        let rotation_v = point.v.t().unwrap().matmul(&cut.point.v).unwrap();
+        assert!(distance(&rotation_u, &cut.rotation_u) < 1e-12 && distance(&rotation_v, &cut.rotation_v) < 1e-12);
+    }
+}
