@@ -83,10 +83,31 @@ fn spectral_with_changing_ranks() {
     check("spectral", LOW_RANK, &format!("{}{TOLERANCE}", dlra("spectral", "subspace")), &[4, 9]);
 }
 
+/// A budget that falls from rank 6 to rank 3 at the cuts of steps 5, 8 and 11, measured by second moments of the step's two micro-batches; growth at
+/// steps 3, 6 and 9.
+const BUDGET: &str = "rank: {budget: {final_rank: 3, schedule: linear, every: 3, settle: 2, grow_by: 2, max_rank: 10, start: 3, freeze: 12}}\n";
+
+#[test]
+fn spectral_under_a_budget() {
+    check("spectral under a budget", LOW_RANK, &format!("{}{BUDGET}", dlra("spectral", "subspace")), &[4, 5, 8]);
+}
+
+#[test]
+fn adam_by_a_tolerance_in_the_fisher_norm() {
+    let tolerance = TOLERANCE.replace("tau: 0.4", "tau: 0.4, final_tau: 0.6, norm: fisher");
+    check("adam by a tolerance", LOW_RANK, &format!("{}{tolerance}", dlra("adam", "subspace")), &[6, 7]);
+}
+
 #[test]
 fn ranks_really_change_in_these_tests() {
+    for policy in [TOLERANCE, BUDGET] {
+        ranks_change_under(policy);
+    }
+}
+
+fn ranks_change_under(policy: &str) {
     let place = Workplace::new();
-    let spec = place.spec(LOW_RANK, &format!("{}{TOLERANCE}", dlra("spectral", "subspace")));
+    let spec = place.spec(LOW_RANK, &format!("{}{policy}", dlra("spectral", "subspace")));
     place.run(&["train", spec.to_str().expect("UTF-8"), "--run-dir", "run"], 0);
     let metrics = support::metrics(&place.path("run/metrics.jsonl")).join("\n");
     let ranks: Vec<&str> = metrics.split("\"rank/mean\":").skip(1).map(|rest| rest.split([',', '}']).next().unwrap_or("")).collect();

@@ -107,11 +107,16 @@ fn values_that_do_not_fit_together() {
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {adamw: {}}}\ntrain:"), @"run.yaml:9:31: optimizer.low_rank.adamw: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it");
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {heavy_ball: {}}}\ntrain:"), @"run.yaml:9:36: optimizer.low_rank.heavy_ball: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: {momentum: heavy_ball}}`");
     insta::assert_snapshot!(message("train:", "optimizer: {matrices: {muon: {beta1: 1.5}}}\ntrain:"), @"run.yaml:9:38: optimizer.matrices.muon.beta1: is 1.5; set a number of at least 0 and less than 1");
-    insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, settle: 200}}\ntrain:"), @"run.yaml:9:38: rank.tolerance.settle: is 200; set at least 1 and less than `grow_every` 100");
+    insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, settle: 200}}\ntrain:"), @"run.yaml:9:38: rank.tolerance.settle: is 200; set at least 1 and less than `grow_every`, 100");
     insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, min_rank: 20, max_rank: 12}}\ntrain:"), @r"
     run.yaml:9:40: rank.tolerance.min_rank: is 20, but `q` starts at rank 16; set 1 to 16
     run.yaml:9:54: rank.tolerance.max_rank: is 12, but `q`, 64 × 64, starts at rank 16; set 16 to 64
     ");
+    insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, final_tau: 1.5}}\ntrain:"), @"run.yaml:9:41: rank.tolerance.final_tau: is 1.5; set a number greater than 0 and less than 1");
+    insta::assert_snapshot!(message("train:", "rank: {budget: {final_rank: 20}}\ntrain:"), @"run.yaml:9:29: rank.budget.final_rank: is 20; set at least 1, and no more than the starting ranks unless `grow_by` lets them grow");
+    insta::assert_snapshot!(message("train:", "rank: {budget: {final_rank: 4, min_rank: 6}}\ntrain:"), @"run.yaml:9:42: rank.budget.min_rank: the smallest ranks store 23088 numbers, more than the 15168 of rank 4 everywhere; lower `min_rank` or raise `final_rank`");
+    insta::assert_snapshot!(message("train:", "rank: {budget: {final_rank: 4, every: 9, settle: 9}}\ntrain:"), @"run.yaml:9:50: rank.budget.settle: is 9; set at least 0 and less than `every`, 9");
+    insta::assert_snapshot!(message("train:", "rank: {budget: {final_rank: 4, norm: nuclear}}\ntrain:"), @"run.yaml:9:38: rank.budget.norm: unknown choice `nuclear` (choices here: frobenius, fisher)");
     insta::assert_snapshot!(
         message("train:", "optimizer: {dense: {adamw: {learning_rate: .nan, beta1: 1}}}\neval: {tokens: 31}\nsample: {top_p: 0}\ntrain:"),
         @r"

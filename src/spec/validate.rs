@@ -329,8 +329,10 @@ fn parameters(plan: &Plan, target: Target, rank: usize) -> u64 {
 /// The rhythm of rank changes; `every` is what the spec calls it.
 fn check_cycle(found: &mut Findings, cycle: &RankCyclePlan, path: &str, every: &str, [start_is_given, freeze_is_given]: [bool; 2]) {
     found.require_positive(cycle.every, &format!("{path}.{every}"));
-    found.require((1..cycle.every.max(2)).contains(&cycle.settle), &format!("{path}.settle"), || {
-        format!("is {}; set at least 1 and less than `{every}` {}", cycle.settle, cycle.every)
+    // New directions need a step of their own; a cycle without growth may cut at every step.
+    let least = u64::from(cycle.grow_by > 0);
+    found.require((least..cycle.every.max(least + 1)).contains(&cycle.settle), &format!("{path}.settle"), || {
+        format!("is {}; set at least {least} and less than `{every}`, {}", cycle.settle, cycle.every)
     });
     let bound = if freeze_is_given || !start_is_given { "freeze" } else { "start" };
     found.require(cycle.start < cycle.freeze, &format!("{path}.{bound}"), || {
