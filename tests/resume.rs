@@ -83,6 +83,31 @@ fn spectral_with_changing_ranks() {
     check("spectral", LOW_RANK, &format!("{}{TOLERANCE}", dlra("spectral", "subspace")), &[4, 9]);
 }
 
+/// What a GPU runs repeats as exactly: stacks, of one where ranks change, portable operations, bf16 products.
+#[test]
+fn the_path_of_a_device_in_bf16() {
+    let path = "linalg: device\nkernels: portable\ndtype: {compute: bf16}\n";
+    check("spectral on the device path", LOW_RANK, &format!("{path}{}{TOLERANCE}", dlra("spectral", "subspace")), &[4]);
+    check("adam on the device path", LOW_RANK, &format!("{path}{}", dlra("adam", "svd")), &[6]);
+    check("Muon on the device path", "dense", &format!("{path}optimizer: {{matrices: {{muon: {{learning_rate: 1e-2}}}}}}\n"), &[5]);
+}
+
+#[test]
+fn a_run_goes_on_by_another_path() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    place.run(&["train", spec, "--run-dir", "run", "--stop-after", "5"], 0);
+    place.run(&["train", spec, "--run-dir", "run", "--resume", "--set", "linalg=device", "--set", "kernels=portable"], 0);
+    place.run(&["train", spec, "--run-dir", "whole"], 0);
+    let loss = |run: &str| {
+        let lines = support::metrics(&place.path(run).join("metrics.jsonl"));
+        let last = lines.iter().rev().find(|line| line.contains("val/loss")).expect("a validation");
+        serde_json::from_str::<serde_json::Value>(last).expect("JSON")["val/loss"].as_f64().expect("a loss")
+    };
+    assert!((loss("run") - loss("whole")).abs() < 1e-3, "{} and {}", loss("run"), loss("whole"));
+}
+
 #[test]
 fn ranks_really_change_in_these_tests() {
     let place = Workplace::new();

@@ -91,7 +91,7 @@ pub(super) fn read_numbers(x: &Tensor) -> Result<Vec<f64>> {
     x.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()
 }
 
-/// Host matrices as stacks, written in one transfer: all matrices of a group have one shape and become one stack shaped as `like`.
+/// Host matrices as stacks, written in one transfer: all matrices of a group have one shape and become one stack, or a single matrix where `like` is one.
 pub(super) fn write_stacks(groups: &[(&[Mat<f64>], &Tensor)]) -> Result<Vec<Tensor>> {
     let Some((_, like)) = groups.first() else { return Ok(Vec::new()) };
     let (dtype, device) = (like.dtype(), like.device());
@@ -105,7 +105,8 @@ pub(super) fn write_stacks(groups: &[(&[Mat<f64>], &Tensor)]) -> Result<Vec<Tens
     let cut = |(matrices, like): &(&[Mat<f64>], &Tensor)| {
         let (rows, columns) = matrices.first().map_or((0, 0), |m| m.shape());
         let count = matrices.len() * rows * columns;
-        let stack = flat.narrow(0, start, count)?.reshape(shape_like(like, rows, columns));
+        let shape = if like.rank() == 2 { vec![rows, columns] } else { vec![matrices.len(), rows, columns] };
+        let stack = flat.narrow(0, start, count)?.reshape(shape);
         start += count;
         stack
     };

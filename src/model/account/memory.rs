@@ -2,7 +2,7 @@
 
 use super::matrix::Matrix;
 use super::parameters::ParameterLedger;
-use crate::spec::{ComputeType, ModelPlan, Plan, Target};
+use crate::spec::{ComputeType, DeviceSpec, LinalgSpec, ModelPlan, Plan, Target};
 
 /// Bytes of a number in f32.
 const BYTES_PER_VALUE: u64 = 4;
@@ -35,7 +35,8 @@ pub struct MemoryLedger {
     pub backward: u64,
     /// What the low-rank step holds: for every matrix, beside the old ones, the tangent gradient, the new weight and the new moments; and
     /// per matrix in hand the direction and the new basis directions, the new bases and the transported moment, 4 (m + n) r + 2 r², and three
-    /// 2r × 2r cores, for the largest matrix times the threads.
+    /// 2r × 2r cores, for the largest matrix times the threads. On a device all matrices of one shape and rank are in hand, and stacked: copies of
+    /// weight, tangent gradient and moments.
     pub optimizer: u64,
 }
 
@@ -47,9 +48,17 @@ impl MemoryLedger {
         let matrices: Vec<Matrix> = Target::ALL.iter().map(|target| Matrix::new(model, *target)).collect();
         let of_blocks = |count: &dyn Fn(&Matrix) -> u64| layers * matrices.iter().map(count).sum::<u64>();
         let moments = |matrix: &Matrix| matrix.moment_values(&plan.optimizer);
-        let low_rank_in_all = layers * matrices.iter().filter(|matrix| matrix.is_low_rank()).count() as u64;
         let tokens = plan.train.batch_size as u64 * model.block_size as u64;
-        let largest_augmentation = matrices.iter().map(Matrix::augmentation_values).max().unwrap_or(0);
+        let low_rank: Vec<&Matrix> = matrices.iter().filter(|matrix| matrix.is_low_rank()).collect();
+        let in_hand = if on_device(plan) {
+            let stacked = |matrix: &Matrix| matrix.augmentation_values() + 2 * matrix.parameters() + moments(matrix);
+            let alike = |a: &Matrix, b: &Matrix| (a.rows, a.columns, a.rank()) == (b.rows, b.columns, b.rank());
+            let group = |one: &&Matrix| low_rank.iter().filter(|other| alike(one, other)).map(|matrix| stacked(matrix)).sum::<u64>();
+            layers * low_rank.iter().map(group).max().unwrap_or(0)
+        } else {
+            let largest = matrices.iter().map(Matrix::augmentation_values).max().unwrap_or(0);
+            largest * threads.min(layers * low_rank.len() as u64)
+        };
         let values = MemoryLedger {
             weights: parameters.total(),
             gradients: parameters.dense_rest() + of_blocks(&Matrix::gradient_values),
@@ -59,7 +68,7 @@ impl MemoryLedger {
             backward: (10 * model.n_embd as u64 * tokens).max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
             optimizer: of_blocks(&|matrix| {
                 if matrix.is_low_rank() { 2 * matrix.parameters() + moments(matrix) } else { 0 }
-            }) + largest_augmentation * threads.min(low_rank_in_all),
+            }) + in_hand,
         };
         let (kept_wide, kept_narrow) = activation_values(model, &matrices);
         let (bytes_narrow, rounded_weights) = match plan.dtype.compute {
@@ -87,6 +96,15 @@ impl MemoryLedger {
     pub fn peak(&self) -> u64 {
         let pass = self.activations.saturating_add(self.head_gradient).saturating_add(self.backward);
         self.weights + self.gradients + self.moments + pass.max(self.optimizer)
+    }
+}
+
+/// Whether a plan's low-rank weights step as stacks; `auto` decides by the device it names.
+fn on_device(plan: &Plan) -> bool {
+    match plan.linalg {
+        LinalgSpec::Host => false,
+        LinalgSpec::Device => true,
+        LinalgSpec::Auto => matches!(plan.device, DeviceSpec::Cuda(_) | DeviceSpec::Metal),
     }
 }
 
