@@ -38,7 +38,7 @@ fn block(tape: &Tape, parameters: &[Tensor], s: &Tensor, tokens: &Tensor, dtypes
 /// Types of the values, loss, and all gradients.
 fn run(compute: Compute) -> Result<(Vec<DType>, f64, Vec<Tensor>)> {
     let shapes: [&[usize]; 8] = [&[40, 24], &[40, 24], &[24], &[24], &[24, 24], &[24], &[24, 6], &[24, 6]];
-    let parameters = shapes.iter().enumerate().map(|(draw, shape)| normal(draw as u64, shape)).collect::<Result<Vec<_>>>()?;
+    let parameters = shapes.iter().enumerate().map(|(draw, shape)| normal(draw as u64, shape)? * 0.3).collect::<Result<Vec<_>>>()?;
     let ids: Vec<u32> = (0..2 * 37u32).map(|i| i.wrapping_mul(2_654_435_761) % 40).collect();
     let tokens = Tensor::from_vec(ids, (2, 37), &Device::Cpu)?;
     let mut gradients = Gradients::new(parameters.len());

@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// Tokens in the vocabulary of the text that is learned.
 const VOCABULARY: usize = 61;
 /// How far two steps may lie apart, relative to how far they lead.
-const STEP_BOUND: f64 = 1e-2;
+const STEP_BOUND: f64 = 2e-3;
 /// How far the losses of two trainings may lie apart, in nats.
 const LOSS_BOUND: f64 = 0.02;
 /// The same where one of them rounds its products to bf16.
