@@ -3,7 +3,8 @@
 use crate::model::ModelConfig;
 use crate::ops::Compute;
 use crate::optim::{
-    BudgetSchedule, Execution, FactorRule, OptimizerSettings, Placement, RankBounds, RankCycle, RankSchedule, Schedule, Tolerance, ToleranceSchedule,
+    BudgetSchedule, Execution, FactorRule, OptimizerSettings, Placement, RankBounds, RankCycle, RankSchedule, Schedule, Tolerance,
+    ToleranceSchedule,
 };
 use crate::spec::{
     ComputeType, DenseOptimizerSpec, KernelsSpec, LinalgSpec, Plan, RankBoundsPlan, RankCyclePlan, RankPlan, ToleranceTargetPlan,
