@@ -8,6 +8,7 @@
 //!  ├ sweep     many runs from one file: expansion, equal budgets, child processes, Slurm
 //!  │  └ report    runs read back: groups, statistics, tables, charts, the page
 //!  ├ bench     how fast and how large: timed steps on random tokens, the product peak, what this machine offers
+//!  ├ selftest  does a device compute what the CPU computes: operations, linear algebra, steps, a training, checkpoints, memory
 //!  └ train     the only place where model, optimizer and data meet: session, step, validation, resume, signals
 //!     ├ model       the GPT: structure, forward pass, generation, and its account of parameters, FLOPs and memory
 //!     ├ optim       how parameters move: AdamW, the DLRA step, rank policies, schedules, clipping
@@ -19,7 +20,7 @@
 //!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport, truncation
 //!        │  └ linalg    QR, SVD, polar factor, orthonormality; no words of machine learning
 //!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
-//! error  fs  rng  plot    exit codes; durable files; random streams as pure functions of (seed, purpose, indices); charts as SVG
+//! error  fs  rng  plot  device    exit codes; durable files; random streams as pure functions of (seed, purpose, indices); charts as SVG; what a GPU says
 //! ```
 //!
 //! Arrows point down only; `tests/architecture.rs` reads the imports and says so. `model` and `optim` never import each other.
@@ -43,6 +44,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod fs;
 pub mod linalg;
@@ -55,6 +57,7 @@ pub mod plot;
 pub mod record;
 pub mod report;
 pub mod rng;
+pub mod selftest;
 pub mod spec;
 pub mod sweep;
 pub mod train;

@@ -8,18 +8,32 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 /// A shape and a seed: m × n of rank r, from full rank (no room for new directions) to r much smaller than both.
+///
+/// Without `stack`, single matrices, which take the host path; with it, stacks of so many, which take the path of a device. Norms and distances are over a
+/// whole stack, so every law is the same.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     rows: usize,
     columns: usize,
     rank: usize,
+    stack: Option<usize>,
     seed: u64,
 }
 
 impl Case {
+    /// One matrix, or a stack of those that `make` gives for 0, 1, …
+    fn each(&self, make: impl Fn(u64) -> Tensor) -> Tensor {
+        match self.stack {
+            None => make(0),
+            Some(count) => Tensor::stack(&(0..count as u64).map(make).collect::<Vec<_>>(), 0).unwrap(),
+        }
+    }
+
     fn normal(&self, rows: usize, columns: usize, purpose: &str) -> Tensor {
-        let numbers = rng::normals(&mut rng::stream(self.seed, purpose, &[]), rows * columns);
-        Tensor::from_vec(numbers, (rows, columns), &Device::Cpu).unwrap()
+        self.each(|index| {
+            let numbers = rng::normals(&mut rng::stream(self.seed, purpose, &[index]), rows * columns);
+            Tensor::from_vec(numbers, (rows, columns), &Device::Cpu).unwrap()
+        })
     }
 
     fn dense(&self, purpose: &str) -> Tensor {
@@ -32,9 +46,12 @@ impl Case {
 
     /// A point with the given singular values, in bases that are not its singular vectors.
     fn point_with(&self, sigma: &[f64]) -> LowRank {
-        let mut rng = rng::stream(self.seed, "point", &[]);
-        let random = LowRank::random(self.rows, self.columns, self.rank, 1.0, &mut rng, DType::F64, &Device::Cpu).unwrap();
-        let point = LowRank::from_parts(random.u, diagonal(sigma), random.v).unwrap();
+        let random = |index| {
+            let mut rng = rng::stream(self.seed, "point", &[index]);
+            LowRank::random(self.rows, self.columns, self.rank, 1.0, &mut rng, DType::F64, &Device::Cpu).unwrap()
+        };
+        let (u, v) = (self.each(|index| random(index).u), self.each(|index| random(index).v));
+        let point = LowRank::from_parts(u, self.each(|_| diagonal(sigma)), v).unwrap();
         point.in_other_bases(&self.orthogonal("left"), &self.orthogonal("right")).unwrap()
     }
 
@@ -49,16 +66,28 @@ impl Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    (2usize..24, 2usize..24, any::<u64>())
-        .prop_flat_map(|(rows, columns, seed)| (1..=rows.min(columns)).prop_map(move |rank| Case { rows, columns, rank, seed }))
+    (2usize..24, 2usize..24, any::<u64>()).prop_flat_map(|(rows, columns, seed)| {
+        (1..=rows.min(columns), stacks()).prop_map(move |(rank, stack)| Case { rows, columns, rank, stack, seed })
+    })
+}
+
+/// Half of the cases single matrices, half stacks.
+fn stacks() -> impl Strategy<Value = Option<usize>> {
+    prop_oneof![2 => Just(None), 1 => Just(Some(1)), 1 => Just(Some(3))]
+}
+
+/// The matrices of a tensor.
+fn matrices(x: &Tensor) -> Vec<Tensor> {
+    if x.rank() == 2 { vec![x.clone()] } else { linalg::unstack(x).unwrap() }
 }
 
 /// Cases with room for new directions on both sides.
 fn roomy_cases() -> impl Strategy<Value = Case> {
-    (1usize..7, 1usize..12, 1usize..12, any::<u64>()).prop_map(|(rank, more_rows, more_columns, seed)| Case {
+    (1usize..7, 1usize..12, 1usize..12, stacks(), any::<u64>()).prop_map(|(rank, more_rows, more_columns, stack, seed)| Case {
         rows: 2 * rank + more_rows,
         columns: 2 * rank + more_columns,
         rank,
+        stack,
         seed,
     })
 }
@@ -91,7 +120,8 @@ fn dense_projection(point: &LowRank, g: &Tensor) -> Result<Tensor> {
 
 /// The best rank-r approximation, dense.
 fn truncated(x: &Tensor, rank: usize) -> Result<Tensor> {
-    LowRank::from_dense(x, rank)?.to_dense()
+    let parts = matrices(x).iter().map(|x| LowRank::from_dense(x, rank)?.to_dense()).collect::<Result<Vec<_>>>()?;
+    if x.rank() == 2 { Ok(parts[0].clone()) } else { Tensor::stack(&parts, 0) }
 }
 
 fn constraint_defect(point: &LowRank, z: &Tangent) -> Result<f64> {
@@ -206,7 +236,8 @@ proptest! {
         let z = case.tangent(&point, "direction");
         let size = 0.1 * z.norm().unwrap();
         let target = weighted_sum(1.0, &point.to_dense().unwrap(), 0.1, &z.to_dense(&point).unwrap()).unwrap();
-        let tail = svd(&target).unwrap().sigma[case.rank..].iter().map(|s| s * s).sum::<f64>().sqrt();
+        let tail_of = |x: &Tensor| svd(x).unwrap().sigma[case.rank..].iter().map(|s| s * s).sum::<f64>();
+        let tail = matrices(&target).iter().map(tail_of).sum::<f64>().sqrt();
         let best = retract(&point, &z, 0.1).unwrap();
         let cheap = retract_subspace(&point, &z, 0.1).unwrap();
         prop_assert!((distance(&best.to_dense().unwrap(), &target) - tail).abs() < 1e-11);
@@ -217,6 +248,8 @@ proptest! {
 
     #[test]
     fn truncation_error_is_the_discarded_tail_and_obeys_the_tolerance(case in cases(), tau in 0.0f64..0.9) {
+        // The points of a larger stack would get different ranks.
+        let case = Case { stack: case.stack.map(|_| 1), ..case };
         let point = case.point_with(&(0..case.rank).map(|i| 0.6f64.powi(i as i32)).collect::<Vec<_>>());
         let augmentation = Augmentation::new(&point, &case.tangent(&point, "direction")).unwrap();
         let coefficients = augmentation.coefficients(&point, augmentation.core(), 0.05, 0.0).unwrap();
@@ -278,12 +311,13 @@ proptest! {
         prop_assert!(distance(&same.m, &second.m) + distance(&same.p, &second.p) + distance(&same.q, &second.q) < 1e-11);
         let order: Vec<u32> = (0..case.rank as u32).rev().collect();
         let order = Tensor::new(order, &Device::Cpu).unwrap();
-        let identity = Tensor::eye(case.rank, DType::F64, &Device::Cpu).unwrap();
-        let reversal = identity.index_select(&order, 0).unwrap();
+        let identity = case.each(|_| Tensor::eye(case.rank, DType::F64, &Device::Cpu).unwrap());
+        let (rows, columns) = (identity.rank() - 2, identity.rank() - 1);
+        let reversal = identity.index_select(&order, rows).unwrap();
         let permuted = old.in_other_bases(&reversal.neg().unwrap(), &identity).unwrap();
         let moved = BasisChange::between(&old, &permuted).unwrap().transport_second_moments(&second).unwrap();
-        prop_assert!(distance(&moved.m, &second.m.index_select(&order, 0).unwrap()) < 1e-11);
-        prop_assert!(distance(&moved.q, &second.q.index_select(&order, 1).unwrap()) < 1e-11);
+        prop_assert!(distance(&moved.m, &second.m.index_select(&order, rows).unwrap()) < 1e-11);
+        prop_assert!(distance(&moved.q, &second.q.index_select(&order, columns).unwrap()) < 1e-11);
         prop_assert!(distance(&moved.p, &second.p) < 1e-11);
         // Anywhere else they stay non-negative and do not grow: the rotations are contractions.
         let elsewhere = Case { seed: case.seed ^ 2, ..case }.point();
@@ -298,9 +332,13 @@ proptest! {
 
 /// Polar factor of a dense tangent vector, whose singular values beyond its rank are rounding: only those above 1e-9 of the largest count.
 fn polar_of_numerical_rank(z: &Tensor) -> Tensor {
-    let linalg::Svd { u, sigma, v } = svd(z).unwrap();
-    let rank = sigma.iter().filter(|&&value| value > 1e-9 * sigma[0]).count();
-    multiply(&u.narrow(1, 0, rank).unwrap(), &v.narrow(1, 0, rank).unwrap().t().unwrap()).unwrap()
+    let polar = |z: &Tensor| {
+        let linalg::Svd { u, sigma, v } = svd(z).unwrap();
+        let rank = sigma.iter().filter(|&&value| value > 1e-9 * sigma[0]).count();
+        multiply(&u.narrow(1, 0, rank).unwrap(), &v.narrow(1, 0, rank).unwrap().t().unwrap()).unwrap()
+    };
+    let parts: Vec<Tensor> = matrices(z).iter().map(polar).collect();
+    if z.rank() == 2 { parts[0].clone() } else { Tensor::stack(&parts, 0).unwrap() }
 }
 
 /// One optimizer step of size 0.1 along a moment, which is carried to the new point.
@@ -320,7 +358,7 @@ fn step(point: &LowRank, moment: &Tangent, spectral: bool, subspace: bool) -> Re
 
 /// Fifty single-precision steps with momentum from a random start; the default polar factor where `spectral`.
 fn single_precision_run(spectral: bool) -> Result<(LowRank, Tangent)> {
-    let case = Case { rows: 160, columns: 96, rank: 24, seed: 21 };
+    let case = Case { rows: 160, columns: 96, rank: 24, stack: None, seed: 21 };
     let mut rng = rng::stream(case.seed, "start", &[]);
     let mut point = LowRank::random(160, 96, 24, 2.0, &mut rng, DType::F32, &Device::Cpu)?;
     let mut moment = Tangent::zeros(&point)?;
@@ -366,9 +404,58 @@ fn runs_repeat_bit_for_bit_in_any_thread_pool() -> Result<()> {
     Ok(())
 }
 
+/// The host path and the device path give the same points and moments, whole runs through, and the device path repeats bit for bit.
+#[test]
+fn stacks_match_single_matrices() -> Result<()> {
+    for (spectral, subspace) in [(false, true), (true, true), (false, false), (true, false)] {
+        let run = |stack: bool| -> Result<(LowRank, Tangent)> {
+            let cases = [1, 2, 3].map(|seed| Case { rows: 26, columns: 17, rank: 5, stack: None, seed });
+            let (points, gradients): (Vec<LowRank>, Vec<Tensor>) = cases.iter().map(|case| (case.point(), case.dense("gradient"))).unzip();
+            let walk = |mut point: LowRank, gradient: &Tensor| -> Result<(LowRank, Tangent)> {
+                let mut moment = Tangent::zeros(&point)?;
+                for _ in 0..8 {
+                    moment = moment.scaled_add(0.9, &Tangent::project(&point, gradient)?, 0.1)?;
+                    (point, moment) = step(&point, &moment, spectral, subspace)?;
+                }
+                Ok((point.reorthonormalized()?, moment))
+            };
+            if stack {
+                let point = LowRank::stack(&points.iter().collect::<Vec<_>>())?;
+                return walk(point, &linalg::stack(&gradients.iter().collect::<Vec<_>>())?);
+            }
+            let ends = points.into_iter().zip(&gradients).map(|(point, gradient)| walk(point, gradient)).collect::<Result<Vec<_>>>()?;
+            let (points, moments): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
+            Ok((LowRank::stack(&points.iter().collect::<Vec<_>>())?, Tangent::stack(&moments.iter().collect::<Vec<_>>())?))
+        };
+        let ((host, host_moment), (device, device_moment)) = (run(false)?, run(true)?);
+        let difference = distance(&host.to_dense()?, &device.to_dense()?);
+        assert!(difference < 1e-10, "spectral {spectral}, subspace {subspace}: {difference}");
+        let difference = distance(&host_moment.to_dense(&host)?, &device_moment.to_dense(&device)?);
+        assert!(difference < 1e-10, "moment, spectral {spectral}, subspace {subspace}: {difference}");
+        let again = run(true)?;
+        assert_eq!(distance(&again.0.u, &device.u) + distance(&again.0.s, &device.s) + distance(&again.1.q, &device_moment.q), 0.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn points_of_a_stack_keep_one_rank_or_are_refused() -> Result<()> {
+    let case = Case { rows: 14, columns: 11, rank: 4, stack: Some(2), seed: 9 };
+    let point = case.point();
+    let augmentation = Augmentation::new(&point, &case.tangent(&point, "direction"))?;
+    let coefficients = augmentation.coefficients(&point, augmentation.core(), 0.5, 0.0)?;
+    let all = augmentation.truncate(&point, &coefficients, &|sigma| sigma.len())?;
+    assert_eq!((all.point.rank(), all.truncation.is_none()), (8, true));
+    let largest: Vec<f64> = linalg::svds(&coefficients)?.sigma.iter().map(|sigma| sigma[0]).collect();
+    let threshold = (largest[0] + largest[1]) / 2.0;
+    let error = augmentation.truncate(&point, &coefficients, &|sigma| if sigma[0] > threshold { 3 } else { 2 }).unwrap_err();
+    assert!(error.to_string().contains("one by one"), "{error}");
+    Ok(())
+}
+
 #[test]
 fn reorthonormalising_keeps_the_matrix() -> Result<()> {
-    let case = Case { rows: 20, columns: 15, rank: 6, seed: 22 };
+    let case = Case { rows: 20, columns: 15, rank: 6, stack: None, seed: 22 };
     let point = case.point();
     let drifted = LowRank {
         u: add_product(1.0, &point.u, 1e-4, &point.u, &case.normal(6, 6, "drift"))?,

@@ -1,7 +1,7 @@
 //! The CPU kernels against the portable path on awkward sizes, and what they promise besides: repeatability, causality, range.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lrpt::ops::{self, Dropout, Gradients, Tape, Value};
+use lrpt::ops::{self, Compute, Dropout, Gradients, Tape, Value};
 use lrpt::rng;
 
 fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
@@ -130,7 +130,7 @@ fn heads_agree_over_several_chunks() -> Result<()> {
         check("cross_entropy_head", &inputs, &|tape, v| ops::cross_entropy_head(tape, &v[0], &v[1], &targets))?;
         let tape = Tape::inference();
         let mean = ops::cross_entropy_head(&tape, &tape.constant(inputs[0].clone()), &tape.constant(inputs[1].clone()), &targets)?;
-        let sum = ops::cross_entropy_sum(&inputs[0], &inputs[1], &targets)?;
+        let sum = ops::cross_entropy_sum(Compute::default(), &inputs[0], &inputs[1], &targets)?;
         assert!((mean.tensor().to_scalar::<f64>()? * (b * t) as f64 - sum).abs() < 1e-9 * sum, "{sum}");
     }
     Ok(())
@@ -232,7 +232,7 @@ fn huge_logits_stay_finite_and_right() -> Result<()> {
     let targets = Tensor::new(&[[0u32, 1]], &Device::Cpu)?;
     let loss = ops::cross_entropy_head(&tape, &tape.parameter(0, &h), &tape.parameter(1, &w), &targets)?;
     assert_eq!(loss.tensor().to_scalar::<f32>()?, 1e4);
-    assert_eq!(ops::cross_entropy_sum(&h, &w, &targets)?, 2e4);
+    assert_eq!(ops::cross_entropy_sum(Compute::default(), &h, &w, &targets)?, 2e4);
     let mut gradients = Gradients::new(2);
     tape.backward(&loss, &mut gradients)?;
     // d logits = (p − onehot)/2: zero for row 0, (½, −½, 0) for row 1.
@@ -259,7 +259,12 @@ fn not_a_number_is_passed_on() -> Result<()> {
     let ones = tape.constant(Tensor::ones(3, DType::F32, &Device::Cpu)?);
     assert!(numbers(ops::layer_norm(&tape, &x, &ones, None, 1e-5)?.tensor())?.iter().all(|y| y.is_nan()));
     let h = Tensor::new(&[[f32::NAN]], &Device::Cpu)?;
-    let loss = ops::cross_entropy_sum(&h, &Tensor::ones((4, 1), DType::F32, &Device::Cpu)?, &Tensor::new(&[0u32], &Device::Cpu)?)?;
+    let loss = ops::cross_entropy_sum(
+        Compute::default(),
+        &h,
+        &Tensor::ones((4, 1), DType::F32, &Device::Cpu)?,
+        &Tensor::new(&[0u32], &Device::Cpu)?,
+    )?;
     assert!(loss.is_nan(), "{loss}");
     let x = tape.constant(Tensor::new(&[[[1f32], [f32::NAN]]], &Device::Cpu)?);
     assert!(numbers(ops::causal_attention(&tape, &x, &x, &x, 1, None)?.tensor())?[1].is_nan());

@@ -5,7 +5,11 @@ use lrpt::cli::Cli;
 use std::path::Path;
 
 fn readme() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md")
+    page("README.md")
+}
+
+fn page(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect(name)
 }
 
 /// The words of a command line, with double quotes honoured and a trailing comment dropped.
@@ -23,9 +27,9 @@ fn words(command: &str) -> Vec<String> {
     words
 }
 
-/// Every indented line that runs lrpt, directly or through cargo.
+/// Every indented line of the README and of the page about GPUs that runs lrpt, directly or through cargo.
 fn commands() -> Vec<Vec<String>> {
-    let text = readme();
+    let text = readme() + &page("docs/gpu.md");
     let lines = text.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| line.trim_start_matches("$ "));
     let run = lines.filter_map(|line| line.strip_prefix("cargo run --release -- ").or(line.strip_prefix("lrpt ")));
     run.map(|line| std::iter::once("lrpt".to_owned()).chain(words(line)).collect()).collect()

@@ -85,7 +85,8 @@ fn spectral_with_changing_ranks() {
 
 /// A budget that falls from rank 6 to rank 3 at the cuts of steps 5, 8 and 11, measured by second moments of the step's two micro-batches; growth at
 /// steps 3, 6 and 9.
-const BUDGET: &str = "rank: {budget: {final_rank: 3, schedule: linear, every: 3, settle: 2, grow_by: 2, max_rank: 10, start: 3, freeze: 12}}\n";
+const BUDGET: &str =
+    "rank: {budget: {final_rank: 3, schedule: linear, every: 3, settle: 2, grow_by: 2, max_rank: 10, start: 3, freeze: 12}}\n";
 
 #[test]
 fn spectral_under_a_budget() {
@@ -96,6 +97,31 @@ fn spectral_under_a_budget() {
 fn adam_by_a_tolerance_in_the_fisher_norm() {
     let tolerance = TOLERANCE.replace("tau: 0.4", "tau: 0.4, final_tau: 0.6, norm: fisher");
     check("adam by a tolerance", LOW_RANK, &format!("{}{tolerance}", dlra("adam", "subspace")), &[6, 7]);
+}
+
+/// What a GPU runs repeats as exactly: stacks, of one where ranks change, portable operations, bf16 products.
+#[test]
+fn the_path_of_a_device_in_bf16() {
+    let path = "linalg: device\nkernels: portable\ndtype: {compute: bf16}\n";
+    check("spectral on the device path", LOW_RANK, &format!("{path}{}{TOLERANCE}", dlra("spectral", "subspace")), &[4]);
+    check("adam on the device path", LOW_RANK, &format!("{path}{}", dlra("adam", "svd")), &[6]);
+    check("Muon on the device path", "dense", &format!("{path}optimizer: {{matrices: {{muon: {{learning_rate: 1e-2}}}}}}\n"), &[5]);
+}
+
+#[test]
+fn a_run_goes_on_by_another_path() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    place.run(&["train", spec, "--run-dir", "run", "--stop-after", "5"], 0);
+    place.run(&["train", spec, "--run-dir", "run", "--resume", "--set", "linalg=device", "--set", "kernels=portable"], 0);
+    place.run(&["train", spec, "--run-dir", "whole"], 0);
+    let loss = |run: &str| {
+        let lines = support::metrics(&place.path(run).join("metrics.jsonl"));
+        let last = lines.iter().rev().find(|line| line.contains("val/loss")).expect("a validation");
+        serde_json::from_str::<serde_json::Value>(last).expect("JSON")["val/loss"].as_f64().expect("a loss")
+    };
+    assert!((loss("run") - loss("whole")).abs() < 1e-3, "{} and {}", loss("run"), loss("whole"));
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn settings_without_effect_are_warnings() {
 fn unknown_keys_and_choices() {
     insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_embd, block_size, dropout, bias, weights)");
     insta::assert_snapshot!(message("{max_steps: 1k,", "{max_step: 1k,"), @"run.yaml:9:9: train.max_step: unknown key; did you mean `max_steps`? (keys here: max_steps, batch_size, gradient_accumulation_steps, grad_clip, log_every)");
-    insta::assert_snapshot!(message("model:\n", "optimiser: {}\nmodel:\n"), @"run.yaml:2:1: optimiser: unknown key; did you mean `optimizer`? (keys here: name, seed, device, model, data, train, optimizer, rank, schedule, eval, checkpoint, sample)");
+    insta::assert_snapshot!(message("model:\n", "optimiser: {}\nmodel:\n"), @"run.yaml:2:1: optimiser: unknown key; did you mean `optimizer`? (keys here: name, seed, device, linalg, kernels, dtype, model, data, train, optimizer, rank, schedule, eval, checkpoint, sample)");
     insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored)");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, up, down)");
@@ -86,6 +86,9 @@ fn missing_doubled_and_mistyped_keys() {
     insta::assert_snapshot!(message("max_steps: 1k", "max_steps: soon"), @"run.yaml:9:20: train.max_steps: expected a whole number of at least 0 such as `500`, `60_000`, `1e6`, `64k` or `10M`, found the text `soon`");
     insta::assert_snapshot!(message("name: example", "name: 12"), @"run.yaml:1:7: name: expected text, found the number `12`; put it in quotes");
     insta::assert_snapshot!(message("name: example", "name: example\ndevice: gpu"), @"run.yaml:2:9: device: expected a device (`auto`, `cpu`, `cuda`, `cuda:1` or `metal`), found the text `gpu`");
+    insta::assert_snapshot!(message("name: example", "name: example\nlinalg: gpu"), @"run.yaml:2:9: linalg: unknown choice `gpu` (choices here: auto, host, device)");
+    insta::assert_snapshot!(message("name: example", "name: example\nkernels: fast"), @"run.yaml:2:10: kernels: unknown choice `fast` (choices here: auto, portable)");
+    insta::assert_snapshot!(message("name: example", "name: example\ndtype: {compute: fp16}"), @"run.yaml:2:18: dtype.compute: unknown choice `fp16` (choices here: f32, bf16)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {down: full}"), @"run.yaml:7:50: model.weights.low_rank.targets.down: expected a rank (a whole number such as `32`) or `dense`, found the text `full`");
     insta::assert_snapshot!(message("cargo_registry", "{text: {train: a.txt, val: [b.txt]}}"), @"run.yaml:8:31: data.source.text.train: expected a list such as `[a, b]`, found the text `a.txt`");
     insta::assert_snapshot!(message("cargo_registry", "text"), @"run.yaml:8:16: data.source: `text` needs settings; write `{text: ...}`, or `{text: {}}` where all have defaults");
@@ -138,6 +141,22 @@ fn settings_are_named_in_messages() {
     insta::assert_snapshot!(message_of(GOOD, &["data={source: cargo_registry, tokeniser: chars}"]), @"--set data={source: cargo_registry, tokeniser: chars}: data.tokeniser: unknown key; did you mean `tokenizer`? (keys here: source, tokenizer)");
     insta::assert_snapshot!(message_of(GOOD, &["train.batch_size=8", "train.batch_size=0"]), @"--set train.batch_size=0: train.batch_size: is 0; set at least 1");
     insta::assert_snapshot!(message_of(GOOD, &["model.weights={low_rank: {"]), @"--set model.weights={low_rank: {: `{low_rank: {` is not YAML: did not find expected node content at line 2 column 1, while parsing a flow node; write `--set key.path=value`, for example `--set train.max_steps=1000`");
+}
+
+#[test]
+fn number_types_are_of_the_trajectory_and_places_are_not() {
+    let plain = plan_with(&[]);
+    let elsewhere = plan_with(&["device=cuda:1", "linalg=device", "kernels=portable"]);
+    assert_eq!(plain.hash(), elsewhere.hash());
+    let half = plan_with(&["dtype.compute=bf16"]);
+    assert_eq!(plain.trajectory_differences(&half), ["dtype.compute: not set -> bf16", "dtype.master: not set -> f32"]);
+    assert_eq!(plain.hash(), plan_with(&["dtype={compute: f32, master: f32}"]).hash(), "what is said and what is meant are one");
+    // Plans of before these keys existed are read, and written as they were.
+    let yaml = spec::to_yaml(&plain).expect("YAML");
+    assert!(!yaml.contains("linalg") && !yaml.contains("kernels") && !yaml.contains("dtype"), "{yaml}");
+    for plan in [plain, elsewhere, half] {
+        assert_eq!(spec::Plan::from_yaml(&spec::to_yaml(&plan).expect("YAML"), "plan.yaml").expect("a plan"), plan);
+    }
 }
 
 #[test]

@@ -5,12 +5,13 @@ use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent};
 use crate::params::ParamStore;
 use crate::rng;
 use crate::spec::{DlraSpec, Momentum, RetractionSpec};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Seconds of each part of a step, all low-rank weights together, one after another on the threads of the process; a training step works on
-/// several weights side by side and takes less.
+/// Seconds of each part of a step, all low-rank weights together: on the host one after another on the threads of the process, where a training step
+/// works on several weights side by side and takes less; on a device all weights of one shape and rank at once, as a training step does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct LowRankParts {
     /// Tangent projection of the K- and L-gradient.
@@ -32,11 +33,17 @@ impl LowRankParts {
     ///
     /// # Errors
     /// If a factorisation fails.
-    pub fn measure(params: &ParamStore, dlra: &DlraSpec) -> Result<Self> {
+    pub fn measure(params: &ParamStore, dlra: &DlraSpec, on_device: bool) -> Result<Self> {
         let mut parts = Self::default();
-        for (id, _, point) in params.low_rank() {
-            parts.add(point, dlra, id.0 as u64)?;
+        if !on_device {
+            params.low_rank().try_for_each(|(id, _, point)| parts.add(point, dlra, id.0 as u64))?;
+            return Ok(parts);
         }
+        let mut shapes: BTreeMap<_, Vec<&LowRank>> = BTreeMap::new();
+        for (_, _, point) in params.low_rank() {
+            shapes.entry((point.rows(), point.columns(), point.rank())).or_default().push(point);
+        }
+        shapes.values().enumerate().try_for_each(|(draw, points)| parts.add(&LowRank::stack(points)?, dlra, draw as u64))?;
         Ok(parts)
     }
 
@@ -46,23 +53,26 @@ impl LowRankParts {
             Tensor::from_vec(numbers, like.dims(), &candle_core::Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
         };
         let (k, l) = (random(&point.u, 0)?, random(&point.v, 1)?);
-        let tangent = timed(&mut self.projection, || Tangent::from_outer_gradients(point, &k, &l))?;
-        let augmentation = timed(&mut self.basis_qr, || Augmentation::new(point, &tangent))?;
+        let device = point.u.device().clone();
+        // A device works ahead of the host: the clock is read when it has caught up.
+        device.synchronize()?;
+        let tangent = timed(&mut self.projection, &device, || Tangent::from_outer_gradients(point, &k, &l))?;
+        let augmentation = timed(&mut self.basis_qr, &device, || Augmentation::new(point, &tangent))?;
         if dlra.momentum == Momentum::Spectral {
-            timed(&mut self.polar, || match dlra.retraction {
+            timed(&mut self.polar, &device, || match dlra.retraction {
                 RetractionSpec::Svd => linalg::polar(augmentation.core()),
                 RetractionSpec::Subspace => linalg::polar_newton_schulz(augmentation.core()),
             })?;
         }
         let coefficients = augmentation.coefficients(point, augmentation.core(), 1e-3, 0.0)?;
         let truncate = || augmentation.truncate(point, &coefficients, &|_| point.rank());
-        let retracted = timed(&mut self.retraction, || match dlra.retraction {
+        let retracted = timed(&mut self.retraction, &device, || match dlra.retraction {
             RetractionSpec::Svd => truncate(),
             RetractionSpec::Subspace => augmentation.retract_subspace(point, &coefficients),
         })?;
-        timed(&mut self.truncation_svd, truncate)?;
+        timed(&mut self.truncation_svd, &device, truncate)?;
         let change = BasisChange::from_rotations(point, &retracted.point, retracted.rotation_u, retracted.rotation_v);
-        timed(&mut self.transport, || {
+        timed(&mut self.transport, &device, || {
             if dlra.momentum == Momentum::Adam {
                 change.transport_second_moments(&tangent)?;
             }
@@ -73,9 +83,10 @@ impl LowRankParts {
 }
 
 /// Runs `part` and adds its seconds to `sum`.
-fn timed<T>(sum: &mut f64, part: impl FnOnce() -> Result<T>) -> Result<T> {
+fn timed<T>(sum: &mut f64, device: &Device, part: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     let result = part()?;
+    device.synchronize()?;
     *sum += started.elapsed().as_secs_f64();
     Ok(result)
 }

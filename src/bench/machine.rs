@@ -1,6 +1,8 @@
 //! What this machine and this build offer to training, and what would slow it down.
 
+use crate::device::{self, DeviceInfo};
 use candle_core::Device;
+use std::path::Path;
 use std::thread::available_parallelism;
 
 /// What was found.
@@ -20,6 +22,8 @@ pub struct Machine {
     pub memory: Option<(u64, u64)>,
     /// Devices beside the CPU.
     pub devices: Vec<(&'static str, DeviceState)>,
+    /// Whether the system has an NVIDIA driver, whatever this build can use.
+    pub nvidia_driver: bool,
 }
 
 /// The vector instructions that kernels can use.
@@ -40,8 +44,8 @@ pub enum Simd {
 /// Whether a device can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceState {
-    /// It answers.
-    Available,
+    /// These answer.
+    Available(Vec<DeviceInfo>),
     /// This build has no code for it.
     NotBuilt,
     /// The build has, but the machine does not let it be used.
@@ -68,9 +72,10 @@ impl Machine {
             simd: simd(),
             memory: system_memory(),
             devices: vec![
-                ("cuda", state(cfg!(feature = "cuda"), || Device::new_cuda(0))),
-                ("metal", state(cfg!(feature = "metal"), || Device::new_metal(0))),
+                ("cuda", state(cfg!(feature = "cuda"), device::cuda_count(), Device::new_cuda)),
+                ("metal", state(cfg!(feature = "metal"), 1, Device::new_metal)),
             ],
+            nvidia_driver: Path::new("/proc/driver/nvidia/version").exists(),
         }
     }
 
@@ -89,19 +94,45 @@ impl Machine {
             warnings.push("this processor has no AVX2: results are right, but products run at a quarter of the usual speed".into());
         }
         for (name, state) in &self.devices {
-            if let DeviceState::Unusable(error) = state {
-                warnings.push(format!("{name} is built in but cannot be used ({error}); check the driver, or set `device: cpu`"));
+            match state {
+                DeviceState::Unusable(error) => {
+                    warnings.push(format!("{name} is built in but cannot be used ({error}); check the driver, or set `device: cpu`"));
+                }
+                DeviceState::NotBuilt if *name == "cuda" && self.nvidia_driver => warnings.push(
+                    "this machine has an NVIDIA driver and this build cannot use it; `cargo build --release --features cuda` (docs/gpu.md)"
+                        .into(),
+                ),
+                DeviceState::Available(found) => warnings.extend(found.iter().filter_map(device_warning)),
+                DeviceState::NotBuilt => {}
             }
         }
         warnings
     }
 }
 
-fn state(built: bool, open: impl FnOnce() -> candle_core::Result<Device>) -> DeviceState {
-    match built.then(open) {
-        None => DeviceState::NotBuilt,
-        Some(Ok(_)) => DeviceState::Available,
-        Some(Err(error)) => DeviceState::Unusable(error.to_string()),
+/// What holds training back on a device that answers.
+fn device_warning(info: &DeviceInfo) -> Option<String> {
+    match (info.compute_capability, info.memory) {
+        (Some((major, _)), _) if major < 8 => {
+            Some(format!("{info} has no bf16 products; `dtype: {{compute: bf16}}` needs compute capability 8.0 (Ampere) or newer"))
+        }
+        (_, Some(memory)) if memory.free < memory.total / 2 => {
+            let name = &info.name;
+            Some(format!("more than half of the memory of {name} is taken; see `nvidia-smi` for the processes that hold it"))
+        }
+        _ => None,
+    }
+}
+
+fn state(built: bool, count: usize, open: impl Fn(usize) -> candle_core::Result<Device>) -> DeviceState {
+    if !built {
+        return DeviceState::NotBuilt;
+    }
+    let answer = |index| open(index).and_then(|opened| device::describe(&opened));
+    // Also where the driver counts none, so that it says why.
+    match (0..count.max(1)).map(answer).collect::<candle_core::Result<Vec<_>>>() {
+        Ok(found) => DeviceState::Available(found.into_iter().flatten().collect()),
+        Err(error) => DeviceState::Unusable(error.to_string().lines().next().unwrap_or_default().to_owned()),
     }
 }
 
@@ -144,7 +175,19 @@ mod tests {
             simd: Simd::Avx2,
             memory: None,
             devices: vec![("cuda", DeviceState::NotBuilt)],
+            nvidia_driver: false,
         }
+    }
+
+    fn with_gpu(compute_capability: (i32, i32), free: u64) -> Machine {
+        let memory = Some(crate::device::DeviceMemory { total: 10, free, used: 0, peak: 0 });
+        let info = DeviceInfo { name: "GPU".into(), compute_capability: Some(compute_capability), memory };
+        Machine { devices: vec![("cuda", DeviceState::Available(vec![info]))], ..sound() }
+    }
+
+    #[test]
+    fn a_sound_gpu_gives_no_warning() {
+        assert!(with_gpu((9, 0), 9).warnings().is_empty());
     }
 
     #[test]
@@ -155,6 +198,9 @@ mod tests {
             (Machine { threads: 8, ..sound() }, "--threads 4"),
             (Machine { simd: Simd::Sse2, ..sound() }, "AVX2"),
             (Machine { devices: vec![("cuda", DeviceState::Unusable("no driver".into()))], ..sound() }, "no driver"),
+            (Machine { nvidia_driver: true, ..sound() }, "--features cuda"),
+            (with_gpu((7, 5), 10), "bf16"),
+            (with_gpu((9, 0), 4), "nvidia-smi"),
         ];
         for (machine, remedy) in hindered {
             let warnings = machine.warnings();

@@ -20,21 +20,23 @@ pub struct ProductPeak {
     pub flops_per_second: f64,
     /// Rows, inner dimension, columns.
     pub shape: (usize, usize, usize),
+    /// Type of the factors: `f32` or `bf16`.
+    pub dtype: &'static str,
 }
 
-/// The largest rate, in f32 with all threads, of [`ops::product`](crate::ops::product) over a few shapes, with and without a transposed
-/// right factor; takes about a second.
+/// The largest rate, in this type with all threads, of [`ops::product`](crate::ops::product) over a few shapes, with and without a transposed
+/// right factor; takes about a second. The CPU has no half-precision product: there it is that of f32, which training uses instead.
 ///
 /// # Errors
 /// If the device fails or has too little memory.
-pub fn product_peak(device: &Device) -> Result<ProductPeak> {
-    let shapes: &[_] = if device.is_cpu() { &SHAPES } else { &SHAPES_OFF_CPU };
-    let mut peak = ProductPeak { flops_per_second: 0.0, shape: shapes[0] };
+pub fn product_peak(device: &Device, dtype: DType) -> Result<ProductPeak> {
+    let (shapes, dtype): (&[_], _) = if device.is_cpu() { (&SHAPES, DType::F32) } else { (&SHAPES_OFF_CPU, dtype) };
+    let mut peak = ProductPeak { flops_per_second: 0.0, shape: shapes[0], dtype: dtype.as_str() };
     for &shape in shapes {
         for transposed in [false, true] {
-            let rate = rate(shape, transposed, device)?;
+            let rate = rate(shape, transposed, device, dtype)?;
             if rate > peak.flops_per_second {
-                peak = ProductPeak { flops_per_second: rate, shape };
+                peak = ProductPeak { flops_per_second: rate, shape, ..peak };
             }
         }
     }
@@ -42,10 +44,10 @@ pub fn product_peak(device: &Device) -> Result<ProductPeak> {
 }
 
 /// The best rate of one product, repeated for [`TIME_PER_SHAPE`].
-fn rate((rows, inner, columns): (usize, usize, usize), transposed: bool, device: &Device) -> Result<f64> {
-    let ones = |shape: (usize, usize)| Tensor::ones(shape, DType::F32, device);
+fn rate((rows, inner, columns): (usize, usize, usize), transposed: bool, device: &Device, dtype: DType) -> Result<f64> {
+    let ones = |shape: (usize, usize)| Tensor::ones(shape, dtype, device);
     let (a, b) = (ones((rows, inner))?, ones(if transposed { (columns, inner) } else { (inner, columns) })?);
-    let mut out = Tensor::zeros((rows, columns), DType::F32, device)?;
+    let mut out = Tensor::zeros((rows, columns), dtype, device)?;
     product_into(&mut out, &a, &b, false, transposed, false)?;
     device.synchronize()?;
     let (mut best, mut spent) = (Duration::MAX, Duration::ZERO);

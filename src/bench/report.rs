@@ -5,6 +5,7 @@ use super::product_peak::ProductPeak;
 use crate::model::account::{Ledger, MemoryLedger, bytes, scaled};
 use crate::spec::Plan;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// What a benchmark found; the JSON of `lrpt bench --json`, where every time is in seconds and every size in bytes.
@@ -14,6 +15,8 @@ pub struct Report {
     pub name: String,
     /// Where it was computed.
     pub device: String,
+    /// Type of the large products: `f32` or `bf16`.
+    pub compute_dtype: &'static str,
     /// Computing threads.
     pub threads: usize,
     /// Whether this is an unoptimised build, whose times say nothing.
@@ -113,7 +116,7 @@ pub struct Operations {
     pub flops_per_second: f64,
     /// The largest product rate.
     pub product_peak: ProductPeak,
-    /// `flops_per_second` over the product peak.
+    /// `flops_per_second` over the product peak of the same device and type: the model FLOP utilisation (MFU) against what products reach here.
     pub share_of_product_peak: f64,
     /// The same for the best step.
     pub share_of_product_peak_best: f64,
@@ -141,6 +144,8 @@ pub struct Memory {
     pub peak: Option<u64>,
     /// Resident size before the network existed: the program itself.
     pub before: Option<u64>,
+    /// The most that tensors took of a device's own memory; absent on the CPU, and where the driver does not tell.
+    pub device_peak: Option<u64>,
     /// The ledger's peak.
     pub predicted_peak: u64,
     /// Its parts: weights.
@@ -159,10 +164,11 @@ pub struct Memory {
 
 impl Memory {
     /// A measurement beside the ledger.
-    pub fn new(ledger: &MemoryLedger, peak: Option<u64>, before: Option<u64>) -> Self {
+    pub fn new(ledger: &MemoryLedger, measured: &BTreeMap<&'static str, u64>, before: Option<u64>) -> Self {
         Self {
-            peak,
+            peak: measured.get("peak").copied(),
             before,
+            device_peak: measured.get("device_peak").copied(),
             predicted_peak: ledger.peak(),
             predicted_weights: ledger.weights,
             predicted_gradients: ledger.gradients,
@@ -186,7 +192,12 @@ pub(super) fn median(values: &mut [f64]) -> f64 {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { shape, seconds_per_step: seconds, operations, memory, .. } = self;
-        writeln!(f, "{}: {} parameters on {} with {} threads", self.name, self.parameters, self.device, self.threads)?;
+        let products = self.compute_dtype;
+        writeln!(
+            f,
+            "{}: {} parameters on {} with {} threads, products in {products}",
+            self.name, self.parameters, self.device, self.threads
+        )?;
         writeln!(
             f,
             "a step of {} tokens ({} x {} x {}), median of {}: {:.4} s",
@@ -205,7 +216,7 @@ impl fmt::Display for Report {
             writeln!(f, "  {name:<22}{time:>11.4}{:>7.1}%", 100.0 * time / seconds.mean)?;
         }
         if let Some(parts) = &self.low_rank_parts {
-            writeln!(f, "\nlow-rank step by part, weight after weight")?;
+            writeln!(f, "\nlow-rank step by part")?;
             let parts = [
                 ("projection", parts.projection),
                 ("basis QR", parts.basis_qr),
@@ -229,7 +240,10 @@ impl fmt::Display for Report {
         line(f, "per step", scaled(operations.flops_per_step, "FLOP"))?;
         line(f, "of the low-rank step", scaled(operations.low_rank_optimizer_flops_per_step, "FLOP"))?;
         line(f, "rate", rate(operations.flops_per_second))?;
-        line(f, "product peak", format!("{} ({rows} x {inner} x {columns})", rate(operations.product_peak.flops_per_second)))?;
+        line(f, "product peak", {
+            let ProductPeak { flops_per_second, dtype, .. } = operations.product_peak;
+            format!("{} ({rows} x {inner} x {columns} in {dtype})", rate(flops_per_second))
+        })?;
         line(
             f,
             "share of the peak",
@@ -240,6 +254,9 @@ impl fmt::Display for Report {
         writeln!(f, "\nmemory")?;
         line(f, "peak, measured", size(memory.peak))?;
         line(f, "before the network", size(memory.before))?;
+        if let Some(bytes_on_device) = memory.device_peak {
+            line(f, "peak on the device", bytes(bytes_on_device))?;
+        }
         write!(f, "  {:<22}{}", "peak, the ledger's", bytes(memory.predicted_peak))
     }
 }

@@ -4,12 +4,13 @@ use super::low_rank_parts::LowRankParts;
 use super::product_peak::product_peak;
 use super::report::{Memory, Operations, Report, SecondsPerStep, Shape, median};
 use crate::data::TokenShard;
+use crate::device;
 use crate::model::account::Ledger;
 use crate::rng;
 use crate::spec::Plan;
 use crate::train::{Meter, Trainer, measured_memory};
 use anyhow::{Context, Result, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use rand::Rng;
 use std::sync::Arc;
 
@@ -27,21 +28,25 @@ pub struct StepCounts {
 
 /// Takes a plan's training steps on random tokens of a vocabulary of this size, then measures the product peak in the same process.
 ///
-/// Network, optimizer and step are those of `lrpt train`; only the text is not, and its content has no influence on the time. Where a
-/// device works ahead of the host, phases are told apart only as far as the step itself waits for numbers; the whole step is right.
+/// Network, optimizer and step are those of `lrpt train`; only the text is not, and its content has no influence on the time. At the end of every phase
+/// the step waits for the device, which otherwise works ahead of the host.
 ///
 /// # Errors
 /// If the vocabulary is empty or a step fails.
 pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: &Device) -> Result<Report> {
-    let resident_before = measured_memory().get("resident").copied();
+    let resident_before = measured_memory(device).get("resident").copied();
     let TimedSteps { trainer, seconds_per_step, loss } = time_steps(plan, vocabulary_size, counts, device)?;
     // Before the product peak, whose matrices are no part of the training.
-    let memory = measured_memory();
+    let memory = measured_memory(device);
     let ledger = Ledger::new(plan, vocabulary_size, rayon::current_num_threads());
-    let low_rank_parts = plan.optimizer.dlra().map(|dlra| LowRankParts::measure(&trainer.params, dlra)).transpose()?;
+    let stacked = trainer.optimizer.settings().execution.linalg.is_device();
+    let low_rank_parts = plan.optimizer.dlra().map(|dlra| LowRankParts::measure(&trainer.params, dlra, stacked)).transpose()?;
+    let dtype = trainer.model.compute().half.unwrap_or(DType::F32);
     Ok(Report {
         name: plan.name.clone(),
-        device: format!("{:?}", device.location()).to_lowercase(),
+        device: device::describe(device)?
+            .map_or_else(|| device::short_name(device), |info| format!("{} ({info})", device::short_name(device))),
+        compute_dtype: dtype.as_str(),
         threads: rayon::current_num_threads(),
         debug_build: cfg!(debug_assertions),
         shape: Shape::new(plan, vocabulary_size),
@@ -49,13 +54,13 @@ pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: 
         rank_mean: trainer.params.mean_rank(),
         timed_steps: counts.timed,
         loss,
-        operations: Operations::new(&ledger, &seconds_per_step, product_peak(device)?),
+        operations: Operations::new(&ledger, &seconds_per_step, product_peak(device, dtype)?),
         tokens_per_second: plan.tokens_per_step as f64 / seconds_per_step.median,
         tokens_per_second_best: plan.tokens_per_step as f64 / seconds_per_step.best,
         low_rank_optimizer_share: seconds_per_step.low_rank_optimizer / seconds_per_step.mean,
         seconds_per_step,
         low_rank_parts,
-        memory: Memory::new(&ledger.memory, memory.get("peak").copied(), resident_before),
+        memory: Memory::new(&ledger.memory, &memory, resident_before),
     })
 }
 

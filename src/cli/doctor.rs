@@ -1,11 +1,13 @@
 //! `lrpt doctor`: what this machine offers, and what would slow training down.
 
 use super::{compute, output};
-use crate::bench::{DeviceState, Machine, Simd, product_peak};
+use crate::bench::{DeviceState, Machine, ProductPeak, Simd, product_peak};
 use crate::data;
+use crate::device::{DeviceInfo, short_name};
 use crate::model::account::{bytes, scaled};
 use crate::spec::DeviceSpec;
 use anyhow::Result;
+use candle_core::DType;
 
 /// Prints what was found and, below, what to do about it; warnings are no failure.
 pub fn run() -> Result<()> {
@@ -21,13 +23,19 @@ pub fn run() -> Result<()> {
         line("memory", format!("{}, {} available", bytes(all), bytes(available)))?;
     }
     for (name, state) in &machine.devices {
-        line(name, device(name, state))?;
+        devices(name, state).into_iter().try_for_each(|text| line(name, text))?;
     }
     let device = compute::device(DeviceSpec::Auto)?;
-    let peak = product_peak(&device)?;
-    let (rows, inner, columns) = peak.shape;
-    let place = format!("{:?}", device.location()).to_lowercase();
-    line("product peak", format!("{} in f32 on {place} ({rows} x {inner} x {columns})", scaled(peak.flops_per_second as u64, "FLOP/s")))?;
+    let dtypes: &[DType] = if device.is_cpu() { &[DType::F32] } else { &[DType::F32, DType::BF16] };
+    for &dtype in dtypes {
+        match product_peak(&device, dtype) {
+            Ok(ProductPeak { flops_per_second, shape: (rows, inner, columns), dtype }) => {
+                let rate = scaled(flops_per_second as u64, "FLOP/s");
+                line("product peak", format!("{rate} in {dtype} on {} ({rows} x {inner} x {columns})", short_name(&device)))?;
+            }
+            Err(error) => warnings.push(format!("no product in {} on {}: {error}", dtype.as_str(), short_name(&device))),
+        }
+    }
     match data::crates_at_hand() {
         Ok(crates) => line("corpus", format!("cargo_registry: the sources of all {crates} crates are here"))?,
         Err(error) => {
@@ -48,10 +56,14 @@ fn simd(level: Simd) -> &'static str {
     }
 }
 
-fn device(feature: &str, state: &DeviceState) -> String {
+fn devices(feature: &str, state: &DeviceState) -> Vec<String> {
     match state {
-        DeviceState::Available => "available".into(),
-        DeviceState::NotBuilt => format!("not in this build (`cargo build --release --features {feature}`)"),
-        DeviceState::Unusable(_) => "cannot be used".into(),
+        DeviceState::Available(found) => {
+            let memory =
+                |info: &DeviceInfo| info.memory.map(|m| format!(", {}, {} free", bytes(m.total), bytes(m.free))).unwrap_or_default();
+            found.iter().enumerate().map(|(index, info)| format!("{index}: {info}{}", memory(info))).collect()
+        }
+        DeviceState::NotBuilt => vec![format!("not in this build (`cargo build --release --features {feature}`)")],
+        DeviceState::Unusable(_) => vec!["cannot be used".into()],
     }
 }

@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod logging;
 mod output;
+mod selftest;
 mod spec;
 mod sweep;
 mod train;
@@ -59,6 +60,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Say what this machine offers and what would slow training down.
     Doctor,
+    /// Compare a device with the CPU: operations, gradients, optimizer steps, a short training, checkpoints, memory.
+    Selftest(selftest::SelftestArgs),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -84,6 +87,7 @@ impl Cli {
             Command::Spec(args) => spec::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor => doctor::run(),
+            Command::Selftest(args) => selftest::run(args),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "lrpt", &mut std::io::stdout());
                 Ok(())

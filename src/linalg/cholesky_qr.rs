@@ -3,13 +3,15 @@
 use super::combine::{add_product, frobenius_norm, gram, multiply};
 use super::host::{epsilon, host_product, read, write};
 use super::householder::thin_qr;
+use super::stack::{epsilon_of, matrix_shape, on_host, read_stacks, stack_shape, sum_each, write_stacks};
 use super::symmetric::distance_from_identity;
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::mat::Mat;
 use faer::{Par, Spec};
+use rayon::prelude::*;
 
 /// Passes before giving up; two suffice unless the matrix is ill-conditioned, each more gains a factor ≈ (machine epsilon)^-½ in condition.
 const MOST_PASSES: usize = 5;
@@ -21,11 +23,17 @@ const NEARLY_ORTHONORMAL: f64 = 0.5;
 ///
 /// G = AᵀA = RᵀR (Cholesky in `f64` on the host, columns scaled to unit length first), Q = A R⁻¹, then the same again on Q: CholeskyQR2
 /// (Yamamoto et al. 2015). Where G is too close to singular for its rounding it is shifted and a pass more is made (shifted CholeskyQR3,
-/// Fukaya et al. 2020). Dependent or zero columns, and m < n, go to Householder QR on the host, as [`qr`](super::qr) in `f64`.
+/// Fukaya et al. 2020). Dependent or zero columns, and m < n, go to Householder QR on the host, as [`qr`](super::qr) in `f64`. Of a stack, the
+/// factorisation of each matrix, with one transfer each way a pass.
 ///
 /// # Errors
 /// If an element is not finite.
 pub fn cholesky_qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
+    if !on_host(a) {
+        let (_, columns) = matrix_shape(a)?;
+        let on_products = orthonormalize_stacks(&[(None, a)])?.pop().unwrap_or_else(|| Orthonormalized::none(a));
+        return on_products.with_failures(a, columns, |index| thin_qr(pick(a, index)?));
+    }
     if let Some(found) = orthonormalize_by_products(None, a)? {
         return Ok(found);
     }
@@ -68,6 +76,172 @@ pub(super) fn orthonormalize_by_products(basis: Option<&Tensor>, a: &Tensor) -> 
         }
     }
     Ok(None)
+}
+
+/// What products found for a stack, and which matrices they could not decide.
+pub(super) struct Orthonormalized {
+    /// Q and R of all matrices; absent if none was decided.
+    found: Option<(Tensor, Tensor)>,
+    undecided: Vec<usize>,
+}
+
+impl Orthonormalized {
+    fn none(a: &Tensor) -> Self {
+        Self { found: None, undecided: (0..a.dims().iter().rev().nth(2).copied().unwrap_or(1)).collect() }
+    }
+
+    /// Q and R of every matrix, those that products could not decide by `factorize` on the host; the shapes of the two must agree.
+    pub(super) fn with_failures(
+        self,
+        like: &Tensor,
+        columns: usize,
+        factorize: impl Fn(usize) -> Result<(Mat<f64>, Mat<f64>)>,
+    ) -> Result<(Tensor, Tensor)> {
+        let (matrices, ..) = stack_shape(like)?;
+        if let (Some(found), true) = (&self.found, self.undecided.is_empty()) {
+            return Ok(found.clone());
+        }
+        let mut host = self.undecided.iter().map(|&index| factorize(index)).collect::<Result<Vec<_>>>()?;
+        let (q, r): (Vec<_>, Vec<_>) = host.drain(..).unzip();
+        let mut written = write_stacks(&[(q.as_slice(), like), (r.as_slice(), like)])?.into_iter();
+        let (Some(q), Some(r)) = (written.next(), written.next()) else { return Ok((like.clone(), like.clone())) };
+        let Some((good_q, good_r)) = self.found.filter(|_| self.undecided.len() < matrices) else { return Ok((q, r)) };
+        let replace = |good: &Tensor, other: &Tensor| -> Result<Tensor> {
+            let mut parts = good.chunk(matrices, 0)?;
+            for (place, &index) in self.undecided.iter().enumerate() {
+                parts[index] = other.narrow(0, place, 1)?;
+            }
+            Tensor::cat(&parts, 0)
+        };
+        debug_assert_eq!(good_r.dim(D::Minus1)?, columns);
+        Ok((replace(&good_q, &q)?, replace(&good_r, &r)?))
+    }
+}
+
+/// Matrix `index` of a stack, on the host.
+pub(super) fn pick(stack: &Tensor, index: usize) -> Result<Mat<f64>> {
+    super::stack::count_transfer();
+    read(&if stack.rank() == 2 { stack.clone() } else { stack.get(index)? })
+}
+
+/// [`orthonormalize_by_products`] for several stacks at once: per pass one transfer to the host and one back, whatever their number.
+pub(super) fn orthonormalize_stacks(problems: &[(Option<&Tensor>, &Tensor)]) -> Result<Vec<Orthonormalized>> {
+    let mut states = Vec::with_capacity(problems.len());
+    for &(basis, a) in problems {
+        let (rows, columns) = matrix_shape(a)?;
+        let taken = basis.map_or(Ok(0), |basis| basis.dim(D::Minus1))?;
+        let possible = columns > 0 && columns + taken <= rows;
+        states.push(possible.then(|| StackState::new(basis, a)).transpose()?);
+    }
+    for pass in 0..MOST_PASSES {
+        let mut open: Vec<&mut StackState> = states.iter_mut().flatten().filter(|state| !state.is_done()).collect();
+        if open.is_empty() {
+            break;
+        }
+        let mut small = Vec::new();
+        for state in &mut open {
+            let along_basis = state.remove_basis(pass)?;
+            small.push(gram(&state.q)?);
+            small.push(along_basis);
+        }
+        let read = read_stacks(&small.iter().collect::<Vec<_>>())?;
+        let inverses: Vec<Vec<Mat<f64>>> =
+            open.iter_mut().zip(read.chunks(2)).map(|(state, read)| state.factorize(pass, &read[0], &read[1])).collect();
+        let groups: Vec<_> = inverses.iter().zip(&open).map(|(inverses, state)| (inverses.as_slice(), &state.q)).collect();
+        let written = write_stacks(&groups)?;
+        for (state, inverse) in open.iter_mut().zip(written) {
+            state.q = multiply(&state.q, &inverse)?;
+        }
+    }
+    problems.iter().zip(states).map(|((_, a), state)| state.map_or_else(|| Ok(Orthonormalized::none(a)), StackState::finish)).collect()
+}
+
+/// A stack on its way to orthonormal columns.
+struct StackState {
+    basis: Option<Tensor>,
+    a: Tensor,
+    q: Tensor,
+    epsilon: f64,
+    matrices: Vec<MatrixState>,
+}
+
+/// One of its matrices.
+#[derive(Clone, Default)]
+struct MatrixState {
+    /// Column lengths before the first pass.
+    lengths: Vec<f64>,
+    /// R's diagonal so far.
+    diagonal: Vec<f64>,
+    done: bool,
+    /// Products cannot decide.
+    failed: bool,
+}
+
+impl StackState {
+    fn new(basis: Option<&Tensor>, a: &Tensor) -> Result<Self> {
+        let (count, ..) = stack_shape(a)?;
+        Ok(Self {
+            basis: basis.cloned(),
+            a: a.clone(),
+            q: a.clone(),
+            epsilon: epsilon_of(a)?,
+            matrices: vec![MatrixState::default(); count],
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        self.matrices.iter().all(|matrix| matrix.done || matrix.failed)
+    }
+
+    /// Removes the components along the basis from the second pass on; returns the square of what was removed, 1 × 1 per matrix.
+    fn remove_basis(&mut self, pass: usize) -> Result<Tensor> {
+        match self.basis.as_ref().filter(|_| pass > 0) {
+            Some(basis) => {
+                let overlap = multiply(&basis.t()?, &self.q)?;
+                self.q = add_product(1.0, &self.q, -1.0, basis, &overlap)?;
+                sum_each(&overlap.sqr()?)
+            }
+            None => Tensor::zeros(super::stack::shape_like(&self.q, 1, 1), self.q.dtype(), self.q.device()),
+        }
+    }
+
+    /// Notes what this pass does to every matrix and returns the factors R⁻¹ to multiply Q by: I where there is nothing left to do.
+    fn factorize(&mut self, pass: usize, grams: &[Mat<f64>], along_basis: &[Mat<f64>]) -> Vec<Mat<f64>> {
+        let epsilon = self.epsilon;
+        let factorize = |((matrix, gram), along): ((&mut MatrixState, &Mat<f64>), &Mat<f64>)| {
+            let columns = gram.ncols();
+            let identity = || Mat::identity(columns, columns);
+            if pass == 0 {
+                matrix.lengths = (0..columns).map(|j| gram[(j, j)].sqrt()).collect();
+                matrix.diagonal = vec![1.0; columns];
+            }
+            if matrix.failed {
+                return identity();
+            }
+            let last = pass > 0 && along[(0, 0)].sqrt() <= NEARLY_ORTHONORMAL && distance_from_identity(gram) <= NEARLY_ORTHONORMAL;
+            let Some(factor) = CholeskyFactor::new(gram, 8.0 * epsilon * (columns as f64).sqrt()) else {
+                matrix.failed = true;
+                return identity();
+            };
+            matrix.diagonal.iter_mut().enumerate().for_each(|(j, x)| *x *= factor.upper[(j, j)]);
+            if last && !matrix.done {
+                matrix.done = true;
+                matrix.failed = matrix.diagonal.iter().zip(&matrix.lengths).any(|(x, length)| *x <= 10.0 * epsilon * length);
+            }
+            factor.inverse
+        };
+        self.matrices.par_iter_mut().zip(grams).zip(along_basis).map(factorize).collect()
+    }
+
+    /// Q, and R as the upper triangle of QᵀA, which is R up to rounding.
+    fn finish(self) -> Result<Orthonormalized> {
+        let undecided: Vec<usize> =
+            self.matrices.iter().enumerate().filter(|(_, matrix)| matrix.failed || !matrix.done).map(|(index, _)| index).collect();
+        let full = multiply(&self.q.t()?, &self.a)?;
+        let (_, columns) = matrix_shape(&full)?;
+        let triangle = Tensor::triu2(columns, full.dtype(), full.device())?;
+        Ok(Orthonormalized { found: Some((self.q, full.broadcast_mul(&triangle)?)), undecided })
+    }
 }
 
 /// RᵀR = G, and R⁻¹.

@@ -1,13 +1,14 @@
 //! Products and sums of matrices, accumulated in one buffer, and their Frobenius geometry.
 
 use super::host::{Scalar, with_scalar, with_view};
-use candle_core::{Device, Result, Tensor, bail};
+use super::stack::{on_host, read_numbers, stack_shape};
+use candle_core::{D, Device, Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::mat::{MatMut, MatRef};
 use faer::{Accum, Par};
 
-/// A B, for A: m × k and B: k × n, each possibly a transposed or narrowed view.
+/// A B, for A: m × k and B: k × n, each possibly a transposed or narrowed view; of stacks, the product of each pair.
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -64,7 +65,8 @@ pub fn weighted_sum(alpha: f64, a: &Tensor, beta: f64, b: &Tensor) -> Result<Ten
         bail!("cannot add a {:?} and a {:?} matrix", a.dims(), b.dims())
     }
     if !on_host(a) || !a.is_contiguous() || !b.is_contiguous() {
-        return (a * alpha)? + (b * beta)?;
+        let scaled = |factor: f64, x: &Tensor| if factor == 1.0 { Ok(x.clone()) } else { x * factor };
+        return scaled(alpha, a)? + scaled(beta, b)?;
     }
     with_scalar!(a.dtype(), T => weighted_sum_on_host::<T>(alpha, a, beta, b))
 }
@@ -76,7 +78,7 @@ fn weighted_sum_on_host<T: Scalar>(alpha: f64, a: &Tensor, beta: f64, b: &Tensor
     Tensor::from_vec(numbers, a.dims(), a.device())
 }
 
-/// ⟨A, B⟩ = Σᵢⱼ Aᵢⱼ Bᵢⱼ, summed in `f64` in an order that depends on the shape only.
+/// ⟨A, B⟩ = Σᵢⱼ Aᵢⱼ Bᵢⱼ, over all matrices of a stack; on the host summed in `f64` in an order that depends on the shape only, else on the device.
 ///
 /// # Errors
 /// If the shapes differ.
@@ -84,7 +86,10 @@ pub fn inner(a: &Tensor, b: &Tensor) -> Result<f64> {
     if a.dims() != b.dims() {
         bail!("no inner product of a {:?} and a {:?} matrix", a.dims(), b.dims())
     }
-    let (a, b) = (a.to_device(&Device::Cpu)?.contiguous()?, b.to_device(&Device::Cpu)?.contiguous()?);
+    if !on_host(a) {
+        return Ok(read_numbers(&(a * b)?.sum_all()?)?[0]);
+    }
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
     with_scalar!(a.dtype(), T => with_view::<T, _>(&a, |a| with_view::<T, _>(&b, |b| dot(row_major(a), row_major(b))))?)
 }
 
@@ -116,21 +121,20 @@ fn row_major<T: Scalar>(view: MatRef<'_, T>) -> &[T] {
     unsafe { std::slice::from_raw_parts(view.as_ptr(), view.nrows() * view.ncols()) }
 }
 
-fn on_host(tensor: &Tensor) -> bool {
-    matches!(tensor.device(), Device::Cpu)
-}
-
 fn accumulate(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) -> Result<Tensor> {
     let Some(&(_, first_a, first_b)) = terms.first() else { bail!("a sum of no products has no shape") };
-    let (rows, columns) = (first_a.dim(0)?, first_b.dim(1)?);
+    let ((matrices, rows, _), (_, _, columns)) = (stack_shape(first_a)?, stack_shape(first_b)?);
     for (_, a, b) in terms {
-        let ((a_rows, a_columns), (b_rows, b_columns)) = (a.dims2()?, b.dims2()?);
+        let ((a_count, a_rows, a_columns), (b_count, b_rows, b_columns)) = (stack_shape(a)?, stack_shape(b)?);
         if a_columns != b_rows || (a_rows, b_columns) != (rows, columns) {
             bail!("the product of {a_rows} x {a_columns} and {b_rows} x {b_columns} is no term of a {rows} x {columns} sum")
         }
+        if (a_count, b_count) != (matrices, matrices) || a.rank() != first_a.rank() || b.rank() != first_a.rank() {
+            bail!("the product of stacks {:?} and {:?} is no term of a sum of {matrices} matrices", a.dims(), b.dims())
+        }
     }
     if let Some((_, c)) = start
-        && c.dims() != [rows, columns]
+        && (stack_shape(c)? != (matrices, rows, columns) || c.rank() != first_a.rank())
     {
         bail!("cannot add a {rows} x {columns} product to a {:?} matrix", c.dims())
     }
@@ -167,16 +171,22 @@ fn accumulate_on_host<T: Scalar>(
 /// Device products take whole or transposed matrices only, so narrowed views are copied first.
 fn accumulate_on_device(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) -> Result<Tensor> {
     let whole = |x: &Tensor| if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() };
-    let mut sum = start.map(|(beta, c)| c * beta).transpose()?;
-    for &(alpha, a, b) in terms {
+    let scaled = |factor: f64, x: Tensor| if factor == 1.0 { Ok(x) } else { x * factor };
+    let mut sum = start.map(|(beta, c)| scaled(beta, c.clone())).transpose()?;
+    for &(alpha, a, b) in terms.iter().filter(|(_, a, _)| a.elem_count() > 0) {
         let product = whole(a)?.matmul(&whole(b)?)?;
-        let product = if alpha == 1.0 { product } else { (product * alpha)? };
         sum = Some(match sum {
-            Some(sum) => (sum + product)?,
-            None => product,
+            Some(sum) if alpha == -1.0 => (sum - product)?,
+            Some(sum) => (sum + scaled(alpha, product)?)?,
+            None => scaled(alpha, product)?,
         });
     }
-    sum.ok_or_else(|| candle_core::Error::Msg("a sum of no products has no shape".into()))
+    match (sum, terms.first()) {
+        (Some(sum), _) => Ok(sum),
+        // Inner dimensions of 0.
+        (None, Some((_, a, b))) => Tensor::zeros(super::stack::shape_like(a, a.dim(D::Minus2)?, b.dim(D::Minus1)?), a.dtype(), a.device()),
+        (None, None) => bail!("a sum of no products has no shape"),
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! New orthonormal directions beside an orthonormal basis.
 
-use super::cholesky_qr::orthonormalize_by_products;
+use super::cholesky_qr::{Orthonormalized, orthonormalize_by_products, orthonormalize_stacks, pick};
 use super::host::{ensure_finite, epsilon, host_product, read, write};
 use super::householder::{complement, pivoted_qr};
-use candle_core::{Result, Tensor, bail};
+use super::stack::{matrix_shape, on_host, shape_like};
+use candle_core::{Device, Result, Tensor, bail};
 use faer::mat::Mat;
 
 /// Q and R with D ≈ Q R + B (BᵀD), QᵀQ = I and BᵀQ = 0, for directions D: m × d beside an orthonormal basis B: m × b.
@@ -15,15 +16,53 @@ use faer::mat::Mat;
 /// # Errors
 /// If the row counts differ, or an element is not finite.
 pub fn orthonormal_directions(basis: &Tensor, directions: &Tensor) -> Result<(Tensor, Tensor)> {
-    let ((rows, basis_columns), (direction_rows, columns)) = (basis.dims2()?, directions.dims2()?);
-    if rows != direction_rows || basis_columns > rows {
-        bail!("{direction_rows} x {columns} directions do not fit beside a {rows} x {basis_columns} orthonormal basis")
+    match orthonormal_directions_together(&[(basis, directions)])?.pop() {
+        Some(found) => Ok(found),
+        None => bail!("no directions were found for one basis"),
     }
+}
+
+/// [`orthonormal_directions`] beside several bases; stacks and device tensors share the transfers of each pass.
+///
+/// # Errors
+/// As [`orthonormal_directions`].
+pub fn orthonormal_directions_together(problems: &[(&Tensor, &Tensor)]) -> Result<Vec<(Tensor, Tensor)>> {
+    for (basis, directions) in problems {
+        let ((rows, basis_columns), (direction_rows, columns)) = (matrix_shape(basis)?, matrix_shape(directions)?);
+        if rows != direction_rows || basis_columns > rows {
+            bail!("{direction_rows} x {columns} directions do not fit beside a {rows} x {basis_columns} orthonormal basis")
+        }
+    }
+    if problems.iter().all(|(_, directions)| on_host(directions)) {
+        return problems.iter().map(|(basis, directions)| beside(basis, directions)).collect();
+    }
+    let by_products = orthonormalize_stacks(&problems.iter().map(|(basis, directions)| (Some(*basis), *directions)).collect::<Vec<_>>())?;
+    let finish = |(found, (basis, directions)): (Orthonormalized, &(&Tensor, &Tensor))| {
+        let ((rows, basis_columns), (_, columns)) = (matrix_shape(basis)?, matrix_shape(directions)?);
+        let count = columns.min(rows - basis_columns);
+        if count == 0 {
+            return empty(directions, rows, columns);
+        }
+        let tolerance = 10.0 * epsilon(directions.dtype())?;
+        found.with_failures(directions, columns, |index| rank_revealing(pick(basis, index)?, pick(directions, index)?, count, tolerance))
+    };
+    by_products.into_iter().zip(problems).map(finish).collect()
+}
+
+/// No new directions: m × 0 and 0 × d. In host memory, since a CUDA device has no tensor without elements.
+fn empty(like: &Tensor, rows: usize, columns: usize) -> Result<(Tensor, Tensor)> {
+    let zeros = |rows, columns| Tensor::zeros(shape_like(like, rows, columns), like.dtype(), &Device::Cpu);
+    Ok((zeros(rows, 0)?, zeros(0, columns)?))
+}
+
+/// The same for one matrix in host memory.
+fn beside(basis: &Tensor, directions: &Tensor) -> Result<(Tensor, Tensor)> {
+    let ((rows, basis_columns), (_, columns)) = (matrix_shape(basis)?, matrix_shape(directions)?);
     let count = columns.min(rows - basis_columns);
-    let (dtype, device) = (directions.dtype(), directions.device());
     if count == 0 {
-        return Ok((Tensor::zeros((rows, 0), dtype, device)?, Tensor::zeros((0, columns), dtype, device)?));
+        return empty(directions, rows, columns);
     }
+    let (dtype, device) = (directions.dtype(), directions.device());
     if let Some(found) = orthonormalize_by_products(Some(basis), directions)? {
         return Ok(found);
     }

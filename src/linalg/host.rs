@@ -74,10 +74,11 @@ fn copy<T: Scalar, S: Scalar>(view: MatRef<'_, T>) -> Mat<S> {
 
 /// A tensor with the elements of a host matrix.
 pub(super) fn write<S: Scalar>(matrix: MatRef<'_, S>, dtype: DType, device: &Device) -> Result<Tensor> {
-    with_scalar!(dtype, T => Tensor::from_vec(row_major::<S, T>(matrix), matrix.shape(), device))
+    with_scalar!(dtype, T => Tensor::from_vec(read_rows::<S, T>(matrix), matrix.shape(), device))
 }
 
-fn row_major<S: Scalar, T: Scalar>(matrix: MatRef<'_, S>) -> Vec<T> {
+/// The numbers of a host matrix, row after row.
+pub(super) fn read_rows<S: Scalar, T: Scalar>(matrix: MatRef<'_, S>) -> Vec<T> {
     let mut numbers = Vec::with_capacity(matrix.nrows() * matrix.ncols());
     for row in matrix.row_iter() {
         numbers.extend(row.iter().map(|x| T::from_f64(x.to_f64())));

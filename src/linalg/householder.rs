@@ -1,6 +1,8 @@
 //! Householder QR on the host: always stable, whatever the rank.
 
+use super::cholesky_qr::cholesky_qr;
 use super::host::{Scalar, ensure_finite, read, with_scalar, write};
+use super::stack::on_host;
 use candle_core::{Result, Tensor};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
@@ -13,11 +15,14 @@ use faer::{Conj, Par, Spec};
 /// Thin QR factorisation A = Q R with R's diagonal ≥ 0.
 ///
 /// A: m × n, Q: m × k with orthonormal columns, R: k × n upper triangular, k = min(m, n). With this sign rule the factorisation of a matrix
-/// of full column rank is unique, so a small change of A is a small change of Q.
+/// of full column rank is unique, so a small change of A is a small change of Q. Off the host, and of a stack, this is [`cholesky_qr`].
 ///
 /// # Errors
 /// If an element is not finite.
 pub fn qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
+    if !on_host(a) {
+        return cholesky_qr(a);
+    }
     with_scalar!(a.dtype(), T => {
         let (q, r) = thin_qr(read::<T>(a)?)?;
         Ok((write(q.as_ref(), a.dtype(), a.device())?, write(r.as_ref(), a.dtype(), a.device())?))

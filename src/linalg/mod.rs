@@ -1,12 +1,18 @@
 //! Dense linear algebra on 2-D tensors: products, QR, Cholesky-QR, SVD, polar factor, inverse square root.
 //!
-//! Tensors are m × n with m rows, `f32` or `f64`, on any device. Products run where the tensor lives: on the CPU through faer's kernels,
-//! which read strided and transposed views as they are, elsewhere through candle. Factorisations run on the host through faer. Everything
-//! here is sequential, so a result depends on the input alone, bit for bit, and callers are free to work on several matrices at a time.
+//! Tensors are m × n with m rows, or a [`stack`] L × m × n of L such matrices, `f32` or `f64`, on any device. The form decides the path:
+//!
+//! * a single matrix in host memory takes the **host path**: products and factorisations by faer, which reads strided and transposed views as they
+//!   are, on one thread, so callers are free to work on several matrices at a time;
+//! * a stack, and whatever lives on a device, takes the **device path**: products by candle where the tensor lives, whole stacks at once, and
+//!   factorisations of the small matrices on the host in `f64`, side by side, moved together in one transfer each way. Making a stack on the CPU is
+//!   how a test runs the code that a GPU runs.
+//!
+//! On both a result depends on the input alone, bit for bit.
 //!
 //! | small, on the host | matrix products only |
 //! |---|---|
-//! | [`qr`], [`svd`], [`polar`], [`inverse_square_root`] | [`cholesky_qr`], [`orthonormal_directions`], [`polar_newton_schulz`], [`reorthonormalize`] |
+//! | [`svd`], [`polar`], [`inverse_square_root`], [`qr`] on the host path | [`cholesky_qr`], [`orthonormal_directions`], [`polar_newton_schulz`], [`reorthonormalize`], [`qr`] on the device path |
 
 mod cholesky_qr;
 mod combine;
@@ -14,15 +20,17 @@ mod directions;
 mod host;
 mod householder;
 mod newton_schulz;
+mod stack;
 mod svd;
 mod symmetric;
 
 pub use cholesky_qr::cholesky_qr;
 pub use combine::{add_product, frobenius_norm, gram, inner, multiply, sum_of_products, weighted_sum};
-pub use directions::orthonormal_directions;
+pub use directions::{orthonormal_directions, orthonormal_directions_together};
 pub use householder::qr;
 pub use newton_schulz::{PolarPolynomials, polar_by_polynomials, polar_newton_schulz};
-pub use svd::{Svd, polar, svd};
+pub use stack::{matrix_shape, stack, stack_shape, transfers, unstack};
+pub use svd::{Svd, Svds, polar, svd, svds};
 pub use symmetric::{inverse_square_root, orthonormality_defect, reorthonormalize};
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The orthogonal polar factor by matrix products only.
 
 use super::combine::{add_product, frobenius_norm, gram, weighted_sum};
-use candle_core::{Result, Tensor, bail};
+use super::stack::{matrix_shape, on_host, sum_each};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// Odd quintics p₁, p₂, … whose composition takes singular values in [`smallest`, 1] to 1 ± `error`.
 ///
@@ -59,14 +60,17 @@ pub fn polar_newton_schulz(a: &Tensor) -> Result<Tensor> {
 /// Approximate polar factor U p(σ/β) Vᵀ of A = U diag(σ) Vᵀ: m × n, for the composition p.
 ///
 /// X ← a X + X (b G + c G²) with G = XᵀX. The bound β = ‖(AᵀA)²‖_F^¼ = (Σσ⁸)^⅛ ≥ σ₁ costs nothing, G² being needed anyway, and
-/// leaves the singular values in (0, 1].
+/// leaves the singular values in (0, 1]. Of a stack, the polar factor of each matrix.
 ///
 /// # Errors
-/// If an element is not finite.
+/// If an element is not finite; on a device, which nothing here waits for, what is not finite stays so.
 pub fn polar_by_polynomials(a: &Tensor, polynomials: &PolarPolynomials) -> Result<Tensor> {
-    let (rows, columns) = a.dims2()?;
+    let (rows, columns) = matrix_shape(a)?;
     if rows < columns {
         return polar_by_polynomials(&a.t()?, polynomials)?.t()?.contiguous();
+    }
+    if !on_host(a) {
+        return polar_on_device(&a.contiguous()?, polynomials);
     }
     let norm = frobenius_norm(a)?;
     if !norm.is_finite() {
@@ -83,6 +87,31 @@ pub fn polar_by_polynomials(a: &Tensor, polynomials: &PolarPolynomials) -> Resul
         let scale = if iteration == 0 { 1.0 / (frobenius_norm(&fourth_powers)?.powf(0.25) * (1.0 + 1e-5)) } else { 1.0 };
         let even = weighted_sum(b * scale.powi(3), &squares, c * scale.powi(5), &fourth_powers)?;
         x = add_product(a * scale, &x, 1.0, &x, &even)?;
+    }
+    Ok(x)
+}
+
+/// The same with norms and scales that never leave the device; zero matrices stay zero.
+fn polar_on_device(a: &Tensor, polynomials: &PolarPolynomials) -> Result<Tensor> {
+    // Lost in the rounding of any norm that matters; it only keeps zero from being divided by zero.
+    let smallest = if a.dtype() == DType::F64 { 1e-150 } else { 1e-18 };
+    // By the largest element first, whose square may leave the range of the type.
+    let largest = a.abs()?.flatten_from(a.rank() - 2)?.max_keepdim(a.rank() - 2)?.unsqueeze(a.rank() - 1)?;
+    let a = a.broadcast_div(&(largest + smallest * smallest)?)?;
+    let norm = sum_each(&a.sqr()?)?.sqrt()?;
+    let mut x = a.broadcast_div(&(norm + smallest)?)?;
+    for (iteration, &[a, b, c]) in polynomials.coefficients.iter().enumerate() {
+        let mut squares = gram(&x)?;
+        let mut fourth_powers = gram(&squares)?;
+        if iteration == 0 {
+            // β² = ‖(XᵀX)²‖_F^½, with the same margin for rounding as on the host.
+            let bound = sum_each(&fourth_powers.sqr()?)?.sqrt()?.sqrt()?.affine((1.0 + 1e-5f64).powi(2), smallest)?;
+            x = x.broadcast_div(&bound.sqrt()?)?;
+            squares = squares.broadcast_div(&bound)?;
+            fourth_powers = fourth_powers.broadcast_div(&bound.sqr()?)?;
+        }
+        let even = weighted_sum(b, &squares, c, &fourth_powers)?;
+        x = add_product(a, &x, 1.0, &x, &even)?;
     }
     Ok(x)
 }

@@ -1,14 +1,16 @@
 //! Singular value decomposition of small matrices, on the host in `f64`.
 
 use super::combine::multiply;
-use super::host::{ensure_finite, epsilon, host_product, read, write};
+use super::host::{epsilon, host_product};
 use super::householder::thin_qr;
+use super::stack::{ensure_all_finite, matrix_shape, read_stacks, write_stacks};
 use candle_core::{Result, Tensor, bail};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::svd::{ComputeSvdVectors, svd as faer_svd, svd_scratch};
 use faer::mat::{Mat, MatRef};
 use faer::{Par, Spec};
+use rayon::prelude::*;
 
 /// A = U diag(σ) Vᵀ with σ₁ ≥ σ₂ ≥ … ≥ 0.
 #[derive(Clone, Debug)]
@@ -21,6 +23,17 @@ pub struct Svd {
     pub v: Tensor,
 }
 
+/// A = U diag(σ) Vᵀ of every matrix of a stack.
+#[derive(Clone, Debug)]
+pub struct Svds {
+    /// Left singular vectors, L × m × k, k = min(m, n); m × k for a single matrix.
+    pub u: Tensor,
+    /// Singular values of each matrix, k of them, in decreasing order.
+    pub sigma: Vec<Vec<f64>>,
+    /// Right singular vectors, L × n × k; n × k for a single matrix.
+    pub v: Tensor,
+}
+
 /// Thin singular value decomposition of A: m × n, computed in `f64` whatever A's dtype.
 ///
 /// The matrix is scaled by a power of two first, so that very large and very small ones work. A result counts only if it is finite and
@@ -29,13 +42,35 @@ pub struct Svd {
 /// # Errors
 /// If an element is not finite, or no attempt converges.
 pub fn svd(a: &Tensor) -> Result<Svd> {
-    let matrix = read::<f64>(a)?;
-    ensure_finite(matrix.as_ref(), "SVD")?;
-    let (u, sigma, v) = factors(&matrix)?;
-    Ok(Svd { u: write(u.as_ref(), a.dtype(), a.device())?, sigma, v: write(v.as_ref(), a.dtype(), a.device())? })
+    let Svds { u, mut sigma, v } = svds(a)?;
+    match (sigma.pop(), a.rank()) {
+        (Some(sigma), 2) => Ok(Svd { u, sigma, v }),
+        _ => bail!("the SVD of a single matrix was asked for, and {:?} are several", a.dims()),
+    }
 }
 
-/// Orthogonal polar factor U Vᵀ of A = U diag(σ) Vᵀ, by SVD.
+/// [`svd`] of a matrix, or of every matrix of a stack, side by side on the host with one transfer each way.
+///
+/// # Errors
+/// As [`svd`].
+pub fn svds(a: &Tensor) -> Result<Svds> {
+    let matrices = read_stacks(&[a])?.pop().unwrap_or_default();
+    ensure_all_finite(&matrices, "SVD")?;
+    let found = matrices.par_iter().map(factors).collect::<Result<Vec<_>>>()?;
+    let (mut u, mut sigma, mut v) = (Vec::new(), Vec::new(), Vec::new());
+    for (left, values, right) in found {
+        u.push(left);
+        sigma.push(values);
+        v.push(right);
+    }
+    let mut written = write_stacks(&[(u.as_slice(), a), (v.as_slice(), a)])?.into_iter();
+    match (written.next(), written.next()) {
+        (Some(u), Some(v)) => Ok(Svds { u, sigma, v }),
+        _ => bail!("an empty stack has no SVD"),
+    }
+}
+
+/// Orthogonal polar factor U Vᵀ of A = U diag(σ) Vᵀ, by SVD; of a stack, that of each matrix.
 ///
 /// Directions with σ ≤ ε max(m, n) σ₁ (ε of A's dtype) map to zero: of a rank-deficient matrix this is the partial isometry, so noise does not get
 /// the weight of a direction.
@@ -43,11 +78,17 @@ pub fn svd(a: &Tensor) -> Result<Svd> {
 /// # Errors
 /// As [`svd`].
 pub fn polar(a: &Tensor) -> Result<Tensor> {
-    let (rows, columns) = a.dims2()?;
-    let Svd { u, sigma, v } = svd(a)?;
-    let smallest = epsilon(a.dtype())? * rows.max(columns) as f64 * sigma.first().copied().unwrap_or(0.0);
-    let kept = sigma.iter().take_while(|&&value| value > smallest).count();
-    multiply(&u.narrow(1, 0, kept)?, &v.narrow(1, 0, kept)?.t()?)
+    let (rows, columns) = matrix_shape(a)?;
+    let Svds { u, sigma, v } = svds(a)?;
+    let relative = epsilon(a.dtype())? * rows.max(columns) as f64;
+    let kept = |sigma: &Vec<f64>| {
+        let smallest = relative * sigma.first().copied().unwrap_or(0.0);
+        // A diagonal of ones and zeros: each matrix of a stack keeps as many directions as it has.
+        Mat::from_fn(1, sigma.len(), |_, j| if sigma[j] > smallest { 1.0 } else { 0.0 })
+    };
+    let kept: Vec<Mat<f64>> = sigma.iter().map(kept).collect();
+    let mask = write_stacks(&[(kept.as_slice(), a)])?;
+    multiply(&u.broadcast_mul(&mask[0])?, &v.t()?)
 }
 
 type Factors = (Mat<f64>, Vec<f64>, Mat<f64>);

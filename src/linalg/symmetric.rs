@@ -1,28 +1,39 @@
 //! Functions of symmetric matrices, and closeness to orthonormality.
 
 use super::combine::{gram, multiply};
-use super::host::{ensure_finite, host_product, read, write};
+use super::host::{host_product, read};
+use super::stack::{ensure_all_finite, matrix_shape, on_host, read_stacks, write_stacks};
 use candle_core::{Error, Result, Tensor, bail};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::mat::Mat;
 use faer::{Par, Spec};
+use rayon::prelude::*;
 
 /// (C + ε (tr C / n) I)^{-½} of a symmetric positive semidefinite C: n × n, with ε = `relative_epsilon`; computed in `f64`.
 ///
 /// Eigenvalues that rounding made negative count as zero. Directions in which the regularised matrix is still zero stay zero, as in the
-/// pseudo-inverse.
+/// pseudo-inverse. Of a stack, that of each matrix, with one transfer each way.
 ///
 /// # Errors
 /// If C is not square or not finite, or its eigenvalue iteration does not converge.
 pub fn inverse_square_root(symmetric: &Tensor, relative_epsilon: f64) -> Result<Tensor> {
-    let (rows, columns) = symmetric.dims2()?;
+    let (rows, columns) = matrix_shape(symmetric)?;
     if rows != columns {
         bail!("the inverse square root is of a square matrix, not of a {rows} x {columns} one")
     }
-    let matrix = read::<f64>(symmetric)?;
-    ensure_finite(matrix.as_ref(), "inverse square root")?;
+    let matrices = read_stacks(&[symmetric])?.pop().unwrap_or_default();
+    ensure_all_finite(&matrices, "inverse square root")?;
+    let roots = matrices.par_iter().map(|matrix| host_inverse_square_root(matrix, relative_epsilon)).collect::<Result<Vec<_>>>()?;
+    match write_stacks(&[(roots.as_slice(), symmetric)])?.pop() {
+        Some(roots) => Ok(roots),
+        None => bail!("an empty stack has no inverse square root"),
+    }
+}
+
+fn host_inverse_square_root(matrix: &Mat<f64>, relative_epsilon: f64) -> Result<Mat<f64>> {
+    let rows = matrix.nrows();
     let mut eigenvalues = Diag::<f64>::zeros(rows);
     let mut eigenvectors = Mat::<f64>::zeros(rows, rows);
     let scratch = self_adjoint_evd_scratch::<f64>(rows, ComputeEigenvectors::Yes, Par::Seq, Spec::default());
@@ -41,8 +52,7 @@ pub fn inverse_square_root(symmetric: &Tensor, relative_epsilon: f64) -> Result<
     let smallest = values.iter().copied().fold(0.0, f64::max) * f64::EPSILON * rows as f64;
     let roots: Vec<f64> = values.iter().map(|&value| if value > smallest { value.sqrt().recip() } else { 0.0 }).collect();
     let scaled = Mat::from_fn(rows, rows, |i, j| eigenvectors[(i, j)] * roots[j]);
-    let root = host_product(scaled.as_ref(), eigenvectors.transpose());
-    write(root.as_ref(), symmetric.dtype(), symmetric.device())
+    Ok(host_product(scaled.as_ref(), eigenvectors.transpose()))
 }
 
 /// The closest matrix with orthonormal columns, Q (QᵀQ)^{-½}, for a Q: m × r of full column rank.
@@ -53,13 +63,17 @@ pub fn reorthonormalize(q: &Tensor) -> Result<Tensor> {
     multiply(q, &inverse_square_root(&gram(q)?, 0.0)?)
 }
 
-/// ‖QᵀQ − I‖_F, for Q: m × r.
+/// ‖QᵀQ − I‖_F, for Q: m × r; of a stack, the largest.
 ///
 /// # Errors
 /// If the dtype is neither f32 nor f64.
 pub fn orthonormality_defect(q: &Tensor) -> Result<f64> {
-    let gram = read::<f64>(&gram(q)?)?;
-    Ok(distance_from_identity(&gram))
+    let gram = gram(q)?;
+    if on_host(&gram) {
+        return Ok(distance_from_identity(&read::<f64>(&gram)?));
+    }
+    let grams = read_stacks(&[&gram])?.pop().unwrap_or_default();
+    Ok(grams.iter().map(distance_from_identity).fold(0.0, f64::max))
 }
 
 /// ‖G − I‖_F of a square matrix.

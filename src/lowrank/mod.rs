@@ -1,7 +1,8 @@
 //! Geometry of the manifold of m × n matrices of rank r: points W = U S Vᵀ, tangent vectors, transport and retraction.
 //!
 //! No matrix of size m × n is formed, except by [`LowRank::to_dense`], [`LowRank::from_dense`], [`Tangent::project`] and [`Tangent::to_dense`], which are
-//! for initialisation, inspection and tests. All values are immutable: operations return new ones.
+//! for initialisation, inspection and tests. All values are immutable: operations return new ones. Points and vectors may be
+//! stacks, which work on many weights of one shape side by side ([`LowRank::stack`]).
 
 mod point;
 mod retraction;

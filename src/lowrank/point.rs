@@ -1,11 +1,14 @@
 //! A matrix of fixed rank, W = U S Vᵀ.
 
-use crate::linalg::{self, Svd, multiply};
+use crate::linalg::{self, Svd, multiply, stack, stack_shape, unstack};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use rand_distr::StandardNormal;
 
 /// W = U S Vᵀ: m × n, with orthonormal U: m × r and V: n × r, and invertible S: r × r.
+///
+/// Its parts may be [stacks](linalg::stack) of L matrices each: L points of one shape and rank, on which every operation of this module acts side by
+/// side; norms are then over all of them.
 #[derive(Clone, Debug)]
 pub struct LowRank {
     /// Basis of the column space, m × r, UᵀU = I.
@@ -61,8 +64,8 @@ impl LowRank {
     /// # Errors
     /// If the shapes are not m × r, r × r, n × r with 1 ≤ r ≤ min(m, n), or dtypes differ.
     pub fn from_parts(u: Tensor, s: Tensor, v: Tensor) -> Result<Self> {
-        let ((rows, rank), (columns, v_rank)) = (u.dims2()?, v.dims2()?);
-        if s.dims() != [rank, rank] || v_rank != rank {
+        let ((points, rows, rank), (v_points, columns, v_rank)) = (stack_shape(&u)?, stack_shape(&v)?);
+        if stack_shape(&s)? != (points, rank, rank) || (v_points, v_rank) != (points, rank) {
             bail!("U: {:?}, S: {:?}, V: {:?} are not the m x r, r x r and n x r parts of one matrix", u.dims(), s.dims(), v.dims())
         }
         if u.dtype() != s.dtype() || u.dtype() != v.dtype() {
@@ -70,6 +73,32 @@ impl LowRank {
         }
         check_rank(rows, columns, rank)?;
         Ok(Self { u, s, v })
+    }
+
+    /// Points of one shape and rank as a stack.
+    ///
+    /// # Errors
+    /// If shapes or ranks differ, or there are none.
+    pub fn stack(points: &[&Self]) -> Result<Self> {
+        let part = |part: fn(&Self) -> &Tensor| stack(&points.iter().map(|point| part(point)).collect::<Vec<_>>());
+        Ok(Self { u: part(|point| &point.u)?, s: part(|point| &point.s)?, v: part(|point| &point.v)? })
+    }
+
+    /// The points of a stack.
+    ///
+    /// # Errors
+    /// If this is a single point.
+    pub fn unstack(&self) -> Result<Vec<Self>> {
+        let parts = unstack(&self.u)?.into_iter().zip(unstack(&self.s)?).zip(unstack(&self.v)?);
+        Ok(parts.map(|((u, s), v)| Self { u, s, v }).collect())
+    }
+
+    /// The same point, its parts on this device.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self { u: self.u.to_device(device)?, s: self.s.to_device(device)?, v: self.v.to_device(device)? })
     }
 
     /// U S Vᵀ as a dense m × n tensor.
@@ -82,17 +111,17 @@ impl LowRank {
 
     /// m.
     pub fn rows(&self) -> usize {
-        self.u.dims()[0]
+        last_dim(&self.u, 2)
     }
 
     /// n.
     pub fn columns(&self) -> usize {
-        self.v.dims()[0]
+        last_dim(&self.v, 2)
     }
 
     /// r.
     pub fn rank(&self) -> usize {
-        self.s.dims()[0]
+        last_dim(&self.s, 1)
     }
 
     /// Numbers stored: (m + n + r) r.
@@ -147,12 +176,24 @@ impl LowRank {
 
 /// diag(σ) as a tensor.
 pub(super) fn diagonal(sigma: &[f64], dtype: DType, device: &Device) -> Result<Tensor> {
-    let size = sigma.len();
-    let mut numbers = vec![0.0; size * size];
-    for (i, &value) in sigma.iter().enumerate() {
-        numbers[i * size + i] = value;
+    diagonals(&[sigma], dtype, device)?.squeeze(0)
+}
+
+/// diag(σ) for each of several σ of one length, as a stack.
+pub(super) fn diagonals(sigmas: &[&[f64]], dtype: DType, device: &Device) -> Result<Tensor> {
+    let size = sigmas.first().map_or(0, |sigma| sigma.len());
+    let mut numbers = vec![0.0; sigmas.len() * size * size];
+    for (matrix, sigma) in sigmas.iter().enumerate() {
+        for (i, &value) in sigma.iter().enumerate() {
+            numbers[(matrix * size + i) * size + i] = value;
+        }
     }
-    Tensor::from_vec(numbers, (size, size), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+    Tensor::from_vec(numbers, (sigmas.len(), size, size), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+}
+
+/// The dimension this many places from the last, counted from 1.
+fn last_dim(x: &Tensor, place: usize) -> usize {
+    x.dims()[x.rank() - place]
 }
 
 fn check_rank(rows: usize, columns: usize, rank: usize) -> Result<()> {

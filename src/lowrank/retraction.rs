@@ -4,10 +4,10 @@
 //! small matrix in known bases, and bringing it back to rank r is work on the small matrix. This is the parallel Basis-Update & Galerkin
 //! step of one gradient evaluation (Ceruti, Kusch & Lubich 2024), and the truncated-SVD retraction (Absil & Oseledets 2015).
 
-use super::point::diagonal;
+use super::point::{diagonal, diagonals};
 use super::{LowRank, Tangent};
-use crate::linalg::{self, Svd, multiply, orthonormal_directions, sum_of_products, weighted_sum};
-use candle_core::{Result, Tensor, bail};
+use crate::linalg::{self, Svds, matrix_shape, multiply, orthonormal_directions_together, sum_of_products, weighted_sum};
+use candle_core::{D, Result, Tensor, bail};
 
 /// The bases that hold a point and a tangent vector at it, and the vector's coefficients in them.
 ///
@@ -29,7 +29,7 @@ pub struct Retracted {
     pub rotation_u: Tensor,
     /// Vᵀ V_new: r × r'.
     pub rotation_v: Tensor,
-    /// What was cut off, where an SVD was made.
+    /// What was cut off, where an SVD was made of a single matrix.
     pub truncation: Option<Truncation>,
 }
 
@@ -52,15 +52,15 @@ impl Augmentation {
     /// # Errors
     /// If the shapes do not fit, or an element is not finite.
     pub fn new(point: &LowRank, direction: &Tangent) -> Result<Self> {
-        let (q_p, r_p) = orthonormal_directions(&point.u, &direction.p)?;
-        let (q_q, r_q) = orthonormal_directions(&point.v, &direction.q)?;
-        let (k_p, k_q) = (r_p.dim(0)?, r_q.dim(0)?);
+        let mut sides = orthonormal_directions_together(&[(&point.u, &direction.p), (&point.v, &direction.q)])?.into_iter();
+        let (Some((q_p, r_p)), Some((q_q, r_q))) = (sides.next(), sides.next()) else { bail!("a point has two sides") };
+        let (k_p, k_q) = (r_p.dim(D::Minus2)?, r_q.dim(D::Minus2)?);
         let mut core = direction.m.clone();
         if k_q > 0 {
-            core = Tensor::cat(&[&core, &r_q.t()?], 1)?;
+            core = Tensor::cat(&[&core, &r_q.t()?], D::Minus1)?;
         }
         if k_p > 0 {
-            core = Tensor::cat(&[&core, &r_p.pad_with_zeros(1, 0, k_q)?], 0)?;
+            core = Tensor::cat(&[&core, &r_p.pad_with_zeros(D::Minus1, 0, k_q)?], D::Minus2)?;
         }
         Ok(Self { q_p, q_q, core })
     }
@@ -85,7 +85,10 @@ impl Augmentation {
     /// # Errors
     /// If min(m, n) < 2r ≠ max(m, n) leaves a different number of new directions on the two sides.
     pub fn augmented_point(&self, point: &LowRank) -> Result<LowRank> {
-        let beside = |basis: &Tensor, new: &Tensor| if new.dim(1)? > 0 { Tensor::cat(&[basis, new], 1) } else { Ok(basis.clone()) };
+        let beside = |basis: &Tensor, new: &Tensor| match new.dim(D::Minus1)? {
+            0 => Ok(basis.clone()),
+            _ => Tensor::cat(&[basis, new], D::Minus1),
+        };
         LowRank::from_parts(beside(&point.u, &self.q_p)?, self.padded(&point.s)?, beside(&point.v, &self.q_q)?)
     }
 
@@ -100,16 +103,23 @@ impl Augmentation {
     /// The point of Û Ŝ V̂ᵀ truncated to the rank that `choose_rank` picks from Ŝ's singular values, by SVD.
     ///
     /// Ŝ = A Σ Bᵀ; U ← Û A[:, :r'], V ← V̂ B[:, :r'], S ← Σ[:r', :r']: the best approximation of that rank. The choice is clipped to
-    /// 1 … min(r + k_P, r + k_Q); one above r keeps augmented directions.
+    /// 1 … min(r + k_P, r + k_Q); one above r keeps augmented directions. All points of a stack must get the same rank; of a stack of several the
+    /// cut is not reported.
     ///
     /// # Errors
-    /// If an element is not finite, or the SVD does not converge.
+    /// If an element is not finite, the SVD does not converge, or the points of a stack get different ranks.
     pub fn truncate(&self, point: &LowRank, coefficients: &Tensor, choose_rank: &dyn Fn(&[f64]) -> usize) -> Result<Retracted> {
-        let Svd { u: a, sigma, v: b } = linalg::svd(coefficients)?;
-        let rank = choose_rank(&sigma).clamp(1, sigma.len());
-        let s = diagonal(&sigma[..rank], coefficients.dtype(), coefficients.device())?;
-        let truncation = Truncation::new(sigma, rank);
-        self.in_bases(point, &a.narrow(1, 0, rank)?, s, &b.narrow(1, 0, rank)?, Some(truncation))
+        let Svds { u: a, mut sigma, v: b } = linalg::svds(coefficients)?;
+        let ranks: Vec<usize> = sigma.iter().map(|sigma| choose_rank(sigma).clamp(1, sigma.len())).collect();
+        let rank = ranks.first().copied().unwrap_or(0);
+        if ranks.iter().any(|&other| other != rank) {
+            bail!("the points of a stack get the ranks {ranks:?}; truncate them one by one")
+        }
+        let (dtype, device) = (coefficients.dtype(), coefficients.device());
+        let kept: Vec<&[f64]> = sigma.iter().map(|sigma| &sigma[..rank]).collect();
+        let s = if coefficients.rank() == 2 { diagonal(kept[0], dtype, device)? } else { diagonals(&kept, dtype, device)? };
+        let truncation = if sigma.len() == 1 { sigma.pop().map(|sigma| Truncation::new(sigma, rank)) } else { None };
+        self.in_bases(point, &a.narrow(D::Minus1, 0, rank)?, s, &b.narrow(D::Minus1, 0, rank)?, truncation)
     }
 
     /// A point of rank r close to Û Ŝ V̂ᵀ without an SVD: one subspace iteration started at the old bases.
@@ -120,7 +130,7 @@ impl Augmentation {
     /// # Errors
     /// If the shapes do not fit, or an element is not finite.
     pub fn retract_subspace(&self, point: &LowRank, coefficients: &Tensor) -> Result<Retracted> {
-        let (a, _) = linalg::qr(&coefficients.narrow(1, 0, point.rank())?)?;
+        let (a, _) = linalg::qr(&coefficients.narrow(D::Minus1, 0, point.rank())?)?;
         let (b, r) = linalg::qr(&multiply(&coefficients.t()?, &a)?)?;
         self.in_bases(point, &a, r.t()?.contiguous()?, &b, None)
     }
@@ -129,7 +139,7 @@ impl Augmentation {
     fn in_bases(&self, point: &LowRank, a: &Tensor, s: Tensor, b: &Tensor, truncation: Option<Truncation>) -> Result<Retracted> {
         let rank = point.rank();
         let combine = |basis: &Tensor, new: &Tensor, x: &Tensor| -> Result<(Tensor, Tensor)> {
-            let (top, bottom) = (x.narrow(0, 0, rank)?, x.narrow(0, rank, x.dim(0)? - rank)?);
+            let (top, bottom) = (x.narrow(D::Minus2, 0, rank)?, x.narrow(D::Minus2, rank, x.dim(D::Minus2)? - rank)?);
             Ok((sum_of_products(&[(1.0, basis, &top), (1.0, new, &bottom)])?, top))
         };
         let (u, a_top) = combine(&point.u, &self.q_p, a)?;
@@ -139,11 +149,11 @@ impl Augmentation {
 
     /// [[S, 0], [0, 0]] in the core's shape.
     fn padded(&self, s: &Tensor) -> Result<Tensor> {
-        let ((rows, columns), (s_rows, s_columns)) = (self.core.dims2()?, s.dims2()?);
+        let ((rows, columns), (s_rows, s_columns)) = (matrix_shape(&self.core)?, matrix_shape(s)?);
         if s_rows > rows || s_columns > columns {
             bail!("the augmentation ({rows} x {columns}) was not made from this point of rank {s_rows}")
         }
-        s.pad_with_zeros(0, 0, rows - s_rows)?.pad_with_zeros(1, 0, columns - s_columns)
+        s.pad_with_zeros(D::Minus2, 0, rows - s_rows)?.pad_with_zeros(D::Minus1, 0, columns - s_columns)
     }
 }
 

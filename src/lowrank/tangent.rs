@@ -1,13 +1,13 @@
 //! Tangent vectors of the manifold of rank-r matrices.
 
 use super::LowRank;
-use crate::linalg::{self, add_product, multiply, sum_of_products, weighted_sum};
-use candle_core::{Result, Tensor};
+use crate::linalg::{self, add_product, multiply, stack, sum_of_products, unstack, weighted_sum};
+use candle_core::{Device, Result, Tensor};
 
 /// Z = U M Vᵀ + P Vᵀ + U Qᵀ at a point W = U S Vᵀ, with UᵀP = 0 and VᵀQ = 0.
 ///
 /// The three terms are orthogonal to each other, so ⟨Z, Z'⟩ = ⟨M, M'⟩ + ⟨P, P'⟩ + ⟨Q, Q'⟩. The parts depend on the bases U and V: they mean something
-/// together with their point only, and travel by [`BasisChange`](super::BasisChange).
+/// together with their point only, and travel by [`BasisChange`](super::BasisChange). Of a stack of points, a stack of vectors.
 #[derive(Clone, Debug)]
 pub struct Tangent {
     /// Coefficient part, r × r.
@@ -25,6 +25,45 @@ impl Tangent {
     /// If the device has no memory for it.
     pub fn zeros(point: &LowRank) -> Result<Self> {
         Ok(Self { m: point.s.zeros_like()?, p: point.u.zeros_like()?, q: point.v.zeros_like()? })
+    }
+
+    /// M, P and Q.
+    pub fn parts(&self) -> [&Tensor; 3] {
+        [&self.m, &self.p, &self.q]
+    }
+
+    /// The vector of what `change` makes of M, P and Q, in this order.
+    ///
+    /// # Errors
+    /// As `change`.
+    pub fn map_parts(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self { m: change(&self.m)?, p: change(&self.p)?, q: change(&self.q)? })
+    }
+
+    /// Vectors at the points of a stack, as one.
+    ///
+    /// # Errors
+    /// If shapes differ, or there are none.
+    pub fn stack(vectors: &[&Self]) -> Result<Self> {
+        let part = |part: fn(&Self) -> &Tensor| stack(&vectors.iter().map(|vector| part(vector)).collect::<Vec<_>>());
+        Ok(Self { m: part(|z| &z.m)?, p: part(|z| &z.p)?, q: part(|z| &z.q)? })
+    }
+
+    /// The vectors of a stack.
+    ///
+    /// # Errors
+    /// If this is a single vector.
+    pub fn unstack(&self) -> Result<Vec<Self>> {
+        let parts = unstack(&self.m)?.into_iter().zip(unstack(&self.p)?).zip(unstack(&self.q)?);
+        Ok(parts.map(|((m, p), q)| Self { m, p, q }).collect())
+    }
+
+    /// The same vector, its parts on this device.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.map_parts(|part| part.to_device(device))
     }
 
     /// The orthogonal projection of G from its K-gradient G V: m × r and L-gradient Gᵀ U: n × r.

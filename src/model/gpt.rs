@@ -4,7 +4,7 @@
 
 use super::config::ModelConfig;
 use crate::lowrank::LowRank;
-use crate::ops::{self, Dropout, Tape, Value};
+use crate::ops::{self, Compute, Dropout, Tape, Value};
 use crate::params::{ParamId, ParamStore, Parameter, Place, Role, Weight};
 use crate::rng;
 use crate::spec::{Target, WeightForm};
@@ -19,6 +19,7 @@ const INIT_STANDARD_DEVIATION: f64 = 0.02;
 #[derive(Clone, Debug)]
 pub struct Gpt {
     config: ModelConfig,
+    compute: Compute,
     token_table: ParamId,
     position_table: ParamId,
     blocks: Vec<Block>,
@@ -100,7 +101,27 @@ impl Gpt {
         let position_table = declare("transformer.wpe.weight".into(), Role::Embedding, table(config.block_size));
         let blocks = (0..config.n_layer).map(|layer| Block::declare(&config, layer, &mut declare)).collect();
         let final_norm = Norm::declare(&config, "transformer.ln_f", &mut declare);
-        Self { config, token_table, position_table, blocks, final_norm, declared }
+        Self { config, compute: Compute::default(), token_table, position_table, blocks, final_norm, declared }
+    }
+
+    /// The same network, computing in this way.
+    pub fn computing(self, compute: Compute) -> Self {
+        Self { compute, ..self }
+    }
+
+    /// How it computes.
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    /// A tape on which this network trains.
+    pub fn training_tape(&self) -> Tape {
+        Tape::training().computing(self.compute)
+    }
+
+    /// A tape on which it only answers.
+    pub fn inference_tape(&self) -> Tape {
+        Tape::inference().computing(self.compute)
     }
 
     /// The configuration this network was made from.
@@ -165,17 +186,17 @@ impl Gpt {
 
     /// Sum of the cross-entropies in nats over all targets, without gradients.
     pub fn loss_sum(&self, params: &ParamStore, tokens: &Tensor, targets: &Tensor) -> Result<f64> {
-        let hidden = self.hidden(params, &Tape::inference(), tokens, None)?;
-        ops::cross_entropy_sum(hidden.tensor(), params.dense(self.token_table)?, targets)
+        let hidden = self.hidden(params, &self.inference_tape(), tokens, None)?;
+        ops::cross_entropy_sum(self.compute, hidden.tensor(), params.dense(self.token_table)?, targets)
     }
 
     /// Logits (V) of the token after the last of `tokens` (T ≤ `block_size`).
     pub fn next_token_logits(&self, params: &ParamStore, tokens: &[u32]) -> Result<Tensor> {
         let table = params.dense(self.token_table)?;
         let tokens = Tensor::from_slice(tokens, (1, tokens.len()), table.device())?;
-        let hidden = self.hidden(params, &Tape::inference(), &tokens, None)?;
+        let hidden = self.hidden(params, &self.inference_tape(), &tokens, None)?;
         let last = hidden.tensor().narrow(1, tokens.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
-        ops::logits(&last, table)?.squeeze(0)
+        ops::logits(self.compute, &last, table)?.squeeze(0)
     }
 }
 
@@ -299,7 +320,7 @@ impl Initial {
             LowRank::random(rows, columns, rank, norm, &mut rng::stream(seed, &purpose(name), &[]), dtype, device)
         };
         Ok(match self {
-            Initial::Constant { size, value } => Weight::Dense(Tensor::full(value, size, device)?.to_dtype(dtype)?),
+            Initial::Constant { size, value } => Weight::Dense((Tensor::ones(size, dtype, device)? * value)?),
             Initial::Normal { rows, columns, standard_deviation } => {
                 let mut numbers = rng::normals(&mut rng::stream(seed, &purpose(name), &[]), rows * columns);
                 numbers.iter_mut().for_each(|x| *x *= standard_deviation);

@@ -1,57 +1,74 @@
 //! The head: logits h Wᵀ and their cross-entropy, fused in chunks of rows, so that the full logits (B·T × V) never exist.
 
-use super::host::{Host, build, unwritten, with_real};
-use super::product::{Matrix, as_rows, multiply, product};
+use super::compute::{Compute, widened};
+use super::host::{Host, build, scalar, unwritten, with_real};
+use super::product::{Matrix, as_rows, multiply, product_by};
 use super::real::{Real, lane_max, lane_sum, vectorized};
 use super::tape::{Tape, Value};
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Logits per chunk: 8 MB in f32, which a large cache holds.
 const CHUNK: usize = 1 << 21;
+/// The same where candle's operations run: 256 MB in f32, enough for a device to be busy.
+const PORTABLE_CHUNK: usize = 1 << 26;
 
-/// Mean cross-entropy in nats of targets (B, T) under softmax(h Wᵀ), for h (B, T, C) and W (V, C).
+/// Mean cross-entropy in nats of targets (B, T) under softmax(h Wᵀ), for h (B, T, C) and W (V, C), in W's type.
 ///
-/// On the CPU the gradients are computed chunk by chunk in the forward pass, while the logits are there: with p the probabilities and
-/// N = B T, d logits = (p − onehot)/N, dh = d logits · W, dW = Σ d logitsᵀ h.
+/// The gradients are computed chunk by chunk in the forward pass, while the logits are there: with p the probabilities and N = B T,
+/// d logits = (p − onehot)/N, dh = d logits · W, dW = Σ d logitsᵀ h.
 ///
 /// # Errors
 /// If a target is outside the vocabulary or shapes do not fit.
 pub fn cross_entropy_head(tape: &Tape, h: &Value, w: &Value, targets: &Tensor) -> Result<Value> {
-    let rows = as_rows(h.tensor())?.contiguous()?;
-    let count = rows.dim(0)?;
-    let targets = checked_targets(targets, count, w.tensor())?;
     let (to_h, to_w) = (h.source(), w.source());
     let wanted = tape.is_recording() && (to_h.is_some() || to_w.is_some());
-    if !tape.uses_kernels(&rows) {
-        return portable(tape, h, w, &rows, targets);
-    }
-    let (sum, gradients) = with_real!(rows.dtype(), T => chunks::<T>(&rows, w.tensor(), &targets, wanted)?);
-    let loss = Tensor::new(sum / count as f64, rows.device())?.to_dtype(rows.dtype())?;
-    let Some((dh, dw)) = gradients else { return Ok(tape.constant(loss)) };
-    let shape = h.tensor().dims().to_vec();
-    Ok(tape.record(&[to_h, to_w], loss, move |delta, flow| {
-        let upstream = delta.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
-        let scaled = |x: Tensor| if upstream == 1.0 { Ok(x) } else { x * upstream };
+    let Summed { loss, count, gradients } = summed(tape.compute(), h.tensor(), w.tensor(), targets, wanted)?;
+    let mean = (loss / count as f64)?.to_dtype(w.tensor().dtype())?;
+    let Some((dh, dw)) = gradients else { return Ok(tape.constant(mean)) };
+    let (shape, given) = (h.tensor().dims().to_vec(), h.tensor().dtype());
+    Ok(tape.record(&[to_h, to_w], mean, move |delta, flow| {
+        // A loss is mostly the end of the tape, where its gradient is 1; where looking costs nothing, that saves two passes.
+        let is_one = delta.device().is_cpu() && delta.to_dtype(DType::F64)?.to_scalar::<f64>()? == 1.0;
+        let scaled = |x: Tensor| if is_one { Ok(x) } else { x.broadcast_mul(&delta) };
         flow.add(to_w, scaled(dw)?)?;
-        flow.add(to_h, scaled(dh)?.reshape(shape)?)
+        flow.add(to_h, scaled(dh)?.to_dtype(given)?.reshape(shape)?)
     }))
 }
 
-/// Sum over all targets of the cross-entropy in nats, added up in f64; no gradient.
-pub fn cross_entropy_sum(h: &Tensor, w: &Tensor, targets: &Tensor) -> Result<f64> {
-    let rows = as_rows(h)?.contiguous()?;
-    let targets = checked_targets(targets, rows.dim(0)?, w)?;
-    if super::host::has_kernel(&rows) {
-        return with_real!(rows.dtype(), T => Ok(chunks::<T>(&rows, w, &targets, false)?.0));
-    }
-    let losses = portable_losses(&logits(&rows, w)?, &targets)?;
-    losses.sum_all()?.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()
+/// Sum over all targets of the cross-entropy in nats; no gradient.
+pub fn cross_entropy_sum(compute: Compute, h: &Tensor, w: &Tensor, targets: &Tensor) -> Result<f64> {
+    scalar(&summed(compute, h, w, targets, false)?.loss)
 }
 
-/// Logits h Wᵀ of rows h (N, C) for W (V, C).
-pub fn logits(h: &Tensor, w: &Tensor) -> Result<Tensor> {
-    product(h, w, false, true)
+/// Logits h Wᵀ of rows h (N, C) for W (V, C), in W's type.
+pub fn logits(compute: Compute, h: &Tensor, w: &Tensor) -> Result<Tensor> {
+    product_by(compute, &compute.narrowed(h)?, &compute.narrowed(w)?, false, true)?.to_dtype(w.dtype())
+}
+
+/// Losses of all targets.
+struct Summed {
+    /// Their sum, a scalar; from the kernels in f64.
+    loss: Tensor,
+    count: usize,
+    /// Of the mean, by h as rows and by W.
+    gradients: Option<(Tensor, Tensor)>,
+}
+
+fn summed(compute: Compute, h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Result<Summed> {
+    let rows = as_rows(h)?.contiguous()?;
+    let count = rows.dim(0)?;
+    let targets = checked_targets(targets, count, w)?;
+    if rows.dim(1)? != w.dim(1)? {
+        bail!("the head's input is {} wide, its weight {}", rows.dim(1)?, w.dim(1)?)
+    }
+    if compute.takes_kernels(w) {
+        // Half precision only rounds what goes into the products.
+        let (rows, w) = (widened(&compute.narrowed(&rows)?)?, widened(&compute.narrowed(w)?)?);
+        let (sum, gradients) = with_real!(w.dtype(), T => chunks::<T>(&rows, &w, &targets, wanted)?);
+        return Ok(Summed { loss: Tensor::new(sum, rows.device())?, count, gradients });
+    }
+    portable(compute, &compute.narrowed(&rows)?, w, &targets, wanted)
 }
 
 fn checked_targets(targets: &Tensor, count: usize, w: &Tensor) -> Result<Tensor> {
@@ -70,10 +87,7 @@ fn checked_targets(targets: &Tensor, count: usize, w: &Tensor) -> Result<Tensor>
 
 /// Sum of losses and, if wanted, (dh, dW) of the mean loss.
 fn chunks<T: Real>(h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Result<(f64, Option<(Tensor, Tensor)>)> {
-    let ((count, width), (vocabulary, w_width)) = (h.dims2()?, w.dims2()?);
-    if width != w_width {
-        bail!("the head's input is {width} wide, its weight {w_width}")
-    }
+    let ((count, width), (vocabulary, _)) = (h.dims2()?, w.dims2()?);
     let w = w.contiguous()?;
     let (h_host, w_host, target_host) = (Host::new(h)?, Host::new(&w)?, Host::new(targets)?);
     let (h, w, targets) = (h_host.numbers::<T>()?, w_host.numbers::<T>()?, target_host.ids()?);
@@ -140,22 +154,34 @@ fn row_loss_and_gradient<T: Real>(row: &mut [T], target: usize, scale: T) -> f64
     })
 }
 
-fn portable_losses(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    candle_nn::ops::log_softmax(logits, D::Minus1)?.gather(&targets.unsqueeze(1)?, 1)?.neg()
-}
-
-fn portable(tape: &Tape, h: &Value, w: &Value, rows: &Tensor, targets: Tensor) -> Result<Value> {
-    let count = rows.dim(0)?;
-    let logits = product(rows, w.tensor(), false, true)?;
-    let loss = (portable_losses(&logits, &targets)?.sum_all()? / count as f64)?;
-    let (to_h, to_w) = (h.source(), w.source());
-    let (rows, w, shape) = (rows.clone(), w.tensor().clone(), h.tensor().dims().to_vec());
-    Ok(tape.record(&[to_h, to_w], loss, move |delta, flow| {
-        let p = candle_nn::ops::softmax(&logits, D::Minus1)?;
-        let ones = Tensor::ones((count, 1), p.dtype(), p.device())?;
-        let d_logits = p.scatter_add(&targets.unsqueeze(1)?, &ones.neg()?, 1)?;
-        let d_logits = (d_logits / count as f64)?.broadcast_mul(&delta)?;
-        flow.add_product(to_w, w.dims(), &d_logits, &rows, true, false)?;
-        flow.add(to_h, product(&d_logits, &w, false, false)?.reshape(shape)?)
-    }))
+/// The same by candle operations, in larger chunks.
+fn portable(compute: Compute, h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Result<Summed> {
+    let ((count, _), vocabulary) = (h.dims2()?, w.dim(0)?);
+    let (narrow, wide) = (compute.narrowed(w)?, w.dtype());
+    let rows_per_chunk = (PORTABLE_CHUNK / vocabulary).clamp(64, count.max(64));
+    let (mut loss, mut dw, mut dh) = (Tensor::zeros((), wide, w.device())?, None, Vec::new());
+    for first in (0..count).step_by(rows_per_chunk) {
+        let rows = rows_per_chunk.min(count - first);
+        let (input, ids) = (h.narrow(0, first, rows)?, targets.narrow(0, first, rows)?.unsqueeze(1)?.contiguous()?);
+        let logits = product_by(compute, &input, &narrow, false, true)?.to_dtype(wide)?;
+        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+        drop(logits);
+        let powers = shifted.exp()?;
+        let sums = powers.sum_keepdim(D::Minus1)?;
+        loss = (loss + (sums.log()? - shifted.gather(&ids, 1)?)?.sum_all()?)?;
+        drop(shifted);
+        if wanted {
+            let minus_one = Tensor::ones((rows, 1), wide, w.device())?.neg()?;
+            let p = powers.broadcast_div(&sums)?.scatter_add(&ids, &minus_one, 1)?;
+            let d_logits = compute.narrowed(&(p / count as f64)?)?;
+            dh.push(product_by(compute, &d_logits, &narrow, false, false)?);
+            let part = product_by(compute, &d_logits, &input, true, false)?.to_dtype(wide)?;
+            dw = Some(match dw {
+                None => part,
+                Some(sum) => (sum + part)?,
+            });
+        }
+    }
+    let gradients = dw.map(|dw| Ok::<_, candle_core::Error>((Tensor::cat(&dh, 0)?.to_dtype(wide)?, dw))).transpose()?;
+    Ok(Summed { loss, count, gradients })
 }

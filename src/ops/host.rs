@@ -9,6 +9,15 @@ pub fn has_kernel(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
 }
 
+/// The number of a scalar tensor on any device.
+///
+/// # Errors
+/// If the tensor has more than one element.
+pub fn scalar(x: &Tensor) -> Result<f64> {
+    // To the host first: not every device has f64.
+    x.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F64)?.to_scalar()
+}
+
 /// A contiguous CPU tensor opened for reading.
 pub struct Host<'a> {
     storage: StorageRef<'a>,

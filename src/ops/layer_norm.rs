@@ -1,5 +1,6 @@
 //! Layer normalisation (Ba, Kiros & Hinton 2016): y = w ∘ (x − μ)/√(σ² + ε) + b over the last dimension C.
 
+use super::compute::widened;
 use super::host::{Host, SharedOut, build, unwritten, with_real};
 use super::linear::sum_rows;
 use super::product::{as_rows, rows_of};
@@ -8,7 +9,7 @@ use super::tape::{Tape, Value};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Layer norm of x (…, C) with weight and bias of C.
+/// Layer norm of x (…, C) with weight and bias of C, in the type of the weight; the result is in the type of the products.
 ///
 /// With x̂ the normalised row and g = w ∘ δ: dx = (g − mean g − x̂ mean(g ∘ x̂))/√(σ² + ε), dw = Σ δ ∘ x̂, db = Σ δ.
 ///
@@ -19,8 +20,8 @@ pub fn layer_norm(tape: &Tape, x: &Value, weight: &Value, bias: Option<&Value>, 
     if weight.tensor().dims() != [width] {
         bail!("layer_norm: the input is {width} wide, the weight has shape {:?}", weight.tensor().dims())
     }
-    let kernels = tape.uses_kernels(x.tensor());
-    let input = x.tensor().contiguous()?;
+    let input = widened(x.tensor())?.contiguous()?;
+    let kernels = tape.uses_kernels(&input);
     let normed = if kernels {
         with_real!(input.dtype(), T => forward::<T>(&input, weight.tensor(), bias.map(Value::tensor), epsilon)?)
     } else {
@@ -31,9 +32,9 @@ pub fn layer_norm(tape: &Tape, x: &Value, weight: &Value, bias: Option<&Value>, 
         }
     };
     let (to_x, to_weight, to_bias) = (x.source(), weight.source(), bias.and_then(Value::source));
-    let weight = weight.tensor().clone();
-    Ok(tape.record(&[to_x, to_weight, to_bias], normed, move |delta, flow| {
-        let delta = delta.contiguous()?;
+    let (weight, given) = (weight.tensor().clone(), x.tensor().dtype());
+    Ok(tape.record(&[to_x, to_weight, to_bias], tape.compute().narrowed(&normed)?, move |delta, flow| {
+        let delta = widened(&delta)?.contiguous()?;
         let (dx, d_weight, d_bias) = if kernels {
             with_real!(input.dtype(), T => backward::<T>(&input, &weight, &delta, epsilon, to_bias.is_some())?)
         } else {
@@ -45,7 +46,7 @@ pub fn layer_norm(tape: &Tape, x: &Value, weight: &Value, bias: Option<&Value>, 
             let d_bias = if to_bias.is_some() { Some(as_rows(&delta)?.sum(0)?) } else { None };
             (dx, as_rows(&(delta * hat)?)?.sum(0)?, d_bias)
         };
-        flow.add(to_x, dx)?;
+        flow.add(to_x, dx.to_dtype(given)?)?;
         flow.add(to_weight, d_weight)?;
         match d_bias {
             Some(d_bias) => flow.add(to_bias, d_bias),

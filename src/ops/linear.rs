@@ -1,10 +1,11 @@
 //! Linear layers: y = x Wᵀ + b with W dense (m × n) or W = U S Vᵀ. Rows of x: B = product of its leading dimensions.
 
+use super::compute::{Compute, widened};
 use super::host::{Host, build, mutate, with_real};
-use super::product::{as_rows, product, rows_of};
+use super::product::{as_rows, product_by, rows_of};
 use super::real::{Real, vectorized};
 use super::tape::{Flow, Source, Tape, Value};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// y = x Wᵀ + b for x (…, n), W (m, n), b (m); backward: dx = δ W, dW = δᵀ x, db = Σ δ.
@@ -14,17 +15,19 @@ use rayon::prelude::*;
 pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
     let (m, n) = w.tensor().dims2()?;
     check_width("linear", x, n)?;
-    let rows = as_rows(x.tensor())?;
-    let y = product(&rows, w.tensor(), false, true)?;
+    let compute = tape.compute();
+    let rows = compute.narrowed(&as_rows(x.tensor())?)?;
+    let weight = compute.narrowed(w.tensor())?;
+    let y = product_by(compute, &rows, &weight, false, true)?;
     let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
     let (to_x, to_w, to_bias) = (x.source(), w.source(), bias.and_then(Value::source));
-    let (w, input) = (w.tensor().clone(), x.tensor().dims().to_vec());
+    let input = Input::of(x);
     Ok(tape.record(&[to_x, to_w, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
-        flow.add_product(to_w, w.dims(), &delta, &rows, true, false)?;
+        flow.add_product(to_w, weight.dims(), &delta, &rows, true, false)?;
         drop(rows);
         add_bias_gradient(flow, to_bias, &delta)?;
-        flow.add_product(to_x, &input, &delta, &w, false, false)
+        input.add_product(flow, to_x, &delta, &weight, false)
     }))
 }
 
@@ -43,35 +46,65 @@ pub fn low_rank_linear(tape: &Tape, x: &Value, u: &Value, s: &Tensor, v: &Value,
         bail!("low_rank_linear: U is {m} x {r}, S {:?}, V {n} x {r_v}", s.dims())
     }
     check_width("low_rank_linear", x, n)?;
-    let rows = as_rows(x.tensor())?;
+    let compute = tape.compute();
+    let rows = compute.narrowed(&as_rows(x.tensor())?)?;
     let count = rows.dim(0)?;
-    let z = product(&rows, v.tensor(), false, false)?;
+    let (u_narrow, v_narrow) = (compute.narrowed(u.tensor())?, compute.narrowed(v.tensor())?);
+    let z = product_by(compute, &rows, &v_narrow, false, false)?;
     // S goes to the smaller side: into U (m × r) or onto the rows of z.
     let y = if m < count {
-        product(&z, &product(u.tensor(), s, false, false)?, false, true)?
+        let us = product_by(compute, u.tensor(), s, false, false)?;
+        product_by(compute, &z, &compute.narrowed(&us)?, false, true)?
     } else {
-        product(&product(&z, s, false, true)?, u.tensor(), false, true)?
+        product_by(compute, &product_by(compute, &z, &compute.narrowed(s)?, false, true)?, &u_narrow, false, true)?
     };
     let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
     let (to_x, to_u, to_v, to_bias) = (x.source(), u.source(), v.source(), bias.and_then(Value::source));
-    let (u, s, v, input) = (u.tensor().clone(), s.clone(), v.tensor().clone(), x.tensor().dims().to_vec());
+    let (s, v, input) = (s.clone(), v.tensor().clone(), Input::of(x));
     Ok(tape.record(&[to_x, to_u, to_v, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
-        flow.add_product(to_u, u.dims(), &delta, &z, true, false)?;
+        flow.add_product(to_u, u_narrow.dims(), &delta, &z, true, false)?;
         flow.add_gram(to_v, &z)?;
         drop(z);
         add_bias_gradient(flow, to_bias, &delta)?;
-        let delta_u = product(&delta, &u, false, false)?;
+        let delta_u = flow.product(&delta, &u_narrow, false, false)?;
         drop(delta);
         flow.add_product(to_v, v.dims(), &rows, &delta_u, true, false)?;
         flow.add_gram(to_u, &delta_u)?;
         drop(rows);
         match to_x {
             None => Ok(()),
-            Some(_) if n < count => flow.add_product(to_x, &input, &delta_u, &product(&v, &s, false, true)?, false, true),
-            Some(_) => flow.add_product(to_x, &input, &product(&delta_u, &s, false, false)?, &v, false, true),
+            Some(_) if n < count => {
+                let vs = compute.narrowed(&flow.product(&v, &s, false, true)?)?;
+                input.add_product(flow, to_x, &delta_u, &vs, true)
+            }
+            Some(_) => {
+                let delta_z = flow.product(&delta_u, &compute.narrowed(&s)?, false, false)?;
+                input.add_product(flow, to_x, &delta_z, &v_narrow, true)
+            }
         }
     }))
+}
+
+/// Shape and type that the gradient of an input must have.
+struct Input {
+    shape: Vec<usize>,
+    dtype: DType,
+}
+
+impl Input {
+    fn of(x: &Value) -> Self {
+        Self { shape: x.tensor().dims().to_vec(), dtype: x.tensor().dtype() }
+    }
+
+    /// Adds a op(b) as its gradient.
+    fn add_product(&self, flow: &mut Flow, to: Option<Source>, a: &Tensor, b: &Tensor, transpose_b: bool) -> Result<()> {
+        if to.is_none() || a.dtype() == self.dtype {
+            return flow.add_product(to, &self.shape, a, b, false, transpose_b);
+        }
+        let gradient = flow.product(a, b, false, transpose_b)?.to_dtype(self.dtype)?.reshape(self.shape.as_slice())?;
+        flow.add(to, gradient)
+    }
 }
 
 fn check_width(operation: &str, x: &Value, n: usize) -> Result<()> {
@@ -94,7 +127,7 @@ fn output_shape(x: &Tensor, m: usize) -> Vec<usize> {
 fn add_bias(tape: &Tape, y: Tensor, bias: Option<&Value>) -> Result<Tensor> {
     let Some(bias) = bias else { return Ok(y) };
     if !tape.uses_kernels(&y) {
-        return y.broadcast_add(bias.tensor());
+        return y.broadcast_add(&tape.compute().narrowed(bias.tensor())?);
     }
     let host = Host::new(bias.tensor())?;
     with_real!(y.dtype(), T => {
@@ -111,12 +144,12 @@ fn add_bias_gradient(flow: &mut Flow, to: Option<Source>, delta: &Tensor) -> Res
     if to.is_none() {
         return Ok(());
     }
-    flow.add(to, column_sums(delta)?)
+    flow.add(to, column_sums(flow.compute(), &widened(delta)?)?)
 }
 
 /// Σ over rows of a (rows, columns) tensor.
-fn column_sums(x: &Tensor) -> Result<Tensor> {
-    if !super::host::has_kernel(x) {
+fn column_sums(compute: Compute, x: &Tensor) -> Result<Tensor> {
+    if !compute.takes_kernels(x) {
         return x.sum(0);
     }
     let (rows, columns) = x.dims2()?;

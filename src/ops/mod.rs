@@ -1,9 +1,12 @@
 //! The differentiable operations that training spends its time in, on a tape of our own.
 //!
-//! Every operation has a CPU kernel (f32, and f64 for tests) and a path of candle operations for other devices; both give the same
-//! numbers within rounding, and the kernels the same bits on every run at a fixed number of threads.
+//! Every operation has a CPU kernel (f32, and f64 for tests) and a portable path of candle operations for other devices; both give the same
+//! numbers within rounding, and the kernels the same bits on every run at a fixed number of threads. [`Compute`] says which is taken and in which
+//! type products are made; [`Tape::portable`] runs on the CPU what a GPU runs. candle's CPU has no product of half-precision matrices: there they are
+//! widened, multiplied in f32 and rounded.
 
 mod attention;
+mod compute;
 mod cross_entropy;
 mod embedding;
 mod host;
@@ -15,8 +18,10 @@ pub(crate) mod real;
 mod tape;
 
 pub use attention::causal_attention;
+pub use compute::Compute;
 pub use cross_entropy::{cross_entropy_head, cross_entropy_sum, logits};
 pub use embedding::embedding;
+pub use host::scalar;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, low_rank_linear};
 pub use pointwise::{Dropout, add, dropout, gelu};

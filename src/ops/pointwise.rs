@@ -1,5 +1,6 @@
 //! Element-wise operations: GELU, residual addition, dropout.
 
+use super::compute::widened;
 use super::host::{Host, build, with_real};
 use super::real::{Real, vectorized};
 use super::tape::{PIECE, Tape, Value};
@@ -13,11 +14,13 @@ const CUBIC: f64 = 0.044_715;
 
 /// GELU in GPT-2's tanh form (Hendrycks & Gimpel 2016): ½x(1 + tanh u) = x σ(2u) with u = √(2/π)(x + 0.044715 x³).
 pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
-    let kernels = tape.uses_kernels(x.tensor());
-    let input = x.tensor().contiguous()?;
+    let x_kept = x.tensor().clone();
+    let input = widened(&x_kept)?.contiguous()?;
+    let kernels = tape.uses_kernels(&input);
     let y = if kernels { with_real!(input.dtype(), T => map::<T>(&input, |x| x * gate(x))?) } else { (&input * portable_gate(&input)?)? };
     let to_x = x.source();
-    Ok(tape.record(&[to_x], y, move |delta, flow| {
+    Ok(tape.record(&[to_x], y.to_dtype(x_kept.dtype())?, move |delta, flow| {
+        let (input, delta) = (widened(&x_kept)?.contiguous()?, widened(&delta)?);
         let dx = if kernels {
             let delta = delta.contiguous()?;
             with_real!(input.dtype(), T => map2::<T>(&input, &delta, |x, delta| {
@@ -34,7 +37,7 @@ pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
             let inner = ((&input * s.affine(-1.0, 1.0)?)? * slope?)? + 1.0;
             (delta * (s * inner?)?)?
         };
-        flow.add(to_x, dx)
+        flow.add(to_x, dx.to_dtype(x_kept.dtype())?)
     }))
 }
 
@@ -50,19 +53,25 @@ fn portable_gate(x: &Tensor) -> Result<Tensor> {
     (u2?.neg()?.exp()? + 1.0)?.recip()
 }
 
-/// a + b; the backward passes the gradient on to both without a copy.
+/// a + b in a's type; the backward passes the gradient on to both, without a copy where their types are one.
 pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
     if a.tensor().dims() != b.tensor().dims() {
         bail!("add: shapes {:?} and {:?} differ", a.tensor().dims(), b.tensor().dims())
     }
+    let (a_type, b_type) = (a.tensor().dtype(), b.tensor().dtype());
+    let other = b.tensor().to_dtype(a_type)?;
     let sum = if tape.uses_kernels(a.tensor()) {
-        let (a, b) = (a.tensor().contiguous()?, b.tensor().contiguous()?);
+        let (a, b) = (a.tensor().contiguous()?, other.contiguous()?);
         with_real!(a.dtype(), T => map2::<T>(&a, &b, |a, b| a + b)?)
     } else {
-        (a.tensor() + b.tensor())?
+        (a.tensor() + other)?
     };
     let (to_a, to_b) = (a.source(), b.source());
     Ok(tape.record(&[to_a, to_b], sum, move |delta, flow| {
+        if a_type != b_type {
+            flow.add(to_b, delta.to_dtype(b_type)?)?;
+            return flow.add(to_a, delta);
+        }
         flow.add_shared(to_a, delta.clone())?;
         flow.add_shared(to_b, delta)
     }))

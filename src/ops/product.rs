@@ -3,7 +3,8 @@
 //! Outputs are cut into tiles, each computed by one thread over the whole inner dimension; how an element is summed does not depend on
 //! its tile, so results depend neither on the schedule nor on the number of threads.
 
-use super::host::{Host, SharedOut, build, has_kernel, mutate, with_real};
+use super::compute::{Compute, is_half, widened};
+use super::host::{Host, SharedOut, build, mutate, with_real};
 use super::real::Real;
 use candle_core::{Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
@@ -116,8 +117,10 @@ pub fn as_rows(x: &Tensor) -> Result<Tensor> {
     x.reshape(rows_of(x)?)
 }
 
+/// op(x) as candle's products take it on every device: without gaps, or the transpose of that.
 fn view(x: &Tensor, transpose: bool) -> Result<Tensor> {
-    if transpose { x.t() } else { Ok(x.clone()) }
+    let oriented = if transpose { x.t()? } else { x.clone() };
+    if oriented.t()?.is_contiguous() { Ok(oriented) } else { oriented.contiguous() }
 }
 
 /// op(a) op(b), where op transposes on request; a and b are 2-D, views as they lie in memory.
@@ -125,11 +128,7 @@ fn view(x: &Tensor, transpose: bool) -> Result<Tensor> {
 /// # Errors
 /// If the inner dimensions differ.
 pub fn product(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
-    let shape = product_shape(a, b, transpose_a, transpose_b)?;
-    if !has_kernel(a) {
-        return view(a, transpose_a)?.matmul(&view(b, transpose_b)?);
-    }
-    with_real!(a.dtype(), T => build::<T>(shape, |out| apply::<T>(out, a, b, transpose_a, transpose_b, false)))
+    product_by(Compute::default(), a, b, transpose_a, transpose_b)
 }
 
 /// out ← op(a) op(b), or out ← out + op(a) op(b) with `accumulate`; in place on the CPU, where `out` must not share memory with a or b.
@@ -137,16 +136,50 @@ pub fn product(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> 
 /// # Errors
 /// If a shape does not fit.
 pub fn product_into(out: &mut Tensor, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool, accumulate: bool) -> Result<()> {
+    product_into_by(Compute::default(), out, a, b, transpose_a, transpose_b, accumulate)
+}
+
+/// [`product`], by kernels or candle's operations.
+pub(super) fn product_by(compute: Compute, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
+    let shape = product_shape(a, b, transpose_a, transpose_b)?;
+    if is_half(a.dtype()) && a.device().is_cpu() {
+        return product_by(compute, &widened(a)?, &widened(b)?, transpose_a, transpose_b)?.to_dtype(a.dtype());
+    }
+    if !compute.takes_kernels(a) {
+        return view(a, transpose_a)?.matmul(&view(b, transpose_b)?);
+    }
+    with_real!(a.dtype(), T => build::<T>(shape, |out| apply::<T>(out, a, b, transpose_a, transpose_b, false)))
+}
+
+/// [`product_into`], by kernels or candle's operations.
+pub(super) fn product_into_by(
+    compute: Compute,
+    out: &mut Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    transpose_a: bool,
+    transpose_b: bool,
+    accumulate: bool,
+) -> Result<()> {
     let shape = product_shape(a, b, transpose_a, transpose_b)?;
     if out.dims() != [shape.0, shape.1] {
         bail!("product_into: the output is {:?}, the product {shape:?}", out.dims())
     }
-    if !has_kernel(a) {
-        let product = view(a, transpose_a)?.matmul(&view(b, transpose_b)?)?;
-        *out = if accumulate { (&*out + product)? } else { product };
+    if !compute.takes_kernels(a) {
+        let product = product_by(compute, a, b, transpose_a, transpose_b)?;
+        *out = if accumulate { (&*out + product.to_dtype(out.dtype())?)? } else { product };
         return Ok(());
     }
     with_real!(a.dtype(), T => mutate::<T>(out, |out| apply::<T>(out, a, b, transpose_a, transpose_b, accumulate)))
+}
+
+/// a b for stacks of matrices (L, rows, inner) and (L, inner, columns), by candle's operations.
+pub(super) fn batched_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if is_half(a.dtype()) && a.device().is_cpu() {
+        return batched_product(&widened(a)?, &widened(b)?)?.to_dtype(a.dtype());
+    }
+    let whole = |x: &Tensor| if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() };
+    whole(a)?.matmul(&whole(b)?)
 }
 
 fn product_shape(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<(usize, usize)> {

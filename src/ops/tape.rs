@@ -4,8 +4,9 @@
 //! more than the products. Here an operation records one closure; the backward pass runs them in reverse, moves a first gradient in
 //! instead of adding it to zeros, and frees each saved activation as soon as it is used.
 
-use super::host::{has_kernel, mutate, with_real};
-use super::product::{as_rows, product, product_into};
+use super::compute::{Compute, is_half, widened};
+use super::host::{mutate, with_real};
+use super::product::{as_rows, product_by, product_into_by};
 use super::real::Real;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -46,13 +47,13 @@ type Backward = Box<dyn FnOnce(Tensor, &mut Flow) -> Result<()>>;
 pub struct Tape {
     nodes: RefCell<Vec<Backward>>,
     recording: bool,
-    portable: bool,
+    compute: Compute,
 }
 
 impl Tape {
     /// A tape that records.
     pub fn training() -> Self {
-        Self { nodes: RefCell::new(Vec::new()), recording: true, portable: false }
+        Self { nodes: RefCell::new(Vec::new()), recording: true, compute: Compute::default() }
     }
 
     /// A tape that records and saves nothing.
@@ -61,8 +62,19 @@ impl Tape {
     }
 
     /// The same tape with the CPU kernels turned off: every operation takes the path of candle operations that other devices take.
-    pub fn portable(self) -> Self {
-        Self { portable: true, ..self }
+    pub fn portable(mut self) -> Self {
+        self.compute.kernels = false;
+        self
+    }
+
+    /// The same tape, computing in this way.
+    pub fn computing(self, compute: Compute) -> Self {
+        Self { compute, ..self }
+    }
+
+    /// How its operations compute.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// Whether operations must save what their backward needs.
@@ -72,7 +84,7 @@ impl Tape {
 
     /// Whether the CPU kernels are to be used for this tensor.
     pub fn uses_kernels(&self, x: &Tensor) -> bool {
-        !self.portable && has_kernel(x)
+        self.compute.takes_kernels(x)
     }
 
     /// A value without gradient.
@@ -109,7 +121,7 @@ impl Tape {
     pub fn backward(self, loss: &Value, gradients: &mut Gradients) -> Result<()> {
         let Some(source) = loss.source else { bail!("backward: no parameter influences this value, or the tape does not record") };
         let nodes = self.nodes.into_inner();
-        let mut flow = Flow { arrived: (0..nodes.len()).map(|_| None).collect(), gradients };
+        let mut flow = Flow { arrived: (0..nodes.len()).map(|_| None).collect(), gradients, compute: self.compute };
         flow.add(Some(source), loss.tensor.ones_like()?)?;
         for (index, backward) in nodes.into_iter().enumerate().rev() {
             if let Some(arrived) = flow.arrived[index].take() {
@@ -124,6 +136,7 @@ impl Tape {
 pub struct Flow<'a> {
     arrived: Vec<Option<Arrived>>,
     gradients: &'a mut Gradients,
+    compute: Compute,
 }
 
 struct Arrived {
@@ -146,12 +159,13 @@ impl Flow<'_> {
     fn arrive(&mut self, to: Option<Source>, new: Arrived) -> Result<()> {
         match to {
             None => Ok(()),
-            Some(Source::Slot(slot)) => self.gradients.add(slot, new.tensor, new.shared),
+            Some(Source::Slot(slot)) => self.gradients.add(self.compute, slot, new.tensor, new.shared),
             Some(Source::Node(index)) => {
+                let add = |a: Tensor, b: &Tensor| add_in_place(self.compute, a, b);
                 let sum = match self.arrived[index].take() {
                     None => new,
-                    Some(old) if !old.shared => Arrived { tensor: add_in_place(old.tensor, &new.tensor)?, shared: false },
-                    Some(old) if !new.shared => Arrived { tensor: add_in_place(new.tensor, &old.tensor)?, shared: false },
+                    Some(old) if !old.shared => Arrived { tensor: add(old.tensor, &new.tensor)?, shared: false },
+                    Some(old) if !new.shared => Arrived { tensor: add(new.tensor, &old.tensor)?, shared: false },
                     Some(old) => Arrived { tensor: (old.tensor + new.tensor)?, shared: false },
                 };
                 self.arrived[index] = Some(sum);
@@ -172,22 +186,35 @@ impl Flow<'_> {
     ) -> Result<()> {
         match to {
             None => Ok(()),
-            Some(Source::Slot(slot)) => self.gradients.add_product(slot, shape, a, b, transpose_a, transpose_b),
-            Some(Source::Node(index)) => match &self.arrived[index] {
-                Some(old) if !old.shared && has_kernel(&old.tensor) && old.tensor.is_contiguous() => {
-                    product_into(&mut as_rows(&old.tensor)?, a, b, transpose_a, transpose_b, true)
+            Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => {
+                self.gradients.add_product(self.compute, slot, shape, a, b, transpose_a, transpose_b)
+            }
+            Some(Source::Node(index)) if self.compute.takes_kernels(a) => match &self.arrived[index] {
+                Some(old) if !old.shared && old.tensor.dtype() == a.dtype() && old.tensor.is_contiguous() => {
+                    product_into_by(self.compute, &mut as_rows(&old.tensor)?, a, b, transpose_a, transpose_b, true)
                 }
-                _ => self.add(to, product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
+                _ => self.add(to, self.product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
             },
+            Some(_) => self.add(to, self.product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
         }
     }
 
     /// Adds the Gram matrix xᵀ x of rows x to a parameter's slot, if the gradients ask for them.
     pub fn add_gram(&mut self, to: Option<Source>, x: &Tensor) -> Result<()> {
         match to {
-            Some(Source::Slot(slot)) if self.gradients.wants_grams => self.gradients.add_gram(slot, x),
+            Some(Source::Slot(slot)) if self.gradients.wants_grams => self.gradients.add_gram(self.compute, slot, x),
             _ => Ok(()),
         }
+    }
+
+    /// op(a) op(b), computed as the tape computes.
+    pub fn product(&self, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
+        product_by(self.compute, a, b, transpose_a, transpose_b)
+    }
+
+    /// How the tape computes.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// Changes a parameter's buffer in place, filled with zeros of this tensor's kind if nothing has arrived yet; CPU only.
@@ -208,6 +235,8 @@ impl Flow<'_> {
 ///
 /// A low-rank weight W = U S Vᵀ uses two slots: U's receives the K-gradient G V (m × r) and V's the L-gradient Gᵀ U (n × r), with G the
 /// Euclidean gradient at W. These are not the partial derivatives by U and V, which would carry a factor S (algorithms.md §1).
+///
+/// A gradient of half precision is widened before it is stored or added: sums over micro-batches are in f32.
 #[derive(Debug)]
 pub struct Gradients {
     slots: Vec<Slot>,
@@ -249,8 +278,8 @@ impl Gradients {
         self.grams.get(&slot)
     }
 
-    fn add_gram(&mut self, slot: usize, x: &Tensor) -> Result<()> {
-        let gram = product(x, x, true, false)?;
+    fn add_gram(&mut self, compute: Compute, slot: usize, x: &Tensor) -> Result<()> {
+        let gram = widened(&product_by(compute, x, x, true, false)?)?;
         let sum = match self.grams.get(&slot) {
             Some(sum) => (sum + gram)?,
             None => gram,
@@ -259,10 +288,12 @@ impl Gradients {
         Ok(())
     }
 
-    fn add(&mut self, slot: usize, gradient: Tensor, shared: bool) -> Result<()> {
+    fn add(&mut self, compute: Compute, slot: usize, gradient: Tensor, shared: bool) -> Result<()> {
         let slot = &mut self.slots[slot];
+        let shared = shared && !is_half(gradient.dtype());
+        let gradient = widened(&gradient)?;
         slot.buffer = Some(match slot.buffer.take().filter(|_| slot.filled) {
-            Some(buffer) => add_in_place(buffer, &gradient)?,
+            Some(buffer) => add_in_place(compute, buffer, &gradient)?,
             None if shared => gradient.copy()?,
             None => gradient.contiguous()?,
         });
@@ -270,16 +301,24 @@ impl Gradients {
         Ok(())
     }
 
-    fn add_product(&mut self, slot: usize, shape: &[usize], a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<()> {
+    /// In place, into the buffer of the last step if its shape is still the same; for kernels.
+    #[allow(clippy::too_many_arguments)]
+    fn add_product(
+        &mut self,
+        compute: Compute,
+        slot: usize,
+        shape: &[usize],
+        a: &Tensor,
+        b: &Tensor,
+        transpose_a: bool,
+        transpose_b: bool,
+    ) -> Result<()> {
         let slot = &mut self.slots[slot];
-        match &mut slot.buffer {
+        match &slot.buffer {
             Some(buffer) if slot.filled || buffer.dims() == shape => {
-                let mut rows = as_rows(buffer)?;
-                product_into(&mut rows, a, b, transpose_a, transpose_b, slot.filled)?;
-                // On the CPU this is the buffer itself; elsewhere it is a new tensor.
-                slot.buffer = Some(rows.reshape(shape)?);
+                product_into_by(compute, &mut as_rows(buffer)?, a, b, transpose_a, transpose_b, slot.filled)?;
             }
-            _ => slot.buffer = Some(product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
+            _ => slot.buffer = Some(product_by(compute, a, b, transpose_a, transpose_b)?.reshape(shape)?),
         }
         slot.filled = true;
         Ok(())
@@ -301,9 +340,9 @@ impl Gradients {
 /// Numbers per parallel piece of an element-wise pass.
 pub(super) const PIECE: usize = 1 << 14;
 
-/// a + b into a's memory on the CPU; `a` must not be shared.
-fn add_in_place(a: Tensor, b: &Tensor) -> Result<Tensor> {
-    if !has_kernel(&a) {
+/// a + b into a's memory where kernels run; `a` must not be shared then.
+fn add_in_place(compute: Compute, a: Tensor, b: &Tensor) -> Result<Tensor> {
+    if !compute.takes_kernels(&a) {
         return &a + b;
     }
     let b = b.contiguous()?;

@@ -1,6 +1,7 @@
 //! AdamW for dense parameters (Loshchilov & Hutter 2019, Algorithm 2), in place on the CPU.
 
 use super::elementwise;
+use crate::ops::Compute;
 use candle_core::{Result, Tensor};
 
 /// Numbers of one AdamW step.
@@ -20,6 +21,8 @@ pub struct AdamwStep {
     pub step: u64,
     /// Factor on the gradient: accumulation mean and clipping together.
     pub gradient_scale: f64,
+    /// By which code.
+    pub compute: Compute,
 }
 
 /// First and second moment of one dense parameter, of its shape.
@@ -41,9 +44,10 @@ impl AdamwState {
     pub fn step(&mut self, weight: &mut Tensor, gradient: &Tensor, hyper: &AdamwStep) -> Result<()> {
         let correction1 = 1.0 - hyper.beta1.powi(hyper.step as i32);
         let correction2 = 1.0 - hyper.beta2.powi(hyper.step as i32);
-        elementwise::decay_and_add(&mut self.first, hyper.beta1, gradient, (1.0 - hyper.beta1) * hyper.gradient_scale)?;
-        elementwise::decay_and_add_square(&mut self.second, hyper.beta2, gradient, hyper.gradient_scale, 1.0 - hyper.beta2)?;
+        elementwise::decay_and_add(hyper.compute, &mut self.first, hyper.beta1, gradient, (1.0 - hyper.beta1) * hyper.gradient_scale)?;
+        elementwise::decay_and_add_square(hyper.compute, &mut self.second, hyper.beta2, gradient, hyper.gradient_scale, 1.0 - hyper.beta2)?;
         elementwise::subtract_quotient(
+            hyper.compute,
             weight,
             1.0 - hyper.learning_rate * hyper.weight_decay,
             &self.first,
@@ -86,6 +90,7 @@ mod tests {
                 weight_decay: decay,
                 step: t as u64,
                 gradient_scale: 0.25,
+                compute: Compute::default(),
             };
             state.step(&mut weight, &sum, &hyper)?;
             for (ours, textbook) in weight.to_vec1::<f64>()?.iter().zip(&w) {

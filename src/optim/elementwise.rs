@@ -1,15 +1,16 @@
-//! Element-wise passes of the dense rules and sums of squares: in place and parallel on the CPU, candle operations elsewhere.
+//! Element-wise passes of the dense rules and sums of squares: in place and parallel by kernels on the CPU, candle operations elsewhere.
 
-use crate::ops::kernel::{Host, Real, has_kernel, mutate, vectorized, with_real};
-use candle_core::{DType, Result, Tensor};
+use crate::ops::Compute;
+use crate::ops::kernel::{Host, Real, mutate, vectorized, with_real};
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 /// Elements per parallel piece: fixed, so that sums do not depend on the number of threads.
 const PIECE: usize = 1 << 15;
 
 /// x ← decay · x + factor · g.
-pub fn decay_and_add(x: &mut Tensor, decay: f64, g: &Tensor, factor: f64) -> Result<()> {
-    if !has_kernel(x) {
+pub fn decay_and_add(compute: Compute, x: &mut Tensor, decay: f64, g: &Tensor, factor: f64) -> Result<()> {
+    if !compute.takes_kernels(x) {
         *x = ((&*x * decay)? + (g * factor)?)?;
         return Ok(());
     }
@@ -20,9 +21,9 @@ pub fn decay_and_add(x: &mut Tensor, decay: f64, g: &Tensor, factor: f64) -> Res
 }
 
 /// x ← decay · x + weight · (scale · g)².
-pub fn decay_and_add_square(x: &mut Tensor, decay: f64, g: &Tensor, scale: f64, weight: f64) -> Result<()> {
+pub fn decay_and_add_square(compute: Compute, x: &mut Tensor, decay: f64, g: &Tensor, scale: f64, weight: f64) -> Result<()> {
     let factor = weight * scale * scale;
-    if !has_kernel(x) {
+    if !compute.takes_kernels(x) {
         *x = ((&*x * decay)? + (g.sqr()? * factor)?)?;
         return Ok(());
     }
@@ -33,8 +34,18 @@ pub fn decay_and_add_square(x: &mut Tensor, decay: f64, g: &Tensor, scale: f64, 
 }
 
 /// w ← keep · w − rate · m / (√(v · correction) + epsilon).
-pub fn subtract_quotient(w: &mut Tensor, keep: f64, m: &Tensor, rate: f64, v: &Tensor, correction: f64, epsilon: f64) -> Result<()> {
-    if !has_kernel(w) {
+#[allow(clippy::too_many_arguments)]
+pub fn subtract_quotient(
+    compute: Compute,
+    w: &mut Tensor,
+    keep: f64,
+    m: &Tensor,
+    rate: f64,
+    v: &Tensor,
+    correction: f64,
+    epsilon: f64,
+) -> Result<()> {
+    if !compute.takes_kernels(w) {
         let quotient = (m / ((v * correction)?.sqrt()? + epsilon)?)?;
         *w = ((&*w * keep)? - (quotient * rate)?)?;
         return Ok(());
@@ -68,11 +79,20 @@ fn update<T: Real>(x: &Tensor, g: &Tensor, f: impl Fn(T, T) -> T + Sync) -> Resu
     })
 }
 
-/// Σ xᵢ², accumulated in f64 over pieces of fixed size; not finite exactly if an element is not finite.
-pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
-    if !has_kernel(x) {
-        return x.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
+/// Σ xᵢ² of every tensor, accumulated in f64 over pieces of fixed size, or on the device with one transfer for all; not finite where an element is
+/// not finite.
+pub fn sums_of_squares(compute: Compute, tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    match tensors.first() {
+        None => Ok(Vec::new()),
+        Some(first) if compute.takes_kernels(first) => tensors.par_iter().map(|x| sum_of_squares(x)).collect(),
+        Some(_) => {
+            let sums = tensors.iter().map(|x| x.sqr()?.sum_all()).collect::<Result<Vec<_>>>()?;
+            Tensor::stack(&sums, 0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()
+        }
     }
+}
+
+fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
     let host = Host::new(&x)?;
     with_real!(x.dtype(), T => Ok(host.numbers::<T>()?.par_chunks(PIECE).map(piece_sum_of_squares).collect::<Vec<f64>>().iter().sum()))

@@ -6,6 +6,7 @@
 mod adamw;
 mod dlra;
 mod elementwise;
+mod execution;
 mod gradient;
 mod heavy_ball;
 mod muon;
@@ -16,6 +17,7 @@ mod state;
 
 pub use adamw::{AdamwState, AdamwStep};
 pub use dlra::{DlraState, DlraStep, DlraUpdate};
+pub use execution::{Execution, Placement};
 pub use gradient::{Gradient, TrainedGradients, clip_factor};
 pub use heavy_ball::HeavyBallState;
 pub use muon::MuonState;

@@ -1,6 +1,6 @@
 //! Muon for full matrices: momentum whose polar factor is the direction (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-use crate::linalg::polar_newton_schulz;
+use crate::linalg::{matrix_shape, polar_newton_schulz};
 use crate::spec::MuonSpec;
 use candle_core::{Result, Tensor};
 
@@ -37,7 +37,7 @@ impl MuonState {
         let mix = |mean: &Tensor| -> Result<Tensor> { (mean * rule.beta1)? + (gradient * ((1.0 - rule.beta1) * gradient_scale))? };
         let first = mix(&self.first)?;
         let direction = polar_newton_schulz(&if rule.nesterov { mix(&first)? } else { first.clone() })?;
-        let (rows, columns) = weight.dims2()?;
+        let (rows, columns) = matrix_shape(weight)?;
         let scale = learning_rate * SPECTRAL_SCALE * (rows.max(columns) as f64).sqrt();
         let weight = ((weight * (1.0 - learning_rate * rule.weight_decay))? - (direction * scale)?)?;
         Ok((weight, Self { first }))

@@ -1,7 +1,8 @@
 //! One optimizer step over all parameters: gradients, clipping, the rule of each parameter, rank changes.
 
 use super::adamw::{AdamwState, AdamwStep};
-use super::dlra::{DlraState, DlraStep, DlraUpdate};
+use super::dlra::{DlraState, DlraStep, DlraUpdate, Item, step_all};
+use super::execution::{Execution, Placement, groups, wait_for};
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
 use super::heavy_ball::HeavyBallState;
 use super::muon::MuonState;
@@ -9,12 +10,12 @@ use super::rank::{Offer, RankDecision, RankSchedule};
 use super::schedule::Schedule;
 use super::state::{StateReader, name};
 use crate::checkpoint::TensorReader;
-use crate::lowrank::{Spectrum, Truncation};
+use crate::lowrank::{LowRank, Spectrum, Truncation};
 use crate::ops::Gradients;
 use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
 use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, RankNorm, Target};
 use anyhow::{Context, bail};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,17 @@ pub struct OptimizerSettings {
     pub schedule: Schedule,
     /// Largest gradient norm; 0 turns clipping off.
     pub grad_clip: f64,
+    /// By which code, and where.
+    pub execution: Execution,
+}
+
+/// A full matrix about to step by Muon.
+struct MuonItem<'a> {
+    id: ParamId,
+    name: &'a str,
+    weight: &'a Tensor,
+    state: &'a MuonState,
+    gradient: &'a Tensor,
 }
 
 /// Rule of the factors of W = B A.
@@ -135,13 +147,14 @@ impl Optimizer {
         let evaluation = oracle.evaluate(params, gradients)?;
         let mean = 1.0 / evaluation.micro_batches as f64;
         let low_rank_started = Instant::now();
-        let trained = TrainedGradients::collect(params, gradients)?;
+        let trained = TrainedGradients::collect(params, gradients, self.settings.execution)?;
         let gradient_norm = trained.norm * mean;
         let gradient_scale = mean * clip_factor(gradient_norm, self.settings.grad_clip);
         let schedule_factor = self.settings.schedule.factor(step);
 
         let updates = self.low_rank_updates(params, &trained, step, gradient_scale, schedule_factor)?;
         let updates = self.cut(params, updates, gradients, step)?;
+        wait_for(updates.first().map(|(_, update)| &update.point.u))?;
         let low_rank_computed = low_rank_started.elapsed();
         let dense_started = Instant::now();
         let matrices = self.matrix_updates(params, &trained, gradient_scale, schedule_factor)?;
@@ -161,6 +174,7 @@ impl Optimizer {
             self.states[id.0] = State::Muon(state);
         }
         self.dense_updates(params, &trained, step, gradient_scale, schedule_factor)?;
+        wait_for(params.iter().next().and_then(|(_, parameter)| parameter.weight.leaves().first().map(|(_, tensor)| *tensor)))?;
         let dense_time = matrix_time + dense_started.elapsed();
         Ok(StepReport { loss: evaluation.loss, gradient_norm, schedule_factor, truncations, dense_time, low_rank_time })
     }
@@ -174,23 +188,30 @@ impl Optimizer {
         gradient_scale: f64,
         schedule_factor: f64,
     ) -> anyhow::Result<Vec<(ParamId, DlraUpdate)>> {
-        let weights: Vec<_> = params.low_rank().collect();
-        let settings = &self.settings.low_rank;
-        let failed = |parameter: &Parameter| format!("the low-rank step of `{}` failed", parameter.name);
-
-        let steps = weights.par_iter().map(|(id, parameter, point)| {
+        let item = |(id, parameter, point)| {
+            let (id, parameter): (ParamId, &Parameter) = (id, parameter);
             let (State::Dlra(state), Gradient::Tangent(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
                 bail!("`{}` is low-rank but its optimizer state is not", parameter.name)
             };
-            let rank = target_of(parameter).map_or(RankDecision::Keep, |target| self.settings.ranks.decide(step, target, point.rank()));
-            let hyper = DlraStep { settings, learning_rate: settings.learning_rate * schedule_factor, step, gradient_scale, rank };
-            let mut update = state.step(point, gradient, &hyper).with_context(|| failed(parameter))?;
-            if rank == RankDecision::Keep {
+            let point: &LowRank = point;
+            let hyper = DlraStep {
+                settings: &self.settings.low_rank,
+                learning_rate: self.settings.low_rank.learning_rate * schedule_factor,
+                step,
+                gradient_scale,
+                rank: target_of(parameter).map_or(RankDecision::Keep, |target| self.settings.ranks.decide(step, target, point.rank())),
+            };
+            Ok((id, Item { name: &parameter.name, state, point, gradient, hyper }))
+        };
+        let (ids, items): (Vec<ParamId>, Vec<Item>) = params.low_rank().map(item).collect::<anyhow::Result<Vec<_>>>()?.into_iter().unzip();
+        let updates = step_all(self.settings.execution.linalg, &items, &DlraState::step)?;
+        let reported = |((id, item), mut update): ((ParamId, &Item), DlraUpdate)| {
+            if item.hyper.rank == RankDecision::Keep {
                 update.truncation = None;
             }
-            Ok((*id, update))
-        });
-        steps.collect()
+            (id, update)
+        };
+        Ok(ids.into_iter().zip(&items).zip(updates).map(reported).collect())
     }
 
     /// The updates cut to the ranks that the schedule chooses over all weights, where the step has a cut.
@@ -209,11 +230,18 @@ impl Optimizer {
                 RankNorm::Fisher => {
                     let moment =
                         |slot| gradients.gram(slot).with_context(|| format!("no second moment of `{}` arrived", params.get(*id).name));
-                    Some([moment(ParamStore::slot(*id))?, moment(ParamStore::l_slot(*id))?])
+                    let on_host = |slot| anyhow::Ok(moment(slot)?.to_device(&Device::Cpu)?);
+                    Some([on_host(ParamStore::slot(*id))?, on_host(ParamStore::l_slot(*id))?])
                 }
             };
-            update.spectrum(moments).with_context(|| failed(*id))
+            update.spectrum(moments.as_ref().map(|[left, right]| [left, right])).with_context(|| failed(*id))
         };
+        // A cut is rare and of small matrices: it is made in host memory, weight by weight.
+        let device = updates.first().map_or(Device::Cpu, |(_, update)| update.point.u.device().clone());
+        let on = |device: &Device, updates: Vec<(ParamId, DlraUpdate)>| -> anyhow::Result<Vec<_>> {
+            updates.into_iter().map(|(id, update)| Ok((id, update.to_device(device)?))).collect()
+        };
+        let updates = on(&Device::Cpu, updates)?;
         let spectra = updates.par_iter().map(spectrum).collect::<anyhow::Result<Vec<_>>>()?;
         let offer = |((id, update), spectrum): (&(ParamId, DlraUpdate), &Spectrum)| -> anyhow::Result<Offer> {
             let target =
@@ -226,7 +254,7 @@ impl Optimizer {
         let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).map(|(((id, update), spectrum), rank)| {
             Ok((id, update.cut(spectrum, rank, &self.settings.low_rank).with_context(|| failed(id))?))
         });
-        cuts.collect()
+        on(&device, cuts.collect::<anyhow::Result<Vec<_>>>()?)
     }
 
     fn dense_updates(
@@ -259,11 +287,13 @@ impl Optimizer {
                         weight_decay,
                         step,
                         gradient_scale,
+                        compute: self.settings.execution.compute,
                     };
                     state.step(&mut weight, gradient, &hyper)?;
                 }
                 (State::HeavyBall(state), FactorRule::HeavyBall(rule)) => {
-                    state.step(&mut weight, gradient, rule, rule.learning_rate * schedule_factor, gradient_scale)?;
+                    let compute = self.settings.execution.compute;
+                    state.step(compute, &mut weight, gradient, rule, rule.learning_rate * schedule_factor, gradient_scale)?;
                 }
                 // Computed with the low-rank weights, side by side.
                 (State::Muon(_) | State::Dlra(_), _) => continue,
@@ -283,19 +313,41 @@ impl Optimizer {
         schedule_factor: f64,
     ) -> anyhow::Result<Vec<(ParamId, Tensor, MuonState)>> {
         let Some(rule) = &self.settings.matrices else { return Ok(Vec::new()) };
-        let matrices: Vec<_> = params.iter().filter(|(id, _)| matches!(self.states[id.0], State::Muon(_))).collect();
-        matrices
-            .par_iter()
-            .map(|(id, parameter)| {
-                let (State::Muon(state), Gradient::Dense(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
-                    bail!("`{}` is a full matrix but its gradient is not", parameter.name)
-                };
-                let (weight, state) = state
-                    .step(params.dense(*id)?, gradient, rule, rule.learning_rate * schedule_factor, gradient_scale)
-                    .with_context(|| format!("the Muon step of `{}` failed", parameter.name))?;
-                Ok((*id, weight, state))
-            })
-            .collect()
+        let mut matrices = Vec::new();
+        for (id, parameter) in params.iter() {
+            match (&self.states[id.0], &trained.gradients[id.0]) {
+                (State::Muon(state), Gradient::Dense(gradient)) => {
+                    matrices.push(MuonItem { id, name: &parameter.name, weight: params.dense(id)?, state, gradient });
+                }
+                (State::Muon(_), Gradient::Tangent(_)) => bail!("`{}` is a full matrix but its gradient is not", parameter.name),
+                _ => {}
+            }
+        }
+        let step = |item: &MuonItem, weight: &Tensor, state: &MuonState, gradient: &Tensor| {
+            state
+                .step(weight, gradient, rule, rule.learning_rate * schedule_factor, gradient_scale)
+                .with_context(|| format!("the Muon step of `{}` failed", item.name))
+        };
+        if self.settings.execution.linalg == Placement::Host {
+            let on_host = |item: &MuonItem| {
+                let (weight, state) = step(item, item.weight, item.state, item.gradient)?;
+                Ok((item.id, weight, state))
+            };
+            return matrices.par_iter().map(on_host).collect();
+        }
+        let mut updates = Vec::with_capacity(matrices.len());
+        for group in groups(matrices.iter().map(|item| item.weight.dims())) {
+            let stacked = |part: &dyn Fn(&MuonItem) -> Tensor| {
+                Tensor::stack(&group.iter().map(|&index| part(&matrices[index])).collect::<Vec<_>>(), 0)
+            };
+            let state = MuonState { first: stacked(&|item| item.state.first.clone())? };
+            let (weight, gradient) = (stacked(&|item| item.weight.clone())?, stacked(&|item| item.gradient.clone())?);
+            let (weights, state) = step(&matrices[group[0]], &weight, &state, &gradient)?;
+            for (place, &index) in group.iter().enumerate() {
+                updates.push((matrices[index].id, weights.get(place)?, MuonState { first: state.first.get(place)? }));
+            }
+        }
+        Ok(updates)
     }
 
     /// All state as named tensors, `<parameter>/<leaf>`.

@@ -9,7 +9,9 @@ use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, DlraSpec, HeavyBallSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
 };
 use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
-use super::run_spec::{CheckpointSpec, DeviceSpec, EvalSpec, RunSpec, SampleSpec, ScheduleSpec, TrainSpec};
+use super::run_spec::{
+    CheckpointSpec, DeviceSpec, DtypeSpec, EvalSpec, KernelsSpec, LinalgSpec, RunSpec, SampleSpec, ScheduleSpec, TrainSpec,
+};
 use super::validate::problems;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -25,6 +27,15 @@ pub struct Plan {
     pub seed: u64,
     /// Where to compute.
     pub device: DeviceSpec,
+    /// Where the linear algebra runs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub linalg: LinalgSpec,
+    /// By which code the CPU computes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kernels: KernelsSpec,
+    /// Number types.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dtype: DtypeSpec,
     /// Shape of the network and form of each of its matrices.
     pub model: ModelPlan,
     /// Text and tokenizer; `val_fraction` is filled in wherever the text is split.
@@ -240,7 +251,15 @@ pub struct RankBoundsPlan {
 }
 
 /// Settings that leave every loss and every weight as it is, and figures that follow from others.
-const NOT_OF_THE_TRAJECTORY: [&str; 7] = ["name", "device", "train.log_every", "checkpoint", "sample", "tokens_per_step", "total_tokens"];
+///
+/// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere, just not bit for bit.
+const NOT_OF_THE_TRAJECTORY: [&str; 9] =
+    ["name", "device", "linalg", "kernels", "train.log_every", "checkpoint", "sample", "tokens_per_step", "total_tokens"];
+
+/// Whether a setting is what it is where nothing is said, so that plans of before it existed stay as they were.
+fn is_default<T: Default + PartialEq>(setting: &T) -> bool {
+    *setting == T::default()
+}
 
 impl Plan {
     /// Decides everything a spec leaves open and checks that its values fit together.
@@ -263,6 +282,9 @@ impl Plan {
             name: spec.name.clone(),
             seed: spec.seed,
             device: spec.device,
+            linalg: spec.linalg,
+            kernels: spec.kernels,
+            dtype: spec.dtype,
             data: data_plan(&spec.data),
             train: spec.train.clone(),
             optimizer: optimizer_plan(&spec.optimizer, &spec.model.weights, &model),
@@ -288,7 +310,7 @@ impl Plan {
     }
 
     /// Identity of the run's trajectory: BLAKE3 (hexadecimal) of the canonical JSON, sorted by key path, of every setting that can
-    /// change a loss or a weight. Left out are the name, the device, `train.log_every`, `checkpoint` and `sample`.
+    /// change a loss or a weight by more than rounding. Left out are the name, `device`, `linalg`, `kernels`, `train.log_every`, `checkpoint` and `sample`.
     pub fn hash(&self) -> String {
         let canonical = serde_json::to_string(&self.trajectory()).expect("a map of texts to JSON values is JSON");
         blake3::Hasher::new_derive_key("lrpt plan v1").update(canonical.as_bytes()).finalize().to_hex().to_string()

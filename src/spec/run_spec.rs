@@ -22,6 +22,15 @@ pub struct RunSpec {
     /// Where to compute.
     #[serde(default)]
     pub device: DeviceSpec,
+    /// Where the linear algebra of low-rank and full matrices runs.
+    #[serde(default)]
+    pub linalg: LinalgSpec,
+    /// By which code the CPU computes.
+    #[serde(default)]
+    pub kernels: KernelsSpec,
+    /// Number types.
+    #[serde(default)]
+    pub dtype: DtypeSpec,
     /// Shape of the network and of its weights.
     pub model: ModelSpec,
     /// Text and tokenizer.
@@ -64,6 +73,60 @@ pub enum DeviceSpec {
     Cuda(usize),
     /// Apple's Metal.
     Metal,
+}
+
+/// Where the linear algebra of low-rank and full matrices runs: QR, polar factors, SVD, transport.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LinalgSpec {
+    /// `host` where the device is the CPU, else `device`.
+    #[default]
+    Auto,
+    /// On the CPU, weight beside weight; tensors of another device travel there and back at every step.
+    Host,
+    /// On the device: products of all weights of one shape at once, small factorisations on the host. On the CPU this is what a GPU does, slower.
+    Device,
+}
+
+/// By which code the CPU computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelsSpec {
+    /// Kernels of its own wherever there is one.
+    #[default]
+    Auto,
+    /// The operations that a GPU takes, several times slower; to try on the CPU what a GPU would run.
+    Portable,
+}
+
+/// Number types.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DtypeSpec {
+    /// Type of the large products and of the activations between them.
+    pub compute: ComputeType,
+    /// Type of parameters, bases, moments, gradients, norms, softmax, loss and the residual stream.
+    pub master: MasterType,
+}
+
+/// Type of the large products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeType {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits with f32's range and 8 digits of binary precision: for GPUs; the CPU has no such product, and rounds the factors of an f32 one.
+    Bf16,
+}
+
+/// Type of everything that is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MasterType {
+    /// 32 bits.
+    #[default]
+    F32,
 }
 
 /// Length and batch of the training.

@@ -8,7 +8,7 @@ use super::optimizer_spec::{
 use super::plan::{Plan, RankCyclePlan, RankPlan, TolerancePlan, WeightForm, warmup_steps};
 use super::problem::Problem;
 use super::rank_spec::{RankSpec, ToleranceSpec};
-use super::run_spec::{RunSpec, SampleSpec, ScheduleSpec};
+use super::run_spec::{DeviceSpec, KernelsSpec, LinalgSpec, RunSpec, SampleSpec, ScheduleSpec};
 use std::collections::BTreeMap;
 
 /// Everything that is wrong with a spec whose types are right; `plan` is what was derived from it.
@@ -259,7 +259,14 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
         }
         _ => {}
     }
-    if spec.optimizer.matrices.is_some() && Plan::derive(spec).optimizer.matrices.is_none() {
+    if spec.kernels == KernelsSpec::Portable && matches!(spec.device, DeviceSpec::Cuda(_) | DeviceSpec::Metal) {
+        unused.push("kernels: unused, only the CPU has kernels of its own".into());
+    }
+    let optimizer = Plan::derive(spec).optimizer;
+    if spec.linalg != LinalgSpec::Auto && optimizer.dlra().is_none() && optimizer.muon().is_none() {
+        unused.push("linalg: unused, nothing is low-rank or trained by Muon".into());
+    }
+    if spec.optimizer.matrices.is_some() && optimizer.matrices.is_none() {
         unused.push("optimizer.matrices: unused, no matrix of the blocks is dense".into());
     }
     if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) = (&spec.optimizer.low_rank, &spec.model.weights)

@@ -1,9 +1,9 @@
 //! Finding where a number stopped being finite.
 
 use crate::model::{DropoutKey, Gpt};
-use crate::ops::Tape;
+use crate::ops::scalar;
 use crate::params::ParamStore;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 /// The first parameter or layer output that is not finite when `tokens` (B, T) run through the model; `None` if all are.
 pub fn first_non_finite(model: &Gpt, params: &ParamStore, tokens: &Tensor, dropout: Option<DropoutKey>) -> Result<Option<String>> {
@@ -21,11 +21,11 @@ pub fn first_non_finite(model: &Gpt, params: &ParamStore, tokens: &Tensor, dropo
         }
         Ok(())
     };
-    model.hidden_observed(params, &Tape::inference(), tokens, dropout, &mut observe)?;
+    model.hidden_observed(params, &model.inference_tape(), tokens, dropout, &mut observe)?;
     Ok(found)
 }
 
 fn is_finite(tensor: &Tensor) -> Result<bool> {
     // max |x| would skip NaN; a sum of |x| · 0 is 0 exactly if every x is finite.
-    Ok((tensor.to_dtype(DType::F64)?.abs()? * 0.0)?.sum_all()?.to_scalar::<f64>()? == 0.0)
+    Ok(scalar(&(tensor.abs()? * 0.0)?.sum_all()?)? == 0.0)
 }

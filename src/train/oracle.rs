@@ -4,7 +4,7 @@ use super::diagnose::first_non_finite;
 use crate::data::Batches;
 use crate::error::Failure;
 use crate::model::{DropoutKey, Gpt};
-use crate::ops::{Gradients, Tape};
+use crate::ops::{Gradients, scalar};
 use crate::optim::{Evaluation, GradientOracle};
 use crate::params::ParamStore;
 use candle_core::Device;
@@ -50,9 +50,9 @@ impl GradientOracle for BatchOracle<'_> {
 
             let started = Instant::now();
             let dropout = DropoutKey { seed: self.seed, step: self.step, micro: micro as u64 };
-            let tape = Tape::training();
+            let tape = self.model.training_tape();
             let loss = self.model.loss(params, &tape, &inputs, &targets, Some(dropout))?;
-            let value = loss.tensor().to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
+            let value = scalar(loss.tensor())?;
             if !value.is_finite() {
                 let place = first_non_finite(self.model, params, &inputs, Some(dropout))?;
                 let place = place.unwrap_or_else(|| "the loss itself (every layer's output is finite)".into());
@@ -68,6 +68,7 @@ impl GradientOracle for BatchOracle<'_> {
 
             let started = Instant::now();
             tape.backward(&loss, gradients)?;
+            self.device.synchronize()?;
             self.times.backward += started.elapsed();
         }
         Ok(Evaluation { loss: sum / self.micro_batches as f64, micro_batches: self.micro_batches })

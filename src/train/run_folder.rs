@@ -1,5 +1,6 @@
 //! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`, `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`.
 
+use super::settings::compute;
 use crate::checkpoint::{self, Checkpoints, Snapshot};
 use crate::data::{DatasetSummary, Tokenizer};
 use crate::error::Failure;
@@ -137,7 +138,13 @@ impl LoadedRun {
         };
         let snapshot = checkpoint::load(&checkpoint)?;
         let (model, params) = restore_model(&snapshot, DType::F32, device)?;
-        Ok(Self { model, params, step: snapshot.step, folder: RunFolder::new(root) })
+        let folder = RunFolder::new(root);
+        // It answers in the number types it was trained in; a checkpoint taken out of its run has no plan, and answers in f32.
+        let model = match folder.plan() {
+            Ok(plan) => model.computing(compute(&plan)),
+            Err(_) => model,
+        };
+        Ok(Self { model, params, step: snapshot.step, folder })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::record::{EndReason, Evaluation, Event, LayerRank, Observer, Observers
 use crate::rng;
 use crate::spec::Plan;
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -278,7 +278,7 @@ impl<'a> Session<'a> {
             tokens_per_second: means.tokens_per_second,
             rank_mean: self.trainer.params.mean_rank(),
             times: means.times,
-            memory: memory::measured(),
+            memory: memory::measured(self.options.device),
         }
     }
 
@@ -349,16 +349,7 @@ impl<'a> Session<'a> {
     }
 
     fn save(&mut self) -> Result<PathBuf> {
-        let host = |tensors: Vec<(String, Tensor)>| -> Result<Vec<(String, Tensor)>> {
-            tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?))).collect()
-        };
-        let snapshot = Snapshot {
-            step: self.state.step,
-            config: serde_json::to_value(self.trainer.model.config())?,
-            model: host(self.trainer.params.named_tensors())?,
-            optimizer: host(self.trainer.optimizer.named_tensors(&self.trainer.params))?,
-            state: serde_json::to_value(&self.state)?,
-        };
+        let snapshot = self.trainer.snapshot(self.state.step, serde_json::to_value(&self.state)?)?;
         self.checkpoints.save(&snapshot)
     }
 }

@@ -1,10 +1,15 @@
 //! From a plan to the network's configuration and the optimizer's rules.
 
 use crate::model::ModelConfig;
+use crate::ops::Compute;
 use crate::optim::{
-    BudgetSchedule, FactorRule, OptimizerSettings, RankBounds, RankCycle, RankSchedule, Schedule, Tolerance, ToleranceSchedule,
+    BudgetSchedule, Execution, FactorRule, OptimizerSettings, Placement, RankBounds, RankCycle, RankSchedule, Schedule, Tolerance,
+    ToleranceSchedule,
 };
-use crate::spec::{DenseOptimizerSpec, Plan, RankBoundsPlan, RankCyclePlan, RankPlan, ToleranceTargetPlan};
+use crate::spec::{
+    ComputeType, DenseOptimizerSpec, KernelsSpec, LinalgSpec, Plan, RankBoundsPlan, RankCyclePlan, RankPlan, ToleranceTargetPlan,
+};
+use candle_core::{DType, Device};
 
 /// The network of a plan, once the vocabulary is known.
 pub fn model_config(plan: &Plan, vocab_size: usize) -> ModelConfig {
@@ -21,8 +26,29 @@ pub fn model_config(plan: &Plan, vocab_size: usize) -> ModelConfig {
     }
 }
 
-/// The rules of a plan.
-pub fn optimizer_settings(plan: &Plan) -> OptimizerSettings {
+/// How a plan's network computes.
+pub fn compute(plan: &Plan) -> Compute {
+    Compute {
+        kernels: plan.kernels == KernelsSpec::Auto,
+        half: match plan.dtype.compute {
+            ComputeType::F32 => None,
+            ComputeType::Bf16 => Some(DType::BF16),
+        },
+    }
+}
+
+/// How a plan's optimizer computes on this device.
+fn execution(plan: &Plan, device: &Device) -> Execution {
+    let linalg = match plan.linalg {
+        LinalgSpec::Auto if device.is_cpu() => Placement::Host,
+        LinalgSpec::Host => Placement::Host,
+        LinalgSpec::Auto | LinalgSpec::Device => Placement::Device,
+    };
+    Execution { compute: compute(plan), linalg }
+}
+
+/// The rules of a plan, on this device.
+pub fn optimizer_settings(plan: &Plan, device: &Device) -> OptimizerSettings {
     let DenseOptimizerSpec::Adamw(dense) = plan.optimizer.dense.clone();
     OptimizerSettings {
         matrices: plan.optimizer.muon().cloned(),
@@ -35,6 +61,7 @@ pub fn optimizer_settings(plan: &Plan) -> OptimizerSettings {
         ranks: rank_schedule(&plan.rank),
         schedule: Schedule::new(plan.schedule.clone(), plan.train.max_steps.0),
         grad_clip: plan.train.grad_clip,
+        execution: execution(plan, device),
     }
 }
 

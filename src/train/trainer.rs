@@ -2,7 +2,7 @@
 
 use super::oracle::{BatchOracle, OracleTimes};
 use super::run_folder::restore_model;
-use super::settings::{model_config, optimizer_settings};
+use super::settings::{compute, model_config, optimizer_settings};
 use crate::checkpoint::{Snapshot, TensorReader};
 use crate::data::{Batches, TokenShard};
 use crate::model::Gpt;
@@ -12,7 +12,7 @@ use crate::optim::{Optimizer, StepReport};
 use crate::params::{ParamStore, Place, Role};
 use crate::spec::Plan;
 use anyhow::Result;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -49,7 +49,7 @@ impl<'a> Trainer<'a> {
     pub fn fresh(plan: &'a Plan, device: &'a Device, vocabulary_size: usize, text: Arc<TokenShard>) -> Result<Self> {
         let model = Gpt::new(model_config(plan, vocabulary_size));
         let params = model.initialize(plan.seed, DType::F32, device)?;
-        let optimizer = Optimizer::new(optimizer_settings(plan), &params)?;
+        let optimizer = Optimizer::new(optimizer_settings(plan, device), &params)?;
         Self::new(plan, device, model, params, optimizer, text)
     }
 
@@ -59,7 +59,8 @@ impl<'a> Trainer<'a> {
     /// As for [`Self::fresh`], or if the checkpoint does not fit the plan.
     pub fn restored(plan: &'a Plan, device: &'a Device, snapshot: Snapshot, text: Arc<TokenShard>) -> Result<Self> {
         let (model, params) = restore_model(&snapshot, DType::F32, device)?;
-        let optimizer = Optimizer::load(optimizer_settings(plan), &params, TensorReader::new("optimizer.safetensors", snapshot.optimizer))?;
+        let optimizer =
+            Optimizer::load(optimizer_settings(plan, device), &params, TensorReader::new("optimizer.safetensors", snapshot.optimizer))?;
         Self::new(plan, device, model, params, optimizer, text)
     }
 
@@ -74,6 +75,7 @@ impl<'a> Trainer<'a> {
         let train = &plan.train;
         let batches = Batches::new(text, plan.model.block_size, train.batch_size, train.gradient_accumulation_steps, plan.seed)?;
         let gradients = Gradients::new(params.slot_count());
+        let model = model.computing(compute(plan));
         Ok(Self { plan, device, model, params, optimizer, gradients, batches })
     }
 
@@ -85,6 +87,23 @@ impl<'a> Trainer<'a> {
             Some(point.rank())
         };
         FlopLedger::at_ranks(self.plan, self.model.config().vocab_size as u64, &rank).per_step(self.plan.tokens_per_step)
+    }
+
+    /// Network, parameters and moments after `step`, in host memory; `state` is what the caller must know beside them.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read from its device.
+    pub fn snapshot(&self, step: u64, state: serde_json::Value) -> Result<Snapshot> {
+        let host = |tensors: Vec<(String, Tensor)>| -> Result<Vec<(String, Tensor)>> {
+            tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?))).collect()
+        };
+        Ok(Snapshot {
+            step,
+            config: serde_json::to_value(self.model.config())?,
+            model: host(self.params.named_tensors())?,
+            optimizer: host(self.optimizer.named_tensors(&self.params))?,
+            state,
+        })
     }
 
     /// Takes a step, counted from 1: the batch of that step, forward, backward, update.

@@ -2,10 +2,12 @@
 
 use super::matrix::Matrix;
 use super::parameters::ParameterLedger;
-use crate::spec::{ModelPlan, Plan, Target};
+use crate::spec::{ComputeType, DeviceSpec, LinalgSpec, ModelPlan, Plan, Target};
 
 /// Bytes of a number in f32.
 const BYTES_PER_VALUE: u64 = 4;
+/// Bytes of a number in half precision.
+const BYTES_PER_HALF: u64 = 2;
 
 /// Logits the head computes at a time, at most ([`crate::ops::cross_entropy_head`]).
 pub const LOGITS_PER_CHUNK: u64 = 1 << 21;
@@ -23,7 +25,8 @@ pub struct MemoryLedger {
     /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both norms' inputs (2 C), statistics (4)
     /// and outputs (2 C); q, k, v (3 C); attention output (C) and log-sum-exp (H); MLP before and after GELU (8 C); and the
     /// rank-wide intermediate of each low-rank or factored matrix (r). Then per token the final norm's input, statistics and
-    /// output (2 C + 2) and the head's gradient (C). Logits exist only in chunks, residual sums and dropout keep nothing.
+    /// output (2 C + 2) and the head's gradient (C). Logits exist only in chunks, residual sums and dropout keep nothing. With half-precision
+    /// products all but the norms' inputs and statistics, the log-sum-exp and the head's gradient take half; beside them are the rounded weights.
     pub activations: u64,
     /// The head's gradient by its weight before it joins the embedding's: V C.
     pub head_gradient: u64,
@@ -32,7 +35,8 @@ pub struct MemoryLedger {
     pub backward: u64,
     /// What the low-rank step holds: for every matrix, beside the old ones, the tangent gradient, the new weight and the new moments; and
     /// per matrix in hand the direction and the new basis directions, the new bases and the transported moment, 4 (m + n) r + 2 r², and three
-    /// 2r × 2r cores, for the largest matrix times the threads.
+    /// 2r × 2r cores, for the largest matrix times the threads. On a device all matrices of one shape and rank are in hand, and stacked: copies of
+    /// weight, tangent gradient and moments.
     pub optimizer: u64,
 }
 
@@ -44,21 +48,35 @@ impl MemoryLedger {
         let matrices: Vec<Matrix> = Target::ALL.iter().map(|target| Matrix::new(model, *target)).collect();
         let of_blocks = |count: &dyn Fn(&Matrix) -> u64| layers * matrices.iter().map(count).sum::<u64>();
         let moments = |matrix: &Matrix| matrix.moment_values(&plan.optimizer);
-        let low_rank_in_all = layers * matrices.iter().filter(|matrix| matrix.is_low_rank()).count() as u64;
         let tokens = plan.train.batch_size as u64 * model.block_size as u64;
-        let largest_augmentation = matrices.iter().map(Matrix::augmentation_values).max().unwrap_or(0);
+        let low_rank: Vec<&Matrix> = matrices.iter().filter(|matrix| matrix.is_low_rank()).collect();
+        let in_hand = if on_device(plan) {
+            let stacked = |matrix: &Matrix| matrix.augmentation_values() + 2 * matrix.parameters() + moments(matrix);
+            let alike = |a: &Matrix, b: &Matrix| (a.rows, a.columns, a.rank()) == (b.rows, b.columns, b.rank());
+            let group = |one: &&Matrix| low_rank.iter().filter(|other| alike(one, other)).map(|matrix| stacked(matrix)).sum::<u64>();
+            layers * low_rank.iter().map(group).max().unwrap_or(0)
+        } else {
+            let largest = matrices.iter().map(Matrix::augmentation_values).max().unwrap_or(0);
+            largest * threads.min(layers * low_rank.len() as u64)
+        };
         let values = MemoryLedger {
             weights: parameters.total(),
             gradients: parameters.dense_rest() + of_blocks(&Matrix::gradient_values),
             moments: 2 * parameters.dense_rest() + of_blocks(&moments),
-            activations: activation_values(model, &matrices) * tokens,
+            activations: 0,
             head_gradient: parameters.token_embedding,
             backward: (10 * model.n_embd as u64 * tokens).max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
             optimizer: of_blocks(&|matrix| {
                 if matrix.is_low_rank() { 2 * matrix.parameters() + moments(matrix) } else { 0 }
-            }) + largest_augmentation * threads.min(low_rank_in_all),
+            }) + in_hand,
         };
-        values.times(BYTES_PER_VALUE)
+        let (kept_wide, kept_narrow) = activation_values(model, &matrices);
+        let (bytes_narrow, rounded_weights) = match plan.dtype.compute {
+            ComputeType::F32 => (BYTES_PER_VALUE, 0),
+            ComputeType::Bf16 => (BYTES_PER_HALF, BYTES_PER_HALF * parameters.total()),
+        };
+        let activations = (BYTES_PER_VALUE * kept_wide + bytes_narrow * kept_narrow) * tokens + rounded_weights;
+        MemoryLedger { activations, ..values.times(BYTES_PER_VALUE) }
     }
 
     fn times(self, factor: u64) -> Self {
@@ -81,13 +99,22 @@ impl MemoryLedger {
     }
 }
 
-/// Numbers kept per token for the backward pass.
-fn activation_values(model: &ModelPlan, matrices: &[Matrix]) -> u64 {
+/// Whether a plan's low-rank weights step as stacks; `auto` decides by the device it names.
+fn on_device(plan: &Plan) -> bool {
+    match plan.linalg {
+        LinalgSpec::Host => false,
+        LinalgSpec::Device => true,
+        LinalgSpec::Auto => matches!(plan.device, DeviceSpec::Cuda(_) | DeviceSpec::Metal),
+    }
+}
+
+/// Numbers kept per token for the backward pass: always in f32, and in the type of the products.
+fn activation_values(model: &ModelPlan, matrices: &[Matrix]) -> (u64, u64) {
     let (layers, width, heads) = (model.n_layer as u64, model.n_embd as u64, model.n_head as u64);
-    let norms = 2 * (2 * width + 2);
-    let attention = 4 * width + heads;
-    let mlp = 8 * width;
     let rank_wide: u64 = matrices.iter().map(|matrix| matrix.form.rank().unwrap_or(0) as u64).sum();
-    let final_norm_and_head = 3 * width + 2;
-    layers * (norms + attention + mlp + rank_wide) + final_norm_and_head
+    let (norm_inputs, norm_outputs) = (width + 2, width);
+    let (attention, mlp) = (4 * width, 8 * width);
+    let wide = layers * (2 * norm_inputs + heads) + norm_inputs + width;
+    let narrow = layers * (2 * norm_outputs + attention + mlp + rank_wide) + norm_outputs;
+    (wide, narrow)
 }

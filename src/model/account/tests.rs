@@ -48,6 +48,18 @@ fn operations_of_a_tiny_model() {
 }
 
 #[test]
+fn memory_of_a_tiny_model_on_a_device_in_bf16() {
+    let memory = Ledger::new(&tiny(LOW_RANK, "dtype: {compute: bf16}\nlinalg: device", false), 10, 8).memory;
+    let in_f32 = Ledger::new(&tiny(LOW_RANK, "linalg: host", false), 10, 8).memory;
+    assert_eq!((memory.weights, memory.gradients, memory.moments), (in_f32.weights, in_f32.gradients, in_f32.moments));
+    // Per token and block in f32 both norms' inputs and statistics and H = 22, in bf16 14 C and the ranks = 123; at the end 2 C + 2 and C.
+    assert_eq!(memory.activations, 12 * (4 * (2 * 22 + 18) + 2 * (2 * 123 + 8)) + 2 * (152 + 1010));
+    // In all, tangent gradient, new weight and moment; in hand q, k and o of both blocks: 4 · 32 + 2 · 4 + 12 · 4 each, and three of 36.
+    let all = 2 * 3 * (3 * 36 + 57 + 84);
+    assert_eq!(memory.optimizer, 4 * (all + 2 * 3 * (184 + 3 * 36)));
+}
+
+#[test]
 fn memory_of_a_tiny_model() {
     let memory = Ledger::new(&tiny(LOW_RANK, "", false), 10, 1).memory;
     let rest = 80 + 32 + 40;

@@ -37,7 +37,7 @@ impl MatrixMoments {
         let weight = (1.0 - beta2) * scale * scale;
         self.k = weighted_sum(beta2, &self.k, weight / point.rows() as f64, &form(m, p)?)?;
         self.l = weighted_sum(beta2, &self.l, weight / point.columns() as f64, &form(&m.t()?.contiguous()?, q)?)?;
-        let identity = Tensor::eye(point.rank(), m.dtype(), m.device())?;
+        let identity = Tensor::eye(point.rank(), m.dtype(), m.device())?.broadcast_as(m.shape())?;
         self.k_weight = weighted_sum(beta2, &self.k_weight, 1.0 - beta2, &identity)?;
         self.l_weight = weighted_sum(beta2, &self.l_weight, 1.0 - beta2, &identity)?;
         Ok(())
@@ -68,6 +68,11 @@ impl MatrixMoments {
         self.l = form(left, &self.l, &left.t()?)?;
         self.l_weight = form(left, &self.l_weight, &left.t()?)?;
         Ok(())
+    }
+
+    /// The same with every tensor, in the order of [`Self::named`], replaced by what `change` makes of it.
+    pub fn map_leaves(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self { k: change(&self.k)?, k_weight: change(&self.k_weight)?, l: change(&self.l)?, l_weight: change(&self.l_weight)? })
     }
 
     /// State tensors by name.

@@ -6,6 +6,7 @@
 mod conditioning;
 mod matrix_moments;
 mod second_moments;
+mod side_by_side;
 
 use super::muon::SPECTRAL_SCALE;
 use super::rank::RankDecision;
@@ -13,10 +14,11 @@ use super::state::StateReader;
 use crate::linalg;
 use crate::lowrank::{Augmentation, BasisChange, LowRank, Spectrum, Tangent, Truncation};
 use crate::spec::{DlraSpec, Momentum, RetractionSpec};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use conditioning::regularized;
 use matrix_moments::MatrixMoments;
 use second_moments::SecondMoments;
+pub use side_by_side::{Item, step_all};
 
 /// Numbers of one DLRA step.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +92,20 @@ impl DlraUpdate {
         let left = linalg::multiply(&linalg::multiply(r_u, left)?, &r_u.t()?)?;
         let right = linalg::multiply(&linalg::multiply(&r_v.t()?, right)?, r_v)?;
         Spectrum::weighted(&self.point, &left, &right)
+    }
+
+    /// The same update, its tensors on this device.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let [r_u, r_v] = &self.rotations;
+        Ok(Self {
+            point: self.point.to_device(device)?,
+            state: self.state.map_leaves(|leaf| leaf.to_device(device))?,
+            rotations: [r_u.to_device(device)?, r_v.to_device(device)?],
+            truncation: self.truncation.clone(),
+        })
     }
 
     /// The update with its point cut to this rank and the state carried there.
@@ -200,6 +216,30 @@ impl DlraState {
                 second.precondition(&mean, gathered)
             }
         }
+    }
+
+    /// All tensors, in a fixed order.
+    fn leaves(&self) -> Vec<&Tensor> {
+        let mut leaves = self.first.parts().to_vec();
+        match &self.second {
+            Second::None => {}
+            Second::Elements(second) => leaves.extend(second.sum.parts().into_iter().chain(second.weight.parts())),
+            Second::Matrices(second) => leaves.extend(second.named().map(|(_, leaf)| leaf)),
+        }
+        leaves
+    }
+
+    /// The same state with every tensor, in the order of [`Self::leaves`], replaced by what `change` makes of it.
+    fn map_leaves(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let first = self.first.map_parts(&mut change)?;
+        let second = match &self.second {
+            Second::None => Second::None,
+            Second::Elements(second) => {
+                Second::Elements(SecondMoments { sum: second.sum.map_parts(&mut change)?, weight: second.weight.map_parts(&mut change)? })
+            }
+            Second::Matrices(second) => Second::Matrices(second.map_leaves(change)?),
+        };
+        Ok(Self { first, second })
     }
 
     /// State tensors by name.

@@ -3,7 +3,7 @@
 use crate::linalg::multiply;
 use crate::lowrank::{BasisChange, LowRank, Tangent};
 use crate::spec::SecondMomentTransport;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 /// Element-wise second moments of the tangent coordinates, with the weight each entry has gathered.
 ///
@@ -21,7 +21,7 @@ pub(super) struct SecondMoments {
 impl SecondMoments {
     /// Nothing gathered yet.
     pub fn new(point: &LowRank) -> Result<Self> {
-        let row = Tensor::zeros((1, point.rank()), point.s.dtype(), point.s.device())?;
+        let row = point.s.narrow(D::Minus2, 0, 1)?.zeros_like()?;
         let weight = Tangent { m: point.s.zeros_like()?, p: row.clone(), q: row };
         Ok(Self { sum: Tangent::zeros(point)?, weight })
     }
@@ -65,14 +65,15 @@ impl SecondMoments {
             SecondMomentTransport::Linear => {
                 let (left, right) = (change.rotation_u(), change.rotation_v());
                 let root = |x: &Tensor| x.sqrt();
-                let old = self.weight.m.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+                let old = self.weight.m.max_keepdim(D::Minus1)?.max_keepdim(D::Minus2)?;
                 self.sum = Tangent {
                     m: multiply(&multiply(left, &root(&self.sum.m)?)?, right)?.sqr()?,
                     p: multiply(&root(&self.sum.p)?, right)?.sqr()?,
                     q: multiply(&root(&self.sum.q)?, &left.t()?)?.sqr()?,
                 };
-                let filled = |rows: usize| Tensor::ones((rows, self.sum.m.dim(1)?), self.sum.m.dtype(), self.sum.m.device())? * old;
-                self.weight = Tangent { m: filled(self.sum.m.dim(0)?)?, p: filled(1)?, q: filled(1)? };
+                let m = self.sum.m.ones_like()?.broadcast_mul(&old)?;
+                let row = m.narrow(D::Minus2, 0, 1)?.contiguous()?;
+                self.weight = Tangent { m, p: row.clone(), q: row };
             }
         }
         Ok(())

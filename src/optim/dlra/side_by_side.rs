@@ -1,0 +1,101 @@
+//! The steps of many low-rank weights: one after another's thread on the host, or as stacks where the tensors live.
+
+use super::{DlraState, DlraStep, DlraUpdate};
+use crate::lowrank::{LowRank, Tangent};
+use crate::optim::execution::{Placement, groups};
+use crate::optim::rank::RankDecision;
+use anyhow::Context;
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+/// One weight about to step.
+pub struct Item<'a> {
+    /// Name, for errors.
+    pub name: &'a str,
+    /// Its state.
+    pub state: &'a DlraState,
+    /// Where it is.
+    pub point: &'a LowRank,
+    /// Its tangent gradient.
+    pub gradient: &'a Tangent,
+    /// The numbers of its step.
+    pub hyper: DlraStep<'a>,
+}
+
+/// Takes `step` on every item; the updates are in the items' order, and nothing is changed in place.
+///
+/// On the device, weights whose rank stays step together if shape and rank are the same: the number of kernels and of transfers does not grow with the
+/// number of layers. A weight whose rank may change steps as a stack of one.
+///
+/// # Errors
+/// As `step`, naming the weight, or the first and the number of a stack.
+pub fn step_all(
+    placement: Placement,
+    items: &[Item],
+    step: &(dyn Fn(&DlraState, &LowRank, &Tangent, &DlraStep) -> Result<DlraUpdate> + Sync),
+) -> anyhow::Result<Vec<DlraUpdate>> {
+    match placement {
+        Placement::Host => items
+            .par_iter()
+            .map(|item| on_host(item, step).with_context(|| format!("the low-rank step of `{}` failed", item.name)))
+            .collect(),
+        Placement::Device => {
+            let key = |(index, item): (usize, &Item)| {
+                let alone = if item.hyper.rank == RankDecision::Keep { 0 } else { index + 1 };
+                (alone, item.point.rows(), item.point.columns(), item.point.rank())
+            };
+            let mut updates: Vec<Option<DlraUpdate>> = items.iter().map(|_| None).collect();
+            for group in groups(items.iter().enumerate().map(key)) {
+                let members: Vec<&Item> = group.iter().map(|&index| &items[index]).collect();
+                let found = as_stack(&members, step).with_context(|| match members.as_slice() {
+                    [one] => format!("the low-rank step of `{}` failed", one.name),
+                    [first, ..] => format!("the low-rank step of `{}` and {} more of its shape failed", first.name, members.len() - 1),
+                    [] => String::new(),
+                })?;
+                group.into_iter().zip(found).for_each(|(index, update)| updates[index] = Some(update));
+            }
+            Ok(updates.into_iter().flatten().collect())
+        }
+    }
+}
+
+type StepOf<'a> = &'a (dyn Fn(&DlraState, &LowRank, &Tangent, &DlraStep) -> Result<DlraUpdate> + Sync);
+
+/// A step in host memory, wherever the weight lives.
+fn on_host(item: &Item, step: StepOf) -> Result<DlraUpdate> {
+    let device = item.point.u.device();
+    if device.is_cpu() {
+        return step(item.state, item.point, item.gradient, &item.hyper);
+    }
+    let host = Device::Cpu;
+    let state = item.state.map_leaves(|leaf| leaf.to_device(&host))?;
+    step(&state, &item.point.to_device(&host)?, &item.gradient.to_device(&host)?, &item.hyper)?.to_device(device)
+}
+
+fn as_stack(items: &[&Item], step: StepOf) -> Result<Vec<DlraUpdate>> {
+    let [first, ..] = items else { return Ok(Vec::new()) };
+    let point = LowRank::stack(&items.iter().map(|item| item.point).collect::<Vec<_>>())?;
+    let gradient = Tangent::stack(&items.iter().map(|item| item.gradient).collect::<Vec<_>>())?;
+    let state = DlraState::stack(&items.iter().map(|item| item.state).collect::<Vec<_>>())?;
+    let mut update = step(&state, &point, &gradient, &first.hyper)?;
+    let points = update.point.unstack()?.into_iter().enumerate();
+    let single = |(index, point)| {
+        let [r_u, r_v] = &update.rotations;
+        let rotations = [r_u.get(index)?, r_v.get(index)?];
+        Ok(DlraUpdate { point, state: update.state.map_leaves(|leaf| leaf.get(index))?, rotations, truncation: update.truncation.take() })
+    };
+    points.map(single).collect()
+}
+
+impl DlraState {
+    /// States of weights of one shape, rank and rule as one.
+    fn stack(states: &[&Self]) -> Result<Self> {
+        let leaves: Vec<Vec<&Tensor>> = states.iter().map(|state| state.leaves()).collect();
+        let stacked = |index: usize| Tensor::stack(&leaves.iter().map(|leaves| leaves[index]).collect::<Vec<_>>(), 0);
+        let mut stacks = (0..leaves.first().map_or(0, Vec::len)).map(stacked);
+        match states.first() {
+            Some(first) => first.map_leaves(|leaf| stacks.next().unwrap_or_else(|| Ok(leaf.clone()))),
+            None => candle_core::bail!("no states to stack"),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Where the linear algebra of a step runs, and weights of one shape side by side.
+
+use crate::ops::Compute;
+use candle_core::{Device, Result, Tensor};
+use std::collections::BTreeMap;
+
+/// Where the linear algebra of low-rank and full matrices runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// On the CPU by faer, weight beside weight on all threads; tensors of another device travel there and back.
+    #[default]
+    Host,
+    /// Where the tensors live, by candle's products, all weights of one shape and rank as one stack.
+    Device,
+}
+
+impl Placement {
+    /// Whether this is [`Placement::Device`].
+    pub fn is_device(self) -> bool {
+        self == Self::Device
+    }
+}
+
+/// How a step is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Execution {
+    /// Element-wise rules and sums.
+    pub compute: Compute,
+    /// QR, polar factors, SVD, transport.
+    pub linalg: Placement,
+}
+
+/// Indices of equal keys together, each group and all groups in a fixed order.
+pub fn groups<K: Ord>(keys: impl IntoIterator<Item = K>) -> Vec<Vec<usize>> {
+    let mut groups: BTreeMap<K, Vec<usize>> = BTreeMap::new();
+    keys.into_iter().enumerate().for_each(|(index, key)| groups.entry(key).or_default().push(index));
+    groups.into_values().collect()
+}
+
+/// Waits until the tensor's device has done its work, so that a clock can be read; nothing on the CPU.
+pub fn wait_for(like: Option<&Tensor>) -> Result<()> {
+    match like.map(Tensor::device) {
+        None | Some(Device::Cpu) => Ok(()),
+        Some(device) => device.synchronize(),
+    }
+}

@@ -1,0 +1,31 @@
+//! `lrpt selftest` through the binary: on the CPU it compares the code that a GPU runs with the CPU's own.
+
+mod support;
+
+use support::Workplace;
+
+#[test]
+fn the_path_of_a_device_agrees_with_the_cpu() {
+    let output = Workplace::new().run(&["selftest", "--device", "cpu", "--steps", "20"], 0);
+    let table = String::from_utf8(output.stdout).expect("UTF-8");
+    for part in [
+        "causal attention, dropout, bf16",
+        "QR of ill-conditioned",
+        "DLRA matrix adam",
+        "20 steps, bf16",
+        "resumed on the CPU",
+        "comparisons agree",
+    ] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    assert!(!table.contains("MISS"), "{table}");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    let output = Workplace::new().run(&["selftest", "--device", "cuda:7"], 2);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("cuda:7") && error.contains("--features cuda"), "{error}");
+    let output = Workplace::new().run(&["selftest", "--device", "tpu"], 2);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`cuda:1`"));
+}
