@@ -3,6 +3,7 @@
 //! No matrix of size m × n is formed, except by [`LowRank::to_dense`], [`LowRank::from_dense`], [`Tangent::project`] and [`Tangent::to_dense`], which are
 //! for initialisation, inspection and tests. All values are immutable: operations return new ones.
 
+mod galerkin;
 mod point;
 mod retraction;
 mod spectrum;

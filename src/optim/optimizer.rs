@@ -1,5 +1,7 @@
 //! One optimizer step over all parameters: gradients, clipping, the rule of each parameter, rank changes.
 
+mod low_rank;
+
 use super::adamw::{AdamwState, AdamwStep};
 use super::dlra::{DlraState, DlraStep, DlraUpdate};
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
@@ -15,12 +17,13 @@ use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
 use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, RankNorm, Target};
 use anyhow::{Context, bail};
 use candle_core::Tensor;
+use low_rank::{FirstGradients, LowRankUpdates};
 use rayon::prelude::*;
 use std::time::{Duration, Instant};
 
 /// Loss and gradients of the current step's batch, micro-batches inside.
 pub trait GradientOracle {
-    /// Evaluates at these parameters: adds every micro-batch's gradients into `gradients` and returns the mean loss.
+    /// Evaluates at these parameters, which need not be those of the last call: adds every micro-batch's gradients into `gradients` and returns the mean loss.
     fn evaluate(&mut self, params: &ParamStore, gradients: &mut Gradients) -> anyhow::Result<Evaluation>;
 }
 
@@ -129,7 +132,8 @@ impl Optimizer {
         step: u64,
     ) -> anyhow::Result<StepReport> {
         gradients.reset();
-        if self.settings.ranks.cut_norm(step) == Some(RankNorm::Fisher) {
+        let change = self.rank_change(step);
+        if change.and_then(|step| self.settings.ranks.cut_norm(step)) == Some(RankNorm::Fisher) {
             gradients.want_grams();
         }
         let evaluation = oracle.evaluate(params, gradients)?;
@@ -140,9 +144,10 @@ impl Optimizer {
         let gradient_scale = mean * clip_factor(gradient_norm, self.settings.grad_clip);
         let schedule_factor = self.settings.schedule.factor(step);
 
-        let updates = self.low_rank_updates(params, &trained, step, gradient_scale, schedule_factor)?;
-        let updates = self.cut(params, updates, gradients, step)?;
-        let low_rank_computed = low_rank_started.elapsed();
+        let first = FirstGradients { trained: &trained, step, gradient_scale, schedule_factor };
+        let LowRankUpdates { updates, evaluation_time } = self.low_rank_updates(params, oracle, first, change)?;
+        let updates = self.cut(params, updates, gradients, change)?;
+        let low_rank_computed = low_rank_started.elapsed().saturating_sub(evaluation_time);
         let dense_started = Instant::now();
         let matrices = self.matrix_updates(params, &trained, gradient_scale, schedule_factor)?;
         let matrix_time = dense_started.elapsed();
@@ -163,70 +168,6 @@ impl Optimizer {
         self.dense_updates(params, &trained, step, gradient_scale, schedule_factor)?;
         let dense_time = matrix_time + dense_started.elapsed();
         Ok(StepReport { loss: evaluation.loss, gradient_norm, schedule_factor, truncations, dense_time, low_rank_time })
-    }
-
-    /// The updates of all low-rank weights, computed side by side; nothing is changed yet.
-    fn low_rank_updates(
-        &self,
-        params: &ParamStore,
-        trained: &TrainedGradients,
-        step: u64,
-        gradient_scale: f64,
-        schedule_factor: f64,
-    ) -> anyhow::Result<Vec<(ParamId, DlraUpdate)>> {
-        let weights: Vec<_> = params.low_rank().collect();
-        let settings = &self.settings.low_rank;
-        let failed = |parameter: &Parameter| format!("the low-rank step of `{}` failed", parameter.name);
-
-        let steps = weights.par_iter().map(|(id, parameter, point)| {
-            let (State::Dlra(state), Gradient::Tangent(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
-                bail!("`{}` is low-rank but its optimizer state is not", parameter.name)
-            };
-            let rank = target_of(parameter).map_or(RankDecision::Keep, |target| self.settings.ranks.decide(step, target, point.rank()));
-            let hyper = DlraStep { settings, learning_rate: settings.learning_rate * schedule_factor, step, gradient_scale, rank };
-            let mut update = state.step(point, gradient, &hyper).with_context(|| failed(parameter))?;
-            if rank == RankDecision::Keep {
-                update.truncation = None;
-            }
-            Ok((*id, update))
-        });
-        steps.collect()
-    }
-
-    /// The updates cut to the ranks that the schedule chooses over all weights, where the step has a cut.
-    fn cut(
-        &self,
-        params: &ParamStore,
-        updates: Vec<(ParamId, DlraUpdate)>,
-        gradients: &Gradients,
-        step: u64,
-    ) -> anyhow::Result<Vec<(ParamId, DlraUpdate)>> {
-        let Some(norm) = self.settings.ranks.cut_norm(step) else { return Ok(updates) };
-        let failed = |id: ParamId| format!("cutting the rank of `{}` failed", params.get(id).name);
-        let spectrum = |(id, update): &(ParamId, DlraUpdate)| -> anyhow::Result<Spectrum> {
-            let moments = match norm {
-                RankNorm::Frobenius => None,
-                RankNorm::Fisher => {
-                    let moment =
-                        |slot| gradients.gram(slot).with_context(|| format!("no second moment of `{}` arrived", params.get(*id).name));
-                    Some([moment(ParamStore::slot(*id))?, moment(ParamStore::l_slot(*id))?])
-                }
-            };
-            update.spectrum(moments).with_context(|| failed(*id))
-        };
-        let spectra = updates.par_iter().map(spectrum).collect::<anyhow::Result<Vec<_>>>()?;
-        let offer = |((id, update), spectrum): (&(ParamId, DlraUpdate), &Spectrum)| -> anyhow::Result<Offer> {
-            let target =
-                target_of(params.get(*id)).with_context(|| format!("`{}` is low-rank outside the blocks", params.get(*id).name))?;
-            let sides = update.point.rows() + update.point.columns();
-            Ok(Offer { target, sides, singular_values: spectrum.singular_values().to_vec() })
-        };
-        let offers = updates.iter().zip(&spectra).map(offer).collect::<anyhow::Result<Vec<_>>>()?;
-        let ranks = self.settings.ranks.cut(step, &offers);
-        let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).map(|(((id, update), spectrum), rank)| {
-            Ok((id, update.cut(spectrum, rank, &self.settings.low_rank).with_context(|| failed(id))?))
-        });
-        cuts.collect()
     }
 
     fn dense_updates(
@@ -333,13 +274,5 @@ impl Optimizer {
         }
         reader.finish()?;
         Ok(Self { settings, states })
-    }
-}
-
-/// Which matrix of a block a parameter is; none for others.
-fn target_of(parameter: &Parameter) -> Option<Target> {
-    match parameter.role {
-        Role::Matrix(place) => Some(place.target),
-        _ => None,
     }
 }

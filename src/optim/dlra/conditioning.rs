@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 ///
 /// R is 0 exactly where all singular values are equal, and depends on them alone, so that its gradient at W = U S Vᵀ is the tangent vector
 /// U (∂R/∂S) Vᵀ (Schotthöfer, Yang & Schnake 2025, RobustDLRT, arXiv:2505.08022). tr A = 0, so ‖S‖_F² needs no term of its own.
-fn gradient(s: &Tensor) -> Result<Tensor> {
+pub(super) fn gradient(s: &Tensor) -> Result<Tensor> {
     let rank = s.dim(0)?;
     let mean = frobenius_norm(s)?.powi(2) / rank as f64;
     let a = weighted_sum(1.0, &multiply(s, &s.t()?)?, -mean, &Tensor::eye(rank, s.dtype(), s.device())?)?;
