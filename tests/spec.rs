@@ -127,11 +127,11 @@ fn values_that_do_not_fit_together() {
 fn integrators_and_what_they_need() {
     let dlra = |keys: &str| format!("optimizer: {{low_rank: {{dlra: {{{keys}}}}}}}\ntrain:");
     insta::assert_snapshot!(message("train:", &dlra("integrator: augmented_bug, coefficient_steps: 0")), @"run.yaml:9:77: optimizer.low_rank.dlra.coefficient_steps: is 0; set at least 1");
-    insta::assert_snapshot!(message("train:", &dlra("truncate_every: 0")), @"run.yaml:9:46: optimizer.low_rank.dlra.truncate_every: is 0; set at least 1");
-    insta::assert_snapshot!(message("train:", &dlra("integrator: augmented, momentum: adam")), @"run.yaml:9:42: optimizer.low_rank.dlra.integrator: unknown choice `augmented` (choices here: tangent, augmented_bug, coefficient_cycle)");
+    insta::assert_snapshot!(message("train:", &dlra("truncate_every: 0")), @"run.yaml:9:47: optimizer.low_rank.dlra.truncate_every: is 0; set at least 1");
+    insta::assert_snapshot!(message("train:", &dlra("integrator: augmented, momentum: adam")), @"run.yaml:9:43: optimizer.low_rank.dlra.integrator: unknown choice `augmented`; did you mean `augmented_bug`? (choices here: tangent, augmented_bug, coefficient_cycle)");
     insta::assert_snapshot!(
         message("train:", &dlra("integrator: augmented_bug, momentum: matrix_adam")),
-        @"run.yaml:9:67: optimizer.low_rank.dlra.momentum: `matrix_adam` has gathered no second moments of the directions that `integrator: augmented_bug` steps along; choose `spectral`, `adam` or `heavy_ball`, or the integrator `tangent` or `coefficient_cycle`"
+        @"run.yaml:9:68: optimizer.low_rank.dlra.momentum: `matrix_adam` has gathered no second moments of the directions that `integrator: augmented_bug` steps along; choose `spectral`, `adam` or `heavy_ball`, or the integrator `tangent` or `coefficient_cycle`"
     );
     let unused = |keys: &str| {
         let (written, plan) = spec::parse_plan(&GOOD.replacen("train:", &dlra(keys), 1), "run.yaml", &[]).expect("a good spec");
@@ -432,6 +432,7 @@ fn the_ledger_as_printed() {
         causal attention                    8.45 kFLOP
         head                               32.77 kFLOP
       training per token                  490.24 kFLOP
+      evaluations per step                           1
       low-rank optimizer per step          24.34 MFLOP
       a step in all                        87.09 MFLOP
       the run in all                       87.09 GFLOP
