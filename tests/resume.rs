@@ -124,6 +124,59 @@ fn a_run_goes_on_by_another_path() {
     assert!((loss("run") - loss("whole")).abs() < 1e-3, "{} and {}", loss("run"), loss("whole"));
 }
 
+fn integrator(keys: &str) -> String {
+    format!("optimizer: {{low_rank: {{dlra: {{{keys}, learning_rate: 2e-2, reorthonormalize_every: 5}}}}}}\n")
+}
+
+#[test]
+fn augmented_bug_with_changing_ranks() {
+    let rule = integrator("integrator: augmented_bug, coefficient_steps: 2, momentum: spectral");
+    check("augmented BUG, spectral", LOW_RANK, &format!("{rule}{TOLERANCE}"), &[4, 9]);
+    check(
+        "augmented BUG, adam",
+        LOW_RANK,
+        &integrator("integrator: augmented_bug, momentum: adam, retraction: svd, truncate_every: 3"),
+        &[5],
+    );
+}
+
+/// Cycles of four steps: augmented after steps 1, 5 and 9, truncated after 4, 8 and 12.
+#[test]
+fn coefficient_cycle_interrupted_anywhere_in_it() {
+    let rule = integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: spectral");
+    check("cycle, spectral", LOW_RANK, &rule, &[1, 2, 4, 11]);
+    let rule = integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: adam");
+    check("cycle, adam, changing ranks", LOW_RANK, &format!("{rule}{TOLERANCE}"), &[3, 5, 10]);
+    let rule = integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: matrix_adam");
+    check("cycle, matrix adam", LOW_RANK, &rule, &[6]);
+}
+
+/// Inside a cycle the checkpoint has the augmented rank, and the metrics the parameters and operations that go with it.
+#[test]
+fn cycles_are_seen_from_outside() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, &integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: spectral"));
+    let spec = spec.to_str().expect("UTF-8");
+    place.run(&["train", spec, "--run-dir", "run", "--stop-after", "2"], 0);
+    let output = place.run(&["inspect", "run"], 0);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("12"), "rank 12 inside the cycle:\n{text}");
+    place.run(&["train", spec, "--run-dir", "run", "--resume"], 0);
+    let lines: Vec<serde_json::Value> = support::metrics(&place.path("run/metrics.jsonl"))
+        .iter()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .filter(|line: &serde_json::Value| line["rank/mean"].is_number())
+        .collect();
+    let ranks: Vec<f64> = lines.iter().filter_map(|line| line["rank/mean"].as_f64()).collect();
+    assert_eq!(ranks, [12.0, 12.0, 12.0, 6.0].repeat(3), "ranks after each step");
+    let flops: Vec<u64> = lines.iter().filter_map(|line| line["flops"].as_u64()).collect();
+    let of_step: Vec<u64> = flops.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // Steps 2, 3 and 4 are at rank 12, step 5 at 6 again.
+    assert!(of_step[0] == of_step[1] && of_step[2] > of_step[1] && of_step[3] < of_step[0], "operations of steps 2 to 5: {of_step:?}");
+    let tokens: Vec<u64> = lines.iter().filter_map(|line| line["tokens"].as_u64()).collect();
+    assert_eq!(tokens[11], 12 * 4 * 2 * 16, "tokens are those of the batches");
+}
+
 #[test]
 fn ranks_really_change_in_these_tests() {
     for policy in [TOLERANCE, BUDGET] {

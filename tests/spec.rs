@@ -2,7 +2,7 @@
 
 use lrpt::error::{Failure, exit_code};
 use lrpt::model::account::Ledger;
-use lrpt::spec::{self, LowRankOptimizerSpec, Plan, RankPlan, Target, WeightForm, WeightsSpec};
+use lrpt::spec::{self, Count, LowRankOptimizerSpec, Plan, RankPlan, Target, WeightForm, WeightsSpec};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -129,6 +129,35 @@ fn values_that_do_not_fit_together() {
     run.yaml:11:17: sample.top_p: is 0; set a number greater than 0 and at most 1
     "
     );
+}
+
+#[test]
+fn integrators_and_what_they_need() {
+    let dlra = |keys: &str| format!("optimizer: {{low_rank: {{dlra: {{{keys}}}}}}}\ntrain:");
+    insta::assert_snapshot!(message("train:", &dlra("integrator: augmented_bug, coefficient_steps: 0")), @"run.yaml:9:77: optimizer.low_rank.dlra.coefficient_steps: is 0; set at least 1");
+    insta::assert_snapshot!(message("train:", &dlra("truncate_every: 0")), @"run.yaml:9:47: optimizer.low_rank.dlra.truncate_every: is 0; set at least 1");
+    insta::assert_snapshot!(message("train:", &dlra("integrator: augmented, momentum: adam")), @"run.yaml:9:43: optimizer.low_rank.dlra.integrator: unknown choice `augmented`; did you mean `augmented_bug`? (choices here: tangent, augmented_bug, coefficient_cycle)");
+    insta::assert_snapshot!(
+        message("train:", &dlra("integrator: augmented_bug, momentum: matrix_adam")),
+        @"run.yaml:9:68: optimizer.low_rank.dlra.momentum: `matrix_adam` has gathered no second moments of the directions that `integrator: augmented_bug` steps along; choose `spectral`, `adam` or `heavy_ball`, or the integrator `tangent` or `coefficient_cycle`"
+    );
+    let unused = |keys: &str| {
+        let (written, plan) = spec::parse_plan(&GOOD.replacen("train:", &dlra(keys), 1), "run.yaml", &[]).expect("a good spec");
+        (spec::unused_settings(&written).join("\n"), plan.optimizer.dlra().and_then(|dlra| dlra.coefficient_steps))
+    };
+    assert_eq!(unused("integrator: augmented_bug"), (String::new(), Some(Count(1))));
+    assert_eq!(unused("integrator: coefficient_cycle, momentum: matrix_adam"), (String::new(), Some(Count(9))));
+    assert_eq!(unused("retraction: svd, truncate_every: 5"), (String::new(), None));
+    let (message, steps) = unused("coefficient_steps: 3, truncate_every: 5");
+    assert_eq!(steps, None);
+    insta::assert_snapshot!(message, @r"
+    optimizer.low_rank.dlra.coefficient_steps: unused with `integrator: tangent`, whose one Galerkin step takes no gradient of its own
+    optimizer.low_rank.dlra.truncate_every: unused with `retraction: subspace`, which takes no SVD while ranks stay
+    ");
+    insta::assert_snapshot!(unused("integrator: coefficient_cycle, coefficient_steps: 1k, truncate_every: 2").0, @r"
+    optimizer.low_rank.dlra.truncate_every: unused with `integrator: coefficient_cycle`, which truncates by SVD at the end of each cycle
+    optimizer.low_rank.dlra.coefficient_steps: a cycle of 1001 steps is longer than the run of 1000; it ends early, truncated
+    ");
 }
 
 #[test]
@@ -427,6 +456,7 @@ fn the_ledger_as_printed() {
         causal attention                    8.45 kFLOP
         head                               32.77 kFLOP
       training per token                  490.24 kFLOP
+      evaluations per step                           1
       low-rank optimizer per step          24.34 MFLOP
       a step in all                        87.09 MFLOP
       the run in all                       87.09 GFLOP

@@ -4,6 +4,7 @@
 //! for initialisation, inspection and tests. All values are immutable: operations return new ones. Points and vectors may be
 //! stacks, which work on many weights of one shape side by side ([`LowRank::stack`]).
 
+mod galerkin;
 mod point;
 mod retraction;
 mod spectrum;

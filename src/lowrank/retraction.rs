@@ -65,6 +65,10 @@ impl Augmentation {
         Ok(Self { q_p, q_q, core })
     }
 
+    pub(super) fn from_directions(q_p: Tensor, q_q: Tensor, core: Tensor) -> Self {
+        Self { q_p, q_q, core }
+    }
+
     /// C = [[M, R_Qᵀ], [R_P, 0]]: (r + k_P) × (r + k_Q).
     pub fn core(&self) -> &Tensor {
         &self.core
@@ -78,18 +82,6 @@ impl Augmentation {
     /// The new columns Q_Q: n × k_Q of the right basis.
     pub fn new_right_directions(&self) -> &Tensor {
         &self.q_q
-    }
-
-    /// The point in the augmented bases as a point of its own: Û, [[S, 0], [0, 0]], V̂, for a second gradient there; needs k_P = k_Q.
-    ///
-    /// # Errors
-    /// If min(m, n) < 2r ≠ max(m, n) leaves a different number of new directions on the two sides.
-    pub fn augmented_point(&self, point: &LowRank) -> Result<LowRank> {
-        let beside = |basis: &Tensor, new: &Tensor| match new.dim(D::Minus1)? {
-            0 => Ok(basis.clone()),
-            _ => Tensor::cat(&[basis, new], D::Minus1),
-        };
-        LowRank::from_parts(beside(&point.u, &self.q_p)?, self.padded(&point.s)?, beside(&point.v, &self.q_q)?)
     }
 
     /// Ŝ = [[(1 − ηλ) S, 0], [0, 0]] − η C: the coefficients of (1 − ηλ) W − η Û C V̂ᵀ, for step η, weight decay λ and any core C of the right shape.
@@ -147,8 +139,33 @@ impl Augmentation {
         Ok(Retracted { point: LowRank { u, s, v }, rotation_u: a_top.t()?, rotation_v: b_top, truncation })
     }
 
+    /// The same with as many new directions on one side as on the other: the leading ones, by singular values of R_P or R_Q.
+    ///
+    /// Only where min(m, n) < 2r ≠ max(m, n) does it leave any out. Û C V̂ᵀ is then no longer the tangent vector it was made from.
+    ///
+    /// # Errors
+    /// If the SVD does not converge.
+    pub fn balanced(&self, point: &LowRank) -> Result<Self> {
+        let rank = point.rank();
+        let (k_p, k_q) = (self.q_p.dim(1)?, self.q_q.dim(1)?);
+        let count = k_p.min(k_q);
+        let mut balanced = self.clone();
+        if k_p > count {
+            let left = linalg::svd(&self.core.narrow(0, rank, k_p)?.narrow(1, 0, rank)?)?.u.narrow(1, 0, count)?;
+            balanced.q_p = multiply(&self.q_p, &left)?;
+            let below = multiply(&left.t()?, &self.core.narrow(0, rank, k_p)?)?;
+            balanced.core = Tensor::cat(&[&self.core.narrow(0, 0, rank)?, &below], 0)?;
+        } else if k_q > count {
+            let right = linalg::svd(&self.core.narrow(0, 0, rank)?.narrow(1, rank, k_q)?)?.v.narrow(1, 0, count)?;
+            balanced.q_q = multiply(&self.q_q, &right)?;
+            let beside = multiply(&self.core.narrow(1, rank, k_q)?, &right)?;
+            balanced.core = Tensor::cat(&[&self.core.narrow(1, 0, rank)?.contiguous()?, &beside], 1)?;
+        }
+        Ok(balanced)
+    }
+
     /// [[S, 0], [0, 0]] in the core's shape.
-    fn padded(&self, s: &Tensor) -> Result<Tensor> {
+    pub(super) fn padded(&self, s: &Tensor) -> Result<Tensor> {
         let ((rows, columns), (s_rows, s_columns)) = (matrix_shape(&self.core)?, matrix_shape(s)?);
         if s_rows > rows || s_columns > columns {
             bail!("the augmentation ({rows} x {columns}) was not made from this point of rank {s_rows}")

@@ -16,7 +16,7 @@ mod schedule;
 mod state;
 
 pub use adamw::{AdamwState, AdamwStep};
-pub use dlra::{DlraState, DlraStep, DlraUpdate};
+pub use dlra::{DlraState, DlraStep, DlraUpdate, GalerkinStep};
 pub use execution::{Execution, Placement};
 pub use gradient::{Gradient, TrainedGradients, clip_factor};
 pub use heavy_ball::HeavyBallState;

@@ -1,27 +1,30 @@
 //! One optimizer step over all parameters: gradients, clipping, the rule of each parameter, rank changes.
 
+mod low_rank;
+
 use super::adamw::{AdamwState, AdamwStep};
-use super::dlra::{DlraState, DlraStep, DlraUpdate, Item, step_all};
+use super::dlra::DlraState;
 use super::execution::{Execution, Placement, groups, wait_for};
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
 use super::heavy_ball::HeavyBallState;
 use super::muon::MuonState;
-use super::rank::{Offer, RankDecision, RankSchedule};
+use super::rank::RankSchedule;
 use super::schedule::Schedule;
 use super::state::{StateReader, name};
 use crate::checkpoint::TensorReader;
-use crate::lowrank::{LowRank, Spectrum, Truncation};
+use crate::lowrank::Truncation;
 use crate::ops::Gradients;
 use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
-use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, RankNorm, Target};
+use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, RankNorm};
 use anyhow::{Context, bail};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use low_rank::{FirstGradients, LowRankUpdates};
 use rayon::prelude::*;
 use std::time::{Duration, Instant};
 
 /// Loss and gradients of the current step's batch, micro-batches inside.
 pub trait GradientOracle {
-    /// Evaluates at these parameters: adds every micro-batch's gradients into `gradients` and returns the mean loss.
+    /// Evaluates at these parameters, which need not be those of the last call: adds every micro-batch's gradients into `gradients` and returns the mean loss.
     fn evaluate(&mut self, params: &ParamStore, gradients: &mut Gradients) -> anyhow::Result<Evaluation>;
 }
 
@@ -141,7 +144,8 @@ impl Optimizer {
         step: u64,
     ) -> anyhow::Result<StepReport> {
         gradients.reset();
-        if self.settings.ranks.cut_norm(step) == Some(RankNorm::Fisher) {
+        let change = self.rank_change(step);
+        if change.and_then(|step| self.settings.ranks.cut_norm(step)) == Some(RankNorm::Fisher) {
             gradients.want_grams();
         }
         let evaluation = oracle.evaluate(params, gradients)?;
@@ -152,10 +156,11 @@ impl Optimizer {
         let gradient_scale = mean * clip_factor(gradient_norm, self.settings.grad_clip);
         let schedule_factor = self.settings.schedule.factor(step);
 
-        let updates = self.low_rank_updates(params, &trained, step, gradient_scale, schedule_factor)?;
-        let updates = self.cut(params, updates, gradients, step)?;
+        let first = FirstGradients { trained: &trained, step, gradient_scale, schedule_factor };
+        let LowRankUpdates { updates, evaluation_time } = self.low_rank_updates(params, oracle, first, change)?;
+        let updates = self.cut(params, updates, gradients, change)?;
         wait_for(updates.first().map(|(_, update)| &update.point.u))?;
-        let low_rank_computed = low_rank_started.elapsed();
+        let low_rank_computed = low_rank_started.elapsed().saturating_sub(evaluation_time);
         let dense_started = Instant::now();
         let matrices = self.matrix_updates(params, &trained, gradient_scale, schedule_factor)?;
         let matrix_time = dense_started.elapsed();
@@ -177,84 +182,6 @@ impl Optimizer {
         wait_for(params.iter().next().and_then(|(_, parameter)| parameter.weight.leaves().first().map(|(_, tensor)| *tensor)))?;
         let dense_time = matrix_time + dense_started.elapsed();
         Ok(StepReport { loss: evaluation.loss, gradient_norm, schedule_factor, truncations, dense_time, low_rank_time })
-    }
-
-    /// The updates of all low-rank weights, computed side by side; nothing is changed yet.
-    fn low_rank_updates(
-        &self,
-        params: &ParamStore,
-        trained: &TrainedGradients,
-        step: u64,
-        gradient_scale: f64,
-        schedule_factor: f64,
-    ) -> anyhow::Result<Vec<(ParamId, DlraUpdate)>> {
-        let item = |(id, parameter, point)| {
-            let (id, parameter): (ParamId, &Parameter) = (id, parameter);
-            let (State::Dlra(state), Gradient::Tangent(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
-                bail!("`{}` is low-rank but its optimizer state is not", parameter.name)
-            };
-            let point: &LowRank = point;
-            let hyper = DlraStep {
-                settings: &self.settings.low_rank,
-                learning_rate: self.settings.low_rank.learning_rate * schedule_factor,
-                step,
-                gradient_scale,
-                rank: target_of(parameter).map_or(RankDecision::Keep, |target| self.settings.ranks.decide(step, target, point.rank())),
-            };
-            Ok((id, Item { name: &parameter.name, state, point, gradient, hyper }))
-        };
-        let (ids, items): (Vec<ParamId>, Vec<Item>) = params.low_rank().map(item).collect::<anyhow::Result<Vec<_>>>()?.into_iter().unzip();
-        let updates = step_all(self.settings.execution.linalg, &items, &DlraState::step)?;
-        let reported = |((id, item), mut update): ((ParamId, &Item), DlraUpdate)| {
-            if item.hyper.rank == RankDecision::Keep {
-                update.truncation = None;
-            }
-            (id, update)
-        };
-        Ok(ids.into_iter().zip(&items).zip(updates).map(reported).collect())
-    }
-
-    /// The updates cut to the ranks that the schedule chooses over all weights, where the step has a cut.
-    fn cut(
-        &self,
-        params: &ParamStore,
-        updates: Vec<(ParamId, DlraUpdate)>,
-        gradients: &Gradients,
-        step: u64,
-    ) -> anyhow::Result<Vec<(ParamId, DlraUpdate)>> {
-        let Some(norm) = self.settings.ranks.cut_norm(step) else { return Ok(updates) };
-        let failed = |id: ParamId| format!("cutting the rank of `{}` failed", params.get(id).name);
-        let spectrum = |(id, update): &(ParamId, DlraUpdate)| -> anyhow::Result<Spectrum> {
-            let moments = match norm {
-                RankNorm::Frobenius => None,
-                RankNorm::Fisher => {
-                    let moment =
-                        |slot| gradients.gram(slot).with_context(|| format!("no second moment of `{}` arrived", params.get(*id).name));
-                    let on_host = |slot| anyhow::Ok(moment(slot)?.to_device(&Device::Cpu)?);
-                    Some([on_host(ParamStore::slot(*id))?, on_host(ParamStore::l_slot(*id))?])
-                }
-            };
-            update.spectrum(moments.as_ref().map(|[left, right]| [left, right])).with_context(|| failed(*id))
-        };
-        // A cut is rare and of small matrices: it is made in host memory, weight by weight.
-        let device = updates.first().map_or(Device::Cpu, |(_, update)| update.point.u.device().clone());
-        let on = |device: &Device, updates: Vec<(ParamId, DlraUpdate)>| -> anyhow::Result<Vec<_>> {
-            updates.into_iter().map(|(id, update)| Ok((id, update.to_device(device)?))).collect()
-        };
-        let updates = on(&Device::Cpu, updates)?;
-        let spectra = updates.par_iter().map(spectrum).collect::<anyhow::Result<Vec<_>>>()?;
-        let offer = |((id, update), spectrum): (&(ParamId, DlraUpdate), &Spectrum)| -> anyhow::Result<Offer> {
-            let target =
-                target_of(params.get(*id)).with_context(|| format!("`{}` is low-rank outside the blocks", params.get(*id).name))?;
-            let sides = update.point.rows() + update.point.columns();
-            Ok(Offer { target, sides, singular_values: spectrum.singular_values().to_vec() })
-        };
-        let offers = updates.iter().zip(&spectra).map(offer).collect::<anyhow::Result<Vec<_>>>()?;
-        let ranks = self.settings.ranks.cut(step, &offers);
-        let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).map(|(((id, update), spectrum), rank)| {
-            Ok((id, update.cut(spectrum, rank, &self.settings.low_rank).with_context(|| failed(id))?))
-        });
-        on(&device, cuts.collect::<anyhow::Result<Vec<_>>>()?)
     }
 
     fn dense_updates(
@@ -385,13 +312,5 @@ impl Optimizer {
         }
         reader.finish()?;
         Ok(Self { settings, states })
-    }
-}
-
-/// Which matrix of a block a parameter is; none for others.
-fn target_of(parameter: &Parameter) -> Option<Target> {
-    match parameter.role {
-        Role::Matrix(place) => Some(place.target),
-        _ => None,
     }
 }

@@ -15,6 +15,11 @@ impl Schedule {
         Self { shape, max_steps }
     }
 
+    /// Steps of the run.
+    pub fn max_steps(&self) -> u64 {
+        self.max_steps
+    }
+
     /// The factor of step t: t/w during the w warm-up steps, 1 at t = w, `final_ratio` at the last step and after it.
     ///
     /// With p = (t − w)/(T − w): cosine f + (1 − f)(1 + cos πp)/2, linear 1 − (1 − f)p; warm-up–stable–decay is linear over its last steps.

@@ -6,6 +6,7 @@ mod count;
 mod data_spec;
 mod decode;
 mod document;
+mod integrator;
 mod key_path;
 mod locate;
 mod model_spec;
@@ -21,6 +22,7 @@ mod validate;
 
 pub use count::{Count, NotACount};
 pub use data_spec::*;
+pub use integrator::CyclePhase;
 pub use model_spec::*;
 pub use optimizer_spec::*;
 pub use plan::*;

@@ -141,6 +141,18 @@ pub struct DlraSpec {
     pub spectral_regularization: f64,
     /// Steps between re-orthonormalisations of the bases.
     pub reorthonormalize_every: Count,
+    /// Coefficient steps between an augmentation and its truncation: on the same batch (`augmented_bug`, default 1) or on one more batch each
+    /// (`coefficient_cycle`, default 9).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coefficient_steps: Option<Count>,
+    /// Steps between two truncations by SVD with `retraction: svd`; the steps between them take the `subspace` retraction.
+    #[serde(skip_serializing_if = "is_every_step")]
+    pub truncate_every: Count,
+}
+
+/// Plans written before the key was there keep their hashes.
+fn is_every_step(truncate_every: &Count) -> bool {
+    *truncate_every == Count(1)
 }
 
 fn is_zero(number: &f64) -> bool {
@@ -162,6 +174,8 @@ impl Default for DlraSpec {
             weight_decay: 0.1,
             spectral_regularization: 0.0,
             reorthonormalize_every: Count(20),
+            coefficient_steps: None,
+            truncate_every: Count(1),
         }
     }
 }
@@ -172,6 +186,10 @@ impl Default for DlraSpec {
 pub enum Integrator {
     /// One gradient; augment by the tangent direction, Galerkin step, truncate (algorithms.md §2).
     Tangent,
+    /// One gradient to augment, then one more per coefficient step on the same batch, in the augmented bases; truncate (Ceruti, Kusch & Lubich 2022).
+    AugmentedBug,
+    /// Augment on one batch, train the coefficients alone on the next ones with the bases frozen, truncate.
+    CoefficientCycle,
 }
 
 /// Momentum of the low-rank weights.

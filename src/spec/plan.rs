@@ -403,6 +403,7 @@ fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec, model: &ModelPlan
     };
     let written = match (&spec.low_rank, weights) {
         (_, WeightsSpec::Dense) | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => None,
+        (Some(LowRankOptimizerSpec::Dlra(dlra)), _) => Some(LowRankOptimizerSpec::Dlra(dlra.resolved())),
         (rule, _) => rule.clone(),
     };
     let has_full_matrices = model.weights.values().any(|form| *form == WeightForm::Dense);

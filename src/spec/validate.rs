@@ -3,7 +3,8 @@
 use super::data_spec::{DataSpec, SourceSpec, TextSourceSpec, TokenizerSpec};
 use super::model_spec::{ModelSpec, Target, WeightsSpec};
 use super::optimizer_spec::{
-    AdamwSpec, DenseOptimizerSpec, DlraSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, Momentum, OptimizerSpec, SecondMomentTransport,
+    AdamwSpec, DenseOptimizerSpec, DlraSpec, Integrator, LowRankOptimizerSpec, MatrixOptimizerSpec, Momentum, OptimizerSpec,
+    RetractionSpec, SecondMomentTransport,
 };
 use super::plan::{Plan, RankCyclePlan, RankPlan, TolerancePlan, WeightForm, warmup_steps};
 use super::problem::Problem;
@@ -228,6 +229,16 @@ fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
     let strength = dlra.spectral_regularization;
     found.require_number(strength, strength >= 0.0, "of at least 0 (0 turns it off)", &format!("{path}.spectral_regularization"));
     found.require_positive(dlra.reorthonormalize_every.0, &format!("{path}.reorthonormalize_every"));
+    found.require_positive(dlra.truncate_every.0, &format!("{path}.truncate_every"));
+    if let Some(steps) = dlra.coefficient_steps {
+        found.require_positive(steps.0, &format!("{path}.coefficient_steps"));
+    }
+    let has_no_moments = dlra.integrator == Integrator::AugmentedBug && dlra.momentum == Momentum::MatrixAdam;
+    found.require(!has_no_moments, &format!("{path}.momentum"), || {
+        "`matrix_adam` has gathered no second moments of the directions that `integrator: augmented_bug` steps along; choose `spectral`, `adam` \
+         or `heavy_ball`, or the integrator `tangent` or `coefficient_cycle`"
+            .into()
+    });
 }
 
 /// What every rule with a first moment and decoupled weight decay needs.
@@ -276,6 +287,9 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
         let key = "optimizer.low_rank.dlra.second_moment_transport";
         unused.push(format!("{key}: unused, only `momentum: adam` has element-wise second moments"));
     }
+    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) = (&spec.optimizer.low_rank, &spec.model.weights) {
+        unused_of_integrator(&mut unused, dlra, spec.train.max_steps.0);
+    }
     let policy = match spec.rank {
         RankSpec::Fixed(_) => None,
         RankSpec::Tolerance(_) => Some("tolerance"),
@@ -291,6 +305,28 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
         ));
     }
     unused
+}
+
+/// Settings that the integrator does not look at.
+fn unused_of_integrator(unused: &mut Vec<String>, dlra: &DlraSpec, steps: u64) {
+    let path = "optimizer.low_rank.dlra";
+    if dlra.integrator == Integrator::Tangent && dlra.coefficient_steps.is_some() {
+        unused.push(format!(
+            "{path}.coefficient_steps: unused with `integrator: tangent`, whose one Galerkin step takes no gradient of its own"
+        ));
+    }
+    if dlra.truncate_every.0 > 1 && dlra.integrator == Integrator::CoefficientCycle {
+        unused.push(format!(
+            "{path}.truncate_every: unused with `integrator: coefficient_cycle`, which truncates by SVD at the end of each cycle"
+        ));
+    } else if dlra.truncate_every.0 > 1 && dlra.retraction == RetractionSpec::Subspace {
+        unused.push(format!("{path}.truncate_every: unused with `retraction: subspace`, which takes no SVD while ranks stay"));
+    }
+    if let Some(length) = dlra.cycle_length().filter(|length| *length > steps) {
+        unused.push(format!(
+            "{path}.coefficient_steps: a cycle of {length} steps is longer than the run of {steps}; it ends early, truncated"
+        ));
+    }
 }
 
 fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {

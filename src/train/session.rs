@@ -202,7 +202,7 @@ impl<'a> Session<'a> {
         let mut meter = Meter::default();
         while self.state.step < last {
             let step = self.state.step + 1;
-            let flops = self.trainer.flops_per_step();
+            let flops = self.trainer.flops_of_step(step);
             let timed = self.trainer.step(step)?;
             let report = &timed.report;
             self.state.step = step;

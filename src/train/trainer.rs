@@ -79,14 +79,14 @@ impl<'a> Trainer<'a> {
         Ok(Self { plan, device, model, params, optimizer, gradients, batches })
     }
 
-    /// Counted operations of a step at the ranks the weights have now.
-    pub fn flops_per_step(&self) -> u64 {
+    /// Counted operations of a step (from 1), all its evaluations together, at the ranks the weights have now.
+    pub fn flops_of_step(&self, step: u64) -> u64 {
         let rank = |layer, target| {
             let place = Place { layer, target };
             let (_, _, point) = self.params.low_rank().find(|(_, parameter, _)| parameter.role == Role::Matrix(place))?;
             Some(point.rank())
         };
-        FlopLedger::at_ranks(self.plan, self.model.config().vocab_size as u64, &rank).per_step(self.plan.tokens_per_step)
+        FlopLedger::at_step(self.plan, self.model.config().vocab_size as u64, step, &rank).per_step(self.plan.tokens_per_step)
     }
 
     /// Network, parameters and moments after `step`, in host memory; `state` is what the caller must know beside them.

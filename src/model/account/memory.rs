@@ -2,7 +2,7 @@
 
 use super::matrix::Matrix;
 use super::parameters::ParameterLedger;
-use crate::spec::{ComputeType, DeviceSpec, LinalgSpec, ModelPlan, Plan, Target};
+use crate::spec::{ComputeType, DeviceSpec, Integrator, LinalgSpec, ModelPlan, Plan, Target};
 
 /// Bytes of a number in f32.
 const BYTES_PER_VALUE: u64 = 4;
@@ -12,7 +12,7 @@ const BYTES_PER_HALF: u64 = 2;
 /// Logits the head computes at a time, at most ([`crate::ops::cross_entropy_head`]).
 pub const LOGITS_PER_CHUNK: u64 = 1 << 21;
 
-/// Bytes in f32.
+/// Bytes in f32, under `coefficient_cycle` at the augmented ranks that the low-rank matrices have for most of a cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLedger {
     /// All parameters.
@@ -38,6 +38,9 @@ pub struct MemoryLedger {
     /// 2r × 2r cores, for the largest matrix times the threads. On a device all matrices of one shape and rank are in hand, and stacked: copies of
     /// weight, tangent gradient and moments.
     pub optimizer: u64,
+    /// What `augmented_bug` holds while it evaluates in the augmented bases, beside the first evaluation's gradients: gradients of all parameters once more, now 2r
+    /// wide; and per low-rank matrix the tangent gradient and the new first moment, the augmented bases and Ŝ, new directions, and three cores.
+    pub augmented: u64,
 }
 
 impl MemoryLedger {
@@ -45,7 +48,12 @@ impl MemoryLedger {
         let model = &plan.model;
         let parameters = ParameterLedger::new(model, vocabulary);
         let layers = model.n_layer as u64;
-        let matrices: Vec<Matrix> = Target::ALL.iter().map(|target| Matrix::new(model, *target)).collect();
+        let integrator = plan.optimizer.dlra().map(|dlra| dlra.integrator);
+        let starting: Vec<Matrix> = Target::ALL.iter().map(|target| Matrix::new(model, *target)).collect();
+        let augmented: Vec<Matrix> = starting.iter().map(|matrix| matrix.augmented(integrator.unwrap_or(Integrator::Tangent))).collect();
+        let is_cycle = integrator == Some(Integrator::CoefficientCycle);
+        let is_augmented_bug = integrator == Some(Integrator::AugmentedBug);
+        let matrices = if is_cycle { &augmented } else { &starting };
         let of_blocks = |count: &dyn Fn(&Matrix) -> u64| layers * matrices.iter().map(count).sum::<u64>();
         let moments = |matrix: &Matrix| matrix.moment_values(&plan.optimizer);
         let tokens = plan.train.batch_size as u64 * model.block_size as u64;
@@ -60,7 +68,7 @@ impl MemoryLedger {
             largest * threads.min(layers * low_rank.len() as u64)
         };
         let values = MemoryLedger {
-            weights: parameters.total(),
+            weights: parameters.dense_rest() + of_blocks(&Matrix::parameters),
             gradients: parameters.dense_rest() + of_blocks(&Matrix::gradient_values),
             moments: 2 * parameters.dense_rest() + of_blocks(&moments),
             activations: 0,
@@ -69,8 +77,24 @@ impl MemoryLedger {
             optimizer: of_blocks(&|matrix| {
                 if matrix.is_low_rank() { 2 * matrix.parameters() + moments(matrix) } else { 0 }
             }) + in_hand,
+            augmented: match is_augmented_bug {
+                true => {
+                    let low_rank = |(narrow, wide): (&Matrix, &Matrix)| match narrow.is_low_rank() {
+                        true => {
+                            wide.gradient_values()
+                                + 2 * narrow.parameters()
+                                + wide.parameters()
+                                + narrow.factor_values()
+                                + 3 * wide.rank().pow(2)
+                        }
+                        false => narrow.gradient_values(),
+                    };
+                    parameters.dense_rest() + layers * matrices.iter().zip(&augmented).map(low_rank).sum::<u64>()
+                }
+                false => 0,
+            },
         };
-        let (kept_wide, kept_narrow) = activation_values(model, &matrices);
+        let (kept_wide, kept_narrow) = activation_values(model, &augmented);
         let (bytes_narrow, rounded_weights) = match plan.dtype.compute {
             ComputeType::F32 => (BYTES_PER_VALUE, 0),
             ComputeType::Bf16 => (BYTES_PER_HALF, BYTES_PER_HALF * parameters.total()),
@@ -89,12 +113,13 @@ impl MemoryLedger {
             head_gradient: bytes(self.head_gradient),
             backward: bytes(self.backward),
             optimizer: bytes(self.optimizer),
+            augmented: bytes(self.augmented),
         }
     }
 
-    /// What is there at once at the most: the state of the training, and either a backward pass or a low-rank step.
+    /// What is there at once at the most: the state of the training, and either a backward pass, in augmented bases where there is one, or a low-rank step.
     pub fn peak(&self) -> u64 {
-        let pass = self.activations.saturating_add(self.head_gradient).saturating_add(self.backward);
+        let pass = self.activations.saturating_add(self.head_gradient).saturating_add(self.backward).saturating_add(self.augmented);
         self.weights + self.gradients + self.moments + pass.max(self.optimizer)
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! parameters   trained numbers by group
+//! integrator   what further evaluations and cycles add
 //! operations   of a token, of a step, of the optimizer's own linear algebra
 //! memory       bytes at once
 //! matrix       what one matrix of a block contributes to each
@@ -13,6 +14,7 @@
 //! ```
 
 mod figures;
+mod integrator;
 mod matrix;
 mod memory;
 mod operations;
@@ -20,7 +22,7 @@ mod parameters;
 #[cfg(test)]
 mod tests;
 
-use crate::spec::{Plan, WeightForm};
+use crate::spec::{DlraSpec, Plan, WeightForm};
 use figures::grouped;
 pub(crate) use figures::{bytes, scaled};
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
@@ -43,6 +45,8 @@ pub struct Ledger {
     pub tokens_per_step: u64,
     /// Steps of the run.
     pub max_steps: u64,
+    /// Forward and backward passes over the tokens of a step, which are counted once however often they are passed.
+    pub evaluations_per_step: u64,
 }
 
 impl Ledger {
@@ -56,6 +60,7 @@ impl Ledger {
             memory: MemoryLedger::new(plan, vocabulary, threads as u64),
             tokens_per_step: plan.tokens_per_step,
             max_steps: plan.train.max_steps.0,
+            evaluations_per_step: plan.optimizer.dlra().map_or(1, DlraSpec::evaluations_per_step),
         }
     }
 
@@ -100,6 +105,10 @@ impl fmt::Display for Ledger {
         line(f, "  causal attention", scaled(flops.forward_attention_per_token, "FLOP"))?;
         line(f, "  head", scaled(flops.forward_head_per_token, "FLOP"))?;
         line(f, "training per token", scaled(flops.training_per_token, "FLOP"))?;
+        line(f, "evaluations per step", self.evaluations_per_step.to_string())?;
+        if flops.coefficient_evaluations_per_token > 0 {
+            line(f, "  augmented, per token", scaled(flops.coefficient_evaluations_per_token, "FLOP"))?;
+        }
         line(f, "low-rank optimizer per step", scaled(flops.low_rank_optimizer_per_step, "FLOP"))?;
         if flops.matrix_optimizer_per_step > 0 {
             line(f, "polar factors per step", scaled(flops.matrix_optimizer_per_step, "FLOP"))?;
@@ -116,6 +125,9 @@ impl fmt::Display for Ledger {
         line(f, "head gradient", bytes(memory.head_gradient))?;
         line(f, "backward in flight", bytes(memory.backward))?;
         line(f, "low-rank step", bytes(memory.optimizer))?;
+        if memory.augmented > 0 {
+            line(f, "evaluations in augmented bases", bytes(memory.augmented))?;
+        }
         line(f, "peak, expected", bytes(memory.peak()))?;
 
         writeln!(f, "tokens")?;

@@ -1,7 +1,8 @@
 //! Floating-point operations.
 
+use super::integrator;
 use super::matrix::Matrix;
-use crate::spec::{DlraSpec, Momentum, Plan, RetractionSpec, Target, WeightForm};
+use crate::spec::{CyclePhase, DlraSpec, Integrator, Momentum, Plan, RetractionSpec, Target, WeightForm};
 
 /// Quintic Newton–Schulz iterations that `spectral` momentum is counted with.
 pub const NEWTON_SCHULZ_ITERATIONS: u64 = 5;
@@ -19,6 +20,8 @@ pub struct FlopLedger {
     /// of its own (the S-gradient comes from the K-gradient), so that it counts twice. The recomputation of attention scores in the
     /// backward is not counted.
     pub training_per_token: u64,
+    /// Forward and backward of the further evaluations of an `augmented_bug` step, with every low-rank matrix in its augmented bases.
+    pub coefficient_evaluations_per_token: u64,
     /// Geometry of all low-rank matrices, once per step; see [`low_rank_optimizer_flops`].
     pub low_rank_optimizer_per_step: u64,
     /// Polar factors of full matrices under Muon, once per step: 5 (4 a² b + 2 a³) each for a ≤ b its sides.
@@ -26,44 +29,69 @@ pub struct FlopLedger {
 }
 
 impl FlopLedger {
+    /// At the ranks of the plan; for `coefficient_cycle`, whose ranks come and go, the mean over a cycle.
     pub(super) fn new(plan: &Plan, vocabulary: u64) -> Self {
-        Self::at_ranks(plan, vocabulary, &|_, _| None)
+        let Some(phases) = plan.optimizer.dlra().and_then(integrator::phases) else {
+            return Self::count(plan, vocabulary, None, &|matrix, _, _| matrix);
+        };
+        let wide = |matrix: Matrix, _, _| matrix.augmented(Integrator::CoefficientCycle);
+        let ledger = |phase| match phase {
+            CyclePhase::Augment => Self::count(plan, vocabulary, Some(phase), &|matrix, _, _| matrix),
+            CyclePhase::Coefficients { .. } => Self::count(plan, vocabulary, Some(phase), &wide),
+        };
+        integrator::mean(&phases.map(|(weight, phase)| (weight, ledger(phase))))
     }
 
-    /// The operations when low-rank matrices have these ranks (by block and target) instead of those of the plan, as after truncations.
-    pub fn at_ranks(plan: &Plan, vocabulary: u64, rank: &dyn Fn(usize, Target) -> Option<usize>) -> Self {
+    /// The operations of a step (from 1) when low-rank matrices have these ranks (by block and target) instead of those of the plan, as after truncations.
+    pub fn at_step(plan: &Plan, vocabulary: u64, step: u64, rank: &dyn Fn(usize, Target) -> Option<usize>) -> Self {
+        let phase = plan.optimizer.dlra().and_then(|dlra| dlra.cycle_phase(step, plan.train.max_steps.0));
+        Self::count(plan, vocabulary, phase, &|matrix, layer, target| match rank(layer, target) {
+            Some(rank) if matrix.is_low_rank() => Matrix { form: WeightForm::LowRank { rank }, ..matrix },
+            _ => matrix,
+        })
+    }
+
+    fn count(plan: &Plan, vocabulary: u64, phase: Option<CyclePhase>, form: &dyn Fn(Matrix, usize, Target) -> Matrix) -> Self {
         let model = &plan.model;
         let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
         let places = || (0..model.n_layer).flat_map(|layer| Target::ALL.map(|target| (layer, target)));
-        let matrices: Vec<Matrix> = places()
-            .map(|(layer, target)| match (Matrix::new(model, target), rank(layer, target)) {
-                (matrix, Some(rank)) if matrix.is_low_rank() => Matrix { form: WeightForm::LowRank { rank }, ..matrix },
-                (matrix, _) => matrix,
-            })
-            .collect();
+        let matrices: Vec<Matrix> = places().map(|(layer, target)| form(Matrix::new(model, target), layer, target)).collect();
         let products = matrices.iter().map(Matrix::forward_flops).sum::<u64>();
         let attention = layers * 2 * width * (model.block_size as u64 + 1);
         let head = 2 * vocabulary * width;
-        let small_products_saved = matrices.iter().map(Matrix::coefficient_flops).sum::<u64>();
-        let optimizer = plan.optimizer.dlra().map_or(0, |dlra| {
-            let low_rank = matrices.iter().filter(|matrix| matrix.is_low_rank());
-            low_rank.map(|matrix| low_rank_optimizer_flops(dlra, matrix.rows, matrix.columns, matrix.rank()).total()).sum::<u64>()
+        let training = |products: u64, small: u64| 3 * (products + attention + head) - small;
+        let of = |matrices: &[Matrix]| {
+            training(matrices.iter().map(Matrix::forward_flops).sum(), matrices.iter().map(Matrix::coefficient_flops).sum())
+        };
+        let dlra = plan.optimizer.dlra();
+        let optimizer = dlra.map_or(0, |dlra| {
+            let cost = |matrix: &Matrix| match phase {
+                None => low_rank_optimizer_flops(dlra, matrix.rows, matrix.columns, matrix.rank()),
+                Some(phase) => integrator::cycle_flops(dlra, matrix.rows, matrix.columns, matrix.rank(), phase),
+            };
+            matrices.iter().filter(|matrix| matrix.is_low_rank()).map(|matrix| cost(matrix).total()).sum::<u64>()
+        });
+        let coefficient_evaluations = dlra.map_or(0, |dlra| {
+            let augmented: Vec<Matrix> = matrices.iter().map(|matrix| matrix.augmented(dlra.integrator)).collect();
+            (dlra.evaluations_per_step() - 1) * of(&augmented)
         });
         let dense = matrices.iter().filter(|matrix| matrix.form == WeightForm::Dense && plan.optimizer.muon().is_some());
         FlopLedger {
             forward_products_per_token: products,
             forward_attention_per_token: attention,
             forward_head_per_token: head,
-            training_per_token: 3 * (products + attention + head) - small_products_saved,
+            training_per_token: of(&matrices),
+            coefficient_evaluations_per_token: coefficient_evaluations,
             low_rank_optimizer_per_step: optimizer,
             matrix_optimizer_per_step: dense.map(|matrix| polar_flops(matrix.rows, matrix.columns)).sum(),
         }
     }
 
-    /// A step on this many tokens: training, then the optimizer's own products.
+    /// A step on this many tokens: all its evaluations, then the optimizer's own products.
     pub fn per_step(&self, tokens: u64) -> u64 {
         let optimizer = self.low_rank_optimizer_per_step.saturating_add(self.matrix_optimizer_per_step);
-        self.training_per_token.saturating_mul(tokens).saturating_add(optimizer)
+        let evaluations = self.training_per_token.saturating_add(self.coefficient_evaluations_per_token);
+        evaluations.saturating_mul(tokens).saturating_add(optimizer)
     }
 
     /// Forward pass on one token.
@@ -80,7 +108,7 @@ pub struct OptimizerFlops {
     pub projection: u64,
     /// New basis directions: orthogonalised twice against the basis, 8 r² per row, and Cholesky-QR twice, 8 r² per row: 16 (m + n) r².
     pub augmentation: u64,
-    /// `spectral`: polar factor of the core a × b, a ≤ b ≤ 2r, by quintic Newton–Schulz: 4 a² b + 2 a³ per iteration. `matrix_adam`: four
+    /// `spectral`: polar factor of the core a × b, a ≤ b ≤ 2r, by quintic Newton–Schulz: 4 a² b + 2 a³ per iteration; once per coefficient step. `matrix_adam`: four
     /// inverse roots by symmetric eigenvalues, 9 r³ + 2 r³ each (Golub & Van Loan, §8.3), and four products, 2 r³ each.
     pub polar: u64,
     /// `subspace`: two thin QRs of 2r × r (20/3 r³ each) and one product (8 r³). `svd`: 21 (2r)³ (Golub & Van Loan, §8.6).
@@ -88,41 +116,57 @@ pub struct OptimizerFlops {
     pub retraction: u64,
     /// First moment into the new bases: 8 (m + n) r² + 8 r³; and for `adam` second moments, 2 (m + n) r² + 4 r³, for `matrix_adam` 16 r³.
     pub transport: u64,
+    /// What the coefficient steps of `augmented_bug` take beside their polar factors.
+    pub coefficients: u64,
 }
 
 impl OptimizerFlops {
     /// All parts together.
     pub fn total(&self) -> u64 {
-        self.projection + self.augmentation + self.polar + self.retraction + self.transport
+        self.projection + self.augmentation + self.polar + self.retraction + self.transport + self.coefficients
     }
 }
 
-/// Operations of one DLRA step on one m × n matrix of rank r: the algorithm's own count (algorithms.md §2 and §3), the same wherever it runs. On a
-/// device a step makes 2 (m + n) r² more for the R factors, and Cholesky-QR in place of Householder's for the retraction.
+/// Operations of one `tangent` or `augmented_bug` step on one m × n matrix of rank r: the algorithm's own count (algorithms.md §2 and §3), the same wherever
+/// it runs. On a device a step makes 2 (m + n) r² more for the R factors, and Cholesky-QR in place of Householder's for the retraction.
 pub fn low_rank_optimizer_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: u64) -> OptimizerFlops {
     let (square, cube) = (rank * rank, rank * rank * rank);
     let sides = (rows + columns) * square;
     let is_adam = u64::from(dlra.momentum == Momentum::Adam);
     let is_matrix_adam = u64::from(dlra.momentum == Momentum::MatrixAdam);
+    let (subspace, svd) = ((2 * 20 * cube) / 3 + 8 * cube, 21 * 8 * cube);
+    let every = dlra.truncate_every.0.max(1);
     OptimizerFlops {
-        projection: 4 * rows * square + 2 * columns * square + is_adam * 4 * sides + is_matrix_adam * (4 * sides + 8 * cube),
+        projection: cost_of_projection(dlra, rows, columns, rank),
         augmentation: 16 * sides,
         polar: match dlra.momentum {
-            Momentum::Spectral => polar_flops((2 * rank).min(rows), (2 * rank).min(columns)),
+            Momentum::Spectral => dlra.coefficient_steps().max(1) * polar_flops((2 * rank).min(rows), (2 * rank).min(columns)),
             Momentum::MatrixAdam => 52 * cube,
             Momentum::HeavyBall | Momentum::Adam => 0,
         },
         retraction: 4 * sides
             + match dlra.retraction {
-                RetractionSpec::Subspace => (2 * 20 * cube) / 3 + 8 * cube,
-                RetractionSpec::Svd => 21 * 8 * cube,
+                RetractionSpec::Subspace => subspace,
+                RetractionSpec::Svd => (svd + (every - 1) * subspace) / every,
             },
         transport: 8 * sides + 8 * cube + is_adam * (2 * sides + 4 * cube) + is_matrix_adam * 16 * cube,
+        coefficients: integrator::coefficient_flops(dlra, rows, columns, rank),
     }
 }
 
+/// Tangent projection and the direction; see [`OptimizerFlops::projection`].
+pub(super) fn cost_of_projection(dlra: &DlraSpec, rows: u64, columns: u64, rank: u64) -> u64 {
+    let (square, cube) = (rank * rank, rank * rank * rank);
+    let direction = match dlra.momentum {
+        Momentum::Adam => 4 * (rows + columns) * square,
+        Momentum::MatrixAdam => 4 * (rows + columns) * square + 8 * cube,
+        Momentum::HeavyBall | Momentum::Spectral => 0,
+    };
+    4 * rows * square + 2 * columns * square + direction
+}
+
 /// Operations of an a × b polar factor by products, 4 a² b + 2 a³ per iteration for a ≤ b.
-fn polar_flops(rows: u64, columns: u64) -> u64 {
+pub(super) fn polar_flops(rows: u64, columns: u64) -> u64 {
     let (short, long) = (rows.min(columns), rows.max(columns));
     NEWTON_SCHULZ_ITERATIONS * (4 * short * short * long + 2 * short * short * short)
 }

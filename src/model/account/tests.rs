@@ -2,7 +2,7 @@
 
 use super::figures::{bytes, grouped, scaled};
 use super::*;
-use crate::spec::{DlraSpec, Momentum, RetractionSpec};
+use crate::spec::{Count, CyclePhase, DlraSpec, Momentum, RetractionSpec};
 
 /// 2 blocks, 2 heads, width 8, block 4, vocabulary 10, rank 2, except v (rank 3) and down (dense); batch 3 × 2.
 fn tiny(kind: &str, rule: &str, bias: bool) -> Plan {
@@ -127,4 +127,72 @@ fn muon_is_counted() {
     assert_eq!(muon.flops_per_step() - plain.flops_per_step(), polar);
     // One moment instead of two for the matrices.
     assert_eq!(plain.memory.moments - muon.memory.moments, 4 * 2 * (4 * 64 + 2 * 256));
+}
+
+fn integrator(keys: &str) -> String {
+    format!("optimizer: {{low_rank: {{dlra: {{{keys}}}}}}}")
+}
+
+/// The augmented evaluations are those of the same network at twice the rank; tokens are counted once.
+#[test]
+fn augmented_bug_counts_its_evaluations() {
+    let plain = Ledger::new(&tiny(LOW_RANK, "", false), 10, 1);
+    let doubled = Ledger::new(&tiny("{low_rank: {rank: 4, targets: {v: 6, down: dense}}}", "", false), 10, 1);
+    let twice = Ledger::new(&tiny(LOW_RANK, &integrator("integrator: augmented_bug, coefficient_steps: 2"), false), 10, 1);
+    assert_eq!((plain.evaluations_per_step, twice.evaluations_per_step), (1, 3));
+    assert_eq!(twice.flops.training_per_token, plain.flops.training_per_token);
+    assert_eq!(twice.flops.coefficient_evaluations_per_token, 2 * doubled.flops.training_per_token);
+    let optimizer = |ledger: &Ledger| ledger.flops.low_rank_optimizer_per_step;
+    let tokens = plain.tokens_per_step;
+    let expected = plain.flops_per_step() + 2 * tokens * doubled.flops.training_per_token + optimizer(&twice) - optimizer(&plain);
+    assert_eq!((twice.flops_per_step(), twice.total_tokens()), (expected, plain.total_tokens()));
+    // By hand for a 10 × 6 matrix of rank 2: two polar factors, 2 · 8 · 10 · 4, 4 · 64, 8 · 64, 16 · 8, 4 · 40 and 2 · 24.
+    let bug = DlraSpec { coefficient_steps: Some(Count(2)), integrator: crate::spec::Integrator::AugmentedBug, ..DlraSpec::default() };
+    let (one, two) = (low_rank_optimizer_flops(&DlraSpec::default(), 10, 6, 2), low_rank_optimizer_flops(&bug, 10, 6, 2));
+    assert_eq!((two.polar, one.coefficients), (2 * one.polar, 0));
+    assert_eq!(two.coefficients, 640 + 256 + 512 + 128 + 160 + 48);
+    // Rest: 152; gradients 2r wide 2·(64·3 + 96 + 160 + 256); twice (36·3 + 57 + 84), the augmented (80·3 + 132 + 176), new directions (32·3 + 48 + 80), three
+    // cores of 16·3 + 36 + 16 numbers each.
+    let low_rank = 2 * (108 + 57 + 84) + (240 + 132 + 176) + (96 + 48 + 80) + 3 * (48 + 36 + 16);
+    assert_eq!(twice.memory.augmented, 4 * (152 + 2 * (192 + 96 + 160 + 256 + low_rank)));
+    assert_eq!(twice.memory.activations - plain.memory.activations, 4 * 12 * 2 * 11);
+    assert!(twice.to_string().contains("evaluations per step                           3"), "{twice}");
+}
+
+/// A plan's figures of a cycle are means over it; a step's own are those of its phase and rank.
+#[test]
+fn cycles_are_counted_at_the_ranks_in_force() {
+    let plan = tiny(LOW_RANK, &integrator("integrator: coefficient_cycle, coefficient_steps: 3"), false);
+    let (narrow, wide) = (Ledger::new(&tiny(LOW_RANK, "", false), 10, 1), {
+        Ledger::new(&tiny("{low_rank: {rank: 4, targets: {v: 6, down: dense}}}", "", false), 10, 1)
+    });
+    let cycle = Ledger::new(&plan, 10, 1);
+    assert_eq!(cycle.flops.training_per_token, (narrow.flops.training_per_token + 3 * wide.flops.training_per_token) / 4);
+    assert_eq!(cycle.evaluations_per_step, 1);
+    assert_eq!((cycle.memory.weights, cycle.memory.moments), (wide.memory.weights, wide.memory.moments));
+    assert_eq!(cycle.parameters.total(), narrow.parameters.total());
+    let doubled = |_: usize, target: crate::spec::Target| Some(if target == crate::spec::Target::V { 6 } else { 4 });
+    let steps: Vec<FlopLedger> = (1..=7).map(|step| FlopLedger::at_step(&plan, 10, step, &doubled)).collect();
+    assert_eq!(steps[1].training_per_token, wide.flops.training_per_token);
+    // Steps 4 and 7 truncate, the last because the run ends.
+    let optimizer: Vec<u64> = steps.iter().map(|ledger| ledger.low_rank_optimizer_per_step).collect();
+    assert!(optimizer[3] > optimizer[1] && optimizer[6] == optimizer[3] && optimizer[1] == optimizer[2] && optimizer[4] == optimizer[0]);
+    // By hand, 10 × 6 at rank 4: projection, then polar factors of 4 × 4; SVD 21 · 64, bases 2 · 16 · 4 · 2, transport 16 (6 · 8 + 2 · 4) + 4 (32 + 16).
+    let cost = |phase| integrator::cycle_flops(&DlraSpec::default(), 10, 6, 4, phase);
+    let truncating = cost(CyclePhase::Coefficients { truncate: true });
+    assert_eq!((truncating.projection, truncating.polar), (4 * 160 + 2 * 96, 5 * (4 * 64 + 2 * 64)));
+    assert_eq!((truncating.retraction, truncating.transport, truncating.augmentation), (21 * 64 + 256, 16 * 56 + 192, 0));
+    assert_eq!(cost(CyclePhase::Coefficients { truncate: false }).total(), truncating.projection + truncating.polar);
+    // To min(2r, m, n) = 6 columns.
+    assert_eq!(cost(CyclePhase::Augment).transport, 16 * (6 * 24 + 2 * 36) + 4 * (96 + 144));
+}
+
+#[test]
+fn retractions_between_svds_are_cheaper() {
+    let retraction = |every| {
+        let svd = DlraSpec { retraction: RetractionSpec::Svd, truncate_every: Count(every), ..DlraSpec::default() };
+        low_rank_optimizer_flops(&svd, 10, 6, 2).retraction
+    };
+    let subspace = low_rank_optimizer_flops(&DlraSpec::default(), 10, 6, 2).retraction;
+    assert_eq!((retraction(1), retraction(4)), (256 + 1344, 256 + (1344 + 3 * (subspace - 256)) / 4));
 }

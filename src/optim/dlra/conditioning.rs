@@ -8,7 +8,7 @@ use candle_core::{D, Result, Tensor};
 ///
 /// R is 0 exactly where all singular values are equal, and depends on them alone, so that its gradient at W = U S Vᵀ is the tangent vector
 /// U (∂R/∂S) Vᵀ (Schotthöfer, Yang & Schnake 2025, RobustDLRT, arXiv:2505.08022). tr A = 0, so ‖S‖_F² needs no term of its own.
-fn gradient(s: &Tensor) -> Result<Tensor> {
+pub(super) fn gradient(s: &Tensor) -> Result<Tensor> {
     if s.rank() > 2 || !s.device().is_cpu() {
         return gradient_on_device(s);
     }

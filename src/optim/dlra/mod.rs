@@ -1,8 +1,18 @@
 //! The dynamical low-rank (DLRA) step of one weight W = U S Vᵀ: momentum, augmentation, Galerkin step, truncation, transport.
 //!
-//! algorithms.md §2–§4; tangent integrator (one gradient per step), after Schotthöfer, Klein & Kusch (arXiv:2506.17475) and the
-//! augmented Basis-Update & Galerkin integrator (Ceruti, Kusch & Lubich 2022). Shapes: m × n weight, rank r.
+//! algorithms.md §2–§4; after Schotthöfer, Klein & Kusch (arXiv:2506.17475) and the augmented Basis-Update & Galerkin integrator (Ceruti, Kusch &
+//! Lubich 2022). Shapes: m × n weight, rank r.
+//!
+//! ```text
+//! here                `tangent`, one gradient a step; and what all integrators share: moments, retraction, transport, cuts
+//! augmented_bug       further gradients on the same batch, in the augmented bases
+//! coefficient_cycle   augment on one batch, train S on the next ones
+//! second_moments, matrix_moments    what scales the first moment
+//! conditioning        the spectral regulariser
+//! ```
 
+mod augmented_bug;
+mod coefficient_cycle;
 mod conditioning;
 mod matrix_moments;
 mod second_moments;
@@ -12,9 +22,11 @@ use super::muon::SPECTRAL_SCALE;
 use super::rank::RankDecision;
 use super::state::StateReader;
 use crate::linalg;
-use crate::lowrank::{Augmentation, BasisChange, LowRank, Spectrum, Tangent, Truncation};
-use crate::spec::{DlraSpec, Momentum, RetractionSpec};
+use crate::lowrank::{Augmentation, BasisChange, LowRank, Retracted, Spectrum, Tangent, Truncation};
+use crate::spec::{DlraSpec, Integrator, Momentum, RetractionSpec};
+pub use augmented_bug::GalerkinStep;
 use candle_core::{Device, Result, Tensor};
+use coefficient_cycle::{CYCLE_RANK, read_cycle_rank, scalar};
 use conditioning::regularized;
 use matrix_moments::MatrixMoments;
 use second_moments::SecondMoments;
@@ -42,6 +54,8 @@ pub struct DlraState {
     first: Tangent,
     /// What scales it.
     second: Second,
+    /// Rank before the augmentation that opened the present cycle; for `coefficient_cycle` only.
+    cycle_rank: Option<usize>,
 }
 
 /// What scales the first moment.
@@ -53,16 +67,6 @@ enum Second {
     Elements(SecondMoments),
     /// r × r second moments of the K- and L-gradient: `matrix_adam`.
     Matrices(MatrixMoments),
-}
-
-/// A step before its truncation.
-struct Advanced {
-    /// New moments, in the old bases.
-    state: DlraState,
-    /// Augmented bases.
-    augmentation: Augmentation,
-    /// Ŝ with Û Ŝ V̂ᵀ = (1 − ηλ) W − ηD.
-    coefficients: Tensor,
 }
 
 /// What a step did to one weight.
@@ -116,9 +120,50 @@ impl DlraUpdate {
         let cut = spectrum.truncate(&self.point, rank)?;
         let change = BasisChange::from_rotations(&self.point, &cut.point, cut.rotation_u, cut.rotation_v);
         self.state.transport(&change, settings)?;
+        self.state.cycle_rank = self.state.cycle_rank.map(|_| cut.point.rank());
         let [r_u, r_v] = &self.rotations;
         let rotations = [linalg::multiply(change.rotation_u(), r_u)?, linalg::multiply(r_v, change.rotation_v())?];
         Ok(Self { point: cut.point, state: self.state, rotations, truncation: cut.truncation })
+    }
+}
+
+impl DlraStep<'_> {
+    /// What a gradient is multiplied by on its way into the first moment.
+    fn gradient_weight(&self) -> f64 {
+        let DlraSpec { momentum, beta1, .. } = *self.settings;
+        if momentum == Momentum::HeavyBall { self.gradient_scale } else { (1.0 - beta1) * self.gradient_scale }
+    }
+
+    /// Strength of the regulariser beside a gradient before scaling: the moments scale the gradient, but it is part of the objective as it stands.
+    fn regularization(&self) -> Option<f64> {
+        let strength = self.settings.spectral_regularization;
+        (strength != 0.0).then(|| strength / self.gradient_scale)
+    }
+
+    /// 0.2 √max(m, n) times the polar factor of coefficients: the direction of `spectral`.
+    ///
+    /// Steps that retract by an SVD take the exact polar factor too; the others stay with matrix products.
+    fn polar(&self, point: &LowRank, core: &Tensor) -> Result<Tensor> {
+        let scale = SPECTRAL_SCALE * (point.rows().max(point.columns()) as f64).sqrt();
+        let polar = match self.settings.retraction_at(self.step) {
+            RetractionSpec::Svd => linalg::polar(core)?,
+            RetractionSpec::Subspace => linalg::polar_newton_schulz(core)?,
+        };
+        polar * scale
+    }
+
+    /// Û Ŝ V̂ᵀ brought to the rank that was decided, and re-orthonormalised where its turn has come.
+    fn retract(&self, point: &LowRank, augmentation: &Augmentation, coefficients: &Tensor) -> Result<Retracted> {
+        let rank = point.rank();
+        let retracted = match (self.rank, self.settings.retraction_at(self.step)) {
+            (RankDecision::Keep, RetractionSpec::Subspace) => augmentation.retract_subspace(point, coefficients)?,
+            (RankDecision::Keep, RetractionSpec::Svd) => augmentation.truncate(point, coefficients, &|_| rank)?,
+            (RankDecision::Set { rank }, _) => augmentation.truncate(point, coefficients, &|_| rank)?,
+        };
+        match self.step.is_multiple_of(self.settings.reorthonormalize_every.0.max(1)) {
+            true => Ok(Retracted { point: retracted.point.reorthonormalized()?, ..retracted }),
+            false => Ok(retracted),
+        }
     }
 }
 
@@ -130,31 +175,35 @@ impl DlraState {
             Momentum::Adam => Second::Elements(SecondMoments::new(point)?),
             Momentum::MatrixAdam => Second::Matrices(MatrixMoments::new(point)?),
         };
-        Ok(Self { first: Tangent::zeros(point)?, second })
+        let cycle_rank = (settings.integrator == Integrator::CoefficientCycle).then(|| point.rank());
+        Ok(Self { first: Tangent::zeros(point)?, second, cycle_rank })
     }
 
-    /// One step from `point` along the momentum of `gradient` (a tangent vector at `point`, before scaling).
+    /// One step from `point` along the momentum of `gradient` (a tangent vector at `point`, before scaling), by the `tangent` integrator.
     ///
     /// Nothing is changed in place: on an error the old point and state are intact.
     ///
     /// # Errors
     /// If a factorisation meets a non-finite number or does not converge.
     pub fn step(&self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<DlraUpdate> {
-        let Advanced { mut state, augmentation, coefficients } = self.advance(point, gradient, hyper)?;
-        let rank = point.rank();
-        let retracted = match (hyper.rank, hyper.settings.retraction) {
-            (RankDecision::Keep, RetractionSpec::Subspace) => augmentation.retract_subspace(point, &coefficients)?,
-            (RankDecision::Keep, RetractionSpec::Svd) => augmentation.truncate(point, &coefficients, &|_| rank)?,
-            (RankDecision::Set { rank }, _) => augmentation.truncate(point, &coefficients, &|_| rank)?,
+        let mut state = self.clone();
+        let direction = state.direction(point, gradient, hyper)?;
+        let augmentation = Augmentation::new(point, &direction)?;
+        let core = match hyper.settings.momentum {
+            Momentum::Spectral => hyper.polar(point, augmentation.core())?,
+            Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam => augmentation.core().clone(),
         };
-        let mut new_point = retracted.point;
-        if hyper.step.is_multiple_of(hyper.settings.reorthonormalize_every.0.max(1)) {
-            new_point = new_point.reorthonormalized()?;
-        }
-        let change = BasisChange::from_rotations(point, &new_point, retracted.rotation_u, retracted.rotation_v);
-        state.transport(&change, hyper.settings)?;
+        let coefficients = augmentation.coefficients(point, &core, hyper.learning_rate, hyper.settings.weight_decay)?;
+        state.arrive(point, hyper.retract(point, &augmentation, &coefficients)?, hyper)
+    }
+
+    /// The update that ends at a retracted point, with the moments carried there.
+    fn arrive(mut self, point: &LowRank, retracted: Retracted, hyper: &DlraStep) -> Result<DlraUpdate> {
+        let Retracted { point: new_point, rotation_u, rotation_v, truncation } = retracted;
+        let change = BasisChange::from_rotations(point, &new_point, rotation_u, rotation_v);
+        self.transport(&change, hyper.settings)?;
         let rotations = [change.rotation_u(), change.rotation_v()].map(Tensor::clone);
-        Ok(DlraUpdate { point: new_point, state, rotations, truncation: retracted.truncation })
+        Ok(DlraUpdate { point: new_point, state: self, rotations, truncation })
     }
 
     /// Into the new bases.
@@ -167,31 +216,12 @@ impl DlraState {
         }
     }
 
-    /// The step up to the truncation: moments, augmented bases, Galerkin coefficients.
-    fn advance(&self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<Advanced> {
-        let mut state = self.clone();
-        let strength = hyper.settings.spectral_regularization;
-        let direction = if strength == 0.0 {
-            state.direction(point, gradient, hyper)?
-        } else {
-            // The moments scale the gradient; the regulariser is part of the objective as it stands.
-            state.direction(point, &regularized(gradient, &point.s, strength / hyper.gradient_scale)?, hyper)?
-        };
-        let augmentation = Augmentation::new(point, &direction)?;
-        let core = match hyper.settings.momentum {
-            Momentum::Spectral => {
-                let scale = SPECTRAL_SCALE * (point.rows().max(point.columns()) as f64).sqrt();
-                // The settings that retract by an SVD take the exact polar factor too; the others stay with matrix products.
-                let polar = match hyper.settings.retraction {
-                    RetractionSpec::Svd => linalg::polar(augmentation.core())?,
-                    RetractionSpec::Subspace => linalg::polar_newton_schulz(augmentation.core())?,
-                };
-                (polar * scale)?
-            }
-            Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam => augmentation.core().clone(),
-        };
-        let coefficients = augmentation.coefficients(point, &core, hyper.learning_rate, hyper.settings.weight_decay)?;
-        Ok(Advanced { state, augmentation, coefficients })
+    /// Takes in a gradient of the loss, with that of the regulariser added where there is one, and returns the direction D as a tangent vector.
+    fn direction(&mut self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<Tangent> {
+        match hyper.regularization() {
+            None => self.direction_along(point, gradient, hyper),
+            Some(strength) => self.direction_along(point, &regularized(gradient, &point.s, strength)?, hyper),
+        }
     }
 
     /// Updates the moments and returns the direction D as a tangent vector.
@@ -199,9 +229,9 @@ impl DlraState {
     /// With first moment m ← β₁m + (1−β₁)g, the direction is made of m, or with Nesterov's look-ahead of β₁m + (1−β₁)g (Dozat 2016), whose gathered
     /// weight is 1 − β₁ᵗ⁺¹ instead of 1 − β₁ᵗ. `heavy_ball` has the SGD-with-momentum form m ← β₁m + g; the paper's V ← (1−γ)V − λ∇L, W ← W + λV
     /// is this with β₁ = 1−γ and η = λ².
-    fn direction(&mut self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<Tangent> {
-        let DlraSpec { beta1, beta2, epsilon, momentum, nesterov, .. } = *hyper.settings;
-        let weight = if momentum == Momentum::HeavyBall { 1.0 } else { 1.0 - beta1 } * hyper.gradient_scale;
+    fn direction_along(&mut self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<Tangent> {
+        let DlraSpec { beta1, beta2, epsilon, nesterov, .. } = *hyper.settings;
+        let weight = hyper.gradient_weight();
         self.first = self.first.scaled_add(beta1, gradient, weight)?;
         let mean = if nesterov { self.first.scaled_add(beta1, gradient, weight)? } else { self.first.clone() };
         let gathered = 1.0 - beta1.powi(hyper.step as i32 + i32::from(nesterov));
@@ -239,7 +269,7 @@ impl DlraState {
             }
             Second::Matrices(second) => Second::Matrices(second.map_leaves(change)?),
         };
-        Ok(Self { first, second })
+        Ok(Self { first, second, cycle_rank: self.cycle_rank })
     }
 
     /// State tensors by name.
@@ -256,6 +286,7 @@ impl DlraState {
             }
             Second::Matrices(second) => tensors.extend(second.named().map(|(leaf, tensor)| (leaf.to_owned(), tensor.clone()))),
         }
+        tensors.extend(self.cycle_rank.map(|rank| (CYCLE_RANK.to_owned(), scalar(rank))));
         tensors
     }
 
@@ -277,6 +308,10 @@ impl DlraState {
             }
             Second::Matrices(like) => Second::Matrices(like.read(|leaf, like| reader.take_like(leaf, like))?),
         };
-        Ok(Self { first, second })
+        let cycle_rank = match expected.cycle_rank {
+            Some(rank) => Some(read_cycle_rank(&reader.take_like(CYCLE_RANK, &scalar(rank))?, point)?),
+            None => None,
+        };
+        Ok(Self { first, second, cycle_rank })
     }
 }

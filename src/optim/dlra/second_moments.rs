@@ -1,7 +1,7 @@
 //! Element-wise second moments of the tangent coordinates (`adam`).
 
 use crate::linalg::multiply;
-use crate::lowrank::{BasisChange, LowRank, Tangent};
+use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent};
 use crate::spec::SecondMomentTransport;
 use candle_core::{D, Result, Tensor};
 
@@ -50,6 +50,16 @@ impl SecondMoments {
             p: divide(&mean.p, &self.sum.p, &self.weight.p)?,
             q: divide(&mean.q, &self.sum.q, &self.weight.q)?,
         })
+    }
+
+    /// Second moments of the coefficients in augmented bases and what each has gathered, (r + k_P) × (r + k_Q), as variances of independent coordinates;
+    /// nothing has been gathered where two new directions meet.
+    pub fn of_coefficients(&self, point: &LowRank, augmentation: &Augmentation) -> Result<(Tensor, Tensor)> {
+        let rank = point.rank();
+        let rows = |row: &Tensor, count: usize| row.broadcast_as((count, rank))?.contiguous();
+        let weight =
+            Tangent { m: self.weight.m.clone(), p: rows(&self.weight.p, point.rows())?, q: rows(&self.weight.q, point.columns())? };
+        Ok((augmentation.second_moments_of(&self.sum)?, augmentation.second_moments_of(&weight)?))
     }
 
     /// Into the new bases: v and c as variances of independent coordinates, or √v as a linear map and squared, with c as it was.

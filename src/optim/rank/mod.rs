@@ -110,6 +110,11 @@ impl RankSchedule {
         }
     }
 
+    /// Whether ranks may change at a step (counted from 1), by growth or a cut.
+    pub fn changes_at(&self, step: u64) -> bool {
+        self.cycle().is_some_and(|cycle| !matches!(cycle.event(step), CycleEvent::Rest))
+    }
+
     /// The norm of the cut that ends a step (counted from 1); none if it has no cut.
     pub fn cut_norm(&self, step: u64) -> Option<RankNorm> {
         let is_cut = self.cycle().is_some_and(|cycle| matches!(cycle.event(step), CycleEvent::Cut(_)));
@@ -189,6 +194,7 @@ mod tests {
         for step in 1..=100 {
             assert_eq!(RankSchedule::Fixed.decide(step, Target::Q, 8), RankDecision::Keep);
             assert_eq!(RankSchedule::Fixed.cut_norm(step), None);
+            assert!(!RankSchedule::Fixed.changes_at(step));
         }
     }
 
@@ -199,6 +205,8 @@ mod tests {
         assert_eq!(growths, [20, 30, 40]);
         let cuts: Vec<u64> = (1..=100).filter(|&step| schedule.cut_norm(step).is_some()).collect();
         assert_eq!(cuts, [26, 36, 46]);
+        let changes: Vec<u64> = (1..=100).filter(|&step| schedule.changes_at(step)).collect();
+        assert_eq!(changes, [20, 26, 30, 36, 40, 46]);
         // ‖σ‖ = 1 within 10⁻³; tails after rank 6, 5, 4: 0.08, 0.17, 0.26.
         let sigma = [0.5, 0.5, 0.45, 0.45, 0.2, 0.15, 0.08];
         let offers = [offer(Target::Q, &sigma)];
