@@ -3,18 +3,18 @@
 mod low_rank;
 
 use super::adamw::{AdamwState, AdamwStep};
-use super::dlra::{DlraState, DlraStep, DlraUpdate};
+use super::dlra::DlraState;
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
 use super::heavy_ball::HeavyBallState;
 use super::muon::MuonState;
-use super::rank::{Offer, RankDecision, RankSchedule};
+use super::rank::RankSchedule;
 use super::schedule::Schedule;
 use super::state::{StateReader, name};
 use crate::checkpoint::TensorReader;
-use crate::lowrank::{Spectrum, Truncation};
+use crate::lowrank::Truncation;
 use crate::ops::Gradients;
 use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
-use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, RankNorm, Target};
+use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, RankNorm};
 use anyhow::{Context, bail};
 use candle_core::Tensor;
 use low_rank::{FirstGradients, LowRankUpdates};
