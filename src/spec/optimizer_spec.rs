@@ -145,7 +145,8 @@ pub struct DlraSpec {
     /// (`coefficient_cycle`, default 9).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coefficient_steps: Option<Count>,
-    /// Steps between two truncations by SVD with `retraction: svd`; the steps between them take the `subspace` retraction.
+    /// Steps between two truncations by SVD with `retraction: svd`; the steps between them take the `subspace` retraction, which is right to first order: it
+    /// holds up while a step is small against the singular values that are kept.
     #[serde(skip_serializing_if = "is_every_step")]
     pub truncate_every: Count,
 }

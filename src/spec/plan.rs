@@ -54,7 +54,7 @@ pub struct Plan {
     pub checkpoint: CheckpointSpec,
     /// Text generated at each evaluation.
     pub sample: SampleSpec,
-    /// Tokens a step sees: batch_size × gradient_accumulation_steps × block_size.
+    /// Tokens a step sees: batch_size × gradient_accumulation_steps × block_size, however often it evaluates them.
     pub tokens_per_step: u64,
     /// Tokens the run sees: tokens_per_step × max_steps.
     pub total_tokens: u64,
