@@ -333,7 +333,7 @@ proptest! {
 /// Transported second moments are the mean squares of transported vectors whose coordinates are independent with those variances; by sampling.
 #[test]
 fn second_moments_are_the_mean_squares_of_transported_vectors() {
-    let case = Case { rows: 60, columns: 50, rank: 2, seed: 9 };
+    let case = Case { rows: 60, columns: 50, rank: 2, stack: None, seed: 9 };
     let (old, elsewhere) = (case.point(), Case { seed: 10, ..case }.point());
     // Halfway to another point, so that every block gives to every other one.
     let halfway = |a: &Tensor, b: &Tensor| qr(&weighted_sum(1.0, a, 1.0, b).unwrap()).unwrap().0;

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use lrpt::demo::{Experiment, Instance, Method, Problem, run};
 use lrpt::linalg::{frobenius_norm, multiply, qr};
 use lrpt::lowrank::{LowRank, Tangent};
+use lrpt::ops::Compute;
 use lrpt::optim::{AdamwState, AdamwStep, DlraState, DlraStep, HeavyBallState, RankDecision};
 use lrpt::rng;
 use lrpt::spec::{DlraSpec, HeavyBallSpec, Momentum, RetractionSpec};
@@ -63,7 +64,7 @@ fn factored_residuals(instance: &Instance, h: f64) -> [f64; 3] {
         let g = instance.gradient(&product(&factors[0], &factors[1])).expect("gradient");
         let gradients = [product(&g, &transposed(&factors[1])), product(&transposed(&factors[0]), &g)];
         for i in [0, 1] {
-            states[i].step(&mut factors[i], &gradients[i], &rule, rule.learning_rate, 1.0).expect("step");
+            states[i].step(Compute::default(), &mut factors[i], &gradients[i], &rule, rule.learning_rate, 1.0).expect("step");
         }
     }
     last.push(factors);
@@ -160,11 +161,19 @@ fn factored(instance: &Instance, adam: bool) -> Tensor {
         let gradients = [product(g, &transposed(&factors[1])), product(&transposed(&factors[0]), g)];
         for i in [0, 1] {
             if adam {
-                let rule =
-                    AdamwStep { learning_rate: 0.02, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.0, step, gradient_scale: 1.0 };
+                let rule = AdamwStep {
+                    learning_rate: 0.02,
+                    beta1: 0.9,
+                    beta2: 0.99,
+                    epsilon: 1e-8,
+                    weight_decay: 0.0,
+                    step,
+                    gradient_scale: 1.0,
+                    compute: Compute::default(),
+                };
                 adams[i].step(&mut factors[i], &gradients[i], &rule).expect("step");
             } else {
-                balls[i].step(&mut factors[i], &gradients[i], &rule, rule.learning_rate, 1.0).expect("step");
+                balls[i].step(Compute::default(), &mut factors[i], &gradients[i], &rule, rule.learning_rate, 1.0).expect("step");
             }
         }
         product(&factors[0], &factors[1])

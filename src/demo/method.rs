@@ -3,6 +3,7 @@
 use super::problem::Instance;
 use crate::linalg::multiply;
 use crate::lowrank::{LowRank, Tangent};
+use crate::ops::Compute;
 use crate::optim::{AdamwState, AdamwStep, DlraState, DlraStep, HeavyBallState, RankDecision};
 use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, Momentum, RetractionSpec};
 use candle_core::{Result, Tensor};
@@ -97,12 +98,13 @@ impl Weights {
             Weights::HeavyBall(factors) => {
                 let rule = HeavyBallSpec { weight_decay: 0.0, ..HeavyBallSpec::default() };
                 for (gradient, (factor, state)) in of_factors(gradient, &factors[0].0, &factors[1].0)?.iter().zip(factors) {
-                    state.step(factor, gradient, &rule, learning_rate, 1.0)?;
+                    state.step(Compute::default(), factor, gradient, &rule, learning_rate, 1.0)?;
                 }
             }
             Weights::Adam(factors) => {
                 let AdamwSpec { beta1, beta2, epsilon, .. } = AdamwSpec::default();
-                let rule = AdamwStep { learning_rate, beta1, beta2, epsilon, weight_decay: 0.0, step, gradient_scale: 1.0 };
+                let compute = Compute::default();
+                let rule = AdamwStep { learning_rate, beta1, beta2, epsilon, weight_decay: 0.0, step, gradient_scale: 1.0, compute };
                 for (gradient, (factor, state)) in of_factors(gradient, &factors[0].0, &factors[1].0)?.iter().zip(factors) {
                     state.step(factor, gradient, &rule)?;
                 }
