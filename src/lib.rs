@@ -9,6 +9,7 @@
 //!  │  └ report    runs read back: groups, statistics, tables, charts, the page
 //!  ├ bench     how fast and how large: timed steps on random tokens, the product peak, what this machine offers
 //!  ├ selftest  does a device compute what the CPU computes: operations, linear algebra, steps, a training, checkpoints, memory
+//!  ├ demo      momentum on small matrix problems: on factors and in the tangent space
 //!  └ train     the only place where model, optimizer and data meet: session, step, validation, resume, signals
 //!     ├ model       the GPT: structure, forward pass, generation, and its account of parameters, FLOPs and memory
 //!     ├ optim       how parameters move: AdamW, the DLRA step, rank policies, schedules, clipping
@@ -44,6 +45,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;
+pub mod demo;
 pub mod device;
 pub mod error;
 pub mod fs;

@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("train", &["checkpoint", "data", "device", "error", "fs", "lowrank", "model", "ops", "optim", "params", "record", "rng", "spec"]),
     ("bench", &["data", "device", "linalg", "lowrank", "model", "ops", "params", "plot", "rng", "spec", "train"]),
     ("selftest", &["checkpoint", "data", "device", "linalg", "lowrank", "model", "ops", "optim", "params", "rng", "spec", "train"]),
+    ("demo", &["linalg", "lowrank", "ops", "optim", "plot", "rng", "spec"]),
     ("report", &["data", "error", "fs", "model", "plot", "spec", "train"]),
     ("sweep", &["bench", "checkpoint", "data", "error", "fs", "model", "record", "report", "spec", "train"]),
     (
@@ -31,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "bench",
             "checkpoint",
             "data",
+            "demo",
             "device",
             "error",
             "fs",

@@ -45,6 +45,14 @@ fn train_then_eval_generate_inspect() {
     assert!(table.contains("transformer.h.1.mlp.down") && table.contains("128"), "{table}");
     let json = stdout(&place.run(&["inspect", "runs/small/checkpoints/step-00000012", "--json"], 0));
     assert_eq!(json.lines().count(), 12, "one line per low-rank weight");
+    let spectra = stdout(&place.run(&["inspect", "runs/small", "--spectra", "--plot", "spectra.svg"], 0));
+    assert!(spectra.contains("effective rank") && spectra.lines().any(|line| line.starts_with("transformer.h.0.attn.q")), "{spectra}");
+    let drawn = std::fs::read_to_string(place.path("spectra.svg")).expect("the figure");
+    assert!(drawn.contains("down: effective rank") && !drawn.contains("down: rank"), "three validations, and ranks that did not change");
+    let spectra = stdout(&place.run(&["inspect", "runs/small", "--spectra", "--json"], 0));
+    let first: serde_json::Value = serde_json::from_str(spectra.lines().next().expect("a line")).expect("one JSON object a line");
+    assert_eq!((first["rank"].as_u64(), first["history"].as_array().map(Vec::len)), (Some(6), Some(3)));
+    place.run(&["inspect", "runs/small", "--plot", "spectra.svg"], 2);
 
     for file in [
         "spec.yaml",
@@ -116,6 +124,18 @@ fn ctrl_c_writes_a_checkpoint_and_exits_130() {
     let status = child.wait().expect("the run ends");
     assert_eq!(status.code(), Some(130));
     assert!(place.path("run/checkpoints/latest").exists(), "a checkpoint was written");
+}
+
+#[test]
+fn the_demonstration_prints_a_table_or_json_and_draws() {
+    let place = Workplace::new();
+    let small = ["demo", "momentum", "--steps", "4", "--seeds", "1"];
+    let table = stdout(&place.run(&[small.as_slice(), ["--plot", "momentum.svg"].as_slice()].concat(), 0));
+    assert!(table.contains("unbalanced factors") && table.contains("DLRA matrix_adam"), "{table}");
+    assert!(std::fs::read_to_string(place.path("momentum.svg")).expect("the figure").contains("small singular values"));
+    let json = stdout(&place.run(&[small.as_slice(), ["--json"].as_slice()].concat(), 0));
+    let report: serde_json::Value = serde_json::from_str(json.trim()).expect("one JSON object");
+    assert_eq!(report["problems"][2]["methods"][5]["rates"].as_array().map(Vec::len), Some(11));
 }
 
 #[test]

@@ -233,9 +233,22 @@ fn adam_agrees_with_the_dense_textbook() {
         let square = |x: &Mat<f64>| Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)] * x[(i, j)]);
         if let Some((u_old, v_old)) = &bases {
             let (ru, rv) = (square(&(at.u.transpose() * u_old)), square(&(v_old.transpose() * &at.v)));
-            for moments in [&mut second, &mut weight] {
+            let outside = |x: &Mat<f64>, basis: &Mat<f64>| square(&(x - basis * (basis.transpose() * x)));
+            let (enter_u, leave_u) = (outside(&at.u, u_old), outside(u_old, &at.u));
+            let (enter_v, leave_v) = (outside(&at.v, v_old), outside(v_old, &at.v));
+            let keep = |x: Mat<f64>, enter: &Mat<f64>| {
+                Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)] * (1.0 - (0..enter.ncols()).map(|k| enter[(i, k)]).sum::<f64>()))
+            };
+            for (moments, one_row) in [(&mut second, false), (&mut weight, true)] {
                 let [m, p, q] = &*moments;
-                *moments = [&ru * m * &rv, p * &rv, q * ru.transpose()];
+                let right = m * &rv + q.transpose() * &enter_v;
+                let left = &ru * m + enter_u.transpose() * p;
+                let new_m = &ru * &right + enter_u.transpose() * p * &rv;
+                let new_p = &leave_u * &right + keep(p * &rv, &enter_u);
+                let new_q = &leave_v * left.transpose() + keep(q * ru.transpose(), &enter_v);
+                // The gathered weights of P and Q are kept as means over the rows.
+                let mean = |x: Mat<f64>| Mat::from_fn(x.nrows(), x.ncols(), |_, j| x.col(j).iter().sum::<f64>() / x.nrows() as f64);
+                *moments = if one_row { [new_m, mean(new_p), mean(new_q)] } else { [new_m, new_p, new_q] };
             }
         }
         bases = Some((at.u.clone(), at.v.clone()));

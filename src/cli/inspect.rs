@@ -1,8 +1,10 @@
 //! `lrpt inspect`: what the weights of a run look like.
 
 use super::{compute, output};
-use crate::linalg;
+use crate::error::Failure;
+use crate::fs::write_atomic;
 use crate::params::Weight;
+use crate::report::{RunResults, spectra_figure, spectra_json, spectra_table};
 use crate::spec::DeviceSpec;
 use crate::train::LoadedRun;
 use anyhow::Result;
@@ -20,11 +22,41 @@ pub struct InspectArgs {
     /// Leading and trailing singular values to print of each weight.
     #[arg(long, default_value_t = 3)]
     values: usize,
+    /// Print what the singular values of each weight come to: quantiles, energy, effective rank, what truncations discarded.
+    #[arg(long)]
+    spectra: bool,
+    /// Draw the singular values, now and over the run, and the ranks into this SVG file.
+    #[arg(long, value_name = "FILE.svg", requires = "spectra")]
+    plot: Option<PathBuf>,
+}
+
+/// Prints the spectra or the weights of a run.
+pub fn run(args: InspectArgs) -> Result<()> {
+    let run = LoadedRun::open(&args.run, &compute::device(DeviceSpec::Cpu)?)?;
+    if args.spectra { spectra(&args, &run) } else { weights(&args, &run) }
+}
+
+/// Prints the singular values of every low-rank weight, and draws them with the run's own record.
+fn spectra(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
+    let now = run.params.low_rank().map(|(_, parameter, point)| Ok((parameter.name.clone(), point.singular_values()?)));
+    let now = now.collect::<Result<Vec<_>>>()?;
+    if now.is_empty() {
+        return Err(Failure::Usage(format!("{}: no weight of this run is low-rank, so there are no spectra", args.run.display())).into());
+    }
+    let history = if run.folder.holds_a_run() { Some(RunResults::read(run.folder.root())?) } else { None };
+    if let Some(path) = &args.plot {
+        let title = format!("Singular values of {} at step {}", run.folder.root().display(), run.step);
+        write_atomic(path, spectra_figure(&title, &now, history.as_ref()).as_bytes())?;
+    }
+    if args.json {
+        return spectra_json(&now, history.as_ref()).iter().try_for_each(output::line);
+    }
+    output::line(spectra_table(&now, history.as_ref()))?;
+    output::line(format!("step {}", run.step))
 }
 
 /// Prints per low-rank weight: shape, rank, leading and trailing singular values, orthonormality defect, parameters against dense.
-pub fn run(args: InspectArgs) -> Result<()> {
-    let run = LoadedRun::open(&args.run, &compute::device(DeviceSpec::Cpu)?)?;
+fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     let (mut stored, mut dense) = (0, 0);
     if !args.json {
         output::line(format!(
@@ -42,7 +74,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
             Weight::LowRank(point) => point,
         };
         let (m, n, r) = (point.rows(), point.columns(), point.rank());
-        let sigma = linalg::svd(&point.s)?.sigma;
+        let sigma = point.singular_values()?;
         let shown = args.values.min(sigma.len());
         let (leading, trailing) = (&sigma[..shown], &sigma[sigma.len() - shown..]);
         let (count, full) = (point.parameter_count(), m * n);

@@ -4,6 +4,7 @@ mod bench;
 mod compare;
 mod compute;
 mod data;
+mod demo;
 mod doctor;
 mod eval;
 mod generate;
@@ -62,6 +63,8 @@ enum Command {
     Doctor,
     /// Compare a device with the CPU: operations, gradients, optimizer steps, a short training, checkpoints, memory.
     Selftest(selftest::SelftestArgs),
+    /// Small experiments that show what the method does.
+    Demo(demo::DemoArgs),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -88,6 +91,7 @@ impl Cli {
             Command::Bench(args) => bench::run(args),
             Command::Doctor => doctor::run(),
             Command::Selftest(args) => selftest::run(args),
+            Command::Demo(args) => demo::run(args),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "lrpt", &mut std::io::stdout());
                 Ok(())

@@ -158,6 +158,8 @@ pub struct LayerRank {
     pub rank: usize,
     /// Relative Frobenius norm of what the step's truncation discarded, where it truncated.
     pub truncation_error: Option<f64>,
+    /// Energy Σ_{i>r'} σᵢ² that it discarded, where it truncated.
+    pub discarded_energy: Option<f64>,
 }
 
 /// Text written by the model.

@@ -83,6 +83,9 @@ fn ranks_metrics(ranks: &Ranks) -> Map<String, Value> {
         if let Some(error) = layer.truncation_error {
             put(&format!("lowrank/truncation_error/{}", layer.name), json!(error));
         }
+        if let Some(energy) = layer.discarded_energy {
+            put(&format!("lowrank/discarded_energy/{}", layer.name), json!(energy));
+        }
     }
     if let Some(defect) = ranks.defect {
         put("lowrank/defect", json!(defect));
@@ -134,12 +137,12 @@ mod tests {
             text(Event::Evaluation(evaluation)),
             @r#"{"step":10,"tokens":40960,"flops":123000000000,"params":2000000,"val/loss":2.0,"val/ppl":7.38905609893065,"val/bpb":1.25,"val/tokens":65536,"time/eval":2.5}"#
         );
-        let layer = |name: &str, rank, truncation_error| LayerRank { name: name.into(), rank, truncation_error };
-        let ranks =
-            Ranks { step: 10, layers: vec![layer("h.1.attn.q", 32, Some(0.01)), layer("h.0.attn.q", 64, None)], defect: Some(1e-7) };
+        let truncated = LayerRank { name: "h.1.attn.q".into(), rank: 32, truncation_error: Some(0.01), discarded_energy: Some(2.5e-3) };
+        let kept = LayerRank { name: "h.0.attn.q".into(), rank: 64, ..LayerRank::default() };
+        let ranks = Ranks { step: 10, layers: vec![truncated, kept], defect: Some(1e-7) };
         insta::assert_snapshot!(
             text(Event::Ranks(ranks)),
-            @r#"{"step":10,"rank/h.1.attn.q":32,"rank/h.0.attn.q":64,"lowrank/truncation_error/h.1.attn.q":0.01,"lowrank/defect":1e-7}"#
+            @r#"{"step":10,"rank/h.1.attn.q":32,"rank/h.0.attn.q":64,"lowrank/truncation_error/h.1.attn.q":0.01,"lowrank/discarded_energy/h.1.attn.q":0.0025,"lowrank/defect":1e-7}"#
         );
         assert!(metrics(&Event::Progress { step: 1 }).is_none());
     }

@@ -4,8 +4,10 @@ use super::budget::Spending;
 use super::comparison::Comparison;
 use super::groups::{Candidate, Group};
 use super::run_results::RunResults;
+use super::spectra::{effective_ranks_over_time, ranks_over_time, spectra_of_middle_block};
 use super::statistics::Estimate;
 use crate::plot::{Axis, Bars, Chart, Mark, Series};
+use crate::spec::Target;
 
 /// A chart with the sentence that says how to read it.
 pub struct Explained {
@@ -24,7 +26,7 @@ pub fn charts(comparison: &Comparison) -> Vec<Explained> {
     let mut charts = vec![loss_curves(comparison), pareto(comparison)];
     charts.extend(learning_rates(comparison));
     charts.extend(ranks(comparison));
-    charts.extend(spectra_over_time(comparison));
+    charts.extend(effective_ranks(comparison));
     charts.extend(spectra(comparison));
     charts.extend(times(comparison));
     charts
@@ -135,93 +137,37 @@ fn learning_rates(comparison: &Comparison) -> Option<Explained> {
     Some(Explained { name: "learning-rates", caption: caption.into(), wide: false, svg: chart.to_svg() })
 }
 
-/// Panels over the layers, for one run of each of the first methods that have low-rank weights.
-fn of_low_rank_runs<T>(comparison: &Comparison, most: usize, of: impl Fn(&Group, &RunResults) -> Option<T>) -> Vec<T> {
-    let runs = groups(comparison).filter_map(|group| Some((group, group.chosen().runs.values().next()?)));
-    runs.filter_map(|(group, run)| of(group, run)).take(most).collect()
-}
-
-/// A value of every low-rank weight at some steps, by name.
-type OverTime = Vec<(u64, Vec<(String, f64)>)>;
-
-/// One panel for each kind of weight, one line for each block, of the best method that has such values; none where none has.
-fn per_layer(comparison: &Comparison, label: &str, of: impl Fn(&RunResults) -> Option<OverTime>) -> Option<(String, Vec<Chart>)> {
-    let (name, values) = of_low_rank_runs(comparison, 1, |group, run| Some((group.name.clone(), of(run)?))).pop()?;
-    let blocks = values.iter().flat_map(|(_, layers)| layers).filter_map(|(name, _)| block_of(name)).max()? + 1;
-    let panel = |target: &str| {
-        let ends = format!(".{target}");
-        let line = |block: usize| {
-            let is_weight = |name: &str| block_of(name) == Some(block) && name.ends_with(&ends);
-            let at = |(step, layers): &(u64, Vec<(String, f64)>)| Some((*step as f64, layers.iter().find(|(name, _)| is_weight(name))?.1));
-            Series::new(format!("block {block}"), Mark::Line, block, values.iter().filter_map(at).collect())
-        };
-        let series: Vec<Series> = (0..blocks).map(line).filter(|series| !series.points.is_empty()).collect();
-        (!series.is_empty()).then(|| Chart { title: target.to_owned(), x: Axis::linear("step"), y: Axis::linear(label), series })
-    };
-    Some((name, targets().filter_map(panel).collect()))
-}
-
-/// The block of a weight named as in `transformer.h.3.attn.q`.
-fn block_of(name: &str) -> Option<usize> {
-    name.strip_prefix("transformer.h.")?.split('.').next()?.parse().ok()
+/// One run of each of the methods that have such charts, the first `most` of them: the method's name and what `of` makes of the run.
+fn of_low_rank_runs<T>(comparison: &Comparison, most: usize, of: impl Fn(&RunResults) -> Option<T>) -> Vec<(String, T)> {
+    let runs = groups(comparison).filter_map(|group| Some((group.name.clone(), of(group.chosen().runs.values().next()?)?)));
+    runs.take(most).collect()
 }
 
 fn ranks(comparison: &Comparison) -> Option<Explained> {
-    let changing = |run: &RunResults| {
-        let changes = run.ranks.windows(2).any(|pair| pair[0].layers != pair[1].layers);
-        let at = |ranks: &super::run_results::RanksAt| {
-            (ranks.step, ranks.layers.iter().map(|(name, rank)| (name.clone(), *rank as f64)).collect())
-        };
-        changes.then(|| run.ranks.iter().map(at).collect())
-    };
-    let (name, panels) = per_layer(comparison, "rank", changing)?;
+    let (name, panels) = of_low_rank_runs(comparison, 1, ranks_over_time).pop()?;
     let caption = format!("{name}: rank of every low-rank weight over the run, by kind of weight, first seed.");
-    Some(Explained { name: "ranks", caption, wide: true, svg: crate::plot::figure("Ranks over the run", &panels, 3) })
+    Some(Explained { name: "ranks", caption, wide: true, svg: crate::plot::figure("Ranks over the run", &charts_of(panels), 3) })
 }
 
-/// exp(−Σ p ln p) with p = σ² / Σσ² (Roy & Vetterli 2007): r for r equal singular values, 1 for a single one; none of zeros.
-fn effective_rank(singular_values: &[f64]) -> Option<f64> {
-    let total: f64 = singular_values.iter().map(|value| value * value).sum();
-    let shares = singular_values.iter().map(|value| value * value / total).filter(|share| *share > 0.0);
-    (total > 0.0).then(|| (-shares.map(|share| share * share.ln()).sum::<f64>()).exp())
-}
-
-fn spectra_over_time(comparison: &Comparison) -> Option<Explained> {
-    let effective = |run: &RunResults| {
-        let at = |spectrum: &super::run_results::SpectrumAt| {
-            let layers = spectrum.layers.iter().filter_map(|(name, values)| Some((name.clone(), effective_rank(values)?)));
-            (spectrum.step, layers.collect())
-        };
-        (run.spectra.len() > 1).then(|| run.spectra.iter().map(at).collect())
-    };
-    let (name, panels) = per_layer(comparison, "effective rank", effective)?;
+fn effective_ranks(comparison: &Comparison) -> Option<Explained> {
+    let (name, panels) = of_low_rank_runs(comparison, 1, effective_ranks_over_time).pop()?;
     let caption = format!(
         "{name}: effective rank of every low-rank weight's singular values over the run, exp of the entropy of σ²/Σσ², by kind of weight, first \
          seed: as many as the rank when all are equal, fewer as some dominate."
     );
-    Some(Explained { name: "effective-ranks", caption, wide: true, svg: crate::plot::figure("Effective ranks over the run", &panels, 3) })
+    let svg = crate::plot::figure("Effective ranks over the run", &charts_of(panels), 3);
+    Some(Explained { name: "effective-ranks", caption, wide: true, svg })
+}
+
+fn charts_of(panels: Vec<(Target, Chart)>) -> Vec<Chart> {
+    panels.into_iter().map(|(_, chart)| chart).collect()
 }
 
 fn spectra(comparison: &Comparison) -> Option<Explained> {
-    let panels = of_low_rank_runs(comparison, 4, |group, run| {
-        let last = run.spectra.last()?;
-        let middle = last.layers.iter().filter_map(|(name, _)| block_of(name)).max()? / 2;
-        let series: Vec<Series> = targets()
-            .enumerate()
-            .filter_map(|(colour, target)| {
-                let prefix = format!("transformer.h.{middle}.");
-                let ends = format!(".{target}");
-                let (_, values) = last.layers.iter().find(|(name, _)| name.starts_with(&prefix) && name.ends_with(&ends))?;
-                Some(Series::new(target, Mark::Line, colour, (1..).map(|i| i as f64).zip(values.iter().copied()).collect()))
-            })
-            .collect();
-        (!series.is_empty()).then(|| Chart {
-            title: format!("Block {middle}: {}", group.name),
-            x: Axis::linear("index"),
-            y: Axis::log("singular value"),
-            series,
-        })
-    });
+    let panels: Vec<Chart> = of_low_rank_runs(comparison, 4, |run| spectra_of_middle_block(&run.spectra.last()?.layers))
+        .into_iter()
+        .map(|(name, chart)| Chart { title: format!("{}: {name}", chart.title), ..chart })
+        .collect();
     if panels.is_empty() {
         return None;
     }
@@ -268,26 +214,4 @@ fn times(comparison: &Comparison) -> Option<Explained> {
 
 fn groups(comparison: &Comparison) -> impl Iterator<Item = &Group> {
     comparison.groups.iter().map(|(group, _)| group)
-}
-
-fn targets() -> impl Iterator<Item = &'static str> {
-    crate::spec::Target::ALL.into_iter().map(crate::spec::Target::name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{block_of, effective_rank};
-
-    #[test]
-    fn the_effective_rank_counts_equal_directions() {
-        assert!((effective_rank(&[2.0; 5]).expect("a rank") - 5.0).abs() < 1e-12);
-        assert!((effective_rank(&[3.0, 0.0]).expect("a rank") - 1.0).abs() < 1e-12);
-        assert_eq!(effective_rank(&[0.0, 0.0]), None);
-    }
-
-    #[test]
-    fn blocks_are_read_from_names() {
-        assert_eq!(block_of("transformer.h.12.attn.q"), Some(12));
-        assert_eq!(block_of("transformer.wte.weight"), None);
-    }
 }

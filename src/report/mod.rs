@@ -8,6 +8,7 @@
 //! comparison    what there is to say about groups against a baseline; refuses what cannot be compared
 //! table         the comparison as text and Markdown
 //! charts        the comparison as charts
+//! spectra       the ranks and singular values of one run's weights, now and over the run
 //! page          report.html and report.md with their charts
 //! ```
 
@@ -17,6 +18,7 @@ mod comparison;
 mod groups;
 mod page;
 mod run_results;
+mod spectra;
 mod statistics;
 mod table;
 
@@ -24,6 +26,7 @@ pub use budget::{Spending, loss_at};
 pub use comparison::{Comparison, GroupSummary, PairedDifference, compare};
 pub use groups::{Candidate, Group, LabelledRun, Search, group_runs, last_key};
 pub use page::write_report;
-pub use run_results::{Point, RanksAt, RunResults, SpectrumAt};
+pub use run_results::{Point, RanksAt, RunResults, SpectrumAt, TruncationAt};
+pub use spectra::{SpectrumSummary, spectra_figure, spectra_json, spectra_table};
 pub use statistics::{Estimate, paired_difference};
 pub use table::{markdown_table, text_table};

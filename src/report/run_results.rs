@@ -25,6 +25,8 @@ pub struct RunResults {
     pub ranks: Vec<RanksAt>,
     /// Singular values of the low-rank weights at each validation.
     pub spectra: Vec<SpectrumAt>,
+    /// Truncations that decided a rank, in the order of their steps.
+    pub truncations: Vec<TruncationAt>,
     /// Mean seconds per step by phase, over the whole run.
     pub seconds_by_phase: BTreeMap<String, f64>,
     /// Largest memory of the process, in bytes, where the system tells it.
@@ -66,6 +68,19 @@ pub struct SpectrumAt {
     pub layers: Vec<(String, Vec<f64>)>,
 }
 
+/// What a truncation discarded of one weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TruncationAt {
+    /// Steps taken.
+    pub step: u64,
+    /// Name of the weight.
+    pub name: String,
+    /// (Σ_{i>r'} σᵢ² / Σᵢ σᵢ²)^½.
+    pub relative_error: f64,
+    /// Σ_{i>r'} σᵢ²; none in runs recorded before it was.
+    pub discarded_energy: Option<f64>,
+}
+
 impl RunResults {
     /// Reads a run's folder.
     ///
@@ -83,6 +98,7 @@ impl RunResults {
             validations: Vec::new(),
             ranks: Vec::new(),
             spectra: Vec::new(),
+            truncations: Vec::new(),
             seconds_by_phase: BTreeMap::new(),
             peak_memory: None,
         };
@@ -119,6 +135,7 @@ impl RunResults {
                 loss: number("val/loss"),
             });
         }
+        self.take_truncations(step, line);
         let layers: Vec<_> = line
             .iter()
             .filter(|(key, _)| *key != "rank/mean")
@@ -126,6 +143,18 @@ impl RunResults {
             .collect();
         if !layers.is_empty() && self.ranks.last().is_none_or(|last| last.step < step) {
             self.ranks.push(RanksAt { step, layers });
+        }
+    }
+
+    fn take_truncations(&mut self, step: u64, line: &Map<String, Value>) {
+        for (key, value) in line {
+            let (Some(name), Some(relative_error)) = (key.strip_prefix("lowrank/truncation_error/"), value.as_f64()) else { continue };
+            // A step that is also validated has its ranks on two lines.
+            if self.truncations.iter().rev().take_while(|known| known.step == step).any(|known| known.name == name) {
+                continue;
+            }
+            let discarded_energy = line.get(&format!("lowrank/discarded_energy/{name}")).and_then(Value::as_f64);
+            self.truncations.push(TruncationAt { step, name: name.to_owned(), relative_error, discarded_energy });
         }
     }
 
@@ -235,6 +264,7 @@ pub(super) mod tests_support {
             validations: vec![point(50, loss + 0.5), point(100, loss)],
             ranks: vec![RanksAt { step: 100, layers: vec![("transformer.h.0.attn.q".into(), 2)] }],
             spectra: [50, 100].map(|step| SpectrumAt { step, layers: vec![("transformer.h.0.attn.q".into(), vec![1.0, 0.5])] }).into(),
+            truncations: Vec::new(),
             seconds_by_phase: BTreeMap::from([("forward".into(), 0.04), ("backward".into(), 0.06), ("step".into(), 0.1)]),
             peak_memory: Some(1 << 28),
         }

@@ -284,11 +284,12 @@ impl<'a> Session<'a> {
 
     /// The rank of every low-rank weight, with the truncation errors of this step.
     fn ranks(&self, report: &StepReport, defect: Option<f64>) -> Ranks {
-        let errors: BTreeMap<_, _> = report.truncations.iter().map(|(id, truncation)| (*id, truncation.relative_error)).collect();
+        let truncations: BTreeMap<_, _> = report.truncations.iter().map(|(id, truncation)| (*id, truncation)).collect();
         let layers = self.trainer.params.low_rank().map(|(id, parameter, point)| LayerRank {
             name: parameter.name.clone(),
             rank: point.rank(),
-            truncation_error: errors.get(&id).copied(),
+            truncation_error: truncations.get(&id).map(|truncation| truncation.relative_error),
+            discarded_energy: truncations.get(&id).map(|truncation| truncation.error.powi(2)),
         });
         Ranks { step: self.state.step, layers: layers.collect(), defect }
     }

@@ -1,0 +1,20 @@
+//! Momentum on small matrix problems, where one can see what it does: on the factors of W = B A it stalls or diverges, in the tangent space of W = U S Vᵀ
+//! it does not.
+//!
+//! docs/momentum.md derives why; here are the problems, the training's own rules on them, and what came out.
+//!
+//! ```text
+//! problem      a target, a start, factors of it, noise on the gradient
+//! method       a rule of `optim` on the factors, or on the low-rank point
+//! momentum     every method on every problem over learning rates and seeds
+//! report       the outcome as text and charts
+//! ```
+
+mod method;
+mod momentum;
+mod problem;
+mod report;
+
+pub use method::Method;
+pub use momentum::{Experiment, MethodOutcome, MomentumReport, ProblemOutcome, RateOutcome, run};
+pub use problem::{Instance, Problem, Spectrum};
