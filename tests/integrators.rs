@@ -286,9 +286,22 @@ impl Textbook {
     fn settle(&mut self, w: &Mat<f64>, rank: usize) {
         let (u, _, v) = truncated_svd(w, rank);
         let (ru, rv) = (square(&(u.transpose() * &self.u)), square(&(self.v.transpose() * &v)));
-        for moments in [&mut self.second, &mut self.gathered] {
+        let outside = |x: &Mat<f64>, basis: &Mat<f64>| square(&(x - basis * (basis.transpose() * x)));
+        let (enter_u, leave_u) = (outside(&u, &self.u), outside(&self.u, &u));
+        let (enter_v, leave_v) = (outside(&v, &self.v), outside(&self.v, &v));
+        let keep = |x: Mat<f64>, enter: &Mat<f64>| {
+            Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)] * (1.0 - (0..enter.ncols()).map(|k| enter[(i, k)]).sum::<f64>()))
+        };
+        // The gathered weights of P and Q are kept as means over the rows.
+        let mean = |x: Mat<f64>| Mat::from_fn(x.nrows(), x.ncols(), |_, j| x.col(j).iter().sum::<f64>() / x.nrows() as f64);
+        for (moments, one_row) in [(&mut self.second, false), (&mut self.gathered, true)] {
             let [m, p, q] = &*moments;
-            *moments = [&ru * m * &rv, p * &rv, q * ru.transpose()];
+            let right = m * &rv + q.transpose() * &enter_v;
+            let left = &ru * m + enter_u.transpose() * p;
+            let new_m = &ru * &right + enter_u.transpose() * p * &rv;
+            let new_p = &leave_u * &right + keep(p * &rv, &enter_u);
+            let new_q = &leave_v * left.transpose() + keep(q * ru.transpose(), &enter_v);
+            *moments = if one_row { [new_m, mean(new_p), mean(new_q)] } else { [new_m, new_p, new_q] };
         }
         (self.w, self.u, self.v) = (truncated(w, rank), u, v);
     }
