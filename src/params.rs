@@ -50,8 +50,36 @@ pub enum Role {
     Bias,
     /// A block's weight matrix, dense or low-rank.
     Matrix(Place),
-    /// One of the free factors B (m × r), A (r × n) of W = B A.
-    Factor(Place),
+    /// A free factor of a block's weight matrix.
+    Factor(Place, Factor),
+}
+
+/// One of the free factors of a matrix W: m × n.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factor {
+    /// B: m × r, of W = B A.
+    B,
+    /// A: r × n, of W = B A.
+    A,
+    /// U: m × r, of W = U S Vᵀ.
+    U,
+    /// S: r × r, of W = U S Vᵀ.
+    S,
+    /// Vᵀ: r × n, of W = U S Vᵀ.
+    VTransposed,
+}
+
+impl Factor {
+    /// Last part of its name in checkpoints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Factor::B => "b",
+            Factor::A => "a",
+            Factor::U => "u",
+            Factor::S => "s",
+            Factor::VTransposed => "vt",
+        }
+    }
 }
 
 /// One named parameter.
@@ -131,6 +159,16 @@ impl ParamStore {
             Weight::LowRank(point) => Some((id, parameter, point)),
             Weight::Dense(_) => None,
         })
+    }
+
+    /// The factors (B, A) of every matrix W = B A.
+    pub fn factor_pairs(&self) -> Vec<(ParamId, ParamId)> {
+        let partner = |b: Place| self.iter().find(|(_, parameter)| parameter.role == Role::Factor(b, Factor::A)).map(|(id, _)| id);
+        let pair = |(id, parameter): (ParamId, &Parameter)| match parameter.role {
+            Role::Factor(place, Factor::B) => Some((id, partner(place)?)),
+            _ => None,
+        };
+        self.iter().filter_map(pair).collect()
     }
 
     /// Mean rank of the low-rank weights, or `None` where there are none.

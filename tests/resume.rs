@@ -53,6 +53,26 @@ fn factored_heavy_ball() {
 }
 
 #[test]
+fn three_free_factors() {
+    let weights = "{factored: {rank: 6, form: usv}}";
+    check("adamw on U, S and V", weights, "optimizer: {low_rank: {adamw: {learning_rate: 1e-3}}}\n", &[5]);
+    check("heavy ball on U, S and V", weights, "optimizer: {low_rank: {heavy_ball: {learning_rate: 1e-2}}}\n", &[6]);
+}
+
+/// Exact steps at 5 and 10: one break right before, one right after, one in the middle of the warm-up that follows.
+#[test]
+fn loro() {
+    let rule = "optimizer: {low_rank: {loro: {learning_rate: 1e-2, exact_every: 5, restart_warmup_steps: 3}}}\n";
+    check("LORO", "{factored: {rank: 6}}", rule, &[4, 5, 7]);
+}
+
+/// Projectors at steps 1, 6 and 11.
+#[test]
+fn galore() {
+    check("GaLore", "dense", "optimizer: {matrices: {galore: {rank: 6, refresh_every: 5, learning_rate: 1e-2}}}\n", &[3, 5, 6]);
+}
+
+#[test]
 fn matrix_adam_with_changing_ranks() {
     check("matrix adam", LOW_RANK, &format!("{}{TOLERANCE}", dlra("matrix_adam", "subspace")), &[4, 7]);
 }

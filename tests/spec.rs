@@ -2,7 +2,7 @@
 
 use lrpt::error::{Failure, exit_code};
 use lrpt::model::account::Ledger;
-use lrpt::spec::{self, Count, LowRankOptimizerSpec, Plan, RankPlan, Target, WeightForm, WeightsSpec};
+use lrpt::spec::{self, Count, FactorForm, LowRankOptimizerSpec, Plan, RankPlan, Target, WeightForm, WeightsSpec};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -110,6 +110,8 @@ fn values_that_do_not_fit_together() {
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {adamw: {}}}\ntrain:"), @"run.yaml:9:31: optimizer.low_rank.adamw: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it");
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {heavy_ball: {}}}\ntrain:"), @"run.yaml:9:36: optimizer.low_rank.heavy_ball: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: {momentum: heavy_ball}}`");
     insta::assert_snapshot!(message("train:", "optimizer: {matrices: {muon: {beta1: 1.5}}}\ntrain:"), @"run.yaml:9:38: optimizer.matrices.muon.beta1: is 1.5; set a number of at least 0 and less than 1");
+    insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {loro: {}}}\ntrain:"), @"run.yaml:9:30: optimizer.low_rank.loro: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it");
+    insta::assert_snapshot!(message("low_rank: {rank: 16}", "factored: {rank: 16, form: svd}"), @"run.yaml:7:40: model.weights.factored.form: unknown choice `svd` (choices here: ba, usv)");
     insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, settle: 200}}\ntrain:"), @"run.yaml:9:38: rank.tolerance.settle: is 200; set at least 1 and less than `grow_every`, 100");
     insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, min_rank: 20, max_rank: 12}}\ntrain:"), @r"
     run.yaml:9:40: rank.tolerance.min_rank: is 20, but `q` starts at rank 16; set 1 to 16
@@ -161,6 +163,24 @@ fn integrators_and_what_they_need() {
 }
 
 #[test]
+fn baselines_that_do_not_fit_their_matrices() {
+    let factored = GOOD.replacen("low_rank: {rank: 16}", "factored: {rank: 16, form: usv}", 1);
+    let loro = factored.clone() + "optimizer: {low_rank: {loro: {exact_every: 4, beta2: 1}}}\n";
+    insta::assert_snapshot!(message_of(&loro, &[]), @r"
+    run.yaml:10:30: optimizer.low_rank.loro: moves W = B A; write `weights: {factored: {form: ba, ...}}`, or another rule for these factors
+    run.yaml:10:54: optimizer.low_rank.loro.beta2: is 1; set a number of at least 0 and less than 1
+    run.yaml:10:24: optimizer.low_rank.loro.restart_warmup_steps: is 5; set less than `exact_every` 4, so that the full learning rate is reached
+    ");
+    let dense = GOOD.replacen("{low_rank: {rank: 16}}", "dense", 1);
+    let galore = dense.clone() + "optimizer: {matrices: {galore: {scale: 0, refresh_every: 0}}}\n";
+    insta::assert_snapshot!(message_of(&galore, &[]), @r"
+    run.yaml:10:58: optimizer.matrices.galore.refresh_every: is 0; set at least 1
+    run.yaml:10:40: optimizer.matrices.galore.scale: is 0; set a number greater than 0, such as 0.25
+    run.yaml:10:24: optimizer.matrices.galore.rank: is 128; set 1 to 64, since `q` is 64 × 64
+    ");
+}
+
+#[test]
 fn settings_are_named_in_messages() {
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_embd, block_size, dropout, bias, weights)");
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer=many"]), @"--set model.n_layer=many: model.n_layer: expected a whole number of at least 0, found the text `many`");
@@ -202,7 +222,12 @@ fn settings_lie_over_the_spec() {
     assert_eq!(plan_with(&["eval.every=7"]).eval.every.0, 7, "blocks that were not written are created");
     assert_eq!(plan_with(&["model.weights=dense"]).model.form(Target::Q), WeightForm::Dense);
     assert_eq!(plan_with(&["model.weights.low_rank.rank=8"]).model.form(Target::Up), WeightForm::LowRank { rank: 8 });
-    assert_eq!(plan_with(&["model.weights.factored.rank=8"]).model.form(Target::Up), WeightForm::Factored { rank: 8 });
+    assert_eq!(
+        plan_with(&["model.weights.factored.rank=8"]).model.form(Target::Up),
+        WeightForm::Factored { rank: 8, form: FactorForm::Ba }
+    );
+    let usv = plan_with(&["model.weights={factored: {rank: 8, form: usv, targets: {q: dense}}}"]).model;
+    assert_eq!((usv.form(Target::Up), usv.form(Target::Q)), (WeightForm::Factored { rank: 8, form: FactorForm::Usv }, WeightForm::Dense));
     assert_eq!(plan_with(&["model.weights=dense", "model.weights.low_rank.rank=4"]).model.form(Target::V), WeightForm::LowRank { rank: 4 });
     let RankPlan::Tolerance(tolerance) = plan_with(&["rank={fixed: {}}", "rank.tolerance.tau=0.2"]).rank else { panic!("fixed ranks") };
     assert_eq!(tolerance.targets[&Target::K].tau, 0.2);
@@ -252,6 +277,9 @@ fn specs_and_plans_survive_being_written() {
             "model.weights.low_rank.targets={up: dense, k: 3, q: 9}".to_owned(),
         ],
         vec!["schedule={warmup_stable_decay: {warmup_steps: 10, decay_steps: 90, final_ratio: 0}}".to_owned()],
+        vec!["model.weights={factored: {rank: 4, form: usv, targets: {q: 2}}}".to_owned()],
+        vec!["model.weights={factored: {rank: 4}}".to_owned(), "optimizer.low_rank={loro: {exact_every: 50}}".to_owned()],
+        vec!["model.weights=dense".to_owned(), "optimizer.matrices={galore: {rank: 8}}".to_owned()],
     ];
     for settings in &settings {
         let (written, plan) = spec::parse_plan(GOOD, "run.yaml", settings).unwrap();
@@ -307,8 +335,9 @@ fn the_committed_schema_is_current() {
 }
 
 fn shipped_configs() -> Vec<PathBuf> {
-    let mut configs: Vec<PathBuf> = std::fs::read_dir("configs")
-        .unwrap()
+    let mut configs: Vec<PathBuf> = ["configs", "configs/methods"]
+        .into_iter()
+        .flat_map(|folder| std::fs::read_dir(folder).unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
         .collect();
@@ -323,7 +352,8 @@ fn every_shipped_config_is_good() {
     assert!(configs.len() >= 4);
     for path in configs {
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.starts_with("# yaml-language-server: $schema=lrpt.schema.json\n"), "{path:?}");
+        let schema_path = if path.parent() == Some(Path::new("configs")) { "lrpt.schema.json" } else { "../lrpt.schema.json" };
+        assert!(text.starts_with(&format!("# yaml-language-server: $schema={schema_path}\n")), "{path:?}");
         let (_, plan) = spec::load_plan(&path, &[]).unwrap();
         assert_eq!(Some(plan.name.as_str()), path.file_stem().and_then(|stem| stem.to_str()), "a config is called like its run");
         let value: Value = serde_yaml::from_str(&text).unwrap();

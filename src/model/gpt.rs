@@ -5,9 +5,9 @@
 use super::config::ModelConfig;
 use crate::lowrank::LowRank;
 use crate::ops::{self, Compute, Dropout, Tape, Value};
-use crate::params::{ParamId, ParamStore, Parameter, Place, Role, Weight};
+use crate::params::{Factor, ParamId, ParamStore, Parameter, Place, Role, Weight};
 use crate::rng;
-use crate::spec::{Target, WeightForm};
+use crate::spec::{FactorForm, Target, WeightForm};
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Added to the variance in layer norms, as GPT-2 has it.
@@ -56,7 +56,9 @@ enum LinearWeight {
     /// Dense or W = U S Vᵀ: the parameter store knows which.
     Matrix(ParamId),
     /// W = B A.
-    Factors { b: ParamId, a: ParamId },
+    TwoFactors { b: ParamId, a: ParamId },
+    /// W = U S Vᵀ, each trained freely.
+    ThreeFactors { u: ParamId, s: ParamId, vt: ParamId },
 }
 
 /// A parameter before it has numbers.
@@ -72,8 +74,7 @@ enum Initial {
     Constant { size: usize, value: f64 },
     Normal { rows: usize, columns: usize, standard_deviation: f64 },
     LowRank { rows: usize, columns: usize, rank: usize, standard_deviation: f64 },
-    FactorB { rows: usize, columns: usize, rank: usize, standard_deviation: f64 },
-    FactorA { rows: usize, columns: usize, rank: usize, standard_deviation: f64 },
+    Factor { factor: Factor, rows: usize, columns: usize, rank: usize, standard_deviation: f64 },
 }
 
 /// What dropout needs to be the same function of the step on every run.
@@ -131,8 +132,9 @@ impl Gpt {
 
     /// Fresh parameters, a pure function of the seed and each parameter's name.
     ///
-    /// Matrices and tables are N(0, 0.02²), those that write to the residual stream divided by √(2 n_layer); a low-rank W = U S Vᵀ or
-    /// W = B A gets random orthonormal bases and the Frobenius norm its dense counterpart would have, σ√(mn); norms are 1, biases 0.
+    /// Matrices and tables are N(0, 0.02²), those that write to the residual stream divided by √(2 n_layer); a low-rank W = U S Vᵀ,
+    /// its factors trained freely or not, or W = B A gets random orthonormal bases and the Frobenius norm its dense counterpart would have, σ√(mn), the
+    /// same W in each of these forms; norms are 1, biases 0.
     pub fn initialize(&self, seed: u64, dtype: DType, device: &Device) -> Result<ParamStore> {
         let parameter = |declared: &Declared| -> Result<Parameter> {
             let weight = declared.initial.draw(seed, &declared.name, dtype, device)?;
@@ -266,14 +268,16 @@ impl Linear {
                 let initial = Initial::LowRank { rows, columns, rank, standard_deviation };
                 LinearWeight::Matrix(declare(name.clone(), Role::Matrix(place), initial))
             }
-            WeightForm::Factored { rank } => {
-                let (b, a) = (
-                    Initial::FactorB { rows, columns, rank, standard_deviation },
-                    Initial::FactorA { rows, columns, rank, standard_deviation },
-                );
-                LinearWeight::Factors {
-                    b: declare(format!("{name}.b"), Role::Factor(place), b),
-                    a: declare(format!("{name}.a"), Role::Factor(place), a),
+            WeightForm::Factored { rank, form } => {
+                let mut factor = |factor: Factor| {
+                    let initial = Initial::Factor { factor, rows, columns, rank, standard_deviation };
+                    declare(format!("{name}.{}", factor.name()), Role::Factor(place, factor), initial)
+                };
+                match form {
+                    FactorForm::Ba => LinearWeight::TwoFactors { b: factor(Factor::B), a: factor(Factor::A) },
+                    FactorForm::Usv => {
+                        LinearWeight::ThreeFactors { u: factor(Factor::U), s: factor(Factor::S), vt: factor(Factor::VTransposed) }
+                    }
                 }
             }
         };
@@ -293,23 +297,29 @@ impl Linear {
                     ops::low_rank_linear(pass.tape, x, &u, s, &v, bias.as_ref())
                 }
             },
-            LinearWeight::Factors { b, a } => {
+            LinearWeight::TwoFactors { b, a } => {
                 let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
                 ops::linear(pass.tape, &z, &pass.dense(b)?, bias.as_ref())
+            }
+            // Plain products, so that every factor gets its partial derivative: G V Sᵀ, Uᵀ G V and (Gᵀ U S)ᵀ, with G the gradient by W.
+            LinearWeight::ThreeFactors { u, s, vt } => {
+                let z = ops::linear(pass.tape, x, &pass.dense(vt)?, None)?;
+                let z = ops::linear(pass.tape, &z, &pass.dense(s)?, None)?;
+                ops::linear(pass.tape, &z, &pass.dense(u)?, bias.as_ref())
             }
         }
     }
 }
 
 impl Initial {
-    /// Numbers of the dense matrix in this parameter's place; a pair of factors counts once.
+    /// Numbers of the dense matrix in this parameter's place; the factors of one matrix count once.
     fn dense_count(self) -> usize {
         match self {
             Initial::Constant { size, .. } => size,
-            Initial::Normal { rows, columns, .. } | Initial::LowRank { rows, columns, .. } | Initial::FactorB { rows, columns, .. } => {
-                rows * columns
-            }
-            Initial::FactorA { .. } => 0,
+            Initial::Normal { rows, columns, .. }
+            | Initial::LowRank { rows, columns, .. }
+            | Initial::Factor { factor: Factor::B | Factor::U, rows, columns, .. } => rows * columns,
+            Initial::Factor { factor: Factor::A | Factor::S | Factor::VTransposed, .. } => 0,
         }
     }
 
@@ -329,14 +339,17 @@ impl Initial {
             Initial::LowRank { rows, columns, rank, standard_deviation } => {
                 Weight::LowRank(orthonormal(name, rows, columns, rank, standard_deviation)?)
             }
-            // Balanced factors of one W = U S Vᵀ: B = U √S, A = √S Vᵀ; both draw the same W, from the name without `.b` or `.a`.
-            Initial::FactorB { rows, columns, rank, standard_deviation } => {
-                let point = orthonormal(name.trim_end_matches(".b"), rows, columns, rank, standard_deviation)?;
-                Weight::Dense(point.u.matmul(&point.s.sqrt()?)?)
-            }
-            Initial::FactorA { rows, columns, rank, standard_deviation } => {
-                let point = orthonormal(name.trim_end_matches(".a"), rows, columns, rank, standard_deviation)?;
-                Weight::Dense(point.s.sqrt()?.matmul(&point.v.t()?)?)
+            // The factors of one W = U S Vᵀ, B = U √S and A = √S Vᵀ balanced; all draw the same W, from the name without the factor's.
+            Initial::Factor { factor, rows, columns, rank, standard_deviation } => {
+                let matrix = name.rsplit_once('.').map_or(name, |(matrix, _)| matrix);
+                let LowRank { u, s, v } = orthonormal(matrix, rows, columns, rank, standard_deviation)?;
+                Weight::Dense(match factor {
+                    Factor::B => u.matmul(&s.sqrt()?)?,
+                    Factor::A => s.sqrt()?.matmul(&v.t()?)?,
+                    Factor::U => u,
+                    Factor::S => s,
+                    Factor::VTransposed => v.t()?.contiguous()?,
+                })
             }
         })
     }

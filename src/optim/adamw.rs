@@ -1,6 +1,7 @@
 //! AdamW for dense parameters (Loshchilov & Hutter 2019, Algorithm 2), in place on the CPU.
 
 use super::elementwise;
+use super::state::StateReader;
 use crate::ops::Compute;
 use candle_core::{Result, Tensor};
 
@@ -56,6 +57,19 @@ impl AdamwState {
             1.0 / correction2,
             hyper.epsilon,
         )
+    }
+
+    /// Adam's direction m̂/(√v̂ + ε) of a gradient and the new moments; nothing is changed in place, and learning rate and decay play no part.
+    pub fn direction(&self, gradient: &Tensor, hyper: &AdamwStep) -> Result<(Tensor, Self)> {
+        let mut moments = Self { first: self.first.copy()?, second: self.second.copy()? };
+        let mut from_zero = gradient.zeros_like()?;
+        moments.step(&mut from_zero, gradient, &AdamwStep { learning_rate: 1.0, weight_decay: 0.0, ..*hyper })?;
+        Ok((from_zero.neg()?, moments))
+    }
+
+    /// The moments from named tensors; the shapes must be those of `self`.
+    pub fn load(&self, reader: &mut StateReader) -> anyhow::Result<Self> {
+        Ok(Self { first: reader.take_like("first", &self.first)?, second: reader.take_like("second", &self.second)? })
     }
 }
 

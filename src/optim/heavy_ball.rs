@@ -1,4 +1,4 @@
-//! Heavy ball (SGD with momentum) for the factors of W = B A (Polyak 1964).
+//! Heavy ball (SGD with momentum) for the free factors of W = B A or W = U S Vᵀ (Polyak 1964).
 
 use super::elementwise::decay_and_add;
 use crate::ops::Compute;

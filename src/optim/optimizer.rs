@@ -4,9 +4,11 @@ mod low_rank;
 
 use super::adamw::{AdamwState, AdamwStep};
 use super::dlra::DlraState;
-use super::execution::{Execution, Placement, groups, wait_for};
+use super::execution::{Execution, wait_for};
+use super::galore::GaloreState;
 use super::gradient::{Gradient, TrainedGradients, clip_factor};
 use super::heavy_ball::HeavyBallState;
+use super::loro::{self, LoroCycle};
 use super::muon::MuonState;
 use super::rank::RankSchedule;
 use super::schedule::Schedule;
@@ -15,11 +17,11 @@ use crate::checkpoint::TensorReader;
 use crate::lowrank::Truncation;
 use crate::ops::Gradients;
 use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
-use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, MuonSpec, RankNorm};
-use anyhow::{Context, bail};
+use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, LoroSpec, MatrixOptimizerSpec, RankNorm};
+use anyhow::bail;
 use candle_core::Tensor;
 use low_rank::{FirstGradients, LowRankUpdates};
-use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Loss and gradients of the current step's batch, micro-batches inside.
@@ -43,8 +45,8 @@ pub struct OptimizerSettings {
     /// Rule of everything dense.
     pub dense: AdamwSpec,
     /// Rule of the blocks' full matrices where it is not that of everything dense.
-    pub matrices: Option<MuonSpec>,
-    /// Rule of the factors of W = B A.
+    pub matrices: Option<MatrixOptimizerSpec>,
+    /// Rule of the factors of W = B A and W = U S Vᵀ.
     pub factors: FactorRule,
     /// Rule of low-rank weights.
     pub low_rank: DlraSpec,
@@ -58,35 +60,30 @@ pub struct OptimizerSettings {
     pub execution: Execution,
 }
 
-/// A full matrix about to step by Muon.
-struct MuonItem<'a> {
-    id: ParamId,
-    name: &'a str,
-    weight: &'a Tensor,
-    state: &'a MuonState,
-    gradient: &'a Tensor,
-}
-
-/// Rule of the factors of W = B A.
+/// Rule of free factors.
 #[derive(Clone, Debug)]
 pub enum FactorRule {
     /// AdamW on each.
     Adamw(AdamwSpec),
     /// Heavy ball on each.
     HeavyBall(HeavyBallSpec),
+    /// LORO on the pairs of W = B A.
+    Loro(LoroSpec),
 }
 
 /// The optimizer: settings and the state of every parameter.
 #[derive(Clone, Debug)]
 pub struct Optimizer {
-    settings: OptimizerSettings,
-    states: Vec<State>,
+    pub(super) settings: OptimizerSettings,
+    pub(super) states: Vec<State>,
 }
 
+/// The state of one parameter, by the rule that moves it.
 #[derive(Clone, Debug)]
-enum State {
+pub(super) enum State {
     Adamw(AdamwState),
     Muon(MuonState),
+    Galore(GaloreState),
     HeavyBall(HeavyBallState),
     Dlra(DlraState),
 }
@@ -94,11 +91,14 @@ enum State {
 impl State {
     /// Zero moments for a parameter, by the rule that moves it.
     fn new(settings: &OptimizerSettings, parameter: &Parameter) -> candle_core::Result<Self> {
-        Ok(match (&parameter.weight, parameter.role, &settings.factors) {
-            (Weight::LowRank(point), _, _) => State::Dlra(DlraState::new(point, &settings.low_rank)?),
-            (Weight::Dense(tensor), Role::Matrix(_), _) if settings.matrices.is_some() => State::Muon(MuonState::new(tensor)?),
-            (Weight::Dense(tensor), Role::Factor(_), FactorRule::HeavyBall(_)) => State::HeavyBall(HeavyBallState::new(tensor)?),
-            (Weight::Dense(tensor), _, _) => State::Adamw(AdamwState::new(tensor)?),
+        Ok(match (&parameter.weight, parameter.role, &settings.factors, &settings.matrices) {
+            (Weight::LowRank(point), ..) => State::Dlra(DlraState::new(point, &settings.low_rank)?),
+            (Weight::Dense(tensor), Role::Matrix(_), _, Some(MatrixOptimizerSpec::Muon(_))) => State::Muon(MuonState::new(tensor)?),
+            (Weight::Dense(tensor), Role::Matrix(_), _, Some(MatrixOptimizerSpec::Galore(rule))) => {
+                State::Galore(GaloreState::new(tensor, rule.rank)?)
+            }
+            (Weight::Dense(tensor), Role::Factor(..), FactorRule::HeavyBall(_), _) => State::HeavyBall(HeavyBallState::new(tensor)?),
+            (Weight::Dense(tensor), ..) => State::Adamw(AdamwState::new(tensor)?),
         })
     }
 }
@@ -154,7 +154,8 @@ impl Optimizer {
         let trained = TrainedGradients::collect(params, gradients, self.settings.execution)?;
         let gradient_norm = trained.norm * mean;
         let gradient_scale = mean * clip_factor(gradient_norm, self.settings.grad_clip);
-        let schedule_factor = self.settings.schedule.factor(step);
+        let cycle = self.loro_cycle(step);
+        let schedule_factor = self.settings.schedule.factor(step) * cycle.map_or(1.0, |cycle| cycle.warmup);
 
         let first = FirstGradients { trained: &trained, step, gradient_scale, schedule_factor };
         let LowRankUpdates { updates, evaluation_time } = self.low_rank_updates(params, oracle, first, change)?;
@@ -162,7 +163,8 @@ impl Optimizer {
         wait_for(updates.first().map(|(_, update)| &update.point.u))?;
         let low_rank_computed = low_rank_started.elapsed().saturating_sub(evaluation_time);
         let dense_started = Instant::now();
-        let matrices = self.matrix_updates(params, &trained, gradient_scale, schedule_factor)?;
+        let mut matrices = self.matrix_updates(params, &trained, step, gradient_scale, schedule_factor)?;
+        matrices.extend(self.pair_updates(params, &trained, cycle, gradient_scale, schedule_factor)?);
         let matrix_time = dense_started.elapsed();
         let low_rank_started = Instant::now();
         let mut truncations = Vec::new();
@@ -176,9 +178,12 @@ impl Optimizer {
         let dense_started = Instant::now();
         for (id, weight, state) in matrices {
             params.set(id, Weight::Dense(weight));
-            self.states[id.0] = State::Muon(state);
+            self.states[id.0] = state;
         }
-        self.dense_updates(params, &trained, step, gradient_scale, schedule_factor)?;
+        self.dense_updates(params, &trained, step, cycle, gradient_scale, schedule_factor)?;
+        if cycle.is_some_and(|cycle| cycle.exact) {
+            self.restart_moments()?;
+        }
         wait_for(params.iter().next().and_then(|(_, parameter)| parameter.weight.leaves().first().map(|(_, tensor)| *tensor)))?;
         let dense_time = matrix_time + dense_started.elapsed();
         Ok(StepReport { loss: evaluation.loss, gradient_norm, schedule_factor, truncations, dense_time, low_rank_time })
@@ -189,19 +194,24 @@ impl Optimizer {
         params: &mut ParamStore,
         trained: &TrainedGradients,
         step: u64,
+        cycle: Option<LoroCycle>,
         gradient_scale: f64,
         schedule_factor: f64,
     ) -> anyhow::Result<()> {
+        let rank_shares = if cycle.is_some() { loro::rank_shares(params)? } else { BTreeMap::new() };
         for index in 0..params.len() {
             let id = ParamId(index);
             let Gradient::Dense(gradient) = &trained.gradients[index] else { continue };
             let parameter = params.get(id);
-            let is_factor = matches!(parameter.role, Role::Factor(_));
+            let is_factor = matches!(parameter.role, Role::Factor(..));
             let mut weight = params.dense(id)?.clone();
             match (&mut self.states[index], &self.settings.factors) {
                 (State::Adamw(state), factors) => {
-                    let rule = match factors {
-                        FactorRule::Adamw(rule) if is_factor => rule,
+                    let rule = match (factors, rank_shares.get(&id)) {
+                        (FactorRule::Adamw(rule), _) if is_factor => rule,
+                        // Computed with the matrices, side by side.
+                        (FactorRule::Loro(_), Some(_)) if cycle.is_some_and(|cycle| cycle.exact) => continue,
+                        (FactorRule::Loro(rule), Some(share)) => &rule.between_exact_steps(*share),
                         _ => &self.settings.dense,
                     };
                     // Decay acts on matrices only: norms and biases are offsets and scales that should not shrink.
@@ -212,7 +222,7 @@ impl Optimizer {
                         beta2: rule.beta2,
                         epsilon: rule.epsilon,
                         weight_decay,
-                        step,
+                        step: cycle.map_or(step, |cycle| cycle.moment_step),
                         gradient_scale,
                         compute: self.settings.execution.compute,
                     };
@@ -223,58 +233,14 @@ impl Optimizer {
                     state.step(compute, &mut weight, gradient, rule, rule.learning_rate * schedule_factor, gradient_scale)?;
                 }
                 // Computed with the low-rank weights, side by side.
-                (State::Muon(_) | State::Dlra(_), _) => continue,
-                (State::HeavyBall(_), FactorRule::Adamw(_)) => bail!("`{}` has a momentum of another rule", parameter.name),
+                (State::Muon(_) | State::Galore(_) | State::Dlra(_), _) => continue,
+                (State::HeavyBall(_), FactorRule::Adamw(_) | FactorRule::Loro(_)) => {
+                    bail!("`{}` has a momentum of another rule", parameter.name)
+                }
             }
             params.set(id, Weight::Dense(weight));
         }
         Ok(())
-    }
-
-    /// The steps of all full matrices under Muon, computed side by side; nothing is changed yet.
-    fn matrix_updates(
-        &self,
-        params: &ParamStore,
-        trained: &TrainedGradients,
-        gradient_scale: f64,
-        schedule_factor: f64,
-    ) -> anyhow::Result<Vec<(ParamId, Tensor, MuonState)>> {
-        let Some(rule) = &self.settings.matrices else { return Ok(Vec::new()) };
-        let mut matrices = Vec::new();
-        for (id, parameter) in params.iter() {
-            match (&self.states[id.0], &trained.gradients[id.0]) {
-                (State::Muon(state), Gradient::Dense(gradient)) => {
-                    matrices.push(MuonItem { id, name: &parameter.name, weight: params.dense(id)?, state, gradient });
-                }
-                (State::Muon(_), Gradient::Tangent(_)) => bail!("`{}` is a full matrix but its gradient is not", parameter.name),
-                _ => {}
-            }
-        }
-        let step = |item: &MuonItem, weight: &Tensor, state: &MuonState, gradient: &Tensor| {
-            state
-                .step(weight, gradient, rule, rule.learning_rate * schedule_factor, gradient_scale)
-                .with_context(|| format!("the Muon step of `{}` failed", item.name))
-        };
-        if self.settings.execution.linalg == Placement::Host {
-            let on_host = |item: &MuonItem| {
-                let (weight, state) = step(item, item.weight, item.state, item.gradient)?;
-                Ok((item.id, weight, state))
-            };
-            return matrices.par_iter().map(on_host).collect();
-        }
-        let mut updates = Vec::with_capacity(matrices.len());
-        for group in groups(matrices.iter().map(|item| item.weight.dims())) {
-            let stacked = |part: &dyn Fn(&MuonItem) -> Tensor| {
-                Tensor::stack(&group.iter().map(|&index| part(&matrices[index])).collect::<Vec<_>>(), 0)
-            };
-            let state = MuonState { first: stacked(&|item| item.state.first.clone())? };
-            let (weight, gradient) = (stacked(&|item| item.weight.clone())?, stacked(&|item| item.gradient.clone())?);
-            let (weights, state) = step(&matrices[group[0]], &weight, &state, &gradient)?;
-            for (place, &index) in group.iter().enumerate() {
-                updates.push((matrices[index].id, weights.get(place)?, MuonState { first: state.first.get(place)? }));
-            }
-        }
-        Ok(updates)
     }
 
     /// All state as named tensors, `<parameter>/<leaf>`.
@@ -284,6 +250,7 @@ impl Optimizer {
             let leaves = match &self.states[id.0] {
                 State::Adamw(state) => vec![("first".to_string(), state.first.clone()), ("second".to_string(), state.second.clone())],
                 State::Muon(MuonState { first }) | State::HeavyBall(HeavyBallState { first }) => vec![("first".to_string(), first.clone())],
+                State::Galore(state) => state.named_tensors(),
                 State::Dlra(state) => state.named_tensors(),
             };
             tensors.extend(leaves.into_iter().map(|(leaf, tensor)| (name(&parameter.name, &leaf), tensor)));
@@ -303,10 +270,8 @@ impl Optimizer {
                 (State::Dlra(_), Weight::LowRank(point)) => State::Dlra(DlraState::load(point, &settings.low_rank, &mut leaves)?),
                 (State::Muon(like), _) => State::Muon(MuonState { first: leaves.take_like("first", &like.first)? }),
                 (State::HeavyBall(like), _) => State::HeavyBall(HeavyBallState { first: leaves.take_like("first", &like.first)? }),
-                (State::Adamw(like), _) => {
-                    let (first, second) = (leaves.take_like("first", &like.first)?, leaves.take_like("second", &like.second)?);
-                    State::Adamw(AdamwState { first, second })
-                }
+                (State::Galore(like), _) => State::Galore(like.load(&mut leaves)?),
+                (State::Adamw(like), _) => State::Adamw(like.load(&mut leaves)?),
                 (State::Dlra(_), Weight::Dense(_)) => bail!("`{}` is dense and has the state of a low-rank weight", parameter.name),
             });
         }

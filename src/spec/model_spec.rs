@@ -46,8 +46,8 @@ pub enum WeightsSpec {
     Dense,
     /// W = U S Vᵀ on the manifold of rank-r matrices, trained by DLRA.
     LowRank(LowRankWeightsSpec),
-    /// W = B A with free factors, the naive low-rank form.
-    Factored(LowRankWeightsSpec),
+    /// W = B A or W = U S Vᵀ with free factors, the naive low-rank forms.
+    Factored(FactoredWeightsSpec),
 }
 
 /// Ranks of low-rank weights.
@@ -60,6 +60,38 @@ pub struct LowRankWeightsSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "per_target_schema::<TargetRank>")]
     pub targets: BTreeMap<Target, TargetRank>,
+}
+
+/// Ranks and form of factored weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FactoredWeightsSpec {
+    /// Inner dimension of the product.
+    pub rank: usize,
+    /// Which factors.
+    #[serde(default, skip_serializing_if = "FactorForm::is_default")]
+    pub form: FactorForm,
+    /// Exceptions: `q: 32`, `down: dense`, ...
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "per_target_schema::<TargetRank>")]
+    pub targets: BTreeMap<Target, TargetRank>,
+}
+
+/// Factors of a matrix W: m × n, all of them trained freely.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FactorForm {
+    /// W = B A with B: m × r, A: r × n.
+    #[default]
+    Ba,
+    /// W = U S Vᵀ with U: m × r, S: r × r, V: n × r, orthonormal at the start only.
+    Usv,
+}
+
+impl FactorForm {
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A weight matrix W of a transformer block, m × n in y = W x.

@@ -38,6 +38,8 @@ impl Default for DenseOptimizerSpec {
 pub enum MatrixOptimizerSpec {
     /// Momentum whose polar factor is the direction (Jordan et al. 2024), scaled to Adam's learning rates.
     Muon(MuonSpec),
+    /// Adam in a low-rank projection of the gradient (Zhao et al. 2024, GaLore).
+    Galore(GaloreSpec),
 }
 
 /// Muon.
@@ -57,6 +59,44 @@ pub struct MuonSpec {
 impl Default for MuonSpec {
     fn default() -> Self {
         Self { learning_rate: 1e-2, beta1: 0.95, nesterov: true, weight_decay: 0.1 }
+    }
+}
+
+/// GaLore: full matrices, moments of low rank.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GaloreSpec {
+    /// Rank of the projection.
+    pub rank: usize,
+    /// Steps between two projections, each by an SVD of the gradient.
+    pub refresh_every: Count,
+    /// Factor α on the direction.
+    pub scale: f64,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+/// What the authors pre-train with, except for β₂, 0.999 there, and ε, 1e-6 there, which are those of the other rules here.
+impl Default for GaloreSpec {
+    fn default() -> Self {
+        Self {
+            rank: 128,
+            refresh_every: Count(200),
+            scale: 0.25,
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        }
     }
 }
 
@@ -84,10 +124,47 @@ impl Default for HeavyBallSpec {
 pub enum LowRankOptimizerSpec {
     /// Dynamical low-rank approximation, for `weights: low_rank`.
     Dlra(DlraSpec),
-    /// AdamW on the factors B and A, for `weights: factored`.
+    /// AdamW on every factor, for `weights: factored`.
     Adamw(AdamwSpec),
-    /// Heavy ball on the factors B and A, for `weights: factored`.
+    /// Heavy ball on every factor, for `weights: factored`.
     HeavyBall(HeavyBallSpec),
+    /// LORO (Mo et al. 2025): AdamW on B and A with an exact Riemannian step of W = B A now and then, for `weights: {factored: {form: ba}}`.
+    Loro(LoroSpec),
+}
+
+/// LORO.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoroSpec {
+    /// Steps between two exact steps; after each, all moments of Adam start anew.
+    pub exact_every: Count,
+    /// Steps in which every learning rate rises from 0 again after an exact step; less than `exact_every`.
+    pub restart_warmup_steps: Count,
+    /// Peak learning rate of exact steps; that between them is rank / min(m, n) times as large.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay, between exact steps.
+    pub weight_decay: f64,
+}
+
+/// What the authors pre-train with, except for β₂, 0.999 there, and ε, 1e-6 there, which are those of the other rules here.
+impl Default for LoroSpec {
+    fn default() -> Self {
+        Self {
+            exact_every: Count(500),
+            restart_warmup_steps: Count(5),
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        }
+    }
 }
 
 /// AdamW.

@@ -4,9 +4,10 @@ use super::count::Count;
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::document::usage;
-use super::model_spec::{Architecture, LowRankWeightsSpec, ModelSpec, Target, TargetRank, WeightsSpec};
+use super::model_spec::{Architecture, FactorForm, ModelSpec, Target, TargetRank, WeightsSpec};
 use super::optimizer_spec::{
-    AdamwSpec, DenseOptimizerSpec, DlraSpec, HeavyBallSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
+    AdamwSpec, DenseOptimizerSpec, DlraSpec, GaloreSpec, HeavyBallSpec, LoroSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec,
+    OptimizerSpec,
 };
 use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
 use super::run_spec::{
@@ -105,10 +106,13 @@ pub enum WeightForm {
         /// Rank r at the start of training.
         rank: usize,
     },
-    /// W = B A with free factors B: m×r, A: r×n.
+    /// W = B A with free factors B: m×r, A: r×n, or W = U S Vᵀ with free factors.
     Factored {
         /// Inner dimension r.
         rank: usize,
+        /// Which factors.
+        #[serde(default, skip_serializing_if = "FactorForm::is_default")]
+        form: FactorForm,
     },
 }
 
@@ -117,7 +121,7 @@ impl WeightForm {
     pub fn rank(self) -> Option<usize> {
         match self {
             WeightForm::Dense => None,
-            WeightForm::LowRank { rank } | WeightForm::Factored { rank } => Some(rank),
+            WeightForm::LowRank { rank } | WeightForm::Factored { rank, .. } => Some(rank),
         }
     }
 }
@@ -160,9 +164,28 @@ impl OptimizerPlan {
         }
     }
 
+    /// The settings of LORO where factored matrices are trained by it.
+    pub fn loro(&self) -> Option<&LoroSpec> {
+        match &self.low_rank {
+            Some(LowRankOptimizerSpec::Loro(loro)) => Some(loro),
+            _ => None,
+        }
+    }
+
     /// The settings of Muon where full matrices are trained by it.
     pub fn muon(&self) -> Option<&MuonSpec> {
-        self.matrices.as_ref().map(|MatrixOptimizerSpec::Muon(muon)| muon)
+        match &self.matrices {
+            Some(MatrixOptimizerSpec::Muon(muon)) => Some(muon),
+            _ => None,
+        }
+    }
+
+    /// The settings of GaLore where full matrices are trained by it.
+    pub fn galore(&self) -> Option<&GaloreSpec> {
+        match &self.matrices {
+            Some(MatrixOptimizerSpec::Galore(galore)) => Some(galore),
+            _ => None,
+        }
     }
 }
 
@@ -355,8 +378,11 @@ fn collect_leaves(value: &Value, path: &str, leaves: &mut BTreeMap<String, Value
 fn model_plan(spec: &ModelSpec) -> ModelPlan {
     let form = |target| match &spec.weights {
         WeightsSpec::Dense => WeightForm::Dense,
-        WeightsSpec::LowRank(ranks) => rank_of(ranks, target).map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank }),
-        WeightsSpec::Factored(ranks) => rank_of(ranks, target).map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank }),
+        WeightsSpec::LowRank(low_rank) => {
+            rank_of(low_rank.rank, &low_rank.targets, target).map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank })
+        }
+        WeightsSpec::Factored(factored) => rank_of(factored.rank, &factored.targets, target)
+            .map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank, form: factored.form }),
     };
     ModelPlan {
         arch: spec.arch,
@@ -371,9 +397,9 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
 }
 
 /// Rank of one target; none for a full matrix.
-fn rank_of(ranks: &LowRankWeightsSpec, target: Target) -> Option<usize> {
-    match ranks.targets.get(&target) {
-        None => Some(ranks.rank),
+fn rank_of(rank: usize, targets: &BTreeMap<Target, TargetRank>, target: Target) -> Option<usize> {
+    match targets.get(&target) {
+        None => Some(rank),
         Some(TargetRank::Rank(rank)) => Some(*rank),
         Some(TargetRank::Dense) => None,
     }

@@ -1,10 +1,10 @@
 //! Whether the values of a spec make sense and fit together.
 
 use super::data_spec::{DataSpec, SourceSpec, TextSourceSpec, TokenizerSpec};
-use super::model_spec::{ModelSpec, Target, WeightsSpec};
+use super::model_spec::{FactorForm, ModelSpec, Target, WeightsSpec};
 use super::optimizer_spec::{
-    AdamwSpec, DenseOptimizerSpec, DlraSpec, Integrator, LowRankOptimizerSpec, MatrixOptimizerSpec, Momentum, OptimizerSpec,
-    RetractionSpec, SecondMomentTransport,
+    AdamwSpec, DenseOptimizerSpec, DlraSpec, GaloreSpec, Integrator, LoroSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, Momentum,
+    OptimizerSpec, RetractionSpec, SecondMomentTransport,
 };
 use super::plan::{Plan, RankCyclePlan, RankPlan, TolerancePlan, WeightForm, warmup_steps};
 use super::problem::Problem;
@@ -20,7 +20,7 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
     check_weights(&mut found, spec, plan);
     check_data(&mut found, &spec.data);
     check_train(&mut found, spec);
-    check_optimizer(&mut found, &spec.optimizer, &spec.model.weights);
+    check_optimizer(&mut found, &spec.optimizer, &spec.model.weights, plan);
     check_rank(&mut found, spec, plan);
     check_schedule(&mut found, spec);
     found.require(spec.eval.every.0 >= 1, "eval.every", || "is 0; give the steps between two validations, at least 1".into());
@@ -95,17 +95,17 @@ fn nearest_divisors(number: usize, wish: usize) -> String {
 }
 
 fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
-    let (kind, ranks) = match &spec.model.weights {
+    let (kind, targets) = match &spec.model.weights {
         WeightsSpec::Dense => return,
-        WeightsSpec::LowRank(ranks) => ("low_rank", ranks),
-        WeightsSpec::Factored(ranks) => ("factored", ranks),
+        WeightsSpec::LowRank(low_rank) => ("low_rank", &low_rank.targets),
+        WeightsSpec::Factored(factored) => ("factored", &factored.targets),
     };
     let everything_dense = plan.model.weights.values().all(|form| *form == WeightForm::Dense);
     found.require(!everything_dense, &format!("model.weights.{kind}.targets"), || "every target is dense; write `weights: dense`".into());
     let mut default_rank_refused = false;
     for (target, form) in &plan.model.weights {
         let Some(rank) = form.rank() else { continue };
-        let is_exception = ranks.targets.contains_key(target);
+        let is_exception = targets.contains_key(target);
         let (rows, columns) = plan.model.shape(*target);
         let limit = rows.min(columns);
         if (1..=limit).contains(&rank) || limit == 0 || (!is_exception && default_rank_refused) {
@@ -195,11 +195,15 @@ fn check_train(found: &mut Findings, spec: &RunSpec) {
     found.require(total.is_some(), "train.max_steps", || "the run's tokens do not fit 64 bits; reduce the steps or the batch".into());
 }
 
-fn check_optimizer(found: &mut Findings, optimizer: &OptimizerSpec, weights: &WeightsSpec) {
+fn check_optimizer(found: &mut Findings, optimizer: &OptimizerSpec, weights: &WeightsSpec, plan: &Plan) {
     let DenseOptimizerSpec::Adamw(adamw) = &optimizer.dense;
     check_adamw(found, adamw, "optimizer.dense.adamw");
-    if let Some(MatrixOptimizerSpec::Muon(muon)) = &optimizer.matrices {
-        check_momentum(found, [muon.learning_rate, muon.beta1, muon.weight_decay], "optimizer.matrices.muon");
+    match &optimizer.matrices {
+        None => {}
+        Some(MatrixOptimizerSpec::Muon(muon)) => {
+            check_momentum(found, [muon.learning_rate, muon.beta1, muon.weight_decay], "optimizer.matrices.muon");
+        }
+        Some(MatrixOptimizerSpec::Galore(galore)) => check_galore(found, galore, plan, "optimizer.matrices.galore"),
     }
     match (&optimizer.low_rank, weights) {
         // Unused rather than wrong: see `unused_settings`.
@@ -211,6 +215,16 @@ fn check_optimizer(found: &mut Findings, optimizer: &OptimizerSpec, weights: &We
         (Some(LowRankOptimizerSpec::HeavyBall(_)), WeightsSpec::LowRank(_)) => {
             let remedy = "needs `weights: {factored: ...}`; for low-rank weights write `{dlra: {momentum: heavy_ball}}`";
             found.require(false, "optimizer.low_rank.heavy_ball", || remedy.into());
+        }
+        (Some(LowRankOptimizerSpec::Loro(_)), WeightsSpec::LowRank(_)) => {
+            let remedy = "needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it";
+            found.require(false, "optimizer.low_rank.loro", || remedy.into());
+        }
+        (Some(LowRankOptimizerSpec::Loro(loro)), WeightsSpec::Factored(factored)) => {
+            found.require(factored.form == FactorForm::Ba, "optimizer.low_rank.loro", || {
+                "moves W = B A; write `weights: {factored: {form: ba, ...}}`, or another rule for these factors".into()
+            });
+            check_loro(found, loro, "optimizer.low_rank.loro");
         }
         (Some(LowRankOptimizerSpec::HeavyBall(rule)), WeightsSpec::Factored(_)) => {
             check_momentum(found, [rule.learning_rate, rule.beta1, rule.weight_decay], "optimizer.low_rank.heavy_ball");
@@ -239,6 +253,29 @@ fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
          or `heavy_ball`, or the integrator `tangent` or `coefficient_cycle`"
             .into()
     });
+}
+
+fn check_loro(found: &mut Findings, loro: &LoroSpec, path: &str) {
+    check_moments(found, [loro.learning_rate, loro.beta1, loro.beta2, loro.epsilon, loro.weight_decay], path);
+    found.require_positive(loro.exact_every.0, &format!("{path}.exact_every"));
+    let (warmup, every) = (loro.restart_warmup_steps.0, loro.exact_every.0);
+    found.require(warmup < every.max(1), &format!("{path}.restart_warmup_steps"), || {
+        format!("is {warmup}; set less than `exact_every` {every}, so that the full learning rate is reached")
+    });
+}
+
+fn check_galore(found: &mut Findings, galore: &GaloreSpec, plan: &Plan, path: &str) {
+    check_moments(found, [galore.learning_rate, galore.beta1, galore.beta2, galore.epsilon, galore.weight_decay], path);
+    found.require_positive(galore.refresh_every.0, &format!("{path}.refresh_every"));
+    found.require_number(galore.scale, galore.scale > 0.0, "greater than 0, such as 0.25", &format!("{path}.scale"));
+    let full = plan.model.weights.iter().filter(|(_, form)| **form == WeightForm::Dense);
+    let smallest = full.map(|(target, _)| (plan.model.shape(*target), target)).min_by_key(|((rows, columns), _)| *rows.min(columns));
+    if let Some(((rows, columns), target)) = smallest {
+        let limit = rows.min(columns);
+        found.require((1..=limit).contains(&galore.rank), &format!("{path}.rank"), || {
+            format!("is {}; set 1 to {limit}, since `{}` is {rows} × {columns}", galore.rank, target.name())
+        });
+    }
 }
 
 /// What every rule with a first moment and decoupled weight decay needs.

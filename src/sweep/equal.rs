@@ -89,7 +89,7 @@ fn with_rank(weights: &BTreeMap<Target, WeightForm>, rank: usize) -> BTreeMap<Ta
     let change = |form: &WeightForm| match form {
         WeightForm::Dense => WeightForm::Dense,
         WeightForm::LowRank { .. } => WeightForm::LowRank { rank },
-        WeightForm::Factored { .. } => WeightForm::Factored { rank },
+        WeightForm::Factored { form, .. } => WeightForm::Factored { rank, form: *form },
     };
     weights.iter().map(|(target, form)| (*target, change(form))).collect()
 }

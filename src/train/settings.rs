@@ -7,7 +7,8 @@ use crate::optim::{
     ToleranceSchedule,
 };
 use crate::spec::{
-    ComputeType, DenseOptimizerSpec, KernelsSpec, LinalgSpec, Plan, RankBoundsPlan, RankCyclePlan, RankPlan, ToleranceTargetPlan,
+    ComputeType, DenseOptimizerSpec, KernelsSpec, LinalgSpec, LowRankOptimizerSpec, Plan, RankBoundsPlan, RankCyclePlan, RankPlan,
+    ToleranceTargetPlan,
 };
 use candle_core::{DType, Device};
 
@@ -51,10 +52,12 @@ fn execution(plan: &Plan, device: &Device) -> Execution {
 pub fn optimizer_settings(plan: &Plan, device: &Device) -> OptimizerSettings {
     let DenseOptimizerSpec::Adamw(dense) = plan.optimizer.dense.clone();
     OptimizerSettings {
-        matrices: plan.optimizer.muon().cloned(),
-        factors: match plan.optimizer.factored_heavy_ball() {
-            Some(rule) => FactorRule::HeavyBall(rule.clone()),
-            None => FactorRule::Adamw(plan.optimizer.factored_adamw().unwrap_or(&dense).clone()),
+        matrices: plan.optimizer.matrices.clone(),
+        factors: match &plan.optimizer.low_rank {
+            Some(LowRankOptimizerSpec::Adamw(rule)) => FactorRule::Adamw(rule.clone()),
+            Some(LowRankOptimizerSpec::HeavyBall(rule)) => FactorRule::HeavyBall(rule.clone()),
+            Some(LowRankOptimizerSpec::Loro(rule)) => FactorRule::Loro(rule.clone()),
+            Some(LowRankOptimizerSpec::Dlra(_)) | None => FactorRule::Adamw(dense.clone()),
         },
         dense,
         low_rank: plan.optimizer.dlra().cloned().unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! What one matrix of one block contributes.
 
-use crate::spec::{ModelPlan, Momentum, OptimizerPlan, Target, WeightForm};
+use crate::spec::{FactorForm, ModelPlan, Momentum, OptimizerPlan, Target, WeightForm};
 
 /// One matrix of one block.
 pub(super) struct Matrix {
@@ -31,8 +31,19 @@ impl Matrix {
     pub fn parameters(&self) -> u64 {
         match self.form {
             WeightForm::Dense => self.rows * self.columns,
-            WeightForm::LowRank { .. } => self.factor_values() + self.rank() * self.rank(),
-            WeightForm::Factored { .. } => self.factor_values(),
+            WeightForm::LowRank { .. } | WeightForm::Factored { form: FactorForm::Usv, .. } => {
+                self.factor_values() + self.rank() * self.rank()
+            }
+            WeightForm::Factored { form: FactorForm::Ba, .. } => self.factor_values(),
+        }
+    }
+
+    /// Rank-wide intermediates kept per token: x V, or with free factors also x V Sᵀ, or x Aᵀ.
+    pub fn intermediate_values(&self) -> u64 {
+        match self.form {
+            WeightForm::Dense => 0,
+            WeightForm::Factored { form: FactorForm::Usv, .. } => 2 * self.rank(),
+            WeightForm::LowRank { .. } | WeightForm::Factored { form: FactorForm::Ba, .. } => self.rank(),
         }
     }
 
@@ -58,13 +69,39 @@ impl Matrix {
         match self.form {
             WeightForm::LowRank { .. } => self.parameters() + second,
             WeightForm::Dense if optimizer.muon().is_some() => self.parameters(),
+            WeightForm::Dense if optimizer.galore().is_some() => {
+                let (short, long) = self.sides();
+                optimizer.galore().map_or(0, |galore| galore.rank as u64) * (short + 2 * long)
+            }
             WeightForm::Factored { .. } if optimizer.factored_heavy_ball().is_some() => self.parameters(),
             WeightForm::Dense | WeightForm::Factored { .. } => 2 * self.parameters(),
         }
     }
 
-    pub fn augmentation_values(&self) -> u64 {
+    /// min(m, n) and max(m, n).
+    pub fn sides(&self) -> (u64, u64) {
+        (self.rows.min(self.columns), self.rows.max(self.columns))
+    }
+
+    /// What a step computes beside the old numbers for every matrix before it changes any.
+    pub fn step_values(&self, optimizer: &OptimizerPlan) -> u64 {
+        match self.form {
+            WeightForm::LowRank { .. } => 2 * self.parameters() + self.moment_values(optimizer),
+            WeightForm::Factored { .. } if optimizer.loro().is_some() => 3 * self.parameters(),
+            WeightForm::Dense if optimizer.galore().is_some() => self.parameters() + self.moment_values(optimizer),
+            WeightForm::Dense | WeightForm::Factored { .. } => 0,
+        }
+    }
+
+    /// What a step needs while it works on this matrix.
+    pub fn in_hand_values(&self, optimizer: &OptimizerPlan) -> u64 {
         let square = self.rank() * self.rank();
-        if self.is_low_rank() { 4 * self.factor_values() + 2 * square + 3 * 4 * square } else { 0 }
+        let augmentation = 4 * self.factor_values() + 2 * square + 3 * 4 * square;
+        match self.form {
+            WeightForm::LowRank { .. } => augmentation,
+            WeightForm::Factored { .. } if optimizer.loro().is_some() => augmentation,
+            WeightForm::Dense if optimizer.galore().is_some() => 2 * (2 * self.parameters() + (self.rows + self.columns) * self.sides().0),
+            WeightForm::Dense | WeightForm::Factored { .. } => 0,
+        }
     }
 }

@@ -20,12 +20,13 @@ pub struct MemoryLedger {
     /// Gradients: one number per dense or factored parameter; K- and L-gradient, (m + n) r, per low-rank matrix.
     pub gradients: u64,
     /// Optimizer moments: two numbers per parameter under AdamW; r² + (m + n) r per low-rank matrix, twice that for `adam`,
-    /// and 4 r² more for `matrix_adam`; one number per full matrix' entry under Muon and per factor's under heavy ball.
+    /// and 4 r² more for `matrix_adam`; one number per full matrix' entry under Muon and per factor's under heavy ball; (2 max(m, n) + min(m, n)) r
+    /// per full matrix under GaLore, projector included.
     pub moments: u64,
     /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both norms' inputs (2 C), statistics (4)
     /// and outputs (2 C); q, k, v (3 C); attention output (C) and log-sum-exp (H); MLP before and after GELU (8 C); and the
-    /// rank-wide intermediate of each low-rank or factored matrix (r). Then per token the final norm's input, statistics and
-    /// output (2 C + 2) and the head's gradient (C). Logits exist only in chunks, residual sums and dropout keep nothing. With half-precision
+    /// rank-wide intermediate of each low-rank or factored matrix (r; 2 r with free factors U, S, V). Then per token the final norm's input, statistics
+    /// and output (2 C + 2) and the head's gradient (C). Logits exist only in chunks, residual sums and dropout keep nothing. With half-precision
     /// products all but the norms' inputs and statistics, the log-sum-exp and the head's gradient take half; beside them are the rounded weights.
     pub activations: u64,
     /// The head's gradient by its weight before it joins the embedding's: V C.
@@ -36,7 +37,8 @@ pub struct MemoryLedger {
     /// What the low-rank step holds: for every matrix, beside the old ones, the tangent gradient, the new weight and the new moments; and
     /// per matrix in hand the direction and the new basis directions, the new bases and the transported moment, 4 (m + n) r + 2 r², and three
     /// 2r × 2r cores, for the largest matrix times the threads. On a device all matrices of one shape and rank are in hand, and stacked: copies of
-    /// weight, tangent gradient and moments.
+    /// weight, tangent gradient and moments. At LORO's exact steps the same is in hand, beside new factors and moments, 3 (m + n) r a pair. Under GaLore
+    /// there are a new weight and new moments for every full matrix, and in hand the SVD in f64: two copies of the gradient and both bases.
     pub optimizer: u64,
     /// What `augmented_bug` holds while it evaluates in the augmented bases, beside the first evaluation's gradients: gradients of all parameters once more, now 2r
     /// wide; and per low-rank matrix the tangent gradient and the new first moment, the augmented bases and Ŝ, new directions, and three cores.
@@ -59,13 +61,15 @@ impl MemoryLedger {
         let tokens = plan.train.batch_size as u64 * model.block_size as u64;
         let low_rank: Vec<&Matrix> = matrices.iter().filter(|matrix| matrix.is_low_rank()).collect();
         let in_hand = if on_device(plan) {
-            let stacked = |matrix: &Matrix| matrix.augmentation_values() + 2 * matrix.parameters() + moments(matrix);
+            let stacked = |matrix: &Matrix| matrix.in_hand_values(&plan.optimizer) + 2 * matrix.parameters() + moments(matrix);
             let alike = |a: &Matrix, b: &Matrix| (a.rows, a.columns, a.rank()) == (b.rows, b.columns, b.rank());
             let group = |one: &&Matrix| low_rank.iter().filter(|other| alike(one, other)).map(|matrix| stacked(matrix)).sum::<u64>();
-            layers * low_rank.iter().map(group).max().unwrap_or(0)
+            // Baselines take one matrix after another there.
+            let others = matrices.iter().filter(|matrix| !matrix.is_low_rank()).map(|matrix| matrix.in_hand_values(&plan.optimizer));
+            (layers * low_rank.iter().map(group).max().unwrap_or(0)).max(others.max().unwrap_or(0))
         } else {
-            let largest = matrices.iter().map(Matrix::augmentation_values).max().unwrap_or(0);
-            largest * threads.min(layers * low_rank.len() as u64)
+            let in_hand = matrices.iter().map(|matrix| matrix.in_hand_values(&plan.optimizer)).filter(|values| *values > 0);
+            in_hand.clone().max().unwrap_or(0) * threads.min(layers * in_hand.count() as u64)
         };
         let values = MemoryLedger {
             weights: parameters.dense_rest() + of_blocks(&Matrix::parameters),
@@ -74,9 +78,7 @@ impl MemoryLedger {
             activations: 0,
             head_gradient: parameters.token_embedding,
             backward: (10 * model.n_embd as u64 * tokens).max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
-            optimizer: of_blocks(&|matrix| {
-                if matrix.is_low_rank() { 2 * matrix.parameters() + moments(matrix) } else { 0 }
-            }) + in_hand,
+            optimizer: of_blocks(&|matrix| matrix.step_values(&plan.optimizer)) + in_hand,
             augmented: match is_augmented_bug {
                 true => {
                     let low_rank = |(narrow, wide): (&Matrix, &Matrix)| match narrow.is_low_rank() {
@@ -136,7 +138,7 @@ fn on_device(plan: &Plan) -> bool {
 /// Numbers kept per token for the backward pass: always in f32, and in the type of the products.
 fn activation_values(model: &ModelPlan, matrices: &[Matrix]) -> (u64, u64) {
     let (layers, width, heads) = (model.n_layer as u64, model.n_embd as u64, model.n_head as u64);
-    let rank_wide: u64 = matrices.iter().map(|matrix| matrix.form.rank().unwrap_or(0) as u64).sum();
+    let rank_wide: u64 = matrices.iter().map(Matrix::intermediate_values).sum();
     let (norm_inputs, norm_outputs) = (width + 2, width);
     let (attention, mlp) = (4 * width, 8 * width);
     let wide = layers * (2 * norm_inputs + heads) + norm_inputs + width;

@@ -22,7 +22,7 @@ mod parameters;
 #[cfg(test)]
 mod tests;
 
-use crate::spec::{DlraSpec, Plan, WeightForm};
+use crate::spec::{DlraSpec, FactorForm, Plan, WeightForm};
 use figures::grouped;
 pub(crate) use figures::{bytes, scaled};
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
@@ -88,7 +88,8 @@ impl fmt::Display for Ledger {
             let form = match target.form {
                 WeightForm::Dense => "dense".to_owned(),
                 WeightForm::LowRank { rank } => format!("rank {rank}"),
-                WeightForm::Factored { rank } => format!("factored, {rank}"),
+                WeightForm::Factored { rank, form: FactorForm::Ba } => format!("factored, {rank}"),
+                WeightForm::Factored { rank, form: FactorForm::Usv } => format!("factored usv, {rank}"),
             };
             let name = format!("{:<5} {} × {}, {form}", target.target.name(), target.rows, target.columns);
             line(f, &name, grouped(target.parameters))?;
@@ -111,7 +112,7 @@ impl fmt::Display for Ledger {
         }
         line(f, "low-rank optimizer per step", scaled(flops.low_rank_optimizer_per_step, "FLOP"))?;
         if flops.matrix_optimizer_per_step > 0 {
-            line(f, "polar factors per step", scaled(flops.matrix_optimizer_per_step, "FLOP"))?;
+            line(f, "full-matrix optimizer per step", scaled(flops.matrix_optimizer_per_step, "FLOP"))?;
         }
         line(f, "a step in all", scaled(self.flops_per_step(), "FLOP"))?;
         line(f, "the run in all", scaled(self.flops_per_step().saturating_mul(self.max_steps), "FLOP"))?;

@@ -2,7 +2,7 @@
 
 use super::integrator;
 use super::matrix::Matrix;
-use crate::spec::{CyclePhase, DlraSpec, Integrator, Momentum, Plan, RetractionSpec, Target, WeightForm};
+use crate::spec::{CyclePhase, DlraSpec, GaloreSpec, Integrator, Momentum, Plan, RetractionSpec, Target, WeightForm};
 
 /// Quintic Newton–Schulz iterations that `spectral` momentum is counted with.
 pub const NEWTON_SCHULZ_ITERATIONS: u64 = 5;
@@ -10,7 +10,7 @@ pub const NEWTON_SCHULZ_ITERATIONS: u64 = 5;
 /// Floating-point operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlopLedger {
-    /// Forward, the six matrices of all blocks: 2 m n, 2 (n r + r² + r m), or 2 (n r + r m) each.
+    /// Forward, the six matrices of all blocks: 2 m n, 2 (n r + r² + r m), or 2 (n r + r m) for W = B A.
     pub forward_products_per_token: u64,
     /// Forward, causal attention: a token sees (T + 1) / 2 keys on average, twice (scores and mixture): 2 C (T + 1) per block.
     pub forward_attention_per_token: u64,
@@ -22,9 +22,11 @@ pub struct FlopLedger {
     pub training_per_token: u64,
     /// Forward and backward of the further evaluations of an `augmented_bug` step, with every low-rank matrix in its augmented bases.
     pub coefficient_evaluations_per_token: u64,
-    /// Geometry of all low-rank matrices, once per step; see [`low_rank_optimizer_flops`].
+    /// Geometry of all low-rank matrices, once per step; see [`low_rank_optimizer_flops`]. LORO's exact steps, spread over the steps between them:
+    /// 31 (m + n) r² + 2 n r² + 170 r³ each.
     pub low_rank_optimizer_per_step: u64,
-    /// Polar factors of full matrices under Muon, once per step: 5 (4 a² b + 2 a³) each for a ≤ b its sides.
+    /// Polar factors of full matrices under Muon, once per step: 5 (4 a² b + 2 a³) each for a ≤ b its sides. Under GaLore the projection and its
+    /// way back, 4 m n r, and the SVD, 14 a² b + 8 a³ (Golub & Van Loan, §8.6), spread over the steps between two.
     pub matrix_optimizer_per_step: u64,
 }
 
@@ -75,15 +77,23 @@ impl FlopLedger {
             let augmented: Vec<Matrix> = matrices.iter().map(|matrix| matrix.augmented(dlra.integrator)).collect();
             (dlra.evaluations_per_step() - 1) * of(&augmented)
         });
-        let dense = matrices.iter().filter(|matrix| matrix.form == WeightForm::Dense && plan.optimizer.muon().is_some());
+        let exact_steps = plan.optimizer.loro().map_or(0, |loro| {
+            let factored = matrices.iter().filter(|matrix| matches!(matrix.form, WeightForm::Factored { .. }));
+            factored.map(exact_step_flops).sum::<u64>() / loro.exact_every.0.max(1)
+        });
+        let full = matrices.iter().filter(|matrix| matrix.form == WeightForm::Dense);
         FlopLedger {
             forward_products_per_token: products,
             forward_attention_per_token: attention,
             forward_head_per_token: head,
             training_per_token: of(&matrices),
             coefficient_evaluations_per_token: coefficient_evaluations,
-            low_rank_optimizer_per_step: optimizer,
-            matrix_optimizer_per_step: dense.map(|matrix| polar_flops(matrix.rows, matrix.columns)).sum(),
+            low_rank_optimizer_per_step: optimizer + exact_steps,
+            matrix_optimizer_per_step: match (plan.optimizer.muon(), plan.optimizer.galore()) {
+                (Some(_), _) => full.map(|matrix| polar_flops(matrix.rows, matrix.columns)).sum(),
+                (_, Some(galore)) => full.map(|matrix| projection_flops(galore, matrix)).sum(),
+                (None, None) => 0,
+            },
         }
     }
 
@@ -152,6 +162,20 @@ pub fn low_rank_optimizer_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: 
         transport: 8 * sides + 8 * cube + is_adam * (10 * sides + 8 * cube) + is_matrix_adam * 16 * cube,
         coefficients: integrator::coefficient_flops(dlra, rows, columns, rank),
     }
+}
+
+/// Operations of LORO's exact step on a pair of factors: two QRs, 4 (m + n) r²; two divisions, (m + n) r²; the coefficients, 2 n r² + 2 r³; two
+/// projections, 4 (m + n) r²; new directions, 16 (m + n) r²; the SVD, 21 (2r)³; new bases and factors, 6 (m + n) r².
+fn exact_step_flops(matrix: &Matrix) -> u64 {
+    let square = matrix.rank() * matrix.rank();
+    31 * (matrix.rows + matrix.columns) * square + 2 * matrix.columns * square + 170 * square * matrix.rank()
+}
+
+/// Operations of GaLore's step on a full matrix, the SVD spread over the steps until the next.
+fn projection_flops(galore: &GaloreSpec, matrix: &Matrix) -> u64 {
+    let (short, long) = matrix.sides();
+    let decomposition = 14 * short * short * long + 8 * short * short * short;
+    4 * matrix.rows * matrix.columns * galore.rank as u64 + decomposition / galore.refresh_every.0.max(1)
 }
 
 /// Tangent projection and the direction; see [`OptimizerFlops::projection`].

@@ -59,7 +59,7 @@ pub struct TargetLedger {
     pub rows: u64,
     /// n.
     pub columns: u64,
-    /// Stored numbers in all blocks: L m n, L (m r + r² + n r), or L (m r + n r).
+    /// Stored numbers in all blocks: L m n, L (m r + r² + n r), or L (m r + n r) for W = B A.
     pub parameters: u64,
     /// L m n.
     pub dense_equivalent: u64,

@@ -196,3 +196,49 @@ fn retractions_between_svds_are_cheaper() {
     let subspace = low_rank_optimizer_flops(&DlraSpec::default(), 10, 6, 2).retraction;
     assert_eq!((retraction(1), retraction(4)), (256 + 1344, 256 + (1344 + 3 * (subspace - 256)) / 4));
 }
+
+#[test]
+fn free_factors_of_three() {
+    let two = Ledger::new(&tiny("{factored: {rank: 2}}", "", false), 10, 1);
+    let three = Ledger::new(&tiny("{factored: {rank: 2, form: usv}}", "", false), 10, 1);
+    // Twelve matrices with an S of 2 × 2 more.
+    assert_eq!(three.parameters.total() - two.parameters.total(), 12 * 4);
+    assert_eq!(three.memory.moments, 2 * three.memory.weights);
+    assert_eq!(three.memory.gradients, three.memory.weights);
+    // Unlike on the manifold, S has its own gradient product.
+    assert_eq!(three.flops.training_per_token, 3 * three.flops.forward_per_token());
+    assert_eq!(three.flops.forward_products_per_token - two.flops.forward_products_per_token, 12 * 2 * 4);
+    // x V Sᵀ of rank 2 is kept beside x V by each matrix, for 12 tokens.
+    assert_eq!(three.memory.activations - two.memory.activations, 4 * 12 * 12 * 2);
+}
+
+#[test]
+fn loro_is_counted() {
+    let rule = "optimizer: {low_rank: {loro: {exact_every: 4, restart_warmup_steps: 2}}}";
+    let plain = Ledger::new(&tiny("{factored: {rank: 2}}", "", false), 10, 1);
+    let loro = Ledger::new(&tiny("{factored: {rank: 2}}", rule, false), 10, 1);
+    // q, k, v, o are 8 × 8, up 32 × 8, down 8 × 32: 31 (m + n) 4 + 2 n 4 + 170 · 8.
+    let square = 31 * 16 * 4 + 2 * 8 * 4 + 1360;
+    let (up, down) = (31 * 40 * 4 + 2 * 8 * 4 + 1360, 31 * 40 * 4 + 2 * 32 * 4 + 1360);
+    assert_eq!(loro.flops.low_rank_optimizer_per_step, 2 * (4 * square + up + down) / 4);
+    assert_eq!(loro.flops_per_step() - plain.flops_per_step(), loro.flops.low_rank_optimizer_per_step);
+    assert_eq!(loro.memory.moments, plain.memory.moments, "Adam's two");
+    // New factors and moments of all pairs; in hand an 8 × 32 one: 4·80 + 14·4.
+    assert_eq!(loro.memory.optimizer, 4 * (3 * 2 * (4 * 32 + 2 * 80) + 320 + 56));
+}
+
+#[test]
+fn galore_is_counted() {
+    let plain = Ledger::new(&tiny("dense", "", false), 10, 1);
+    let galore = Ledger::new(&tiny("dense", "optimizer: {matrices: {galore: {rank: 3, refresh_every: 2}}}", false), 10, 1);
+    // 4 m n r and half an SVD of 14 a² b + 8 a³.
+    let per_block = 4 * (4 * 64 * 3 + (14 * 64 * 8 + 8 * 512) / 2) + 2 * (4 * 256 * 3 + (14 * 64 * 32 + 8 * 512) / 2);
+    assert_eq!(galore.flops.matrix_optimizer_per_step, 2 * per_block);
+    assert_eq!(galore.flops_per_step() - plain.flops_per_step(), 2 * per_block);
+    // Two moments of 3 × max(m, n) and a projector of min(m, n) × 3 instead of two of m × n.
+    let (moments, full) = (2 * (4 * 3 * 24 + 2 * 3 * 72), 2 * 2 * (4 * 64 + 2 * 256));
+    assert_eq!(plain.memory.moments - galore.memory.moments, 4 * (full - moments));
+    // New weights and moments; in hand the SVD of 32 × 8 in f64: 2 · 256 for the gradient, 40 · 8 for the bases.
+    assert_eq!(galore.memory.optimizer, 4 * (2 * (4 * 64 + 2 * 256) + moments + 2 * (512 + 320)));
+    assert_eq!(plain.memory.optimizer, 0);
+}
