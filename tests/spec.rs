@@ -119,7 +119,7 @@ fn values_that_do_not_fit_together() {
     ");
     insta::assert_snapshot!(message("train:", "rank: {tolerance: {tau: 0.1, final_tau: 1.5}}\ntrain:"), @"run.yaml:9:41: rank.tolerance.final_tau: is 1.5; set a number greater than 0 and less than 1");
     insta::assert_snapshot!(message("train:", "rank: {budget: {final_rank: 20}}\ntrain:"), @"run.yaml:9:29: rank.budget.final_rank: is 20; set at least 1, and no more than the starting ranks unless `grow_by` lets them grow");
-    insta::assert_snapshot!(message("train:", "rank: {budget: {final_rank: 4, min_rank: 6}}\ntrain:"), @"run.yaml:9:42: rank.budget.min_rank: the smallest ranks store 23088 numbers, more than the 15168 of rank 4 everywhere; lower `min_rank` or raise `final_rank`");
+    insta::assert_snapshot!(message("train:", "rank: {budget: {final_rank: 4, min_rank: 6}}\ntrain:"), @"run.yaml:9:42: rank.budget.min_rank: the smallest ranks store 14256 numbers, more than the 9408 of rank 4 everywhere; lower `min_rank` or raise `final_rank`");
     insta::assert_snapshot!(message("train:", "rank: {budget: {final_rank: 4, every: 9, settle: 9}}\ntrain:"), @"run.yaml:9:50: rank.budget.settle: is 9; set at least 0 and less than `every`, 9");
     insta::assert_snapshot!(message("train:", "rank: {budget: {final_rank: 4, norm: nuclear}}\ntrain:"), @"run.yaml:9:38: rank.budget.norm: unknown choice `nuclear` (choices here: frobenius, fisher)");
     insta::assert_snapshot!(

@@ -54,8 +54,8 @@ mod tests {
         let schema = schema();
         let choices = |path: &str| choices_at(&schema, &KeyPath::of_keys(path));
         assert_eq!(choices("model.weights"), ["dense", "low_rank", "factored"]);
-        assert_eq!(choices("rank"), ["fixed", "tolerance"]);
-        assert_eq!(choices("optimizer.low_rank"), ["dlra", "adamw", "heavy_ball"]);
+        assert_eq!(choices("rank"), ["fixed", "tolerance", "budget"]);
+        assert_eq!(choices("optimizer.low_rank"), ["dlra", "adamw", "heavy_ball", "loro"]);
         assert_eq!(choices("optimizer.low_rank.dlra.momentum"), ["heavy_ball", "adam", "matrix_adam", "spectral"]);
         assert_eq!(choices("data.tokenizer"), ["bytes", "chars", "bpe", "file"]);
         assert!(choices("train").is_empty());
