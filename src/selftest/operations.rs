@@ -10,12 +10,15 @@ const BOUND: f64 = 2e-5;
 /// The same with products and activations in bf16, whose numbers have 8 binary digits.
 const BOUND_BF16: f64 = 4e-2;
 
+/// An operation on its arguments, in a place.
+type Apply = Box<dyn Fn(&Tape, &[Value], Place) -> Result<Value>>;
+
 /// An operation with its arguments in f64.
 struct Operation {
     name: &'static str,
     /// Arguments that get a gradient: activations, which half precision rounds, and parameters, which it does not.
     arguments: Vec<(Tensor, Kind)>,
-    apply: Box<dyn Fn(&Tape, &[Value], Place) -> Result<Value>>,
+    apply: Apply,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -100,7 +103,7 @@ fn operations() -> Result<Vec<Operation>> {
     let (b, t, width, rank) = (2, 300, 24, 7);
     let x = || normal(1, &[b, t, width]);
     let mut all: Vec<Operation> = Vec::new();
-    let mut add = |name, arguments, apply: Box<dyn Fn(&Tape, &[Value], Place) -> Result<Value>>| {
+    let mut add = |name, arguments, apply: Apply| {
         all.push(Operation { name, arguments, apply });
     };
     let weight = |draw, shape: &[usize]| Ok::<_, candle_core::Error>((normal(draw, shape)?, Parameter));
