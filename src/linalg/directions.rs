@@ -71,7 +71,7 @@ fn beside(basis: &Tensor, directions: &Tensor) -> Result<(Tensor, Tensor)> {
 }
 
 /// The same by pivoted QR; pivots up to `tolerance` times the longest direction count as zero.
-fn rank_revealing(basis: Mat<f64>, directions: Mat<f64>, count: usize, tolerance: f64) -> Result<(Mat<f64>, Mat<f64>)> {
+pub(super) fn rank_revealing(basis: Mat<f64>, directions: Mat<f64>, count: usize, tolerance: f64) -> Result<(Mat<f64>, Mat<f64>)> {
     ensure_finite(directions.as_ref(), "orthonormalisation")?;
     let (rows, columns) = directions.shape();
     let longest = (0..columns).map(|j| directions.col(j).norm_l2()).fold(0.0, f64::max);

@@ -92,7 +92,7 @@ pub fn polar_by_polynomials(a: &Tensor, polynomials: &PolarPolynomials) -> Resul
 }
 
 /// The same with norms and scales that never leave the device; zero matrices stay zero.
-fn polar_on_device(a: &Tensor, polynomials: &PolarPolynomials) -> Result<Tensor> {
+pub(super) fn polar_on_device(a: &Tensor, polynomials: &PolarPolynomials) -> Result<Tensor> {
     // Lost in the rounding of any norm that matters; it only keeps zero from being divided by zero.
     let smallest = if a.dtype() == DType::F64 { 1e-150 } else { 1e-18 };
     // By the largest element first, whose square may leave the range of the type.

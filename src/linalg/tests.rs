@@ -233,3 +233,33 @@ fn views_and_copies_give_the_same_numbers() -> Result<()> {
     assert_eq!(inner(&view, &copy)?, inner(&copy, &copy)?);
     Ok(())
 }
+
+/// What a single matrix on a device takes: the path of stacks with two dimensions, here called on the CPU.
+#[test]
+fn single_matrices_take_the_path_of_stacks_as_well() -> Result<()> {
+    for (dtype, tolerance) in DTYPES {
+        let (a, basis) = (normal(40, 9, 21, dtype), qr(&normal(40, 6, 22, dtype))?.0);
+        let on_device = |basis: Option<&Tensor>, a: &Tensor, beside: usize| {
+            let found = cholesky_qr::orthonormalize_stacks(&[(basis, a)])?.pop().expect("one problem");
+            let tolerance = 10.0 * host::epsilon(dtype)?;
+            found.with_failures(a, a.dim(1)?, |index| match basis {
+                None => householder::thin_qr(cholesky_qr::pick(a, index)?),
+                Some(basis) => directions::rank_revealing(host::read(basis)?, cholesky_qr::pick(a, index)?, beside, tolerance),
+            })
+        };
+        let dependent = Tensor::cat(&[&a, &a.narrow(1, 0, 2)?], 1)?;
+        for (basis, a) in [(None, &a), (Some(&basis), &a), (Some(&basis), &dependent)] {
+            let (q, r) = on_device(basis, a, a.dim(1)?)?;
+            let (expected_q, expected_r) = match basis {
+                None => qr(a)?,
+                Some(basis) => orthonormal_directions(basis, a)?,
+            };
+            assert!(distance(&q, &expected_q) < tolerance * 10.0 && distance(&r, &expected_r) < tolerance * 100.0, "{dtype:?}");
+        }
+        let square = normal(24, 24, 23, dtype);
+        let polynomials = PolarPolynomials::default();
+        let difference = distance(&newton_schulz::polar_on_device(&square, &polynomials)?, &polar_by_polynomials(&square, &polynomials)?);
+        assert!(difference < tolerance * 100.0, "{dtype:?}: {difference}");
+    }
+    Ok(())
+}

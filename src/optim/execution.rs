@@ -2,6 +2,7 @@
 
 use crate::ops::Compute;
 use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// Where the linear algebra of low-rank and full matrices runs.
@@ -35,6 +36,18 @@ pub fn groups<K: Ord>(keys: impl IntoIterator<Item = K>) -> Vec<Vec<usize>> {
     let mut groups: BTreeMap<K, Vec<usize>> = BTreeMap::new();
     keys.into_iter().enumerate().for_each(|(index, key)| groups.entry(key).or_default().push(index));
     groups.into_values().collect()
+}
+
+/// `change` of every item: side by side on the host; one after another on a device, whose queue of work is one.
+pub fn map_all<T: Send, R: Send>(
+    placement: Placement,
+    items: Vec<T>,
+    change: impl Fn(T) -> anyhow::Result<R> + Send + Sync,
+) -> anyhow::Result<Vec<R>> {
+    match placement {
+        Placement::Host => items.into_par_iter().map(change).collect(),
+        Placement::Device => items.into_iter().map(change).collect(),
+    }
 }
 
 /// Waits until the tensor's device has done its work, so that a clock can be read; nothing on the CPU.

@@ -1,7 +1,7 @@
 //! The steps of an [`Optimizer`] that take factorisations of dense matrices: full ones under Muon and GaLore, pairs of factors under LORO.
 
 use super::adamw::{AdamwState, AdamwStep};
-use super::execution::{Placement, groups};
+use super::execution::{Placement, groups, map_all};
 use super::gradient::{Gradient, TrainedGradients};
 use super::loro::{self, LoroCycle};
 use super::muon::MuonState;
@@ -101,7 +101,7 @@ impl Optimizer {
         let compute = self.settings.execution.compute;
         let hyper = AdamwStep { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, compute };
         let ids: Vec<ParamId> = params.iter().map(|(id, _)| id).filter(|id| matches!(self.states[id.0], State::Galore(_))).collect();
-        self.each(&ids, |&id| {
+        map_all(self.settings.execution.linalg, ids, |id| {
             let (State::Galore(state), Gradient::Dense(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
                 bail!("`{}` is a full matrix but its gradient is not", params.get(id).name)
             };
@@ -109,14 +109,6 @@ impl Optimizer {
             let (weight, state) = step.with_context(|| format!("the GaLore step of `{}` failed", params.get(id).name))?;
             Ok((id, weight, State::Galore(state)))
         })
-    }
-
-    /// Side by side on the host, one after another on a device.
-    fn each<T: Sync, R: Send>(&self, items: &[T], update: impl Fn(&T) -> anyhow::Result<R> + Send + Sync) -> anyhow::Result<Vec<R>> {
-        match self.settings.execution.linalg {
-            Placement::Host => items.par_iter().map(update).collect(),
-            Placement::Device => items.iter().map(update).collect(),
-        }
     }
 
     /// The exact steps of all pairs of factors at an exact step of LORO; nothing is changed yet.
@@ -142,7 +134,7 @@ impl Optimizer {
             let (direction, state) = state.direction(gradient, &hyper)?;
             Ok((direction, State::Adamw(state)))
         };
-        let updates = self.each(&params.factor_pairs(), |&(b, a)| {
+        let updates = map_all(self.settings.execution.linalg, params.factor_pairs(), |(b, a)| {
             let ((direction_b, state_b), (direction_a, state_a)) = (direction(b)?, direction(a)?);
             let step = loro::exact_step(params.dense(b)?, params.dense(a)?, &direction_b, &direction_a, learning_rate);
             let (new_b, new_a) = step.with_context(|| format!("LORO's exact step of `{}` failed", params.get(b).name))?;

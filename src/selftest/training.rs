@@ -24,17 +24,22 @@ const LOSS_BOUND: f64 = 0.02;
 const LOSS_BOUND_BF16: f64 = 0.05;
 
 /// Every rule: its name, the weights' form and the optimizer.
-const RULES: [(&str, &str, &str); 10] = [
+const RULES: [(&str, &str, &str); 15] = [
     ("AdamW", "dense", "{}"),
     ("Muon", "dense", "{matrices: {muon: {}}}"),
+    ("GaLore", "dense", "{matrices: {galore: {rank: 8}}}"),
     ("AdamW on factors", "{factored: {rank: 8}}", "{}"),
     ("heavy ball on factors", "{factored: {rank: 8}}", "{low_rank: {heavy_ball: {}}}"),
+    ("LORO", "{factored: {rank: 8}}", "{low_rank: {loro: {exact_every: 2, restart_warmup_steps: 1}}}"),
     ("DLRA spectral", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: spectral}}}"),
     ("DLRA spectral, SVD", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: spectral, retraction: svd}}}"),
     ("DLRA adam", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: adam}}}"),
     ("DLRA adam, Nesterov", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: adam, nesterov: true}}}"),
     ("DLRA matrix adam", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: matrix_adam}}}"),
     ("DLRA heavy ball", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: heavy_ball, retraction: svd}}}"),
+    ("DLRA augmented BUG", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {integrator: augmented_bug}}}"),
+    ("DLRA coefficient cycle", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {integrator: coefficient_cycle}}}"),
+    ("DLRA truncated every second step", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {retraction: svd, truncate_every: 2}}}"),
 ];
 /// The rule of the longer comparisons.
 const SPECTRAL: (&str, &str) = ("{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: spectral, learning_rate: 2e-2}}}");

@@ -35,10 +35,7 @@ pub fn step_all(
     step: &(dyn Fn(&DlraState, &LowRank, &Tangent, &DlraStep) -> Result<DlraUpdate> + Sync),
 ) -> anyhow::Result<Vec<DlraUpdate>> {
     match placement {
-        Placement::Host => items
-            .par_iter()
-            .map(|item| on_host(item, step).with_context(|| format!("the low-rank step of `{}` failed", item.name)))
-            .collect(),
+        Placement::Host => on_host(items, step),
         Placement::Device => {
             let key = |(index, item): (usize, &Item)| {
                 let alone = if item.hyper.rank == RankDecision::Keep { 0 } else { index + 1 };
@@ -61,15 +58,19 @@ pub fn step_all(
 
 type StepOf<'a> = &'a (dyn Fn(&DlraState, &LowRank, &Tangent, &DlraStep) -> Result<DlraUpdate> + Sync);
 
-/// A step in host memory, wherever the weight lives.
-fn on_host(item: &Item, step: StepOf) -> Result<DlraUpdate> {
-    let device = item.point.u.device();
-    if device.is_cpu() {
-        return step(item.state, item.point, item.gradient, &item.hyper);
-    }
+/// Steps in host memory, wherever the weights live; what has to travel does so before and after, one after another.
+fn on_host(items: &[Item], step: StepOf) -> anyhow::Result<Vec<DlraUpdate>> {
     let host = Device::Cpu;
-    let state = item.state.map_leaves(|leaf| leaf.to_device(&host))?;
-    step(&state, &item.point.to_device(&host)?, &item.gradient.to_device(&host)?, &item.hyper)?.to_device(device)
+    let hosted = |item: &Item| {
+        let state = item.state.map_leaves(|leaf| leaf.to_device(&host))?;
+        Ok((state, item.point.to_device(&host)?, item.gradient.to_device(&host)?))
+    };
+    let hosted = items.iter().map(hosted).collect::<Result<Vec<_>>>()?;
+    let stepped = items.par_iter().zip(&hosted).map(|(item, (state, point, gradient))| {
+        step(state, point, gradient, &item.hyper).with_context(|| format!("the low-rank step of `{}` failed", item.name))
+    });
+    let updates = stepped.collect::<anyhow::Result<Vec<_>>>()?;
+    items.iter().zip(updates).map(|(item, update)| Ok(update.to_device(item.point.u.device())?)).collect()
 }
 
 fn as_stack(items: &[&Item], step: StepOf) -> Result<Vec<DlraUpdate>> {

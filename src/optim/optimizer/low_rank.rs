@@ -2,7 +2,7 @@
 
 use super::super::dlra::{DlraState, DlraStep, DlraUpdate, GalerkinStep, Item, step_all};
 use super::super::elementwise::sums_of_squares;
-use super::super::execution::Placement;
+use super::super::execution::{Placement, map_all};
 use super::super::gradient::{Gradient, TrainedGradients};
 use super::super::rank::{Offer, RankDecision};
 use super::{GradientOracle, Optimizer, State};
@@ -46,13 +46,13 @@ impl Optimizer {
         let growth = |(id, parameter, point): &LowRankWeight| self.growth(*id, parameter, point, change);
         if self.settings.low_rank.integrator == Integrator::AugmentedBug {
             let (steps, evaluation_time) = self.coefficient_steps(params, &weights, oracle, first)?;
-            let updates = steps.into_par_iter().zip(&weights).map(|(step, weight)| {
+            let updates = map_all(self.settings.execution.linalg, steps.into_iter().zip(&weights).collect(), |(step, weight)| {
                 let rank = growth(weight);
                 let update = step.finish(&self.dlra_step(first, rank));
                 let update = update.with_context(|| format!("the low-rank step of `{}` failed", weight.1.name))?;
                 Ok((weight.0, reported(update, rank)))
-            });
-            return Ok(LowRankUpdates { updates: updates.collect::<anyhow::Result<_>>()?, evaluation_time });
+            })?;
+            return Ok(LowRankUpdates { updates, evaluation_time });
         }
         let mut phase = self.settings.low_rank.cycle_phase(first.step, self.settings.schedule.max_steps());
         if phase.is_some() && change.is_some_and(|step| self.settings.ranks.cut_norm(step).is_some()) {
@@ -158,12 +158,12 @@ impl Optimizer {
         first: FirstGradients,
     ) -> anyhow::Result<(Vec<GalerkinStep>, Duration)> {
         let hyper = self.dlra_step(first, RankDecision::Keep);
-        let begun = weights.par_iter().map(|(id, parameter, point)| {
+        let placement = self.settings.execution.linalg;
+        let mut steps = map_all(placement, weights.iter().collect(), |(id, parameter, point)| {
             let (state, gradient) = self.state_and_gradient(*id, parameter, first)?;
             let begun = state.begin_galerkin(point, gradient, &hyper);
             begun.with_context(|| format!("augmenting the bases of `{}` failed", parameter.name))
-        });
-        let mut steps = begun.collect::<anyhow::Result<Vec<_>>>()?;
+        })?;
         // Buffers of its own: those of the first evaluation hold the dense gradients, which are still needed.
         let mut gradients = Gradients::new(params.slot_count());
         let mut evaluation_time = Duration::ZERO;
@@ -176,11 +176,10 @@ impl Optimizer {
             let started = Instant::now();
             oracle.evaluate(&augmented, &mut gradients)?;
             evaluation_time += started.elapsed();
-            let moved = steps.into_par_iter().zip(weights).map(|(step, (id, parameter, _))| {
+            steps = map_all(placement, steps.into_iter().zip(weights).collect(), |(step, (id, parameter, _))| {
                 let gradient = self.coefficient_gradient(&step, &parameter.name, gradients.get(ParamStore::slot(*id)))?;
                 step.advance(&gradient, &hyper).with_context(|| format!("a coefficient step of `{}` failed", parameter.name))
-            });
-            steps = moved.collect::<anyhow::Result<Vec<_>>>()?;
+            })?;
         }
         Ok((steps, evaluation_time))
     }
