@@ -132,6 +132,11 @@ impl Optimizer {
         &self.settings
     }
 
+    /// The norm of the rank cut that a step (counted from 1) ends with; none if it has no cut.
+    pub fn cut_norm(&self, step: u64) -> Option<RankNorm> {
+        self.rank_change(step).and_then(|step| self.settings.ranks.cut_norm(step))
+    }
+
     /// One step, counted from 1.
     ///
     /// # Errors
@@ -145,7 +150,7 @@ impl Optimizer {
     ) -> anyhow::Result<StepReport> {
         gradients.reset();
         let change = self.rank_change(step);
-        if change.and_then(|step| self.settings.ranks.cut_norm(step)) == Some(RankNorm::Fisher) {
+        if self.cut_norm(step) == Some(RankNorm::Fisher) {
             gradients.want_grams();
         }
         let evaluation = oracle.evaluate(params, gradients)?;

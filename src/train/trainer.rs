@@ -5,8 +5,9 @@ use super::run_folder::restore_model;
 use super::settings::{compute, model_config, optimizer_settings};
 use crate::checkpoint::{Snapshot, TensorReader};
 use crate::data::{Batches, TokenShard};
+use crate::lowrank::LowRank;
 use crate::model::Gpt;
-use crate::model::account::FlopLedger;
+use crate::model::account::{FlopLedger, cut_flops};
 use crate::ops::Gradients;
 use crate::optim::{Optimizer, StepReport};
 use crate::params::{ParamStore, Place, Role};
@@ -79,14 +80,20 @@ impl<'a> Trainer<'a> {
         Ok(Self { plan, device, model, params, optimizer, gradients, batches })
     }
 
-    /// Counted operations of a step (from 1), all its evaluations together, at the ranks the weights have now.
+    /// Counted operations of a step (from 1), all its evaluations and its rank cut together, at the ranks the weights have now.
     pub fn flops_of_step(&self, step: u64) -> u64 {
         let rank = |layer, target| {
             let place = Place { layer, target };
             let (_, _, point) = self.params.low_rank().find(|(_, parameter, _)| parameter.role == Role::Matrix(place))?;
             Some(point.rank())
         };
-        FlopLedger::at_step(self.plan, self.model.config().vocab_size as u64, step, &rank).per_step(self.plan.tokens_per_step)
+        let tokens = self.plan.tokens_per_step;
+        let cut = |norm| -> u64 {
+            let of = |point: &LowRank| cut_flops(norm, point.rows() as u64, point.columns() as u64, point.rank() as u64, tokens);
+            self.params.low_rank().map(|(_, _, point)| of(point)).sum()
+        };
+        let cuts = self.optimizer.cut_norm(step).map_or(0, cut);
+        FlopLedger::at_step(self.plan, self.model.config().vocab_size as u64, step, &rank).per_step(tokens) + cuts
     }
 
     /// Network, parameters and moments after `step`, in host memory; `state` is what the caller must know beside them.

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! parameters   trained numbers by group
+//! cut          what a rank cut adds to its step
 //! integrator   what further evaluations and cycles add
 //! operations   of a token, of a step, of the optimizer's own linear algebra
 //! memory       bytes at once
@@ -13,6 +14,7 @@
 //! figures      numbers as people read them
 //! ```
 
+mod cut;
 mod figures;
 mod integrator;
 mod matrix;
@@ -23,6 +25,7 @@ mod parameters;
 mod tests;
 
 use crate::spec::{DlraSpec, FactorForm, Plan, WeightForm};
+pub use cut::cut_flops;
 use figures::grouped;
 pub(crate) use figures::{bytes, scaled};
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
