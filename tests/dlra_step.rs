@@ -1,11 +1,14 @@
 //! The DLRA step against a dense f64 textbook version: form W and G, project, step, truncated SVD, project the momentum.
 
-use candle_core::{DType, Device, Tensor};
+mod support;
+
+use candle_core::{DType, Device};
 use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
 use lrpt::optim::{DlraState, DlraStep, DlraUpdate, RankDecision};
 use lrpt::rng;
 use lrpt::spec::{Count, DlraSpec, Momentum, RetractionSpec, SecondMomentTransport};
+use support::textbook::{self, dense, tensor, truncated_svd};
 
 const ROWS: usize = 14;
 const COLUMNS: usize = 11;
@@ -13,26 +16,8 @@ const RANK: usize = 3;
 const LEARNING_RATE: f64 = 0.05;
 const DECAY: f64 = 0.1;
 
-fn dense(x: &Tensor) -> Mat<f64> {
-    let rows = x.to_vec2::<f64>().expect("a 2-D f64 tensor");
-    Mat::from_fn(rows.len(), rows[0].len(), |i, j| rows[i][j])
-}
-
-fn tensor(x: &Mat<f64>) -> Tensor {
-    let numbers: Vec<f64> = (0..x.nrows()).flat_map(|i| (0..x.ncols()).map(move |j| x[(i, j)])).collect();
-    Tensor::from_vec(numbers, (x.nrows(), x.ncols()), &Device::Cpu).expect("matching sizes")
-}
-
 fn random(purpose: &str, index: u64) -> Mat<f64> {
-    let numbers = rng::normals(&mut rng::stream(11, purpose, &[index]), ROWS * COLUMNS);
-    Mat::from_fn(ROWS, COLUMNS, |i, j| numbers[i * COLUMNS + j])
-}
-
-/// Singular values and bases of the leading `rank` directions.
-fn truncated_svd(w: &Mat<f64>, rank: usize) -> (Mat<f64>, Vec<f64>, Mat<f64>) {
-    let svd = w.thin_svd().expect("the SVD converges");
-    let sigma = (0..rank).map(|i| svd.S().column_vector()[i]).collect();
-    (svd.U().subcols(0, rank).to_owned(), sigma, svd.V().subcols(0, rank).to_owned())
+    textbook::random(ROWS, COLUMNS, purpose, index)
 }
 
 /// A point as the textbook sees it: bases and the full matrix.

@@ -1,5 +1,7 @@
 //! Baselines on factored and full matrices: partial derivatives of free factors, LORO's exact step and GaLore against dense f64 textbooks.
 
+mod support;
+
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use lrpt::linalg;
@@ -15,20 +17,11 @@ use lrpt::spec::{
     AdamwSpec, Architecture, ConstantScheduleSpec, Count, DlraSpec, FactorForm, GaloreSpec, LoroSpec, ScheduleSpec, Target, WeightForm,
 };
 use std::collections::BTreeMap;
+use support::textbook::{dense, tensor};
 
 fn normal(purpose: &str, index: u64, rows: usize, columns: usize) -> Mat<f64> {
     let numbers = rng::normals(&mut rng::stream(17, purpose, &[index]), rows * columns);
     Mat::from_fn(rows, columns, |i, j| numbers[i * columns + j])
-}
-
-fn tensor(x: &Mat<f64>) -> Tensor {
-    let numbers: Vec<f64> = (0..x.nrows()).flat_map(|i| (0..x.ncols()).map(move |j| x[(i, j)])).collect();
-    Tensor::from_vec(numbers, (x.nrows(), x.ncols()), &Device::Cpu).expect("matching sizes")
-}
-
-fn dense(x: &Tensor) -> Mat<f64> {
-    let rows = x.to_vec2::<f64>().expect("a 2-D f64 tensor");
-    Mat::from_fn(rows.len(), rows[0].len(), |i, j| rows[i][j])
 }
 
 fn assert_close(found: &Mat<f64>, expected: &Mat<f64>, tolerance: f64, what: &str) {

@@ -1,5 +1,7 @@
 //! `augmented_bug`, `coefficient_cycle` and `truncate_every` against dense f64 textbook steps on a nonlinear function, through the optimizer as it trains.
 
+mod support;
+
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
@@ -13,33 +15,12 @@ use lrpt::spec::{
     AdamwSpec, ConstantScheduleSpec, Count, DlraSpec, Integrator, Momentum, RampShape, RankNorm, RetractionSpec, ScheduleSpec, Target,
 };
 use std::collections::BTreeMap;
+use support::textbook::{dense, random, tensor, truncated_svd};
 
 const LEARNING_RATE: f64 = 0.05;
 const DECAY: f64 = 0.1;
 const WEIGHT: ParamId = ParamId(0);
 const OFFSET: ParamId = ParamId(1);
-
-fn dense(x: &Tensor) -> Mat<f64> {
-    let rows = x.to_vec2::<f64>().expect("a 2-D f64 tensor");
-    Mat::from_fn(rows.len(), rows[0].len(), |i, j| rows[i][j])
-}
-
-fn tensor(x: &Mat<f64>) -> Tensor {
-    let numbers: Vec<f64> = (0..x.nrows()).flat_map(|i| (0..x.ncols()).map(move |j| x[(i, j)])).collect();
-    Tensor::from_vec(numbers, (x.nrows(), x.ncols()), &Device::Cpu).expect("matching sizes")
-}
-
-fn random(rows: usize, columns: usize, purpose: &str, index: u64) -> Mat<f64> {
-    let numbers = rng::normals(&mut rng::stream(11, purpose, &[index]), rows * columns);
-    Mat::from_fn(rows, columns, |i, j| numbers[i * columns + j])
-}
-
-/// Bases and singular values of the leading `rank` directions.
-fn truncated_svd(w: &Mat<f64>, rank: usize) -> (Mat<f64>, Vec<f64>, Mat<f64>) {
-    let svd = w.thin_svd().expect("the SVD converges");
-    let sigma = (0..rank).map(|i| svd.S().column_vector()[i]).collect();
-    (svd.U().subcols(0, rank).to_owned(), sigma, svd.V().subcols(0, rank).to_owned())
-}
 
 fn truncated(w: &Mat<f64>, rank: usize) -> Mat<f64> {
     let (u, sigma, v) = truncated_svd(w, rank);

@@ -1,6 +1,8 @@
 //! A small workplace for tests that run the binary: a text, a spec, a run.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod textbook;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,0 +1,155 @@
+//! `rank:` of a plan: when ranks change, by what, within which bounds.
+
+use super::count::Count;
+use super::model_spec::{Target, WeightsSpec};
+use super::plan::{ModelPlan, warmup_steps};
+use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
+use super::run_spec::RunSpec;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How ranks change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RankPlan {
+    /// Ranks stay as they start.
+    Fixed,
+    /// Cycles: grow, let the new directions settle, truncate by tolerance (algorithms.md §4).
+    Tolerance(TolerancePlan),
+    /// The same cycles, cut to one budget of parameters over all weights.
+    Budget(BudgetPlan),
+}
+
+/// When ranks change.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankCyclePlan {
+    /// Steps between two growths, and between two cuts.
+    pub every: u64,
+    /// Steps the new directions are trained before the cut.
+    pub settle: u64,
+    /// Ranks added by a growth.
+    pub grow_by: usize,
+    /// First step at which ranks may change.
+    pub start: u64,
+    /// Step after which ranks no longer change.
+    pub freeze: u64,
+}
+
+/// Tolerance-driven ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TolerancePlan {
+    /// When.
+    pub cycle: RankCyclePlan,
+    /// The norm in which tails are measured.
+    pub norm: RankNorm,
+    /// The way from `tau` to `final_tau`.
+    pub tau_schedule: RampShape,
+    /// Tolerance and bounds of every low-rank target.
+    pub targets: BTreeMap<Target, ToleranceTargetPlan>,
+}
+
+/// Tolerance and bounds of one target.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToleranceTargetPlan {
+    /// Tolerance τ: the discarded tail is at most τ times the weight's norm.
+    pub tau: f64,
+    /// The same at the last truncation.
+    pub final_tau: f64,
+    /// Smallest rank.
+    pub min_rank: usize,
+    /// Largest rank.
+    pub max_rank: usize,
+}
+
+/// Budget-driven ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetPlan {
+    /// When.
+    pub cycle: RankCyclePlan,
+    /// The way from the first budget to the last.
+    pub schedule: RampShape,
+    /// The norm in which directions are compared.
+    pub norm: RankNorm,
+    /// Numbers that all low-rank weights store at the start.
+    pub initial_parameters: u64,
+    /// The most they may store from the last cut on.
+    pub final_parameters: u64,
+    /// Bounds of every low-rank target.
+    pub targets: BTreeMap<Target, RankBoundsPlan>,
+}
+
+/// Bounds of one target's rank.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankBoundsPlan {
+    /// Smallest rank.
+    pub min_rank: usize,
+    /// Largest rank.
+    pub max_rank: usize,
+}
+
+/// Decides everything that `rank:` leaves open.
+pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
+    if !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
+        return RankPlan::Fixed;
+    }
+    let low_rank: Vec<(Target, usize)> = model.weights.iter().filter_map(|(target, form)| Some((*target, form.rank()?))).collect();
+    match &spec.rank {
+        RankSpec::Fixed(_) => RankPlan::Fixed,
+        RankSpec::Tolerance(tolerance) => RankPlan::Tolerance(TolerancePlan {
+            cycle: rank_cycle(spec, [tolerance.grow_every, tolerance.settle], tolerance.grow_by, tolerance.start, tolerance.freeze),
+            norm: tolerance.norm,
+            tau_schedule: tolerance.tau_schedule,
+            targets: low_rank.iter().map(|&(target, rank)| (target, tolerance_of(tolerance, target, rank, model.shape(target)))).collect(),
+        }),
+        RankSpec::Budget(budget) => {
+            let settle = budget.settle.unwrap_or(Count(budget.every.0 / 2));
+            let parameters = |rank: &dyn Fn(usize) -> usize| -> u64 {
+                let stored = low_rank.iter().map(|&(target, start)| {
+                    let ((rows, columns), rank) = (model.shape(target), rank(start));
+                    rank.saturating_mul(rows + columns + rank) as u64
+                });
+                stored.sum::<u64>().saturating_mul(model.n_layer as u64)
+            };
+            RankPlan::Budget(BudgetPlan {
+                cycle: rank_cycle(spec, [budget.every, settle], budget.grow_by, budget.start, budget.freeze),
+                schedule: budget.schedule,
+                norm: budget.norm,
+                initial_parameters: parameters(&|start| start),
+                final_parameters: parameters(&|_| budget.final_rank),
+                targets: low_rank.iter().map(|&(target, rank)| (target, bounds_of(budget, target, rank))).collect(),
+            })
+        }
+    }
+}
+
+fn rank_cycle(spec: &RunSpec, [every, settle]: [Count; 2], grow_by: usize, start: Option<Count>, freeze: Option<Count>) -> RankCyclePlan {
+    let freeze = freeze.map_or(spec.train.max_steps.0 - spec.train.max_steps.0 / 4, |freeze| freeze.0);
+    let start = start.map_or(warmup_steps(&spec.schedule).min(freeze.saturating_sub(1)), |start| start.0);
+    RankCyclePlan { every: every.0, settle: settle.0, grow_by, start, freeze }
+}
+
+/// Tolerance and bounds of one target; the largest rank is twice the starting rank unless given.
+fn tolerance_of(spec: &ToleranceSpec, target: Target, rank: usize, (rows, columns): (usize, usize)) -> ToleranceTargetPlan {
+    let exception = spec.targets.get(&target).copied().unwrap_or_default();
+    let tau = exception.tau.unwrap_or(spec.tau);
+    ToleranceTargetPlan {
+        tau,
+        final_tau: exception.final_tau.or(spec.final_tau).unwrap_or(tau),
+        min_rank: exception.min_rank.unwrap_or(spec.min_rank),
+        max_rank: exception.max_rank.or(spec.max_rank).unwrap_or(rank.saturating_mul(2).min(rows.min(columns))),
+    }
+}
+
+/// Bounds of one target under a budget; unless given, a quarter of the final rank and the starting rank.
+fn bounds_of(spec: &BudgetSpec, target: Target, rank: usize) -> RankBoundsPlan {
+    let exception = spec.targets.get(&target).copied().unwrap_or_default();
+    RankBoundsPlan {
+        min_rank: exception.min_rank.or(spec.min_rank).unwrap_or((spec.final_rank / 4).max(1)),
+        max_rank: exception.max_rank.or(spec.max_rank).unwrap_or(rank),
+    }
+}
