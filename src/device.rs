@@ -54,6 +54,11 @@ pub fn cuda_count() -> usize {
     usize::try_from(count).unwrap_or(0)
 }
 
+/// Why a device cannot be used, in one line: candle appends a backtrace where `RUST_BACKTRACE` is set.
+pub fn reason(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
 /// `cpu`, `cuda:0`, `metal:0`.
 pub fn short_name(device: &Device) -> String {
     match device.location() {

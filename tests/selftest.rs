@@ -23,9 +23,13 @@ fn the_path_of_a_device_agrees_with_the_cpu() {
 
 #[test]
 fn a_device_that_is_not_there_is_named() {
-    let output = Workplace::new().run(&["selftest", "--device", "cuda:7"], 2);
+    let place = Workplace::new();
+    let output = place.lrpt(&["selftest", "--device", "cuda:7"]).env("RUST_BACKTRACE", "1").output().expect("the binary starts");
+    assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(error.contains("cuda:7") && error.contains("--features cuda"), "{error}");
-    let output = Workplace::new().run(&["selftest", "--device", "tpu"], 2);
+    let remedy = if cfg!(feature = "cuda") { "lrpt doctor" } else { "--features cuda" };
+    assert!(error.contains("cuda:7") && error.contains(remedy), "{error}");
+    assert_eq!(error.lines().count(), 1, "no backtrace for the user's mistake: {error}");
+    let output = place.run(&["selftest", "--device", "tpu"], 2);
     assert!(String::from_utf8_lossy(&output.stderr).contains("`cuda:1`"));
 }

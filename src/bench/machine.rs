@@ -132,7 +132,7 @@ fn state(built: bool, count: usize, open: impl Fn(usize) -> candle_core::Result<
     // Also where the driver counts none, so that it says why.
     match (0..count.max(1)).map(answer).collect::<candle_core::Result<Vec<_>>>() {
         Ok(found) => DeviceState::Available(found.into_iter().flatten().collect()),
-        Err(error) => DeviceState::Unusable(error.to_string().lines().next().unwrap_or_default().to_owned()),
+        Err(error) => DeviceState::Unusable(device::reason(&error)),
     }
 }
 
