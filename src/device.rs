@@ -27,6 +27,22 @@ pub struct DeviceMemory {
     pub peak: u64,
 }
 
+/// A kind of device beside the CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend {
+    /// As specs call it, and the Cargo feature that builds it in.
+    pub name: &'static str,
+    /// Whether this build has it.
+    pub built: bool,
+    /// Opens its device of this index.
+    pub open: fn(usize) -> candle_core::Result<Device>,
+}
+
+/// NVIDIA's GPUs.
+pub const CUDA: Backend = Backend { name: "cuda", built: cfg!(feature = "cuda"), open: Device::new_cuda };
+/// Apple's GPUs.
+pub const METAL: Backend = Backend { name: "metal", built: cfg!(feature = "metal"), open: Device::new_metal };
+
 /// What a device says about itself; the CPU says nothing.
 ///
 /// # Errors

@@ -1,7 +1,6 @@
 //! What this machine and this build offer to training, and what would slow it down.
 
-use crate::device::{self, DeviceInfo};
-use candle_core::Device;
+use crate::device::{self, Backend, CUDA, DeviceInfo, METAL};
 use std::path::Path;
 use std::thread::available_parallelism;
 
@@ -57,9 +56,9 @@ impl Machine {
     pub fn detect() -> Self {
         let features = [
             ("datasets", cfg!(feature = "datasets")),
-            ("cuda", cfg!(feature = "cuda")),
+            (CUDA.name, CUDA.built),
             ("cudnn", cfg!(feature = "cudnn")),
-            ("metal", cfg!(feature = "metal")),
+            (METAL.name, METAL.built),
             ("accelerate", cfg!(feature = "accelerate")),
             ("mkl", cfg!(feature = "mkl")),
         ];
@@ -71,10 +70,7 @@ impl Machine {
             threads,
             simd: simd(),
             memory: system_memory(),
-            devices: vec![
-                ("cuda", state(cfg!(feature = "cuda"), device::cuda_count(), Device::new_cuda)),
-                ("metal", state(cfg!(feature = "metal"), 1, Device::new_metal)),
-            ],
+            devices: vec![(CUDA.name, state(&CUDA, device::cuda_count())), (METAL.name, state(&METAL, 1))],
             nvidia_driver: Path::new("/proc/driver/nvidia/version").exists(),
         }
     }
@@ -124,11 +120,11 @@ fn device_warning(info: &DeviceInfo) -> Option<String> {
     }
 }
 
-fn state(built: bool, count: usize, open: impl Fn(usize) -> candle_core::Result<Device>) -> DeviceState {
-    if !built {
+fn state(backend: &Backend, count: usize) -> DeviceState {
+    if !backend.built {
         return DeviceState::NotBuilt;
     }
-    let answer = |index| open(index).and_then(|opened| device::describe(&opened));
+    let answer = |index| (backend.open)(index).and_then(|opened| device::describe(&opened));
     // Also where the driver counts none, so that it says why.
     match (0..count.max(1)).map(answer).collect::<candle_core::Result<Vec<_>>>() {
         Ok(found) => DeviceState::Available(found.into_iter().flatten().collect()),

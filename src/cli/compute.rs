@@ -1,6 +1,6 @@
 //! Threads and devices.
 
-use crate::device::reason;
+use crate::device::{Backend, CUDA, METAL, reason};
 use crate::error::Failure;
 use crate::spec::DeviceSpec;
 use anyhow::{Context, Result};
@@ -20,38 +20,36 @@ pub fn set_threads(threads: Option<NonZeroUsize>) -> Result<()> {
 /// # Errors
 /// If this build lacks it, or the machine does.
 pub fn device(spec: DeviceSpec) -> Result<Device> {
-    let usage = |what: &str, feature: &str, built: bool, error: candle_core::Error| {
-        let reason = reason(&error);
-        let remedy = if built {
-            "`lrpt doctor` says what this machine has; check the driver".to_owned()
-        } else {
-            format!("build with `cargo build --release --features {feature}` on a machine that has it")
-        };
-        Failure::Usage(format!("device: {what} cannot be used ({reason}); {remedy}, or set `device: cpu`"))
-    };
     Ok(match spec {
         DeviceSpec::Cpu => Device::Cpu,
-        DeviceSpec::Cuda(index) => {
-            Device::new_cuda(index).map_err(|error| usage(&format!("cuda:{index}"), "cuda", cfg!(feature = "cuda"), error))?
-        }
-        DeviceSpec::Metal => Device::new_metal(0).map_err(|error| usage("metal", "metal", cfg!(feature = "metal"), error))?,
+        DeviceSpec::Cuda(index) => opened(&CUDA, index, &format!("cuda:{index}"))?,
+        DeviceSpec::Metal => opened(&METAL, 0, "metal")?,
         DeviceSpec::Auto => best_device(),
+    })
+}
+
+/// A device by the name the user gave it.
+fn opened(backend: &Backend, index: usize, name: &str) -> Result<Device> {
+    (backend.open)(index).map_err(|error| {
+        let remedy = if backend.built {
+            "`lrpt doctor` says what this machine has; check the driver".to_owned()
+        } else {
+            format!("build with `cargo build --release --features {}` on a machine that has it", backend.name)
+        };
+        let reason = reason(&error);
+        Failure::Usage(format!("device: {name} cannot be used ({reason}); {remedy}, or set `device: cpu`")).into()
     })
 }
 
 /// CUDA, then Metal, then the CPU; a device that this build is made for and the machine does not give is not passed over silently.
 fn best_device() -> Device {
-    type Open = fn(usize) -> candle_core::Result<Device>;
-    let candidates: [(&str, bool, Open); 2] =
-        [("cuda", cfg!(feature = "cuda"), Device::new_cuda), ("metal", cfg!(feature = "metal"), Device::new_metal)];
-    for (name, built, open) in candidates {
-        match open(0) {
+    for backend in [CUDA, METAL].into_iter().filter(|backend| backend.built) {
+        match (backend.open)(0) {
             Ok(device) => return device,
-            Err(error) if built => {
-                let reason = reason(&error);
-                tracing::warn!("device: {name} is built in but cannot be used ({reason}), so this runs on the CPU; see `lrpt doctor`");
+            Err(error) => {
+                let (name, reason) = (backend.name, reason(&error));
+                tracing::warn!("device: {name} is built in but cannot be used ({reason}) and is passed over; see `lrpt doctor`");
             }
-            Err(_) => {}
         }
     }
     Device::Cpu
