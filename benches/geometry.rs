@@ -1,6 +1,8 @@
-//! Geometry of low-rank matrices, part by part, on one thread as in a training step: `cargo bench --bench geometry [-- FILTER]`.
+//! Geometry of low-rank matrices, part by part, on one thread as in a training step: `cargo bench
+//! --bench geometry [-- FILTER]`.
 //!
-//! The matrix is 1536 × 384, the MLP of shape S in `compare_with_pytorch.py`; what one DLRA step does to it is one of each but `*_svd`.
+//! The matrix is 1536 × 384, the MLP of shape S in `compare_with_pytorch.py`; what one DLRA step
+//! does to it is one of each but `*_svd`.
 
 use candle_core::{DType, Device, Result, Tensor};
 use divan::{Bencher, black_box};
@@ -13,18 +15,31 @@ const COLUMNS: usize = 384;
 const RANKS: [usize; 4] = [16, 32, 96, 192];
 
 fn main() {
-    rayon::ThreadPoolBuilder::new().num_threads(1).build_global().expect("the first use of the thread pool");
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build_global()
+        .expect("the first use of the thread pool");
     divan::main();
 }
 
 fn normal(draw: u64, shape: &[usize]) -> Tensor {
     let numbers = rng::normals(&mut rng::stream(3, "bench", &[draw]), shape.iter().product());
-    Tensor::from_vec(numbers, shape, &Device::Cpu).and_then(|x| x.to_dtype(DType::F32)).expect("a tensor")
+    Tensor::from_vec(numbers, shape, &Device::Cpu)
+        .and_then(|x| x.to_dtype(DType::F32))
+        .expect("a tensor")
 }
 
 fn point(rank: usize) -> LowRank {
-    LowRank::random(ROWS, COLUMNS, rank, 1.0, &mut rng::stream(3, "bench point", &[rank as u64]), DType::F32, &Device::Cpu)
-        .expect("a point")
+    LowRank::random(
+        ROWS,
+        COLUMNS,
+        rank,
+        1.0,
+        &mut rng::stream(3, "bench point", &[rank as u64]),
+        DType::F32,
+        &Device::Cpu,
+    )
+    .expect("a point")
 }
 
 fn outer_gradients(rank: usize) -> (Tensor, Tensor) {
@@ -39,7 +54,8 @@ fn tangent(point: &LowRank) -> Tangent {
 /// The augmentation of a tangent vector, and Ŝ after a step of 0.01.
 fn augmented(point: &LowRank) -> (Augmentation, Tensor) {
     let augmentation = Augmentation::new(point, &tangent(point)).expect("an augmentation");
-    let coefficients = augmentation.coefficients(point, augmentation.core(), 0.01, 0.1).expect("coefficients");
+    let coefficients =
+        augmentation.coefficients(point, augmentation.core(), 0.01, 0.1).expect("coefficients");
     (augmentation, coefficients)
 }
 
@@ -102,5 +118,13 @@ fn change(rank: usize) -> (BasisChange, Tangent) {
     let point = point(rank);
     let (augmentation, coefficients) = augmented(&point);
     let retracted = augmentation.retract_subspace(&point, &coefficients).expect("a retraction");
-    (BasisChange::from_rotations(&point, &retracted.point, retracted.rotation_u, retracted.rotation_v), tangent(&point))
+    (
+        BasisChange::from_rotations(
+            &point,
+            &retracted.point,
+            retracted.rotation_u,
+            retracted.rotation_v,
+        ),
+        tangent(&point),
+    )
 }

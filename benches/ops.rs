@@ -1,7 +1,9 @@
-//! The differentiable operations alone, forward and backward: `cargo bench --bench ops [-- FILTER]`.
+//! The differentiable operations alone, forward and backward: `cargo bench --bench ops [--
+//! FILTER]`.
 //!
-//! Shapes are those of one micro-batch of shape S in `compare_with_pytorch.py`: 384 wide, 6 heads, block 256, vocabulary 4096, batch 8, on all
-//! threads (`RAYON_NUM_THREADS` to change). A whole training step is timed by `lrpt bench`.
+//! Shapes are those of one micro-batch of shape S in `compare_with_pytorch.py`: 384 wide, 6 heads,
+//! block 256, vocabulary 4096, batch 8, on all threads (`RAYON_NUM_THREADS` to change). A whole
+//! training step is timed by `lrpt bench`.
 
 use candle_core::{DType, Device, Result, Tensor};
 use divan::Bencher;
@@ -20,9 +22,12 @@ fn main() {
 }
 
 fn normal(shape: &[usize], standard_deviation: f64) -> Tensor {
-    let mut numbers = rng::normals(&mut rng::stream(3, "bench", &[shape.len() as u64]), shape.iter().product());
+    let mut numbers =
+        rng::normals(&mut rng::stream(3, "bench", &[shape.len() as u64]), shape.iter().product());
     numbers.iter_mut().for_each(|x| *x *= standard_deviation);
-    Tensor::from_vec(numbers, shape, &Device::Cpu).and_then(|x| x.to_dtype(DType::F32)).expect("a tensor")
+    Tensor::from_vec(numbers, shape, &Device::Cpu)
+        .and_then(|x| x.to_dtype(DType::F32))
+        .expect("a tensor")
 }
 
 fn ids(step: u32) -> Tensor {
@@ -34,11 +39,18 @@ fn activations(width: usize) -> Tensor {
     normal(&[BATCH, BLOCK, width], 1.0)
 }
 
-/// Times `run` on inputs that all want gradients: its forward pass, or the backward pass from its output.
-fn time(bencher: Bencher, backward: bool, inputs: Vec<Tensor>, run: impl Fn(&Tape, &[Value]) -> Result<Value>) {
+/// Times `run` on inputs that all want gradients: its forward pass, or the backward pass from its
+/// output.
+fn time(
+    bencher: Bencher,
+    backward: bool,
+    inputs: Vec<Tensor>,
+    run: impl Fn(&Tape, &[Value]) -> Result<Value>,
+) {
     let record = || {
         let tape = Tape::training();
-        let values: Vec<Value> = inputs.iter().enumerate().map(|(slot, input)| tape.parameter(slot, input)).collect();
+        let values: Vec<Value> =
+            inputs.iter().enumerate().map(|(slot, input)| tape.parameter(slot, input)).collect();
         let y = run(&tape, &values).expect("the operation succeeds");
         (tape, y)
     };
@@ -54,12 +66,19 @@ fn time(bencher: Bencher, backward: bool, inputs: Vec<Tensor>, run: impl Fn(&Tap
 
 #[divan::bench(args = [false, true])]
 fn linear_384_to_384(bencher: Bencher, backward: bool) {
-    time(bencher, backward, vec![activations(WIDTH), normal(&[WIDTH, WIDTH], 0.02)], |tape, x| ops::linear(tape, &x[0], &x[1], None));
+    time(bencher, backward, vec![activations(WIDTH), normal(&[WIDTH, WIDTH], 0.02)], |tape, x| {
+        ops::linear(tape, &x[0], &x[1], None)
+    });
 }
 
 #[divan::bench(args = [false, true])]
 fn linear_384_to_1536(bencher: Bencher, backward: bool) {
-    time(bencher, backward, vec![activations(WIDTH), normal(&[4 * WIDTH, WIDTH], 0.02)], |tape, x| ops::linear(tape, &x[0], &x[1], None));
+    time(
+        bencher,
+        backward,
+        vec![activations(WIDTH), normal(&[4 * WIDTH, WIDTH], 0.02)],
+        |tape, x| ops::linear(tape, &x[0], &x[1], None),
+    );
 }
 
 #[divan::bench(args = [false, true])]
@@ -73,7 +92,9 @@ fn low_rank_linear_384_to_384(bencher: Bencher, backward: bool) {
 
 #[divan::bench(args = [false, true])]
 fn layer_norm(bencher: Bencher, backward: bool) {
-    time(bencher, backward, vec![activations(WIDTH), normal(&[WIDTH], 1.0)], |tape, x| ops::layer_norm(tape, &x[0], &x[1], None, 1e-5));
+    time(bencher, backward, vec![activations(WIDTH), normal(&[WIDTH], 1.0)], |tape, x| {
+        ops::layer_norm(tape, &x[0], &x[1], None, 1e-5)
+    });
 }
 
 #[divan::bench(args = [false, true])]
@@ -83,13 +104,17 @@ fn gelu_1536(bencher: Bencher, backward: bool) {
 
 #[divan::bench(args = [false, true])]
 fn dropout(bencher: Bencher, backward: bool) {
-    time(bencher, backward, vec![activations(WIDTH)], |tape, x| ops::dropout(tape, &x[0], ops::Dropout { probability: 0.1, key: 1 }));
+    time(bencher, backward, vec![activations(WIDTH)], |tape, x| {
+        ops::dropout(tape, &x[0], ops::Dropout { probability: 0.1, key: 1 })
+    });
 }
 
 #[divan::bench(args = [false, true])]
 fn causal_attention(bencher: Bencher, backward: bool) {
     let inputs = (0..3).map(|_| activations(WIDTH)).collect();
-    time(bencher, backward, inputs, |tape, x| ops::causal_attention(tape, &x[0], &x[1], &x[2], HEADS, None));
+    time(bencher, backward, inputs, |tape, x| {
+        ops::causal_attention(tape, &x[0], &x[1], &x[2], HEADS, None)
+    });
 }
 
 #[divan::bench(args = [false, true])]
@@ -103,5 +128,7 @@ fn embedding(bencher: Bencher, backward: bool) {
 fn cross_entropy_head(bencher: Bencher, backward: bool) {
     let targets = ids(4099);
     let inputs = vec![activations(WIDTH), normal(&[VOCABULARY, WIDTH], 0.02)];
-    time(bencher, backward, inputs, |tape, x| ops::cross_entropy_head(tape, &x[0], &x[1], &targets));
+    time(bencher, backward, inputs, |tape, x| {
+        ops::cross_entropy_head(tape, &x[0], &x[1], &targets)
+    });
 }

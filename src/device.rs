@@ -39,9 +39,11 @@ pub struct Backend {
 }
 
 /// NVIDIA's GPUs.
-pub const CUDA: Backend = Backend { name: "cuda", built: cfg!(feature = "cuda"), open: Device::new_cuda };
+pub const CUDA: Backend =
+    Backend { name: "cuda", built: cfg!(feature = "cuda"), open: Device::new_cuda };
 /// Apple's GPUs.
-pub const METAL: Backend = Backend { name: "metal", built: cfg!(feature = "metal"), open: Device::new_metal };
+pub const METAL: Backend =
+    Backend { name: "metal", built: cfg!(feature = "metal"), open: Device::new_metal };
 
 /// What a device says about itself; the CPU says nothing.
 ///
@@ -52,7 +54,9 @@ pub fn describe(device: &Device) -> candle_core::Result<Option<DeviceInfo>> {
         Device::Cpu => Ok(None),
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => of_cuda::describe(cuda).map(Some),
-        other => Ok(Some(DeviceInfo { name: short_name(other), compute_capability: None, memory: None })),
+        other => {
+            Ok(Some(DeviceInfo { name: short_name(other), compute_capability: None, memory: None }))
+        }
     }
 }
 
@@ -70,7 +74,8 @@ pub fn cuda_count() -> usize {
     usize::try_from(count).unwrap_or(0)
 }
 
-/// Why a device cannot be used, in one line: candle appends a backtrace where `RUST_BACKTRACE` is set.
+/// Why a device cannot be used, in one line: candle appends a backtrace where `RUST_BACKTRACE` is
+/// set.
 pub fn reason(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
@@ -103,7 +108,9 @@ mod of_cuda {
     pub fn describe(device: &CudaDevice) -> Result<DeviceInfo> {
         let stream = device.cuda_stream();
         let context = stream.context();
-        let told = |what: &str, error: &dyn std::fmt::Display| Error::Msg(format!("the CUDA driver does not tell {what}: {error}"));
+        let told = |what: &str, error: &dyn std::fmt::Display| {
+            Error::Msg(format!("the CUDA driver does not tell {what}: {error}"))
+        };
         let (free, total) = context.mem_get_info().map_err(|error| told("its memory", &error))?;
         let in_pool = |attribute| in_pool(context, attribute);
         let used = in_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT);
@@ -111,16 +118,27 @@ mod of_cuda {
         let taken = (total - free) as u64;
         Ok(DeviceInfo {
             name: context.name().map_err(|error| told("the device's name", &error))?,
-            compute_capability: Some(context.compute_capability().map_err(|error| told("the compute capability", &error))?),
-            memory: Some(DeviceMemory { total: total as u64, free: free as u64, used: used.unwrap_or(taken), peak: peak.unwrap_or(taken) }),
+            compute_capability: Some(
+                context
+                    .compute_capability()
+                    .map_err(|error| told("the compute capability", &error))?,
+            ),
+            memory: Some(DeviceMemory {
+                total: total as u64,
+                free: free as u64,
+                used: used.unwrap_or(taken),
+                peak: peak.unwrap_or(taken),
+            }),
         })
     }
 
-    /// An attribute of the pool that candle's tensors are allocated from, in bytes; none where the driver has no pools.
+    /// An attribute of the pool that candle's tensors are allocated from, in bytes; none where the
+    /// driver has no pools.
     fn in_pool(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> Option<u64> {
         context.bind_to_thread().ok()?;
         let mut bytes = 0u64;
-        // SAFETY: the device handle comes from the context, and the attribute's value is a u64, as both used here are.
+        // SAFETY: the device handle comes from the context, and the attribute's value is a u64, as
+        // both used here are.
         unsafe {
             let pool = result::device::get_default_mem_pool(context.cu_device()).ok()?;
             result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()).ok()?;

@@ -1,4 +1,5 @@
-//! Failures that carry an exit code of their own; everything else is an `anyhow::Error` and exits with 1.
+//! Failures that carry an exit code of their own; everything else is an `anyhow::Error` and exits
+//! with 1.
 
 use std::fmt;
 
@@ -9,7 +10,8 @@ pub enum Failure {
     Usage(String),
     /// The loss or a gradient stopped being finite: exit code 3.
     Diverged(String),
-    /// A signal ended the run after a clean checkpoint: exit code 128 + signal (130 for Ctrl-C, 143 for SIGTERM).
+    /// A signal ended the run after a clean checkpoint: exit code 128 + signal (130 for Ctrl-C, 143
+    /// for SIGTERM).
     Interrupted(i32),
 }
 
@@ -28,7 +30,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Usage(message) | Failure::Diverged(message) => f.write_str(message),
-            Failure::Interrupted(_) => f.write_str("interrupted; the state is in the last checkpoint, continue with --resume"),
+            Failure::Interrupted(_) => f.write_str(
+                "interrupted; the state is in the last checkpoint, continue with --resume",
+            ),
         }
     }
 }

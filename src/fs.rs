@@ -1,4 +1,5 @@
-//! Durable files: everything that must survive a crash is written beside its place, flushed, and renamed into it.
+//! Durable files: everything that must survive a crash is written beside its place, flushed, and
+//! renamed into it.
 
 use anyhow::Context;
 use std::ffi::OsString;
@@ -7,13 +8,15 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tempfile::{Builder, TempDir};
 
-/// Writes a file so that a reader, also one after a crash, sees the old content or the new, never a part.
+/// Writes a file so that a reader, also one after a crash, sees the old content or the new, never a
+/// part.
 ///
-/// The bytes go to a temporary file in the same folder, which is flushed to the disk (fsync) and renamed; then the folder is flushed.
-/// Missing folders are created.
+/// The bytes go to a temporary file in the same folder, which is flushed to the disk (fsync) and
+/// renamed; then the folder is flushed. Missing folders are created.
 ///
 /// # Errors
-/// When a folder cannot be created, or the file cannot be written, flushed or renamed; the message names the path.
+/// When a folder cannot be created, or the file cannot be written, flushed or renamed; the message
+/// names the path.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let folder = parent_folder(path)?;
     let write = || -> anyhow::Result<()> {
@@ -24,25 +27,42 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         temporary.persist(path).map_err(|e| e.error)?;
         flush_folder(&folder)
     };
-    write().with_context(|| format!("{}: the file could not be written (is the disk full, or the folder read-only?)", path.display()))
+    write().with_context(|| {
+        format!(
+            "{}: the file could not be written (is the disk full, or the folder read-only?)",
+            path.display()
+        )
+    })
 }
 
 /// Fills a folder so that `target`, whenever it exists, is complete.
 ///
-/// `fill` gets an empty temporary folder beside `target`; then every file and folder in it is flushed (fsync), the whole is renamed to
-/// `target`, and the enclosing folder is flushed. A `target` that exists already is replaced: it is renamed away just before, and deleted
-/// after. Temporary folders of the same target that a killed process left behind are removed first; those another process is still
-/// filling are held by a lock on the folder and stay. (Only Unix can lock a folder; elsewhere leftovers stay and do no harm.)
+/// `fill` gets an empty temporary folder beside `target`; then every file and folder in it is
+/// flushed (fsync), the whole is renamed to `target`, and the enclosing folder is flushed. A
+/// `target` that exists already is replaced: it is renamed away just before, and deleted after.
+/// Temporary folders of the same target that a killed process left behind are removed first; those
+/// another process is still filling are held by a lock on the folder and stay. (Only Unix can lock
+/// a folder; elsewhere leftovers stay and do no harm.)
 ///
 /// # Errors
-/// When `fill` fails (nothing is left behind then), or a folder cannot be created, flushed or renamed; the message names the path.
-pub fn write_directory_atomic(target: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+/// When `fill` fails (nothing is left behind then), or a folder cannot be created, flushed or
+/// renamed; the message names the path.
+pub fn write_directory_atomic(
+    target: &Path,
+    fill: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let enclosing = parent_folder(target)?;
-    let failed = || format!("{}: the folder could not be written (is the disk full, or the place read-only?)", target.display());
+    let failed = || {
+        format!(
+            "{}: the folder could not be written (is the disk full, or the place read-only?)",
+            target.display()
+        )
+    };
     remove_stale(target, &enclosing).with_context(failed)?;
     let (temporary, _lock) = locked_temporary_folder(target, &enclosing).with_context(failed)?;
 
-    fill(temporary.path()).with_context(|| format!("{}: the folder was not written", target.display()))?;
+    fill(temporary.path())
+        .with_context(|| format!("{}: the folder was not written", target.display()))?;
 
     let publish = || -> anyhow::Result<()> {
         flush_tree(temporary.path())?;
@@ -61,21 +81,26 @@ fn parent_folder(path: &Path) -> anyhow::Result<PathBuf> {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
         _ => PathBuf::from("."),
     };
-    fs::create_dir_all(&folder).with_context(|| format!("{}: the folder could not be created", folder.display()))?;
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("{}: the folder could not be created", folder.display()))?;
     Ok(folder)
 }
 
 /// `.NAME.`, with which the temporaries of a path called NAME begin.
 fn temporary_prefix(path: &Path) -> anyhow::Result<OsString> {
     let mut prefix = OsString::from(".");
-    prefix.push(path.file_name().with_context(|| format!("{}: the path has no name to write to", path.display()))?);
+    prefix.push(
+        path.file_name()
+            .with_context(|| format!("{}: the path has no name to write to", path.display()))?,
+    );
     prefix.push(".");
     Ok(prefix)
 }
 
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
-/// Temporaries get the permissions an ordinary file or folder would get (`mode` less the umask), as they become one.
+/// Temporaries get the permissions an ordinary file or folder would get (`mode` less the umask), as
+/// they become one.
 fn temporary_builder(prefix: &OsString, mode: u32) -> Builder<'_, 'static> {
     let mut builder = Builder::new();
     builder.prefix(prefix).suffix(TEMPORARY_SUFFIX);
@@ -87,12 +112,16 @@ fn temporary_builder(prefix: &OsString, mode: u32) -> Builder<'_, 'static> {
 }
 
 /// A temporary folder and the lock that tells other processes it is in use.
-fn locked_temporary_folder(target: &Path, enclosing: &Path) -> anyhow::Result<(TempDir, Option<File>)> {
+fn locked_temporary_folder(
+    target: &Path,
+    enclosing: &Path,
+) -> anyhow::Result<(TempDir, Option<File>)> {
     let prefix = temporary_prefix(target)?;
     loop {
         let temporary = temporary_builder(&prefix, 0o777).tempdir_in(enclosing)?;
         let lock = lock_folder(temporary.path());
-        // Between creation and lock another process may have taken the folder for a leftover; then another one is made.
+        // Between creation and lock another process may have taken the folder for a leftover; then
+        // another one is made.
         if temporary.path().exists() {
             return Ok((temporary, lock));
         }
@@ -119,14 +148,18 @@ fn remove_stale(target: &Path, enclosing: &Path) -> anyhow::Result<()> {
             && name.as_encoded_bytes().ends_with(TEMPORARY_SUFFIX.as_bytes())
             && entry.file_type()?.is_dir();
         if is_temporary && let Some(_lock) = lock_folder(&entry.path()) {
-            tracing::debug!("removing {}, left behind by a process that was stopped", entry.path().display());
+            tracing::debug!(
+                "removing {}, left behind by a process that was stopped",
+                entry.path().display()
+            );
             fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Renames an existing `target` to a temporary folder, which is deleted when the returned value is dropped.
+/// Renames an existing `target` to a temporary folder, which is deleted when the returned value is
+/// dropped.
 fn set_aside(target: &Path, enclosing: &Path) -> anyhow::Result<Option<TempDir>> {
     let aside = temporary_builder(&temporary_prefix(target)?, 0o777).tempdir_in(enclosing)?;
     match fs::rename(target, aside.path().join("replaced")) {
@@ -162,7 +195,10 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }

@@ -1,5 +1,6 @@
-//! `lrpt` pre-trains low-rank language models: GPTs whose attention and MLP weights W = U S Vᵀ live on the manifold of low-rank matrices
-//! and move by a dynamical low-rank (DLRA) optimizer with momentum in the tangent space (Schotthöfer, Klein & Kusch, arXiv:2506.17475).
+//! `lrpt` pre-trains low-rank language models: GPTs whose attention and MLP weights W = U S Vᵀ live
+//! on the manifold of low-rank matrices and move by a dynamical low-rank (DLRA) optimizer with
+//! momentum in the tangent space (Schotthöfer, Klein & Kusch, arXiv:2506.17475).
 //!
 //! # Map
 //!
@@ -24,22 +25,28 @@
 //! error  fs  rng  plot  device    exit codes; durable files; random streams as pure functions of (seed, purpose, indices); charts as SVG; what a GPU says
 //! ```
 //!
-//! Arrows point down only; `tests/architecture.rs` reads the imports and says so. `model` and `optim` never import each other.
+//! Arrows point down only; `tests/architecture.rs` reads the imports and says so. `model` and
+//! `optim` never import each other.
 //!
 //! # Invariants
 //!
-//! 1. A run is a pure function of its plan, its data and the number of threads: 2N steps equal N, stop, resume, N, byte for byte.
-//! 2. A weight is looked up in the [`params::ParamStore`] at every use, so a rank change cannot leave an old one behind.
-//! 3. A step that fails (a missing or non-finite gradient, a factorisation that does not converge) has changed nothing.
+//! 1. A run is a pure function of its plan, its data and the number of threads: 2N steps equal N,
+//!    stop, resume, N, byte for byte.
+//! 2. A weight is looked up in the [`params::ParamStore`] at every use, so a rank change cannot
+//!    leave an old one behind.
+//! 3. A step that fails (a missing or non-finite gradient, a factorisation that does not converge)
+//!    has changed nothing.
 //! 4. A checkpoint exists whole or not at all, and loading uses every tensor in it or fails.
-//! 5. Observers cannot change training; only `train/tok_per_sec`, `time/*` and `mem/*` in metrics.jsonl depend on the clock.
+//! 5. Observers cannot change training; only `train/tok_per_sec`, `time/*` and `mem/*` in
+//!    metrics.jsonl depend on the clock.
 //! 6. Results go to stdout, everything else to stderr.
 //!
 //! # Words
 //!
-//! m, n: rows (outputs) and columns (inputs) of a weight, y = x Wᵀ; r: rank; U, V: bases with orthonormal columns; S: coefficients;
-//! K-gradient G V, L-gradient Gᵀ U, with G the Euclidean gradient; tangent vector Z = U M Vᵀ + P Vᵀ + U Qᵀ with UᵀP = 0, VᵀQ = 0.
-//! B, T, C, H, V: sequences, tokens, width, heads, vocabulary.
+//! m, n: rows (outputs) and columns (inputs) of a weight, y = x Wᵀ; r: rank; U, V: bases with
+//! orthonormal columns; S: coefficients; K-gradient G V, L-gradient Gᵀ U, with G the Euclidean
+//! gradient; tangent vector Z = U M Vᵀ + P Vᵀ + U Qᵀ with UᵀP = 0, VᵀQ = 0. B, T, C, H, V:
+//! sequences, tokens, width, heads, vocabulary.
 
 pub mod bench;
 pub mod checkpoint;

@@ -1,6 +1,7 @@
 //! The parameters of a model, in one fixed order, each dense or low-rank.
 //!
-//! The model keeps ids and looks weights up here, so a rank change (new shapes) can never leave a layer with an old weight.
+//! The model keeps ids and looks weights up here, so a rank change (new shapes) can never leave a
+//! layer with an old weight.
 
 use crate::lowrank::LowRank;
 use crate::spec::Target;
@@ -144,13 +145,19 @@ impl ParamStore {
     pub fn dense(&self, id: ParamId) -> Result<&Tensor> {
         match &self.get(id).weight {
             Weight::Dense(tensor) => Ok(tensor),
-            Weight::LowRank(_) => bail!("`{}` is low-rank where a dense tensor is needed", self.get(id).name),
+            Weight::LowRank(_) => {
+                bail!("`{}` is low-rank where a dense tensor is needed", self.get(id).name)
+            }
         }
     }
 
     /// Count of trained numbers: dense entries, and r (m + n + r) for a low-rank weight.
     pub fn element_count(&self) -> usize {
-        self.parameters.iter().flat_map(|p| p.weight.leaves()).map(|(_, tensor)| tensor.elem_count()).sum()
+        self.parameters
+            .iter()
+            .flat_map(|p| p.weight.leaves())
+            .map(|(_, tensor)| tensor.elem_count())
+            .sum()
     }
 
     /// The low-rank weights.
@@ -163,7 +170,11 @@ impl ParamStore {
 
     /// The factors (B, A) of every matrix W = B A.
     pub fn factor_pairs(&self) -> Vec<(ParamId, ParamId)> {
-        let partner = |b: Place| self.iter().find(|(_, parameter)| parameter.role == Role::Factor(b, Factor::A)).map(|(id, _)| id);
+        let partner = |b: Place| {
+            self.iter()
+                .find(|(_, parameter)| parameter.role == Role::Factor(b, Factor::A))
+                .map(|(id, _)| id)
+        };
         let pair = |(id, parameter): (ParamId, &Parameter)| match parameter.role {
             Role::Factor(place, Factor::B) => Some((id, partner(place)?)),
             _ => None,
@@ -177,10 +188,16 @@ impl ParamStore {
         (!ranks.is_empty()).then(|| ranks.iter().sum::<usize>() as f64 / ranks.len() as f64)
     }
 
-    /// Every tensor under its checkpoint name: `name` for a dense parameter, `name.u`, `name.s`, `name.v` for a low-rank one.
+    /// Every tensor under its checkpoint name: `name` for a dense parameter, `name.u`, `name.s`,
+    /// `name.v` for a low-rank one.
     pub fn named_tensors(&self) -> Vec<(String, Tensor)> {
-        let leaves =
-            |p: &Parameter| -> Vec<_> { p.weight.leaves().into_iter().map(|(leaf, t)| (format!("{}{leaf}", p.name), t.clone())).collect() };
+        let leaves = |p: &Parameter| -> Vec<_> {
+            p.weight
+                .leaves()
+                .into_iter()
+                .map(|(leaf, t)| (format!("{}{leaf}", p.name), t.clone()))
+                .collect()
+        };
         self.parameters.iter().flat_map(leaves).collect()
     }
 

@@ -1,18 +1,21 @@
-//! Random numbers as pure functions of (seed, purpose, indices): nothing to save, nothing to restore.
+//! Random numbers as pure functions of (seed, purpose, indices): nothing to save, nothing to
+//! restore.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::StandardNormal;
 
-/// A generator for one purpose: streams of different purposes or indices are independent, equal ones are equal on every machine.
+/// A generator for one purpose: streams of different purposes or indices are independent, equal
+/// ones are equal on every machine.
 ///
 /// The ChaCha key is BLAKE3("lrpt stream v1" ‖ seed ‖ purpose ‖ indices).
 pub fn stream(seed: u64, purpose: &str, indices: &[u64]) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key(seed, purpose, indices))
 }
 
-/// The same key as [`stream`]'s, shortened to 64 bits, for counter-based kernels such as dropout masks.
+/// The same key as [`stream`]'s, shortened to 64 bits, for counter-based kernels such as dropout
+/// masks.
 pub fn key64(seed: u64, purpose: &str, indices: &[u64]) -> u64 {
     u64::from_le_bytes(key(seed, purpose, indices)[..8].try_into().expect("eight bytes"))
 }

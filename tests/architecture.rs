@@ -20,12 +20,65 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("optim", &["checkpoint", "error", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),
-    ("train", &["checkpoint", "data", "device", "error", "fs", "lowrank", "model", "ops", "optim", "params", "record", "rng", "spec"]),
-    ("bench", &["data", "device", "linalg", "lowrank", "model", "ops", "params", "plot", "rng", "spec", "train"]),
-    ("selftest", &["checkpoint", "data", "device", "linalg", "lowrank", "model", "ops", "optim", "params", "rng", "spec", "train"]),
+    (
+        "train",
+        &[
+            "checkpoint",
+            "data",
+            "device",
+            "error",
+            "fs",
+            "lowrank",
+            "model",
+            "ops",
+            "optim",
+            "params",
+            "record",
+            "rng",
+            "spec",
+        ],
+    ),
+    (
+        "bench",
+        &[
+            "data", "device", "linalg", "lowrank", "model", "ops", "params", "plot", "rng", "spec",
+            "train",
+        ],
+    ),
+    (
+        "selftest",
+        &[
+            "checkpoint",
+            "data",
+            "device",
+            "linalg",
+            "lowrank",
+            "model",
+            "ops",
+            "optim",
+            "params",
+            "rng",
+            "spec",
+            "train",
+        ],
+    ),
     ("demo", &["linalg", "lowrank", "ops", "optim", "plot", "rng", "spec"]),
     ("report", &["data", "error", "fs", "model", "plot", "spec", "train"]),
-    ("sweep", &["bench", "checkpoint", "data", "error", "fs", "model", "record", "report", "spec", "train"]),
+    (
+        "sweep",
+        &[
+            "bench",
+            "checkpoint",
+            "data",
+            "error",
+            "fs",
+            "model",
+            "record",
+            "report",
+            "spec",
+            "train",
+        ],
+    ),
     (
         "cli",
         &[
@@ -74,7 +127,13 @@ fn modules_import_only_what_lies_below_them() {
     let mut wrong = Vec::new();
     for file in files {
         let relative = file.strip_prefix(&src).expect("under src");
-        let module = relative.components().next().expect("a name").as_os_str().to_string_lossy().replace(".rs", "");
+        let module = relative
+            .components()
+            .next()
+            .expect("a name")
+            .as_os_str()
+            .to_string_lossy()
+            .replace(".rs", "");
         if module == "lib" || module == "main" {
             continue;
         }
@@ -83,11 +142,21 @@ fn modules_import_only_what_lies_below_them() {
             continue;
         };
         let text = std::fs::read_to_string(&file).expect("readable");
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+        for (number, line) in
+            text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"))
+        {
             for import in line.split("crate::").skip(1) {
-                let name: String = import.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                if name != module && allowed.contains_key(name.as_str()) && !below.contains(&name.as_str()) {
-                    wrong.push(format!("{}:{}: {module} may not import {name}", relative.display(), number + 1));
+                let name: String =
+                    import.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if name != module
+                    && allowed.contains_key(name.as_str())
+                    && !below.contains(&name.as_str())
+                {
+                    wrong.push(format!(
+                        "{}:{}: {module} may not import {name}",
+                        relative.display(),
+                        number + 1
+                    ));
                 }
             }
         }

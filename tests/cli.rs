@@ -17,41 +17,79 @@ fn train_then_eval_generate_inspect() {
     let place = Workplace::new();
     let spec = place.spec(LOW_RANK, "");
     let trained = place.run(&["train", spec.to_str().expect("UTF-8")], 0);
-    let result: serde_json::Value = serde_json::from_str(stdout(&trained).trim()).expect("one JSON object on stdout");
+    let result: serde_json::Value =
+        serde_json::from_str(stdout(&trained).trim()).expect("one JSON object on stdout");
     assert_eq!(result["step"], 12);
 
     let evaluated = place.run(&["eval", "runs/small"], 0);
-    let report: serde_json::Value = serde_json::from_str(stdout(&evaluated).trim()).expect("one JSON object on stdout");
+    let report: serde_json::Value =
+        serde_json::from_str(stdout(&evaluated).trim()).expect("one JSON object on stdout");
     for key in ["loss", "perplexity", "bits_per_byte", "tokens"] {
         assert!(report[key].is_number(), "{key} in {report}");
     }
     let loss = report["loss"].as_f64().expect("a number");
     assert_eq!(report["loss"], result["loss"], "eval repeats the training's last validation");
     // One byte per character here: bits per byte are nats per token over ln 2.
-    assert!((report["bits_per_byte"].as_f64().expect("a number") - loss / std::f64::consts::LN_2).abs() < 1e-9);
+    assert!(
+        (report["bits_per_byte"].as_f64().expect("a number") - loss / std::f64::consts::LN_2).abs()
+            < 1e-9
+    );
     assert!((report["perplexity"].as_f64().expect("a number") - loss.exp()).abs() < 1e-9);
 
     let on_text = place.run(&["eval", "runs/small", "--text", "text.txt"], 0);
     assert!(stdout(&on_text).contains("\"protocol\""));
 
-    let first = place.run(&["generate", "runs/small", "--prompt", "the rank", "--tokens", "20", "--seed", "3"], 0);
-    let second = place.run(&["generate", "runs/small", "--prompt", "the rank", "--tokens", "20", "--seed", "3"], 0);
+    let first = place.run(
+        &["generate", "runs/small", "--prompt", "the rank", "--tokens", "20", "--seed", "3"],
+        0,
+    );
+    let second = place.run(
+        &["generate", "runs/small", "--prompt", "the rank", "--tokens", "20", "--seed", "3"],
+        0,
+    );
     assert!(stdout(&first).starts_with("the rank"));
     assert_eq!(first.stdout, second.stdout, "a seed repeats");
-    let other = place.run(&["generate", "runs/small", "--prompt", "the rank", "--tokens", "20", "--seed", "4", "--top-k", "5"], 0);
+    let other = place.run(
+        &[
+            "generate",
+            "runs/small",
+            "--prompt",
+            "the rank",
+            "--tokens",
+            "20",
+            "--seed",
+            "4",
+            "--top-k",
+            "5",
+        ],
+        0,
+    );
     assert_ne!(first.stdout, other.stdout);
 
     let table = stdout(&place.run(&["inspect", "runs/small"], 0));
     assert!(table.contains("transformer.h.1.mlp.down") && table.contains("128"), "{table}");
-    let json = stdout(&place.run(&["inspect", "runs/small/checkpoints/step-00000012", "--json"], 0));
+    let json =
+        stdout(&place.run(&["inspect", "runs/small/checkpoints/step-00000012", "--json"], 0));
     assert_eq!(json.lines().count(), 12, "one line per low-rank weight");
-    let spectra = stdout(&place.run(&["inspect", "runs/small", "--spectra", "--plot", "spectra.svg"], 0));
-    assert!(spectra.contains("effective rank") && spectra.lines().any(|line| line.starts_with("transformer.h.0.attn.q")), "{spectra}");
+    let spectra =
+        stdout(&place.run(&["inspect", "runs/small", "--spectra", "--plot", "spectra.svg"], 0));
+    assert!(
+        spectra.contains("effective rank")
+            && spectra.lines().any(|line| line.starts_with("transformer.h.0.attn.q")),
+        "{spectra}"
+    );
     let drawn = std::fs::read_to_string(place.path("spectra.svg")).expect("the figure");
-    assert!(drawn.contains("down: effective rank") && !drawn.contains("down: rank"), "three validations, and ranks that did not change");
+    assert!(
+        drawn.contains("down: effective rank") && !drawn.contains("down: rank"),
+        "three validations, and ranks that did not change"
+    );
     let spectra = stdout(&place.run(&["inspect", "runs/small", "--spectra", "--json"], 0));
-    let first: serde_json::Value = serde_json::from_str(spectra.lines().next().expect("a line")).expect("one JSON object a line");
-    assert_eq!((first["rank"].as_u64(), first["history"].as_array().map(Vec::len)), (Some(6), Some(3)));
+    let first: serde_json::Value = serde_json::from_str(spectra.lines().next().expect("a line"))
+        .expect("one JSON object a line");
+    assert_eq!(
+        (first["rank"].as_u64(), first["history"].as_array().map(Vec::len)),
+        (Some(6), Some(3))
+    );
     place.run(&["inspect", "runs/small", "--plot", "spectra.svg"], 2);
 
     for file in [
@@ -112,14 +150,22 @@ fn ctrl_c_writes_a_checkpoint_and_exits_130() {
     let long = ["--set", "train.max_steps=100_000", "--set", "eval.every=100_000"];
     let mut arguments = vec!["train", spec, "--run-dir", "run"];
     arguments.extend(long);
-    let mut child = place.lrpt(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut child = place
+        .lrpt(&arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
     let metrics = place.path("run/metrics.jsonl");
     let started = Instant::now();
     while std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
         assert!(started.elapsed() < Duration::from_secs(60), "the run makes steps");
         std::thread::sleep(Duration::from_millis(5));
     }
-    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let killed = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .expect("kill");
     assert!(killed.success());
     let status = child.wait().expect("the run ends");
     assert_eq!(status.code(), Some(130));
@@ -130,9 +176,14 @@ fn ctrl_c_writes_a_checkpoint_and_exits_130() {
 fn the_demonstration_prints_a_table_or_json_and_draws() {
     let place = Workplace::new();
     let small = ["demo", "momentum", "--steps", "4", "--seeds", "1"];
-    let table = stdout(&place.run(&[small.as_slice(), ["--plot", "momentum.svg"].as_slice()].concat(), 0));
+    let table =
+        stdout(&place.run(&[small.as_slice(), ["--plot", "momentum.svg"].as_slice()].concat(), 0));
     assert!(table.contains("unbalanced factors") && table.contains("DLRA matrix_adam"), "{table}");
-    assert!(std::fs::read_to_string(place.path("momentum.svg")).expect("the figure").contains("small singular values"));
+    assert!(
+        std::fs::read_to_string(place.path("momentum.svg"))
+            .expect("the figure")
+            .contains("small singular values")
+    );
     let json = stdout(&place.run(&[small.as_slice(), ["--json"].as_slice()].concat(), 0));
     let report: serde_json::Value = serde_json::from_str(json.trim()).expect("one JSON object");
     assert_eq!(report["problems"][2]["methods"][5]["rates"].as_array().map(Vec::len), Some(11));

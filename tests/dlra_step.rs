@@ -1,4 +1,5 @@
-//! The DLRA step against a dense f64 textbook version: form W and G, project, step, truncated SVD, project the momentum.
+//! The DLRA step against a dense f64 textbook version: form W and G, project, step, truncated SVD,
+//! project the momentum.
 
 mod support;
 
@@ -55,11 +56,26 @@ fn settings(momentum: Momentum) -> DlraSpec {
 }
 
 fn start() -> LowRank {
-    LowRank::random(ROWS, COLUMNS, RANK, 3.0, &mut rng::stream(3, "start", &[]), DType::F64, &Device::Cpu).expect("valid sizes")
+    LowRank::random(
+        ROWS,
+        COLUMNS,
+        RANK,
+        3.0,
+        &mut rng::stream(3, "start", &[]),
+        DType::F64,
+        &Device::Cpu,
+    )
+    .expect("valid sizes")
 }
 
-/// Runs `steps` steps of ours beside the textbook's `direction` and compares the matrices after each.
-fn compare(settings: &DlraSpec, steps: u64, tolerance: f64, mut textbook_step: impl FnMut(&Textbook, &Mat<f64>, u64) -> Mat<f64>) {
+/// Runs `steps` steps of ours beside the textbook's `direction` and compares the matrices after
+/// each.
+fn compare(
+    settings: &DlraSpec,
+    steps: u64,
+    tolerance: f64,
+    mut textbook_step: impl FnMut(&Textbook, &Mat<f64>, u64) -> Mat<f64>,
+) {
     // Distinct singular values, so that the SVD's bases are unique up to sign.
     let first = dense(&start().to_dense().expect("dense"));
     let mut reference = Textbook::new(&first + 0.3 * random("spread", 0), RANK);
@@ -68,7 +84,13 @@ fn compare(settings: &DlraSpec, steps: u64, tolerance: f64, mut textbook_step: i
     for step in 1..=steps {
         let gradient = random("gradient", step);
         let tangent = Tangent::project(&point, &tensor(&gradient)).expect("projection");
-        let hyper = DlraStep { settings, learning_rate: LEARNING_RATE, step, gradient_scale: 1.0, rank: RankDecision::Keep };
+        let hyper = DlraStep {
+            settings,
+            learning_rate: LEARNING_RATE,
+            step,
+            gradient_scale: 1.0,
+            rank: RankDecision::Keep,
+        };
         let update = state.step(&point, &tangent, &hyper).expect("step");
         (point, state) = (update.point, update.state);
 
@@ -78,7 +100,10 @@ fn compare(settings: &DlraSpec, steps: u64, tolerance: f64, mut textbook_step: i
 
         let difference = (dense(&point.to_dense().expect("dense")) - &reference.w).norm_l2();
         let scale = reference.w.norm_l2();
-        assert!(difference < tolerance * scale, "step {step}: difference {difference:e} of {scale}");
+        assert!(
+            difference < tolerance * scale,
+            "step {step}: difference {difference:e} of {scale}"
+        );
     }
 }
 
@@ -98,7 +123,8 @@ fn spectral_agrees_with_the_dense_textbook() {
     let settings = settings(Momentum::Spectral);
     let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
     compare(&settings, 6, 1e-10, |at, gradient, _| {
-        momentum = settings.beta1 * at.project(&momentum) + (1.0 - settings.beta1) * at.project(gradient);
+        momentum =
+            settings.beta1 * at.project(&momentum) + (1.0 - settings.beta1) * at.project(gradient);
         let (u, _, v) = truncated_svd(&momentum, 2 * RANK);
         0.2 * (ROWS as f64).sqrt() * (u * v.transpose())
     });
@@ -123,8 +149,9 @@ fn inverse_root(a: &Mat<f64>, relative_epsilon: f64) -> Mat<f64> {
     scaled * u.transpose()
 }
 
-/// The rule of the PyTorch reference, with second moments of K = G V and L = Gᵀ U carried by the rotations between the textbook's bases; while no
-/// direction is lost between steps the gathered weight is C = RᵀCR + ..., which the textbook carries, too.
+/// The rule of the PyTorch reference, with second moments of K = G V and L = Gᵀ U carried by the
+/// rotations between the textbook's bases; while no direction is lost between steps the gathered
+/// weight is C = RᵀCR + ..., which the textbook carries, too.
 #[test]
 fn matrix_adam_agrees_with_the_dense_textbook() {
     let settings = settings(Momentum::MatrixAdam);
@@ -143,7 +170,10 @@ fn matrix_adam_agrees_with_the_dense_textbook() {
         }
         bases = Some((at.u.clone(), at.v.clone()));
         let (k, l) = (gradient * &at.v, gradient.transpose() * &at.u);
-        let forms = [(1.0 / ROWS as f64) * (k.transpose() * &k), (1.0 / COLUMNS as f64) * (l.transpose() * &l)];
+        let forms = [
+            (1.0 / ROWS as f64) * (k.transpose() * &k),
+            (1.0 / COLUMNS as f64) * (l.transpose() * &l),
+        ];
         let roots = [0, 1].map(|side| {
             second[side] = beta2 * &second[side] + (1.0 - beta2) * &forms[side];
             weight[side] = beta2 * &weight[side] + (1.0 - beta2) * Mat::<f64>::identity(RANK, RANK);
@@ -156,7 +186,9 @@ fn matrix_adam_agrees_with_the_dense_textbook() {
         let p = &mean * &at.v - &at.u * &m;
         let q = mean.transpose() * &at.u - &at.v * m.transpose();
         let d_m = 0.5 * (&m * &roots[0] + &roots[1] * &m);
-        &at.u * d_m * at.v.transpose() + p * &roots[0] * at.v.transpose() + &at.u * (q * &roots[1]).transpose()
+        &at.u * d_m * at.v.transpose()
+            + p * &roots[0] * at.v.transpose()
+            + &at.u * (q * &roots[1]).transpose()
     });
 }
 
@@ -171,11 +203,20 @@ fn matrix_adam_does_not_depend_on_the_bases() {
         tensor(&(u * v.transpose()))
     };
     let mut ends = Vec::new();
-    for point in [first.clone(), first.in_other_bases(&rotation(0), &rotation(1)).expect("rotated")] {
-        let (mut point, mut state) = (point.clone(), DlraState::new(&point, &settings).expect("state"));
+    for point in [first.clone(), first.in_other_bases(&rotation(0), &rotation(1)).expect("rotated")]
+    {
+        let (mut point, mut state) =
+            (point.clone(), DlraState::new(&point, &settings).expect("state"));
         for step in 1..=4 {
-            let tangent = Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
-            let hyper = DlraStep { settings: &settings, learning_rate: 0.05, step, gradient_scale: 1.0, rank: RankDecision::Keep };
+            let tangent =
+                Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
+            let hyper = DlraStep {
+                settings: &settings,
+                learning_rate: 0.05,
+                step,
+                gradient_scale: 1.0,
+                rank: RankDecision::Keep,
+            };
             let update = state.step(&point, &tangent, &hyper).expect("step");
             (point, state) = (update.point, update.state);
         }
@@ -185,23 +226,41 @@ fn matrix_adam_does_not_depend_on_the_bases() {
     assert!(difference < 1e-10 * ends[0].norm_l2(), "{difference:e}");
 }
 
-/// The linear rule loses second moment where signs cancel, the variance rule does not: a rotation by 45° of equal variances keeps them.
+/// The linear rule loses second moment where signs cancel, the variance rule does not: a rotation
+/// by 45° of equal variances keeps them.
 #[test]
 fn linear_transport_of_roots_underestimates_variances() {
-    let sums = [SecondMomentTransport::Variance, SecondMomentTransport::Linear].map(|second_moment_transport| {
-        let settings = DlraSpec { second_moment_transport, weight_decay: 0.0, ..settings(Momentum::Adam) };
-        let mut point = LowRank::from_dense(&tensor(&random("spread", 4)), RANK).expect("rank fits");
-        let mut state = DlraState::new(&point, &settings).expect("state");
-        for step in 1..=6 {
-            let tangent = Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
-            let hyper = DlraStep { settings: &settings, learning_rate: 0.3, step, gradient_scale: 1.0, rank: RankDecision::Keep };
-            let update = state.step(&point, &tangent, &hyper).expect("step");
-            (point, state) = (update.point, update.state);
-        }
-        let named: std::collections::BTreeMap<_, _> = state.named_tensors().into_iter().collect();
-        named["second.p"].min_all().and_then(|x| x.to_scalar::<f64>()).expect("f64")
-    });
-    assert!(sums[1] < 0.1 * sums[0], "smallest second moment: variances {:e}, roots {:e}", sums[0], sums[1]);
+    let sums = [SecondMomentTransport::Variance, SecondMomentTransport::Linear].map(
+        |second_moment_transport| {
+            let settings =
+                DlraSpec { second_moment_transport, weight_decay: 0.0, ..settings(Momentum::Adam) };
+            let mut point =
+                LowRank::from_dense(&tensor(&random("spread", 4)), RANK).expect("rank fits");
+            let mut state = DlraState::new(&point, &settings).expect("state");
+            for step in 1..=6 {
+                let tangent = Tangent::project(&point, &tensor(&random("gradient", step)))
+                    .expect("projection");
+                let hyper = DlraStep {
+                    settings: &settings,
+                    learning_rate: 0.3,
+                    step,
+                    gradient_scale: 1.0,
+                    rank: RankDecision::Keep,
+                };
+                let update = state.step(&point, &tangent, &hyper).expect("step");
+                (point, state) = (update.point, update.state);
+            }
+            let named: std::collections::BTreeMap<_, _> =
+                state.named_tensors().into_iter().collect();
+            named["second.p"].min_all().and_then(|x| x.to_scalar::<f64>()).expect("f64")
+        },
+    );
+    assert!(
+        sums[1] < 0.1 * sums[0],
+        "smallest second moment: variances {:e}, roots {:e}",
+        sums[0],
+        sums[1]
+    );
 }
 
 #[test]
@@ -209,20 +268,26 @@ fn adam_agrees_with_the_dense_textbook() {
     let settings = settings(Momentum::Adam);
     let (beta1, beta2) = (settings.beta1, settings.beta2);
     let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
-    // v and its gathered weight c for the blocks M, P, Q, each as a matrix of the block's shape, and the bases they belong to.
+    // v and its gathered weight c for the blocks M, P, Q, each as a matrix of the block's shape,
+    // and the bases they belong to.
     let shapes = [(RANK, RANK), (ROWS, RANK), (COLUMNS, RANK)];
     let mut second = shapes.map(|(rows, columns)| Mat::<f64>::zeros(rows, columns));
     let mut weight = shapes.map(|(rows, columns)| Mat::<f64>::zeros(rows, columns));
     let mut bases: Option<(Mat<f64>, Mat<f64>)> = None;
     compare(&settings, 6, 1e-10, |at, gradient, step| {
-        let square = |x: &Mat<f64>| Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)] * x[(i, j)]);
+        let square =
+            |x: &Mat<f64>| Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)] * x[(i, j)]);
         if let Some((u_old, v_old)) = &bases {
-            let (ru, rv) = (square(&(at.u.transpose() * u_old)), square(&(v_old.transpose() * &at.v)));
-            let outside = |x: &Mat<f64>, basis: &Mat<f64>| square(&(x - basis * (basis.transpose() * x)));
+            let (ru, rv) =
+                (square(&(at.u.transpose() * u_old)), square(&(v_old.transpose() * &at.v)));
+            let outside =
+                |x: &Mat<f64>, basis: &Mat<f64>| square(&(x - basis * (basis.transpose() * x)));
             let (enter_u, leave_u) = (outside(&at.u, u_old), outside(u_old, &at.u));
             let (enter_v, leave_v) = (outside(&at.v, v_old), outside(v_old, &at.v));
             let keep = |x: Mat<f64>, enter: &Mat<f64>| {
-                Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)] * (1.0 - (0..enter.ncols()).map(|k| enter[(i, k)]).sum::<f64>()))
+                Mat::from_fn(x.nrows(), x.ncols(), |i, j| {
+                    x[(i, j)] * (1.0 - (0..enter.ncols()).map(|k| enter[(i, k)]).sum::<f64>())
+                })
             };
             for (moments, one_row) in [(&mut second, false), (&mut weight, true)] {
                 let [m, p, q] = &*moments;
@@ -232,8 +297,13 @@ fn adam_agrees_with_the_dense_textbook() {
                 let new_p = &leave_u * &right + keep(p * &rv, &enter_u);
                 let new_q = &leave_v * left.transpose() + keep(q * ru.transpose(), &enter_v);
                 // The gathered weights of P and Q are kept as means over the rows.
-                let mean = |x: Mat<f64>| Mat::from_fn(x.nrows(), x.ncols(), |_, j| x.col(j).iter().sum::<f64>() / x.nrows() as f64);
-                *moments = if one_row { [new_m, mean(new_p), mean(new_q)] } else { [new_m, new_p, new_q] };
+                let mean = |x: Mat<f64>| {
+                    Mat::from_fn(x.nrows(), x.ncols(), |_, j| {
+                        x.col(j).iter().sum::<f64>() / x.nrows() as f64
+                    })
+                };
+                *moments =
+                    if one_row { [new_m, mean(new_p), mean(new_q)] } else { [new_m, new_p, new_q] };
             }
         }
         bases = Some((at.u.clone(), at.v.clone()));
@@ -247,7 +317,9 @@ fn adam_agrees_with_the_dense_textbook() {
         let (first, g) = (coordinates(&momentum), coordinates(gradient));
         let mut d = [0, 1, 2].map(|block| {
             second[block] = beta2 * &second[block] + (1.0 - beta2) * square(&g[block]);
-            weight[block] = Mat::from_fn(weight[block].nrows(), weight[block].ncols(), |i, j| beta2 * weight[block][(i, j)] + 1.0 - beta2);
+            weight[block] = Mat::from_fn(weight[block].nrows(), weight[block].ncols(), |i, j| {
+                beta2 * weight[block][(i, j)] + 1.0 - beta2
+            });
             Mat::from_fn(first[block].nrows(), first[block].ncols(), |i, j| {
                 let mean = first[block][(i, j)] / (1.0 - beta1.powi(step as i32));
                 mean / ((second[block][(i, j)] / weight[block][(i, j)]).sqrt() + settings.epsilon)
@@ -266,51 +338,84 @@ fn gathered_weights_are_adams_correction_in_fixed_bases() {
     let mut point = LowRank::from_dense(&tensor(&random("spread", 1)), RANK).expect("rank fits");
     let mut state = DlraState::new(&point, &settings).expect("state");
     for step in 1..=4 {
-        let tangent = Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
+        let tangent =
+            Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
         // A learning rate of zero keeps the point where it is; only the moments move.
-        let hyper = DlraStep { settings: &settings, learning_rate: 0.0, step, gradient_scale: 1.0, rank: RankDecision::Keep };
+        let hyper = DlraStep {
+            settings: &settings,
+            learning_rate: 0.0,
+            step,
+            gradient_scale: 1.0,
+            rank: RankDecision::Keep,
+        };
         let update = state.step(&point, &tangent, &hyper).expect("step");
         (point, state) = (update.point, update.state);
         let named: std::collections::BTreeMap<_, _> = state.named_tensors().into_iter().collect();
         for leaf in ["second_weight.m", "second_weight.p", "second_weight.q"] {
             for x in named[leaf].flatten_all().and_then(|x| x.to_vec1::<f64>()).expect("f64") {
-                assert!((x - (1.0 - settings.beta2.powi(step as i32))).abs() < 1e-12, "{leaf} at step {step}: {x}");
+                assert!(
+                    (x - (1.0 - settings.beta2.powi(step as i32))).abs() < 1e-12,
+                    "{leaf} at step {step}: {x}"
+                );
             }
         }
     }
 }
 
-/// An update cut to a rank: the best approximation, with the momentum projected on its tangent space.
+/// An update cut to a rank: the best approximation, with the momentum projected on its tangent
+/// space.
 fn cut(update: DlraUpdate, rank: usize, settings: &DlraSpec) -> DlraUpdate {
     let before = dense(&update.point.to_dense().unwrap());
     let spectrum = update.spectrum(None).expect("spectrum");
     let update = update.cut(&spectrum, rank, settings).expect("cut");
     let (u, sigma, v) = truncated_svd(&before, rank);
-    let best = &u * Mat::from_fn(rank, rank, |i, j| if i == j { sigma[i] } else { 0.0 }) * v.transpose();
+    let best =
+        &u * Mat::from_fn(rank, rank, |i, j| if i == j { sigma[i] } else { 0.0 }) * v.transpose();
     let difference = (dense(&update.point.to_dense().unwrap()) - &best).norm_l2();
     assert!(difference < 1e-10, "{difference:e} from the truncated SVD");
     assert_eq!(update.truncation.as_ref().map(|truncation| truncation.rank), Some(rank));
     update
 }
 
-/// Growth keeps the old matrix to first order and a cut decides again; the state follows the shapes.
+/// Growth keeps the old matrix to first order and a cut decides again; the state follows the
+/// shapes.
 #[test]
 fn ranks_grow_and_shrink_with_their_state() {
-    for momentum in [Momentum::HeavyBall, Momentum::Adam, Momentum::MatrixAdam, Momentum::Spectral] {
+    for momentum in [Momentum::HeavyBall, Momentum::Adam, Momentum::MatrixAdam, Momentum::Spectral]
+    {
         let settings = DlraSpec { retraction: RetractionSpec::Subspace, ..settings(momentum) };
-        let mut point = LowRank::from_dense(&tensor(&random("spread", 2)), RANK).expect("rank fits");
+        let mut point =
+            LowRank::from_dense(&tensor(&random("spread", 2)), RANK).expect("rank fits");
         let mut state = DlraState::new(&point, &settings).expect("state");
-        let decisions = [RankDecision::Keep, RankDecision::Set { rank: 5 }, RankDecision::Keep, RankDecision::Keep, RankDecision::Keep];
+        let decisions = [
+            RankDecision::Keep,
+            RankDecision::Set { rank: 5 },
+            RankDecision::Keep,
+            RankDecision::Keep,
+            RankDecision::Keep,
+        ];
         for (step, rank) in (1..).zip(decisions) {
-            let tangent = Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
-            let hyper = DlraStep { settings: &settings, learning_rate: 1e-3, step, gradient_scale: 1.0, rank };
+            let tangent =
+                Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
+            let hyper = DlraStep {
+                settings: &settings,
+                learning_rate: 1e-3,
+                step,
+                gradient_scale: 1.0,
+                rank,
+            };
             let update = state.step(&point, &tangent, &hyper).expect("step");
             match rank {
                 RankDecision::Keep => assert_eq!(update.point.rank(), point.rank()),
                 RankDecision::Set { rank } => assert_eq!(update.point.rank(), rank),
             }
-            let moved = dense(&(update.point.to_dense().unwrap() - point.to_dense().unwrap()).unwrap()).norm_l2();
-            assert!(moved < 0.2, "a small step moves the matrix a little, also when the rank grows: {moved}");
+            let moved =
+                dense(&(update.point.to_dense().unwrap() - point.to_dense().unwrap()).unwrap())
+                    .norm_l2();
+            assert!(
+                moved < 0.2,
+                "a small step moves the matrix a little, also when the rank grows: {moved}"
+            );
             let update = if step == 4 { cut(update, 3, &settings) } else { update };
             (point, state) = (update.point, update.state);
             let new_rank = point.rank();

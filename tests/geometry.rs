@@ -1,16 +1,21 @@
-//! The laws of the geometry of fixed-rank matrices, in f64 against dense matrices, on random shapes and points.
+//! The laws of the geometry of fixed-rank matrices, in f64 against dense matrices, on random shapes
+//! and points.
 
 use candle_core::{DType, Device, Result, Tensor};
 use lrpt::linalg::{self, add_product, frobenius_norm, multiply, polar, qr, svd, weighted_sum};
-use lrpt::lowrank::{Augmentation, BasisChange, LowRank, Retracted, Tangent, retract, retract_subspace, tolerance_rank};
+use lrpt::lowrank::{
+    Augmentation, BasisChange, LowRank, Retracted, Tangent, retract, retract_subspace,
+    tolerance_rank,
+};
 use lrpt::rng;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-/// A shape and a seed: m × n of rank r, from full rank (no room for new directions) to r much smaller than both.
+/// A shape and a seed: m × n of rank r, from full rank (no room for new directions) to r much
+/// smaller than both.
 ///
-/// Without `stack`, single matrices, which take the host path; with it, stacks of so many, which take the path of a device. Norms and distances are over a
-/// whole stack, so every law is the same.
+/// Without `stack`, single matrices, which take the host path; with it, stacks of so many, which
+/// take the path of a device. Norms and distances are over a whole stack, so every law is the same.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     rows: usize,
@@ -25,13 +30,16 @@ impl Case {
     fn each(&self, make: impl Fn(u64) -> Tensor) -> Tensor {
         match self.stack {
             None => make(0),
-            Some(count) => Tensor::stack(&(0..count as u64).map(make).collect::<Vec<_>>(), 0).unwrap(),
+            Some(count) => {
+                Tensor::stack(&(0..count as u64).map(make).collect::<Vec<_>>(), 0).unwrap()
+            }
         }
     }
 
     fn normal(&self, rows: usize, columns: usize, purpose: &str) -> Tensor {
         self.each(|index| {
-            let numbers = rng::normals(&mut rng::stream(self.seed, purpose, &[index]), rows * columns);
+            let numbers =
+                rng::normals(&mut rng::stream(self.seed, purpose, &[index]), rows * columns);
             Tensor::from_vec(numbers, (rows, columns), &Device::Cpu).unwrap()
         })
     }
@@ -48,7 +56,16 @@ impl Case {
     fn point_with(&self, sigma: &[f64]) -> LowRank {
         let random = |index| {
             let mut rng = rng::stream(self.seed, "point", &[index]);
-            LowRank::random(self.rows, self.columns, self.rank, 1.0, &mut rng, DType::F64, &Device::Cpu).unwrap()
+            LowRank::random(
+                self.rows,
+                self.columns,
+                self.rank,
+                1.0,
+                &mut rng,
+                DType::F64,
+                &Device::Cpu,
+            )
+            .unwrap()
         };
         let (u, v) = (self.each(|index| random(index).u), self.each(|index| random(index).v));
         let point = LowRank::from_parts(u, self.each(|_| diagonal(sigma)), v).unwrap();
@@ -57,7 +74,9 @@ impl Case {
 
     /// Singular values from 2 down to 1.
     fn point(&self) -> LowRank {
-        self.point_with(&(0..self.rank).map(|i| 2.0 - i as f64 / self.rank as f64).collect::<Vec<_>>())
+        self.point_with(
+            &(0..self.rank).map(|i| 2.0 - i as f64 / self.rank as f64).collect::<Vec<_>>(),
+        )
     }
 
     fn tangent(&self, point: &LowRank, purpose: &str) -> Tangent {
@@ -67,7 +86,13 @@ impl Case {
 
 fn cases() -> impl Strategy<Value = Case> {
     (2usize..24, 2usize..24, any::<u64>()).prop_flat_map(|(rows, columns, seed)| {
-        (1..=rows.min(columns), stacks()).prop_map(move |(rank, stack)| Case { rows, columns, rank, stack, seed })
+        (1..=rows.min(columns), stacks()).prop_map(move |(rank, stack)| Case {
+            rows,
+            columns,
+            rank,
+            stack,
+            seed,
+        })
     })
 }
 
@@ -83,18 +108,22 @@ fn matrices(x: &Tensor) -> Vec<Tensor> {
 
 /// Cases with room for new directions on both sides.
 fn roomy_cases() -> impl Strategy<Value = Case> {
-    (1usize..7, 1usize..12, 1usize..12, stacks(), any::<u64>()).prop_map(|(rank, more_rows, more_columns, stack, seed)| Case {
-        rows: 2 * rank + more_rows,
-        columns: 2 * rank + more_columns,
-        rank,
-        stack,
-        seed,
-    })
+    (1usize..7, 1usize..12, 1usize..12, stacks(), any::<u64>()).prop_map(
+        |(rank, more_rows, more_columns, stack, seed)| Case {
+            rows: 2 * rank + more_rows,
+            columns: 2 * rank + more_columns,
+            rank,
+            stack,
+            seed,
+        },
+    )
 }
 
 fn diagonal(values: &[f64]) -> Tensor {
     let size = values.len();
-    let numbers = (0..size * size).map(|k| if k / size == k % size { values[k / size] } else { 0.0 }).collect();
+    let numbers = (0..size * size)
+        .map(|k| if k / size == k % size { values[k / size] } else { 0.0 })
+        .collect();
     Tensor::from_vec::<_, f64>(numbers, (size, size), &Device::Cpu).unwrap()
 }
 
@@ -120,7 +149,10 @@ fn dense_projection(point: &LowRank, g: &Tensor) -> Result<Tensor> {
 
 /// The best rank-r approximation, dense.
 fn truncated(x: &Tensor, rank: usize) -> Result<Tensor> {
-    let parts = matrices(x).iter().map(|x| LowRank::from_dense(x, rank)?.to_dense()).collect::<Result<Vec<_>>>()?;
+    let parts = matrices(x)
+        .iter()
+        .map(|x| LowRank::from_dense(x, rank)?.to_dense())
+        .collect::<Result<Vec<_>>>()?;
     if x.rank() == 2 { Ok(parts[0].clone()) } else { Tensor::stack(&parts, 0) }
 }
 
@@ -267,7 +299,8 @@ proptest! {
 
     #[test]
     fn gradient_descent_that_stays_on_rank_r_is_reproduced(case in cases(), subspace in any::<bool>()) {
-        // f(W) = ½‖W − T‖² with T in the row space of W₀: dense descent keeps the rank, so the low-rank one must follow it exactly.
+        // f(W) = ½‖W − T‖² with T in the row space of W₀: dense descent keeps the rank, so the
+        // low-rank one must follow it exactly.
         let point = case.point();
         let target = multiply(&case.normal(case.rows, case.rank, "target"), &point.v.t().unwrap()).unwrap();
         let (mut dense, mut low) = (point.to_dense().unwrap(), point);
@@ -282,7 +315,8 @@ proptest! {
 
     #[test]
     fn one_step_is_the_dense_textbook_step(case in cases(), spectral in any::<bool>()) {
-        // W, G dense; Z = P_W G by dense projectors; D = Z or its polar factor; truncated SVD of (1 − ηλ) W − η D.
+        // W, G dense; Z = P_W G by dense projectors; D = Z or its polar factor; truncated SVD of (1
+        // − ηλ) W − η D.
         let (point, gradient) = (case.point_with(&(0..case.rank).map(|i| 1.0 + i as f64).collect::<Vec<_>>()), case.dense("gradient"));
         let (eta, decay) = (0.05, 0.1);
         let w = point.to_dense().unwrap();
@@ -330,21 +364,31 @@ proptest! {
     }
 }
 
-/// Transported second moments are the mean squares of transported vectors whose coordinates are independent with those variances; by sampling.
+/// Transported second moments are the mean squares of transported vectors whose coordinates are
+/// independent with those variances; by sampling.
 #[test]
 fn second_moments_are_the_mean_squares_of_transported_vectors() {
     let case = Case { rows: 60, columns: 50, rank: 2, stack: None, seed: 9 };
     let (old, elsewhere) = (case.point(), Case { seed: 10, ..case }.point());
     // Halfway to another point, so that every block gives to every other one.
     let halfway = |a: &Tensor, b: &Tensor| qr(&weighted_sum(1.0, a, 1.0, b).unwrap()).unwrap().0;
-    let new = LowRank::from_parts(halfway(&old.u, &elsewhere.u), old.s.clone(), halfway(&old.v, &elsewhere.v)).unwrap();
+    let new = LowRank::from_parts(
+        halfway(&old.u, &elsewhere.u),
+        old.s.clone(),
+        halfway(&old.v, &elsewhere.v),
+    )
+    .unwrap();
     let change = BasisChange::between(&old, &new).unwrap();
     // One variance a column: with rows that differ, only sums over rows are exact.
     let variances = |rows: usize, purpose: &str| {
         let row = case.normal(1, case.rank, purpose).sqr().unwrap();
         row.broadcast_as((rows, case.rank)).unwrap().contiguous().unwrap()
     };
-    let second = Tangent { m: case.normal(2, 2, "m").sqr().unwrap(), p: variances(case.rows, "p"), q: variances(case.columns, "q") };
+    let second = Tangent {
+        m: case.normal(2, 2, "m").sqr().unwrap(),
+        p: variances(case.rows, "p"),
+        q: variances(case.columns, "q"),
+    };
     let predicted = change.transport_second_moments(&second).unwrap();
     let mut sums = Tangent::zeros(&new).unwrap();
     let draws = 20_000;
@@ -352,34 +396,54 @@ fn second_moments_are_the_mean_squares_of_transported_vectors() {
     for _ in 0..draws {
         let mut draw = |variance: &Tensor| {
             let numbers = rng::normals(&mut rng, variance.elem_count());
-            (Tensor::from_vec(numbers, variance.dims(), &Device::Cpu).unwrap() * variance.sqrt().unwrap()).unwrap()
+            (Tensor::from_vec(numbers, variance.dims(), &Device::Cpu).unwrap()
+                * variance.sqrt().unwrap())
+            .unwrap()
         };
-        let vector = Tangent { m: draw(&second.m), p: draw(&second.p), q: draw(&second.q) }.project_complement(&old).unwrap();
+        let vector = Tangent { m: draw(&second.m), p: draw(&second.p), q: draw(&second.q) }
+            .project_complement(&old)
+            .unwrap();
         let moved = change.transport(&vector).unwrap();
-        let squares = Tangent { m: moved.m.sqr().unwrap(), p: moved.p.sqr().unwrap(), q: moved.q.sqr().unwrap() };
+        let squares = Tangent {
+            m: moved.m.sqr().unwrap(),
+            p: moved.p.sqr().unwrap(),
+            q: moved.q.sqr().unwrap(),
+        };
         sums = sums.scaled_add(1.0, &squares, 1.0 / draws as f64).unwrap();
     }
     let column_sums = |x: &Tensor| x.sum(0).unwrap().to_vec1::<f64>().unwrap();
-    for (block, found, expected) in [("M", &sums.m, &predicted.m), ("P", &sums.p, &predicted.p), ("Q", &sums.q, &predicted.q)] {
+    for (block, found, expected) in
+        [("M", &sums.m, &predicted.m), ("P", &sums.p, &predicted.p), ("Q", &sums.q, &predicted.q)]
+    {
         for (found, expected) in column_sums(found).iter().zip(column_sums(expected)) {
-            assert!((found / expected - 1.0).abs() < 0.08, "{block}: sampled {found}, predicted {expected}");
+            assert!(
+                (found / expected - 1.0).abs() < 0.08,
+                "{block}: sampled {found}, predicted {expected}"
+            );
         }
     }
 }
 
-/// Polar factor of a dense tangent vector, whose singular values beyond its rank are rounding: only those above 1e-9 of the largest count.
+/// Polar factor of a dense tangent vector, whose singular values beyond its rank are rounding: only
+/// those above 1e-9 of the largest count.
 fn polar_of_numerical_rank(z: &Tensor) -> Tensor {
     let polar = |z: &Tensor| {
         let linalg::Svd { u, sigma, v } = svd(z).unwrap();
         let rank = sigma.iter().filter(|&&value| value > 1e-9 * sigma[0]).count();
-        multiply(&u.narrow(1, 0, rank).unwrap(), &v.narrow(1, 0, rank).unwrap().t().unwrap()).unwrap()
+        multiply(&u.narrow(1, 0, rank).unwrap(), &v.narrow(1, 0, rank).unwrap().t().unwrap())
+            .unwrap()
     };
     let parts: Vec<Tensor> = matrices(z).iter().map(polar).collect();
     if z.rank() == 2 { parts[0].clone() } else { Tensor::stack(&parts, 0).unwrap() }
 }
 
 /// One optimizer step of size 0.1 along a moment, which is carried to the new point.
-fn step(point: &LowRank, moment: &Tangent, spectral: bool, subspace: bool) -> Result<(LowRank, Tangent)> {
+fn step(
+    point: &LowRank,
+    moment: &Tangent,
+    spectral: bool,
+    subspace: bool,
+) -> Result<(LowRank, Tangent)> {
     let augmentation = Augmentation::new(point, moment)?;
     let core = if spectral { polar(augmentation.core())? } else { augmentation.core().clone() };
     let coefficients = augmentation.coefficients(point, &core, 0.1, 0.1)?;
@@ -389,11 +453,13 @@ fn step(point: &LowRank, moment: &Tangent, spectral: bool, subspace: bool) -> Re
     } else {
         augmentation.truncate(point, &coefficients, &|_| rank)?
     };
-    let moment = BasisChange::from_rotations(point, &new, rotation_u, rotation_v).transport(moment)?;
+    let moment =
+        BasisChange::from_rotations(point, &new, rotation_u, rotation_v).transport(moment)?;
     Ok((new, moment))
 }
 
-/// Fifty single-precision steps with momentum from a random start; the default polar factor where `spectral`.
+/// Fifty single-precision steps with momentum from a random start; the default polar factor where
+/// `spectral`.
 fn single_precision_run(spectral: bool) -> Result<(LowRank, Tangent)> {
     let case = Case { rows: 160, columns: 96, rank: 24, stack: None, seed: 21 };
     let mut rng = rng::stream(case.seed, "start", &[]);
@@ -403,10 +469,16 @@ fn single_precision_run(spectral: bool) -> Result<(LowRank, Tangent)> {
         let gradient = case.dense(&format!("gradient {i}")).to_dtype(DType::F32)?;
         moment = moment.scaled_add(0.9, &Tangent::project(&point, &gradient)?, 0.1)?;
         let augmentation = Augmentation::new(&point, &moment)?;
-        let core = if spectral { linalg::polar_newton_schulz(augmentation.core())? } else { augmentation.core().clone() };
+        let core = if spectral {
+            linalg::polar_newton_schulz(augmentation.core())?
+        } else {
+            augmentation.core().clone()
+        };
         let coefficients = augmentation.coefficients(&point, &core, 0.02, 0.1)?;
-        let Retracted { point: new, rotation_u, rotation_v, .. } = augmentation.retract_subspace(&point, &coefficients)?;
-        moment = BasisChange::from_rotations(&point, &new, rotation_u, rotation_v).transport(&moment)?;
+        let Retracted { point: new, rotation_u, rotation_v, .. } =
+            augmentation.retract_subspace(&point, &coefficients)?;
+        moment =
+            BasisChange::from_rotations(&point, &new, rotation_u, rotation_v).transport(&moment)?;
         point = new;
         if i % 20 == 19 {
             point = point.reorthonormalized()?;
@@ -431,23 +503,33 @@ fn single_precision_bases_stay_orthonormal() -> Result<()> {
 fn runs_repeat_bit_for_bit_in_any_thread_pool() -> Result<()> {
     let bits = |(point, moment): (LowRank, Tangent)| -> Result<Vec<u32>> {
         let parts = [point.u, point.s, point.v, moment.m, moment.p, moment.q];
-        let numbers = parts.iter().map(|x| x.flatten_all()?.to_vec1::<f32>()).collect::<Result<Vec<_>>>()?;
+        let numbers =
+            parts.iter().map(|x| x.flatten_all()?.to_vec1::<f32>()).collect::<Result<Vec<_>>>()?;
         Ok(numbers.concat().into_iter().map(f32::to_bits).collect())
     };
-    let in_pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| single_precision_run(true));
+    let in_pool = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(|| single_precision_run(true))
+    };
     let first = bits(single_precision_run(true)?)?;
     assert_eq!(first, bits(in_pool(1)?)?);
     assert_eq!(first, bits(in_pool(3)?)?);
     Ok(())
 }
 
-/// The host path and the device path give the same points and moments, whole runs through, and the device path repeats bit for bit.
+/// The host path and the device path give the same points and moments, whole runs through, and the
+/// device path repeats bit for bit.
 #[test]
 fn stacks_match_single_matrices() -> Result<()> {
     for (spectral, subspace) in [(false, true), (true, true), (false, false), (true, false)] {
         let run = |stack: bool| -> Result<(LowRank, Tangent)> {
-            let cases = [1, 2, 3].map(|seed| Case { rows: 26, columns: 17, rank: 5, stack: None, seed });
-            let (points, gradients): (Vec<LowRank>, Vec<Tensor>) = cases.iter().map(|case| (case.point(), case.dense("gradient"))).unzip();
+            let cases =
+                [1, 2, 3].map(|seed| Case { rows: 26, columns: 17, rank: 5, stack: None, seed });
+            let (points, gradients): (Vec<LowRank>, Vec<Tensor>) =
+                cases.iter().map(|case| (case.point(), case.dense("gradient"))).unzip();
             let walk = |mut point: LowRank, gradient: &Tensor| -> Result<(LowRank, Tangent)> {
                 let mut moment = Tangent::zeros(&point)?;
                 for _ in 0..8 {
@@ -460,17 +542,32 @@ fn stacks_match_single_matrices() -> Result<()> {
                 let point = LowRank::stack(&points.iter().collect::<Vec<_>>())?;
                 return walk(point, &linalg::stack(&gradients.iter().collect::<Vec<_>>())?);
             }
-            let ends = points.into_iter().zip(&gradients).map(|(point, gradient)| walk(point, gradient)).collect::<Result<Vec<_>>>()?;
+            let ends = points
+                .into_iter()
+                .zip(&gradients)
+                .map(|(point, gradient)| walk(point, gradient))
+                .collect::<Result<Vec<_>>>()?;
             let (points, moments): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
-            Ok((LowRank::stack(&points.iter().collect::<Vec<_>>())?, Tangent::stack(&moments.iter().collect::<Vec<_>>())?))
+            Ok((
+                LowRank::stack(&points.iter().collect::<Vec<_>>())?,
+                Tangent::stack(&moments.iter().collect::<Vec<_>>())?,
+            ))
         };
         let ((host, host_moment), (device, device_moment)) = (run(false)?, run(true)?);
         let difference = distance(&host.to_dense()?, &device.to_dense()?);
         assert!(difference < 1e-10, "spectral {spectral}, subspace {subspace}: {difference}");
         let difference = distance(&host_moment.to_dense(&host)?, &device_moment.to_dense(&device)?);
-        assert!(difference < 1e-10, "moment, spectral {spectral}, subspace {subspace}: {difference}");
+        assert!(
+            difference < 1e-10,
+            "moment, spectral {spectral}, subspace {subspace}: {difference}"
+        );
         let again = run(true)?;
-        assert_eq!(distance(&again.0.u, &device.u) + distance(&again.0.s, &device.s) + distance(&again.1.q, &device_moment.q), 0.0);
+        assert_eq!(
+            distance(&again.0.u, &device.u)
+                + distance(&again.0.s, &device.s)
+                + distance(&again.1.q, &device_moment.q),
+            0.0
+        );
     }
     Ok(())
 }
@@ -483,9 +580,12 @@ fn points_of_a_stack_keep_one_rank_or_are_refused() -> Result<()> {
     let coefficients = augmentation.coefficients(&point, augmentation.core(), 0.5, 0.0)?;
     let all = augmentation.truncate(&point, &coefficients, &|sigma| sigma.len())?;
     assert_eq!((all.point.rank(), all.truncation.is_none()), (8, true));
-    let largest: Vec<f64> = linalg::svds(&coefficients)?.sigma.iter().map(|sigma| sigma[0]).collect();
+    let largest: Vec<f64> =
+        linalg::svds(&coefficients)?.sigma.iter().map(|sigma| sigma[0]).collect();
     let threshold = (largest[0] + largest[1]) / 2.0;
-    let error = augmentation.truncate(&point, &coefficients, &|sigma| if sigma[0] > threshold { 3 } else { 2 }).unwrap_err();
+    let error = augmentation
+        .truncate(&point, &coefficients, &|sigma| if sigma[0] > threshold { 3 } else { 2 })
+        .unwrap_err();
     assert!(error.to_string().contains("one by one"), "{error}");
     Ok(())
 }
@@ -507,9 +607,22 @@ fn reorthonormalising_keeps_the_matrix() -> Result<()> {
 
 #[test]
 fn random_points_have_the_norm_asked_for_and_repeat() -> Result<()> {
-    let draw = |seed| LowRank::random(30, 20, 5, 3.0, &mut rng::stream(seed, "init", &[]), DType::F64, &Device::Cpu);
+    let draw = |seed| {
+        LowRank::random(
+            30,
+            20,
+            5,
+            3.0,
+            &mut rng::stream(seed, "init", &[]),
+            DType::F64,
+            &Device::Cpu,
+        )
+    };
     let point = draw(1)?;
-    assert!((norm(&point.to_dense()?) - 3.0).abs() < 1e-12 && (point.frobenius_norm()? - 3.0).abs() < 1e-12);
+    assert!(
+        (norm(&point.to_dense()?) - 3.0).abs() < 1e-12
+            && (point.frobenius_norm()? - 3.0).abs() < 1e-12
+    );
     assert!(point.orthonormality_defect()? < 1e-13);
     assert_eq!(point.parameter_count(), (30 + 20 + 5) * 5);
     assert_eq!(distance(&point.to_dense()?, &draw(1)?.to_dense()?), 0.0);
@@ -519,7 +632,9 @@ fn random_points_have_the_norm_asked_for_and_repeat() -> Result<()> {
 
 #[test]
 fn parts_that_do_not_fit_are_refused() {
-    let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F64, &Device::Cpu).unwrap();
+    let zeros = |rows: usize, columns: usize| {
+        Tensor::zeros((rows, columns), DType::F64, &Device::Cpu).unwrap()
+    };
     let error = LowRank::from_parts(zeros(5, 2), zeros(3, 3), zeros(4, 2)).unwrap_err().to_string();
     assert!(error.contains("[3, 3]"), "{error}");
     let error = LowRank::from_dense(&zeros(5, 4), 5).unwrap_err().to_string();
@@ -530,7 +645,9 @@ fn parts_that_do_not_fit_are_refused() {
 fn tolerance_ranks() {
     let sigma = [4.0, 3.0, 0.4, 0.3];
     // Norm 5.0249; tails after 1, 2, 3 values: 3.041, 0.5, 0.3.
-    for (tau, rank) in [(0.0, 4), (0.0598, 3), (0.0995, 3), (0.0996, 2), (0.605, 2), (0.606, 1), (2.0, 1)] {
+    for (tau, rank) in
+        [(0.0, 4), (0.0598, 3), (0.0995, 3), (0.0996, 2), (0.605, 2), (0.606, 1), (2.0, 1)]
+    {
         assert_eq!(tolerance_rank(&sigma, tau), rank, "{tau}");
         assert_eq!(tolerance_rank(&sigma.map(|s| s * 1e-200), tau), rank, "{tau}");
     }

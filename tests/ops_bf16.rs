@@ -1,4 +1,5 @@
-//! bf16 products with f32 parameters: what is rounded, what is not, and that kernels and the portable path round alike.
+//! bf16 products with f32 parameters: what is rounded, what is not, and that kernels and the
+//! portable path round alike.
 
 use candle_core::{DType, Device, Result, Tensor};
 use lrpt::ops::{self, Compute, Dropout, Gradients, Tape, Value};
@@ -19,8 +20,15 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// A block of a network: slots token table, positions, norm weight and bias, W, its bias, U, V.
-fn block(tape: &Tape, parameters: &[Tensor], s: &Tensor, tokens: &Tensor, dtypes: &mut Vec<DType>) -> Result<Value> {
-    let v: Vec<Value> = parameters.iter().enumerate().map(|(slot, tensor)| tape.parameter(slot, tensor)).collect();
+fn block(
+    tape: &Tape,
+    parameters: &[Tensor],
+    s: &Tensor,
+    tokens: &Tensor,
+    dtypes: &mut Vec<DType>,
+) -> Result<Value> {
+    let v: Vec<Value> =
+        parameters.iter().enumerate().map(|(slot, tensor)| tape.parameter(slot, tensor)).collect();
     let mut see = |value: Value| {
         dtypes.push(value.tensor().dtype());
         value
@@ -29,16 +37,32 @@ fn block(tape: &Tape, parameters: &[Tensor], s: &Tensor, tokens: &Tensor, dtypes
     let h = see(ops::layer_norm(tape, &x, &v[2], Some(&v[3]), 1e-5)?);
     let q = see(ops::linear(tape, &h, &v[4], Some(&v[5]))?);
     let k = see(ops::low_rank_linear(tape, &h, &v[6], s, &v[7], Some(&v[5]))?);
-    let mixed = see(ops::causal_attention(tape, &q, &k, &h, 2, Some(Dropout { probability: 0.1, key: 4 }))?);
-    let x = see(ops::add(tape, &x, &ops::dropout(tape, &ops::gelu(tape, &mixed)?, Dropout { probability: 0.1, key: 5 })?)?);
+    let mixed = see(ops::causal_attention(
+        tape,
+        &q,
+        &k,
+        &h,
+        2,
+        Some(Dropout { probability: 0.1, key: 4 }),
+    )?);
+    let x = see(ops::add(
+        tape,
+        &x,
+        &ops::dropout(tape, &ops::gelu(tape, &mixed)?, Dropout { probability: 0.1, key: 5 })?,
+    )?);
     let hidden = see(ops::layer_norm(tape, &x, &v[2], None, 1e-5)?);
     Ok(see(ops::cross_entropy_head(tape, &hidden, &v[0], tokens)?))
 }
 
 /// Types of the values, loss, and all gradients.
 fn run(compute: Compute) -> Result<(Vec<DType>, f64, Vec<Tensor>)> {
-    let shapes: [&[usize]; 8] = [&[40, 24], &[40, 24], &[24], &[24], &[24, 24], &[24], &[24, 6], &[24, 6]];
-    let parameters = shapes.iter().enumerate().map(|(draw, shape)| normal(draw as u64, shape)? * 0.3).collect::<Result<Vec<_>>>()?;
+    let shapes: [&[usize]; 8] =
+        [&[40, 24], &[40, 24], &[24], &[24], &[24, 24], &[24], &[24, 6], &[24, 6]];
+    let parameters = shapes
+        .iter()
+        .enumerate()
+        .map(|(draw, shape)| normal(draw as u64, shape)? * 0.3)
+        .collect::<Result<Vec<_>>>()?;
     let ids: Vec<u32> = (0..2 * 37u32).map(|i| i.wrapping_mul(2_654_435_761) % 40).collect();
     let tokens = Tensor::from_vec(ids, (2, 37), &Device::Cpu)?;
     let mut gradients = Gradients::new(parameters.len());
@@ -51,7 +75,9 @@ fn run(compute: Compute) -> Result<(Vec<DType>, f64, Vec<Tensor>)> {
         loss = ops::scalar(value.tensor())?;
         tape.backward(&value, &mut gradients)?;
     }
-    let gradients = (0..parameters.len()).map(|slot| gradients.get(slot).expect("a gradient").clone()).collect();
+    let gradients = (0..parameters.len())
+        .map(|slot| gradients.get(slot).expect("a gradient").clone())
+        .collect();
     Ok((dtypes, loss, gradients))
 }
 
@@ -64,7 +90,10 @@ fn activations_are_bf16_and_everything_that_is_kept_is_f32() -> Result<()> {
         assert_eq!(dtypes, [F32, BF16, BF16, BF16, BF16, F32, BF16, F32], "kernels {kernels}");
         assert!(gradients.iter().all(|gradient| gradient.dtype() == F32));
         let (_, exact, expected) = run(Compute { kernels: true, half: None })?;
-        assert!((loss - exact).abs() < 0.02 && loss != exact, "kernels {kernels}: {loss} and {exact}");
+        assert!(
+            (loss - exact).abs() < 0.02 && loss != exact,
+            "kernels {kernels}: {loss} and {exact}"
+        );
         for (slot, (found, expected)) in gradients.iter().zip(&expected).enumerate() {
             let error = distance(&numbers(found)?, &numbers(expected)?);
             // Rounding to 8 binary digits shows, and no more than that.
@@ -76,7 +105,8 @@ fn activations_are_bf16_and_everything_that_is_kept_is_f32() -> Result<()> {
 
 #[test]
 fn kernels_and_portable_path_round_alike() -> Result<()> {
-    let [kernels, portable] = [true, false].map(|kernels| run(Compute { kernels, half: Some(DType::BF16) }));
+    let [kernels, portable] =
+        [true, false].map(|kernels| run(Compute { kernels, half: Some(DType::BF16) }));
     let ((_, a, kernels), (_, b, portable)) = (kernels?, portable?);
     assert!((a - b).abs() < 5e-3, "{a} and {b}");
     for (slot, (a, b)) in kernels.iter().zip(&portable).enumerate() {
@@ -89,7 +119,8 @@ fn kernels_and_portable_path_round_alike() -> Result<()> {
 /// bf16 numbers are a subset of f32's: a product of them is the f32 product, rounded once.
 #[test]
 fn a_bf16_product_is_rounded_once() -> Result<()> {
-    let (a, b) = (normal(1, &[9, 33])?.to_dtype(DType::BF16)?, normal(2, &[17, 33])?.to_dtype(DType::BF16)?);
+    let (a, b) =
+        (normal(1, &[9, 33])?.to_dtype(DType::BF16)?, normal(2, &[17, 33])?.to_dtype(DType::BF16)?);
     let exact = a.to_dtype(DType::F64)?.matmul(&b.to_dtype(DType::F64)?.t()?)?;
     let found = ops::product(&a, &b, false, true)?;
     assert_eq!(found.dtype(), DType::BF16);

@@ -1,4 +1,5 @@
-//! Backward passes of the operations against central differences in f64, through the CPU kernels and through the portable path.
+//! Backward passes of the operations against central differences in f64, through the CPU kernels
+//! and through the portable path.
 
 use candle_core::{DType, Device, Result, Tensor};
 use lrpt::ops::{self, Dropout, Gradients, Tape, Value};
@@ -33,11 +34,14 @@ fn weighted_sum(tape: &Tape, y: &Value) -> Result<Value> {
 type Operation<'a> = &'a dyn Fn(&Tape, &[Value]) -> Result<Value>;
 
 fn gradients(tape: Tape, inputs: &[Tensor], operation: Operation) -> Result<Vec<Vec<f64>>> {
-    let values: Vec<Value> = inputs.iter().enumerate().map(|(slot, input)| tape.parameter(slot, input)).collect();
+    let values: Vec<Value> =
+        inputs.iter().enumerate().map(|(slot, input)| tape.parameter(slot, input)).collect();
     let loss = weighted_sum(&tape, &operation(&tape, &values)?)?;
     let mut gradients = Gradients::new(inputs.len());
     tape.backward(&loss, &mut gradients)?;
-    (0..inputs.len()).map(|slot| numbers(gradients.get(slot).expect("every input gets a gradient"))).collect()
+    (0..inputs.len())
+        .map(|slot| numbers(gradients.get(slot).expect("every input gets a gradient")))
+        .collect()
 }
 
 /// (f(x + h) − f(x − h)) / 2h for every element of one input.
@@ -49,26 +53,44 @@ fn central_differences(inputs: &[Tensor], which: usize, operation: Operation) ->
         moved[element] += step;
         let tape = Tape::inference();
         let values = inputs.iter().enumerate().map(|(slot, input)| {
-            let input = if slot == which { Tensor::from_slice(&moved, input.shape(), &Device::Cpu)? } else { input.clone() };
+            let input = if slot == which {
+                Tensor::from_slice(&moved, input.shape(), &Device::Cpu)?
+            } else {
+                input.clone()
+            };
             Ok(tape.constant(input))
         });
-        weighted_sum(&tape, &operation(&tape, &values.collect::<Result<Vec<_>>>()?)?)?.tensor().to_scalar()
+        weighted_sum(&tape, &operation(&tape, &values.collect::<Result<Vec<_>>>()?)?)?
+            .tensor()
+            .to_scalar()
     };
-    (0..base.len()).map(|element| Ok((loss_at(element, STEP)? - loss_at(element, -STEP)?) / (2.0 * STEP))).collect()
+    (0..base.len())
+        .map(|element| Ok((loss_at(element, STEP)? - loss_at(element, -STEP)?) / (2.0 * STEP)))
+        .collect()
 }
 
-/// Every input's gradient, by kernels and portable, is within 1e-6 of the central differences, relative to the largest element.
+/// Every input's gradient, by kernels and portable, is within 1e-6 of the central differences,
+/// relative to the largest element.
 fn check(name: &str, inputs: &[Tensor], operation: Operation) -> Result<()> {
-    let (kernels, portable) = (gradients(Tape::training(), inputs, operation)?, gradients(Tape::training().portable(), inputs, operation)?);
+    let (kernels, portable) = (
+        gradients(Tape::training(), inputs, operation)?,
+        gradients(Tape::training().portable(), inputs, operation)?,
+    );
     for which in 0..inputs.len() {
         let expected = central_differences(inputs, which, operation)?;
         let scale = largest(&expected);
-        assert!(scale > 1e-3, "{name}: input {which} has next to no influence, the comparison would say nothing");
+        assert!(
+            scale > 1e-3,
+            "{name}: input {which} has next to no influence, the comparison would say nothing"
+        );
         for (path, found) in [("kernels", &kernels[which]), ("portable", &portable[which])] {
             assert_eq!(found.len(), expected.len());
             for (element, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let error = (found - expected).abs() / scale;
-                assert!(error < 1e-6, "{name} ({path}), input {which}, element {element}: {found} instead of {expected}");
+                assert!(
+                    error < 1e-6,
+                    "{name} ({path}), input {which}, element {element}: {found} instead of {expected}"
+                );
             }
         }
     }
@@ -85,16 +107,25 @@ fn linear() -> Result<()> {
 #[test]
 fn low_rank_linear_input_and_bias() -> Result<()> {
     let (u, s, v) = (normal(1, &[7, 2])?, normal(2, &[2, 2])?, normal(3, &[5, 2])?);
-    // Once with more rows than outputs and inputs and once with fewer: S is applied to the smaller side.
+    // Once with more rows than outputs and inputs and once with fewer: S is applied to the smaller
+    // side.
     for rows in [3, 9] {
         check("low_rank_linear", &[normal(4, &[1, rows, 5])?, normal(5, &[7])?], &|tape, x| {
-            ops::low_rank_linear(tape, &x[0], &tape.constant(u.clone()), &s, &tape.constant(v.clone()), Some(&x[1]))
+            ops::low_rank_linear(
+                tape,
+                &x[0],
+                &tape.constant(u.clone()),
+                &s,
+                &tape.constant(v.clone()),
+                Some(&x[1]),
+            )
         })?;
     }
     Ok(())
 }
 
-/// With G = δᵀ x formed: the slot of U gets G V, the slot of V gets Gᵀ U, and dx = δ W for W = U S Vᵀ formed.
+/// With G = δᵀ x formed: the slot of U gets G V, the slot of V gets Gᵀ U, and dx = δ W for W = U S
+/// Vᵀ formed.
 #[test]
 fn low_rank_linear_outer_gradients_are_those_of_the_dense_gradient() -> Result<()> {
     let (m, n, r) = (13, 11, 4);
@@ -106,7 +137,8 @@ fn low_rank_linear_outer_gradients_are_those_of_the_dense_gradient() -> Result<(
         let euclidean = delta.t()?.matmul(&x)?;
         let expected = [delta.matmul(&dense)?, euclidean.matmul(&v)?, euclidean.t()?.matmul(&u)?];
         for tape in [Tape::training(), Tape::training().portable()] {
-            let [x, u, v] = [(0, &x), (1, &u), (2, &v)].map(|(slot, tensor)| tape.parameter(slot, tensor));
+            let [x, u, v] =
+                [(0, &x), (1, &u), (2, &v)].map(|(slot, tensor)| tape.parameter(slot, tensor));
             let y = ops::low_rank_linear(&tape, &x, &u, &s, &v, None)?;
             let difference = (y.tensor() - x.tensor().matmul(&dense.t()?)?)?;
             assert!(largest(&numbers(&difference)?) < 1e-12);
@@ -126,7 +158,9 @@ fn low_rank_linear_outer_gradients_are_those_of_the_dense_gradient() -> Result<(
 #[test]
 fn layer_norm() -> Result<()> {
     let inputs = [normal(1, &[2, 3, 19])?, normal(2, &[19])?, normal(3, &[19])?];
-    check("layer_norm with bias", &inputs, &|tape, v| ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5))?;
+    check("layer_norm with bias", &inputs, &|tape, v| {
+        ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5)
+    })?;
     check("layer_norm", &inputs[..2], &|tape, v| ops::layer_norm(tape, &v[0], &v[1], None, 1e-5))
 }
 
@@ -146,12 +180,16 @@ fn causal_attention() -> Result<()> {
     let inputs = [normal(1, &[2, 7, 6])?, normal(2, &[2, 7, 6])?, normal(3, &[2, 7, 6])?];
     for dropout in [None, Some(Dropout { probability: 0.3, key: 8 })] {
         for heads in [1, 2, 3] {
-            check("causal_attention", &inputs, &|tape, v| ops::causal_attention(tape, &v[0], &v[1], &v[2], heads, dropout))?;
+            check("causal_attention", &inputs, &|tape, v| {
+                ops::causal_attention(tape, &v[0], &v[1], &v[2], heads, dropout)
+            })?;
         }
     }
     // More rows than a tile of queries has.
     let inputs = [normal(1, &[1, 67, 2])?, normal(2, &[1, 67, 2])?, normal(3, &[1, 67, 2])?];
-    check("causal_attention in two tiles", &inputs, &|tape, v| ops::causal_attention(tape, &v[0], &v[1], &v[2], 1, None))
+    check("causal_attention in two tiles", &inputs, &|tape, v| {
+        ops::causal_attention(tape, &v[0], &v[1], &v[2], 1, None)
+    })
 }
 
 #[test]
@@ -169,7 +207,8 @@ fn cross_entropy_head() -> Result<()> {
     })
 }
 
-/// A value that several operations read gets the sum of their gradients, also when the sum's two parts share memory.
+/// A value that several operations read gets the sum of their gradients, also when the sum's two
+/// parts share memory.
 #[test]
 fn values_used_more_than_once() -> Result<()> {
     let inputs = [normal(1, &[2, 3, 5])?, normal(2, &[5])?, normal(3, &[5, 5])?];
@@ -177,7 +216,11 @@ fn values_used_more_than_once() -> Result<()> {
     check("residual block", &inputs, &|tape, v| {
         let x = ops::linear(tape, &v[0], &v[2], None)?;
         let h = ops::layer_norm(tape, &x, &v[1], None, 1e-5)?;
-        let [q, k, value] = [ops::linear(tape, &h, &v[2], None)?, ops::linear(tape, &h, &v[2], None)?, ops::gelu(tape, &h)?];
+        let [q, k, value] = [
+            ops::linear(tape, &h, &v[2], None)?,
+            ops::linear(tape, &h, &v[2], None)?,
+            ops::gelu(tape, &h)?,
+        ];
         let x = ops::add(tape, &x, &ops::causal_attention(tape, &q, &k, &value, 1, None)?)?;
         let doubled = ops::add(tape, &x, &x)?;
         ops::add(tape, &doubled, &ops::gelu(tape, &x)?)
@@ -194,9 +237,17 @@ fn a_tied_table() -> Result<()> {
     })
 }
 
-/// A small network with every operation; slots: token table, positions, norm weight and bias, W, its bias, U, V.
-fn network(tape: &Tape, parameters: &[Tensor], s: &Tensor, tokens: &Tensor, targets: &Tensor) -> Result<Value> {
-    let v: Vec<Value> = parameters.iter().enumerate().map(|(slot, tensor)| tape.parameter(slot, tensor)).collect();
+/// A small network with every operation; slots: token table, positions, norm weight and bias, W,
+/// its bias, U, V.
+fn network(
+    tape: &Tape,
+    parameters: &[Tensor],
+    s: &Tensor,
+    tokens: &Tensor,
+    targets: &Tensor,
+) -> Result<Value> {
+    let v: Vec<Value> =
+        parameters.iter().enumerate().map(|(slot, tensor)| tape.parameter(slot, tensor)).collect();
     let x = ops::embedding(tape, tokens, &v[0], &v[1])?;
     let h = ops::layer_norm(tape, &x, &v[2], Some(&v[3]), 1e-5)?;
     let q = ops::linear(tape, &h, &v[4], Some(&v[5]))?;
@@ -206,11 +257,16 @@ fn network(tape: &Tape, parameters: &[Tensor], s: &Tensor, tokens: &Tensor, targ
     ops::cross_entropy_head(tape, &x, &v[0], targets)
 }
 
-/// Two micro-batches into the same slots give the sum of each alone, and after a reset the kept buffers hold nothing of the past.
+/// Two micro-batches into the same slots give the sum of each alone, and after a reset the kept
+/// buffers hold nothing of the past.
 #[test]
 fn micro_batches_add_up_and_a_reset_forgets() -> Result<()> {
     let shapes: [&[usize]; 8] = [&[7, 6], &[4, 6], &[6], &[6], &[6, 6], &[6], &[6, 3], &[6, 3]];
-    let parameters = shapes.iter().enumerate().map(|(draw, shape)| normal(draw as u64, shape)).collect::<Result<Vec<_>>>()?;
+    let parameters = shapes
+        .iter()
+        .enumerate()
+        .map(|(draw, shape)| normal(draw as u64, shape))
+        .collect::<Result<Vec<_>>>()?;
     let s = normal(50, &[3, 3])?;
     let batches = [
         (ids(&[0, 1, 2, 3, 4, 5, 6, 0], (2, 4))?, ids(&[1, 2, 3, 4, 5, 6, 0, 1], (2, 4))?),
@@ -222,7 +278,11 @@ fn micro_batches_add_up_and_a_reset_forgets() -> Result<()> {
             let loss = network(&tape, &parameters, &s, &batch.0, &batch.1)?;
             tape.backward(&loss, gradients)
         };
-        let collect = |gradients: &Gradients| (0..shapes.len()).map(|slot| numbers(gradients.get(slot).expect("a gradient"))).collect();
+        let collect = |gradients: &Gradients| {
+            (0..shapes.len())
+                .map(|slot| numbers(gradients.get(slot).expect("a gradient")))
+                .collect()
+        };
         let alone = |batch| -> Result<Vec<Vec<f64>>> {
             let mut gradients = Gradients::new(shapes.len());
             add(&mut gradients, batch)?;
@@ -236,7 +296,10 @@ fn micro_batches_add_up_and_a_reset_forgets() -> Result<()> {
         for slot in 0..shapes.len() {
             let scale = largest(&both[slot]);
             for ((both, first), second) in both[slot].iter().zip(&first[slot]).zip(&second[slot]) {
-                assert!((both - first - second).abs() < 1e-13 * scale, "slot {slot}: {both} {first} {second}");
+                assert!(
+                    (both - first - second).abs() < 1e-13 * scale,
+                    "slot {slot}: {both} {first} {second}"
+                );
             }
         }
         gradients.reset();
@@ -248,7 +311,8 @@ fn micro_batches_add_up_and_a_reset_forgets() -> Result<()> {
     Ok(())
 }
 
-/// A slot whose parameter changed its shape between steps, as ranks do, gets a gradient of the new shape.
+/// A slot whose parameter changed its shape between steps, as ranks do, gets a gradient of the new
+/// shape.
 #[test]
 fn slots_follow_a_change_of_rank() -> Result<()> {
     let x = normal(1, &[4, 6])?;

@@ -1,4 +1,5 @@
-//! The CPU kernels against the portable path on awkward sizes, and what they promise besides: repeatability, causality, range.
+//! The CPU kernels against the portable path on awkward sizes, and what they promise besides:
+//! repeatability, causality, range.
 
 use candle_core::{DType, Device, Result, Tensor};
 use lrpt::ops::{self, Compute, Dropout, Gradients, Tape, Value};
@@ -10,7 +11,8 @@ fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
 }
 
 fn random_ids(below: u32, (rows, columns): (usize, usize)) -> Result<Tensor> {
-    let ids: Vec<u32> = (0..(rows * columns) as u32).map(|i| i.wrapping_mul(2_654_435_761) % below).collect();
+    let ids: Vec<u32> =
+        (0..(rows * columns) as u32).map(|i| i.wrapping_mul(2_654_435_761) % below).collect();
     Tensor::from_vec(ids, (rows, columns), &Device::Cpu)
 }
 
@@ -20,15 +22,19 @@ fn numbers(x: &Tensor) -> Result<Vec<f64>> {
 
 type Operation<'a> = &'a dyn Fn(&Tape, &[Value]) -> Result<Value>;
 
-/// The output and every input's gradient, for a loss on which each element of the output has its own influence.
+/// The output and every input's gradient, for a loss on which each element of the output has its
+/// own influence.
 fn run(tape: Tape, inputs: &[Tensor], dtype: DType, operation: Operation) -> Result<Vec<Vec<f64>>> {
     let inputs = inputs.iter().map(|input| input.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
-    let values: Vec<Value> = inputs.iter().enumerate().map(|(slot, input)| tape.parameter(slot, input)).collect();
+    let values: Vec<Value> =
+        inputs.iter().enumerate().map(|(slot, input)| tape.parameter(slot, input)).collect();
     let y = operation(&tape, &values)?;
     let mut results = vec![numbers(y.tensor())?];
     let weights = normal(999, y.tensor().dims())?.to_dtype(dtype)?;
     let to_y = y.source();
-    let loss = tape.record(&[to_y], Tensor::zeros((), dtype, &Device::Cpu)?, move |_, flow| flow.add(to_y, weights));
+    let loss = tape.record(&[to_y], Tensor::zeros((), dtype, &Device::Cpu)?, move |_, flow| {
+        flow.add(to_y, weights)
+    });
     let mut gradients = Gradients::new(inputs.len());
     tape.backward(&loss, &mut gradients)?;
     for slot in 0..inputs.len() {
@@ -37,20 +43,29 @@ fn run(tape: Tape, inputs: &[Tensor], dtype: DType, operation: Operation) -> Res
     Ok(results)
 }
 
-/// Kernels and portable path agree to 1e-12 in f64 and to 1e-5 in f32, relative to the largest element; f32 agrees with f64 as well.
+/// Kernels and portable path agree to 1e-12 in f64 and to 1e-5 in f32, relative to the largest
+/// element; f32 agrees with f64 as well.
 fn check(name: &str, inputs: &[Tensor], operation: Operation) -> Result<()> {
     let exact = run(Tape::training().portable(), inputs, DType::F64, operation)?;
     for (dtype, bound) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
-        let (kernels, portable) =
-            (run(Tape::training(), inputs, dtype, operation)?, run(Tape::training().portable(), inputs, dtype, operation)?);
+        let (kernels, portable) = (
+            run(Tape::training(), inputs, dtype, operation)?,
+            run(Tape::training().portable(), inputs, dtype, operation)?,
+        );
         for (which, kernels) in kernels.iter().enumerate() {
             let scale = exact[which].iter().fold(0.0f64, |max, x| max.max(x.abs()));
             assert!(scale > 0.0, "{name}: result {which} is zero throughout");
             assert_eq!(kernels.len(), exact[which].len());
             for (element, kernel) in kernels.iter().enumerate() {
-                for (path, expected) in [("the portable path", portable[which][element]), ("f64", exact[which][element])] {
+                for (path, expected) in [
+                    ("the portable path", portable[which][element]),
+                    ("f64", exact[which][element]),
+                ] {
                     let error = (kernel - expected).abs() / scale;
-                    assert!(error < bound, "{name} in {dtype:?}, result {which}, element {element}: {kernel}, {path} gives {expected}");
+                    assert!(
+                        error < bound,
+                        "{name} in {dtype:?}, result {which}, element {element}: {kernel}, {path} gives {expected}"
+                    );
                 }
             }
         }
@@ -68,7 +83,14 @@ fn linear_layers_agree() -> Result<()> {
         let s = normal(4, &[r, r])?;
         let inputs = [x, normal(5, &[m, r])?, normal(6, &[n, r])?, normal(3, &[m])?];
         check("low_rank_linear", &inputs, &|tape, v| {
-            ops::low_rank_linear(tape, &v[0], &v[1], &s.to_dtype(v[0].tensor().dtype())?, &v[2], Some(&v[3]))
+            ops::low_rank_linear(
+                tape,
+                &v[0],
+                &v[1],
+                &s.to_dtype(v[0].tensor().dtype())?,
+                &v[2],
+                Some(&v[3]),
+            )
         })?;
     }
     Ok(())
@@ -77,8 +99,11 @@ fn linear_layers_agree() -> Result<()> {
 #[test]
 fn layer_norms_agree() -> Result<()> {
     for (rows, width) in [(1, 1024), (67, 37), (130, 16), (5, 7)] {
-        let inputs = [(normal(1, &[rows, width])? + 3.0)?, normal(2, &[width])?, normal(3, &[width])?];
-        check("layer_norm", &inputs, &|tape, v| ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5))?;
+        let inputs =
+            [(normal(1, &[rows, width])? + 3.0)?, normal(2, &[width])?, normal(3, &[width])?];
+        check("layer_norm", &inputs, &|tape, v| {
+            ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5)
+        })?;
     }
     Ok(())
 }
@@ -89,21 +114,27 @@ fn element_wise_operations_agree() -> Result<()> {
     let inputs = [(normal(1, &[3, 11_003])? * 4.0)?, normal(2, &[3, 11_003])?];
     check("gelu", &inputs[..1], &|tape, v| ops::gelu(tape, &v[0]))?;
     check("add", &inputs, &|tape, v| ops::add(tape, &v[0], &v[1]))?;
-    check("dropout", &inputs[..1], &|tape, v| ops::dropout(tape, &v[0], Dropout { probability: 0.1, key: 77 }))
+    check("dropout", &inputs[..1], &|tape, v| {
+        ops::dropout(tape, &v[0], Dropout { probability: 0.1, key: 77 })
+    })
 }
 
 #[test]
 fn attention_agrees() -> Result<()> {
-    for (b, t, heads, d) in [(2, 1, 3, 4), (3, 63, 1, 8), (1, 64, 2, 5), (2, 131, 3, 7), (1, 260, 2, 16)] {
+    for (b, t, heads, d) in
+        [(2, 1, 3, 4), (3, 63, 1, 8), (1, 64, 2, 5), (2, 131, 3, 7), (1, 260, 2, 16)]
+    {
         let inputs = [1, 2, 3].map(|draw| normal(draw, &[b, t, heads * d]));
         let inputs: Vec<Tensor> = inputs.into_iter().collect::<Result<_>>()?;
         for dropout in [None, Some(Dropout { probability: 0.2, key: 3 })] {
-            // With one token, the probability is 1 whatever the query and the key are: their gradients are zero.
+            // With one token, the probability is 1 whatever the query and the key are: their
+            // gradients are zero.
             let skip = if t == 1 { 2 } else { 0 };
             check("causal_attention", &inputs[skip..], &|tape, v| {
                 let [q, k, value] = match v {
                     [q, k, value] => [q.clone(), k.clone(), value.clone()],
-                    [value] => [value.clone(), value.clone(), value.clone()].map(|x| tape.constant(x.tensor().clone())),
+                    [value] => [value.clone(), value.clone(), value.clone()]
+                        .map(|x| tape.constant(x.tensor().clone())),
                     _ => unreachable!("one or three inputs"),
                 };
                 let value = if v.len() == 1 { v[0].clone() } else { value };
@@ -127,11 +158,21 @@ fn heads_agree_over_several_chunks() -> Result<()> {
     for (b, t, width, vocabulary) in [(2, 65, 3, 40_000), (3, 7, 33, 257), (1, 1, 4, 5)] {
         let targets = random_ids(vocabulary as u32, (b, t))?;
         let inputs = [normal(1, &[b, t, width])?, normal(2, &[vocabulary, width])?];
-        check("cross_entropy_head", &inputs, &|tape, v| ops::cross_entropy_head(tape, &v[0], &v[1], &targets))?;
+        check("cross_entropy_head", &inputs, &|tape, v| {
+            ops::cross_entropy_head(tape, &v[0], &v[1], &targets)
+        })?;
         let tape = Tape::inference();
-        let mean = ops::cross_entropy_head(&tape, &tape.constant(inputs[0].clone()), &tape.constant(inputs[1].clone()), &targets)?;
+        let mean = ops::cross_entropy_head(
+            &tape,
+            &tape.constant(inputs[0].clone()),
+            &tape.constant(inputs[1].clone()),
+            &targets,
+        )?;
         let sum = ops::cross_entropy_sum(Compute::default(), &inputs[0], &inputs[1], &targets)?;
-        assert!((mean.tensor().to_scalar::<f64>()? * (b * t) as f64 - sum).abs() < 1e-9 * sum, "{sum}");
+        assert!(
+            (mean.tensor().to_scalar::<f64>()? * (b * t) as f64 - sum).abs() < 1e-9 * sum,
+            "{sum}"
+        );
     }
     Ok(())
 }
@@ -159,7 +200,8 @@ fn products_of_views() -> Result<()> {
         let error = numbers(&(found - &expected)?)?.iter().fold(0.0f64, |max, x| max.max(x.abs()));
         assert!(error < 1e-12, "product {which}: {error}");
     }
-    let error = ops::product(&a, &a, false, false).expect_err("inner dimensions differ").to_string();
+    let error =
+        ops::product(&a, &a, false, false).expect_err("inner dimensions differ").to_string();
     assert!(error.contains("210 x 77"), "{error}");
     Ok(())
 }
@@ -169,7 +211,8 @@ fn block(tape: &Tape, v: &[Value], tokens: &Tensor) -> Result<Value> {
     let h = ops::layer_norm(tape, &x, &v[2], Some(&v[3]), 1e-5)?;
     let q = ops::linear(tape, &h, &v[4], Some(&v[3]))?;
     let h = ops::dropout(tape, &h, Dropout { probability: 0.1, key: 1 })?;
-    let mixed = ops::causal_attention(tape, &q, &h, &h, 3, Some(Dropout { probability: 0.1, key: 2 }))?;
+    let mixed =
+        ops::causal_attention(tape, &q, &h, &h, 3, Some(Dropout { probability: 0.1, key: 2 }))?;
     let x = ops::add(tape, &x, &ops::gelu(tape, &mixed)?)?;
     ops::cross_entropy_head(tape, &x, &v[0], tokens)
 }
@@ -178,10 +221,17 @@ fn block(tape: &Tape, v: &[Value], tokens: &Tensor) -> Result<Value> {
 fn results_repeat_bit_for_bit_whatever_the_number_of_threads() -> Result<()> {
     let tokens = random_ids(1500, (3, 150))?;
     let shapes: [&[usize]; 5] = [&[1500, 96], &[160, 96], &[96], &[96], &[96, 96]];
-    let inputs = shapes.iter().enumerate().map(|(draw, shape)| normal(draw as u64, shape)).collect::<Result<Vec<_>>>()?;
+    let inputs = shapes
+        .iter()
+        .enumerate()
+        .map(|(draw, shape)| normal(draw as u64, shape))
+        .collect::<Result<Vec<_>>>()?;
     let once = |threads: usize| -> Result<Vec<Vec<f64>>> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
-        pool.install(|| run(Tape::training(), &inputs, DType::F32, &|tape, v| block(tape, v, &tokens)))
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+        pool.install(|| {
+            run(Tape::training(), &inputs, DType::F32, &|tape, v| block(tape, v, &tokens))
+        })
     };
     let first = once(2)?;
     for threads in [2, 1, 3, 5] {
@@ -219,7 +269,10 @@ fn later_tokens_change_nothing_before_them() -> Result<()> {
         .tensor()
         .narrow(1, change, 1)
     };
-    assert_ne!(numbers(&visible(&inputs)?)?, numbers(&visible(&[inputs[0].clone(), inputs[1].clone(), inputs[0].clone()])?)?);
+    assert_ne!(
+        numbers(&visible(&inputs)?)?,
+        numbers(&visible(&[inputs[0].clone(), inputs[1].clone(), inputs[0].clone()])?)?
+    );
     Ok(())
 }
 
@@ -230,7 +283,8 @@ fn huge_logits_stay_finite_and_right() -> Result<()> {
     let h = Tensor::new(&[[[1e4f32], [1e4]]], &Device::Cpu)?;
     let w = Tensor::new(&[[1f32], [-1.0], [0.0]], &Device::Cpu)?;
     let targets = Tensor::new(&[[0u32, 1]], &Device::Cpu)?;
-    let loss = ops::cross_entropy_head(&tape, &tape.parameter(0, &h), &tape.parameter(1, &w), &targets)?;
+    let loss =
+        ops::cross_entropy_head(&tape, &tape.parameter(0, &h), &tape.parameter(1, &w), &targets)?;
     assert_eq!(loss.tensor().to_scalar::<f32>()?, 1e4);
     assert_eq!(ops::cross_entropy_sum(Compute::default(), &h, &w, &targets)?, 2e4);
     let mut gradients = Gradients::new(2);
@@ -257,7 +311,11 @@ fn not_a_number_is_passed_on() -> Result<()> {
     let x = tape.constant(Tensor::new(&[[1f32, f32::NAN, 2.0]], &Device::Cpu)?);
     assert!(numbers(ops::gelu(&tape, &x)?.tensor())?[1].is_nan());
     let ones = tape.constant(Tensor::ones(3, DType::F32, &Device::Cpu)?);
-    assert!(numbers(ops::layer_norm(&tape, &x, &ones, None, 1e-5)?.tensor())?.iter().all(|y| y.is_nan()));
+    assert!(
+        numbers(ops::layer_norm(&tape, &x, &ones, None, 1e-5)?.tensor())?
+            .iter()
+            .all(|y| y.is_nan())
+    );
     let h = Tensor::new(&[[f32::NAN]], &Device::Cpu)?;
     let loss = ops::cross_entropy_sum(
         Compute::default(),
@@ -277,16 +335,27 @@ fn gelu_at_the_extremes() -> Result<()> {
     let x = Tensor::new(&[-1e30f32, -50.0, -6.0, 0.0, 50.0, 1e30], &Device::Cpu)?;
     let y = ops::gelu(&tape, &tape.parameter(0, &x))?;
     let found = numbers(y.tensor())?;
-    // ½x(1 + tanh u) in f64; at −6 the tanh form gives −1.5e-9, far below what 1 + tanh keeps in f32.
+    // ½x(1 + tanh u) in f64; at −6 the tanh form gives −1.5e-9, far below what 1 + tanh keeps in
+    // f32.
     let u: f64 = (2.0 / std::f64::consts::PI).sqrt() * (-6.0 + 0.044715 * -216.0);
     let at_minus_six = -6.0 / (1.0 + (-2.0 * u).exp());
     assert!((found[2] / at_minus_six - 1.0).abs() < 1e-5, "{} instead of {at_minus_six}", found[2]);
-    assert!(found[1].abs() < 1e-30 && found[3] == 0.0 && found[4] == 50.0 && found[5] == 1e30f32 as f64, "{found:?}");
+    assert!(
+        found[1].abs() < 1e-30 && found[3] == 0.0 && found[4] == 50.0 && found[5] == 1e30f32 as f64,
+        "{found:?}"
+    );
     assert!(found[0].abs() < 1e-6, "{found:?}");
     let mut gradients = Gradients::new(1);
     tape.backward(&y, &mut gradients)?;
     let slopes = numbers(gradients.get(0).expect("dx"))?;
-    assert!(slopes[0].abs() < 1e-6 && slopes[1].abs() < 1e-20 && slopes[3] == 0.5 && slopes[4] == 1.0 && slopes[5] == 1.0, "{slopes:?}");
+    assert!(
+        slopes[0].abs() < 1e-6
+            && slopes[1].abs() < 1e-20
+            && slopes[3] == 0.5
+            && slopes[4] == 1.0
+            && slopes[5] == 1.0,
+        "{slopes:?}"
+    );
     Ok(())
 }
 
@@ -295,15 +364,21 @@ fn dropout_masks_are_fair_and_follow_their_key() -> Result<()> {
     let ones = Tensor::ones(200_000, DType::F64, &Device::Cpu)?;
     let tape = Tape::inference();
     let mask = |key, probability| -> Result<Vec<f64>> {
-        numbers(ops::dropout(&tape, &tape.constant(ones.clone()), Dropout { probability, key })?.tensor())
+        numbers(
+            ops::dropout(&tape, &tape.constant(ones.clone()), Dropout { probability, key })?
+                .tensor(),
+        )
     };
     let (first, other) = (mask(1, 0.3)?, mask(2, 0.3)?);
     assert_eq!(first, mask(1, 0.3)?);
     assert!(first.iter().all(|x| *x == 0.0 || (x * 0.7 - 1.0).abs() < 1e-12));
     let count = first.len() as f64;
     let kept = |x: &[f64]| x.iter().filter(|x| **x > 0.0).count() as f64 / count;
-    let both = |a: &[f64], b: &[f64]| a.iter().zip(b).filter(|(a, b)| **a > 0.0 && **b > 0.0).count() as f64 / count;
-    // Standard deviation of these fractions: about 0.001. Neighbours, and equal places under two keys, are independent.
+    let both = |a: &[f64], b: &[f64]| {
+        a.iter().zip(b).filter(|(a, b)| **a > 0.0 && **b > 0.0).count() as f64 / count
+    };
+    // Standard deviation of these fractions: about 0.001. Neighbours, and equal places under two
+    // keys, are independent.
     assert!((kept(&first) - 0.7).abs() < 0.005, "{}", kept(&first));
     for distance in [1, 2, 64, 256] {
         assert!((both(&first, &first[distance..]) - 0.49).abs() < 0.006, "distance {distance}");
@@ -324,12 +399,31 @@ fn impossible_inputs_are_refused_by_name() -> Result<()> {
     };
     let (table, positions) = (value(&[5, 4])?, value(&[2, 4])?);
     says(ops::embedding(&tape, &ids(5)?, &table, &positions), &["token 5", "vocabulary of 5"]);
-    says(ops::embedding(&tape, &ids(0)?, &table, &value(&[1, 4])?), &["2 tokens", "block size of 1"]);
-    says(ops::cross_entropy_head(&tape, &value(&[1, 2, 4])?, &table, &ids(7)?), &["target token 7", "vocabulary of 5"]);
-    says(ops::cross_entropy_head(&tape, &value(&[1, 3, 4])?, &table, &ids(0)?), &["3 rows", "2 targets"]);
+    says(
+        ops::embedding(&tape, &ids(0)?, &table, &value(&[1, 4])?),
+        &["2 tokens", "block size of 1"],
+    );
+    says(
+        ops::cross_entropy_head(&tape, &value(&[1, 2, 4])?, &table, &ids(7)?),
+        &["target token 7", "vocabulary of 5"],
+    );
+    says(
+        ops::cross_entropy_head(&tape, &value(&[1, 3, 4])?, &table, &ids(0)?),
+        &["3 rows", "2 targets"],
+    );
     says(ops::linear(&tape, &value(&[1, 2, 3])?, &table, None), &["3 wide", "takes 4"]);
     says(ops::layer_norm(&tape, &value(&[2, 3])?, &value(&[4])?, None, 1e-5), &["3 wide", "[4]"]);
-    says(ops::causal_attention(&tape, &value(&[1, 2, 4])?, &value(&[1, 2, 4])?, &value(&[1, 2, 4])?, 3, None), &["3 heads"]);
+    says(
+        ops::causal_attention(
+            &tape,
+            &value(&[1, 2, 4])?,
+            &value(&[1, 2, 4])?,
+            &value(&[1, 2, 4])?,
+            3,
+            None,
+        ),
+        &["3 heads"],
+    );
     says(ops::add(&tape, &value(&[2])?, &value(&[3])?), &["[2]", "[3]"]);
     Ok(())
 }

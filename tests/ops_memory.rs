@@ -1,4 +1,5 @@
-//! What must never exist as a whole does not: attention's T × T scores and the head's logits, measured at the allocator.
+//! What must never exist as a whole does not: attention's T × T scores and the head's logits,
+//! measured at the allocator.
 
 use candle_core::{Device, Result, Tensor};
 use lrpt::ops::{self, Gradients, Tape};
@@ -36,7 +37,10 @@ fn peak(run: impl FnOnce() -> Result<()>) -> Result<usize> {
 /// One test, since the count is the process's.
 #[test]
 fn neither_scores_nor_logits_exist_as_a_whole() -> Result<()> {
-    rayon::ThreadPoolBuilder::new().num_threads(2).build_global().expect("the first use of the thread pool");
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(2)
+        .build_global()
+        .expect("the first use of the thread pool");
     let t = 2048;
     let x = Tensor::ones((1, t, 8), candle_core::DType::F32, &Device::Cpu)?;
     let attention = |x: &Tensor| {
@@ -45,7 +49,8 @@ fn neither_scores_nor_logits_exist_as_a_whole() -> Result<()> {
         let y = ops::causal_attention(&tape, &q, &k, &v, 1, None)?;
         tape.backward(&y, &mut Gradients::new(3))
     };
-    // Every thread's packing memory for products is reserved once, with its first product, whatever the sizes.
+    // Every thread's packing memory for products is reserved once, with its first product, whatever
+    // the sizes.
     let short = x.narrow(1, 0, 100)?;
     rayon::broadcast(|_| attention(&short)).into_iter().collect::<Result<Vec<()>>>()?;
     attention(&short)?;
@@ -54,11 +59,19 @@ fn neither_scores_nor_logits_exist_as_a_whole() -> Result<()> {
     assert!(bytes < 4 * t * t / 4, "attention took {bytes} bytes");
 
     let (rows, vocabulary, width) = (4096, 8192, 4);
-    let (h, w) = (x.reshape((1, t * 2, width))?, Tensor::ones((vocabulary, width), candle_core::DType::F32, &Device::Cpu)?);
+    let (h, w) = (
+        x.reshape((1, t * 2, width))?,
+        Tensor::ones((vocabulary, width), candle_core::DType::F32, &Device::Cpu)?,
+    );
     let targets = Tensor::zeros((1, rows), candle_core::DType::U32, &Device::Cpu)?;
     let bytes = peak(|| {
         let tape = Tape::training();
-        let loss = ops::cross_entropy_head(&tape, &tape.parameter(0, &h), &tape.parameter(1, &w), &targets)?;
+        let loss = ops::cross_entropy_head(
+            &tape,
+            &tape.parameter(0, &h),
+            &tape.parameter(1, &w),
+            &targets,
+        )?;
         tape.backward(&loss, &mut Gradients::new(2))
     })?;
     // All logits would be 128 MB; a chunk of them is 8 MB.

@@ -27,11 +27,17 @@ fn words(command: &str) -> Vec<String> {
     words
 }
 
-/// Every indented line of the README and of the page about GPUs that runs lrpt, directly or through cargo.
+/// Every indented line of the README and of the page about GPUs that runs lrpt, directly or through
+/// cargo.
 fn commands() -> Vec<Vec<String>> {
     let text = readme() + &page("docs/gpu.md");
-    let lines = text.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| line.trim_start_matches("$ "));
-    let run = lines.filter_map(|line| line.strip_prefix("cargo run --release -- ").or(line.strip_prefix("lrpt ")));
+    let lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .map(|line| line.trim_start_matches("$ "));
+    let run = lines.filter_map(|line| {
+        line.strip_prefix("cargo run --release -- ").or(line.strip_prefix("lrpt "))
+    });
     run.map(|line| std::iter::once("lrpt".to_owned()).chain(words(line)).collect()).collect()
 }
 
@@ -52,15 +58,28 @@ fn every_command_parses_and_names_files_that_exist() {
 #[test]
 fn the_spec_shown_is_the_shipped_one() {
     let text = readme();
-    let block = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a YAML block");
+    let block = text
+        .split("```yaml\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .expect("a YAML block");
     let shown = lrpt::spec::parse(block, "README.md", &[]).expect("the README's spec");
-    let shipped = lrpt::spec::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gpt-small.yaml"), &[]).expect("gpt-small");
+    let shipped = lrpt::spec::load(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gpt-small.yaml"),
+        &[],
+    )
+    .expect("gpt-small");
     assert_eq!(shown, shipped);
 }
 
 #[test]
 fn every_link_leads_somewhere() {
-    for target in readme().split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|target| !target.starts_with("http")) {
+    for target in readme()
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .filter(|target| !target.starts_with("http"))
+    {
         assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(target).exists(), "{target}");
     }
 }

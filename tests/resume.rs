@@ -1,4 +1,5 @@
-//! Exact resume: 2N steps equal N + stop + resume + N, byte for byte, for every optimizer, with ranks changing, and after kill -9.
+//! Exact resume: 2N steps equal N + stop + resume + N, byte for byte, for every optimizer, with
+//! ranks changing, and after kill -9.
 
 mod support;
 
@@ -7,9 +8,9 @@ use std::time::Duration;
 use support::{Workplace, assert_same};
 
 const LOW_RANK: &str = "{low_rank: {rank: 6}}";
-/// Ranks grow at steps 3 and 9 and are truncated at steps 6 and 12: a stop at step 4 falls between growth and truncation.
-const TOLERANCE: &str =
-    "rank: {tolerance: {tau: 0.4, min_rank: 2, max_rank: 12, grow_every: 6, settle: 3, grow_by: 4, start: 3, freeze: 12}}\n";
+/// Ranks grow at steps 3 and 9 and are truncated at steps 6 and 12: a stop at step 4 falls between
+/// growth and truncation.
+const TOLERANCE: &str = "rank: {tolerance: {tau: 0.4, min_rank: 2, max_rank: 12, grow_every: 6, settle: 3, grow_by: 4, start: 3, freeze: 12}}\n";
 
 fn dlra(momentum: &str, retraction: &str) -> String {
     format!(
@@ -28,7 +29,11 @@ fn check(what: &str, weights: &str, extra: &str, stops: &[u64]) {
         let run = format!("broken-{stop}");
         place.run(&["train", spec, "--run-dir", &run, "--stop-after", &stop.to_string()], 0);
         place.run(&["train", spec, "--run-dir", &run, "--resume"], 0);
-        assert_same(&expected, &place.trajectory(&run, 12), &format!("{what}, stopped after step {stop}"));
+        assert_same(
+            &expected,
+            &place.trajectory(&run, 12),
+            &format!("{what}, stopped after step {stop}"),
+        );
     }
 }
 
@@ -39,7 +44,12 @@ fn dense_adamw() {
 
 #[test]
 fn factored_adamw() {
-    check("factored AdamW", "{factored: {rank: 6}}", "optimizer: {low_rank: {adamw: {learning_rate: 1e-3}}}\n", &[5]);
+    check(
+        "factored AdamW",
+        "{factored: {rank: 6}}",
+        "optimizer: {low_rank: {adamw: {learning_rate: 1e-3}}}\n",
+        &[5],
+    );
 }
 
 #[test]
@@ -49,17 +59,33 @@ fn dense_muon() {
 
 #[test]
 fn factored_heavy_ball() {
-    check("factored heavy ball", "{factored: {rank: 6}}", "optimizer: {low_rank: {heavy_ball: {learning_rate: 1e-1}}}\n", &[6]);
+    check(
+        "factored heavy ball",
+        "{factored: {rank: 6}}",
+        "optimizer: {low_rank: {heavy_ball: {learning_rate: 1e-1}}}\n",
+        &[6],
+    );
 }
 
 #[test]
 fn three_free_factors() {
     let weights = "{factored: {rank: 6, form: usv}}";
-    check("adamw on U, S and V", weights, "optimizer: {low_rank: {adamw: {learning_rate: 1e-3}}}\n", &[5]);
-    check("heavy ball on U, S and V", weights, "optimizer: {low_rank: {heavy_ball: {learning_rate: 1e-2}}}\n", &[6]);
+    check(
+        "adamw on U, S and V",
+        weights,
+        "optimizer: {low_rank: {adamw: {learning_rate: 1e-3}}}\n",
+        &[5],
+    );
+    check(
+        "heavy ball on U, S and V",
+        weights,
+        "optimizer: {low_rank: {heavy_ball: {learning_rate: 1e-2}}}\n",
+        &[6],
+    );
 }
 
-/// Exact steps at 5 and 10: one break right before, one right after, one in the middle of the warm-up that follows.
+/// Exact steps at 5 and 10: one break right before, one right after, one in the middle of the
+/// warm-up that follows.
 #[test]
 fn loro() {
     let rule = "optimizer: {low_rank: {loro: {learning_rate: 1e-2, exact_every: 5, restart_warmup_steps: 3}}}\n";
@@ -69,18 +95,33 @@ fn loro() {
 /// Projectors at steps 1, 6 and 11.
 #[test]
 fn galore() {
-    check("GaLore", "dense", "optimizer: {matrices: {galore: {rank: 6, refresh_every: 5, learning_rate: 1e-2}}}\n", &[3, 5, 6]);
+    check(
+        "GaLore",
+        "dense",
+        "optimizer: {matrices: {galore: {rank: 6, refresh_every: 5, learning_rate: 1e-2}}}\n",
+        &[3, 5, 6],
+    );
 }
 
 #[test]
 fn matrix_adam_with_changing_ranks() {
-    check("matrix adam", LOW_RANK, &format!("{}{TOLERANCE}", dlra("matrix_adam", "subspace")), &[4, 7]);
+    check(
+        "matrix adam",
+        LOW_RANK,
+        &format!("{}{TOLERANCE}", dlra("matrix_adam", "subspace")),
+        &[4, 7],
+    );
 }
 
 #[test]
 fn nesterov_and_linear_transport() {
     let rule = "optimizer: {low_rank: {dlra: {momentum: adam, nesterov: true, second_moment_transport: linear, learning_rate: 1e-3}}}\n";
-    check("adam with Nesterov and linear transport", LOW_RANK, &format!("{rule}{TOLERANCE}"), &[4, 8]);
+    check(
+        "adam with Nesterov and linear transport",
+        LOW_RANK,
+        &format!("{rule}{TOLERANCE}"),
+        &[4, 8],
+    );
 }
 
 #[test]
@@ -103,30 +144,55 @@ fn spectral_with_changing_ranks() {
     check("spectral", LOW_RANK, &format!("{}{TOLERANCE}", dlra("spectral", "subspace")), &[4, 9]);
 }
 
-/// A budget that falls from rank 6 to rank 3 at the cuts of steps 5, 8 and 11, measured by second moments of the step's two micro-batches; growth at
-/// steps 3, 6 and 9.
-const BUDGET: &str =
-    "rank: {budget: {final_rank: 3, schedule: linear, every: 3, settle: 2, grow_by: 2, max_rank: 10, start: 3, freeze: 12}}\n";
+/// A budget that falls from rank 6 to rank 3 at the cuts of steps 5, 8 and 11, measured by second
+/// moments of the step's two micro-batches; growth at steps 3, 6 and 9.
+const BUDGET: &str = "rank: {budget: {final_rank: 3, schedule: linear, every: 3, settle: 2, grow_by: 2, max_rank: 10, start: 3, freeze: 12}}\n";
 
 #[test]
 fn spectral_under_a_budget() {
-    check("spectral under a budget", LOW_RANK, &format!("{}{BUDGET}", dlra("spectral", "subspace")), &[4, 5, 8]);
+    check(
+        "spectral under a budget",
+        LOW_RANK,
+        &format!("{}{BUDGET}", dlra("spectral", "subspace")),
+        &[4, 5, 8],
+    );
 }
 
 #[test]
 fn adam_by_a_tolerance_in_the_fisher_norm() {
     let tolerance = TOLERANCE.replace("tau: 0.4", "tau: 0.4, final_tau: 0.6, norm: fisher");
-    check("adam by a tolerance", LOW_RANK, &format!("{}{tolerance}", dlra("adam", "subspace")), &[6, 7]);
+    check(
+        "adam by a tolerance",
+        LOW_RANK,
+        &format!("{}{tolerance}", dlra("adam", "subspace")),
+        &[6, 7],
+    );
 }
 
-/// What a GPU runs repeats as exactly: stacks, of one where ranks change, portable operations, bf16 products.
+/// What a GPU runs repeats as exactly: stacks, of one where ranks change, portable operations, bf16
+/// products.
 #[test]
 fn the_path_of_a_device_in_bf16() {
     let path = "linalg: device\nkernels: portable\ndtype: {compute: bf16}\n";
-    check("spectral on the device path", LOW_RANK, &format!("{path}{}{TOLERANCE}", dlra("spectral", "subspace")), &[4]);
+    check(
+        "spectral on the device path",
+        LOW_RANK,
+        &format!("{path}{}{TOLERANCE}", dlra("spectral", "subspace")),
+        &[4],
+    );
     check("adam on the device path", LOW_RANK, &format!("{path}{}", dlra("adam", "svd")), &[6]);
-    check("a budget on the device path", LOW_RANK, &format!("{path}{}{BUDGET}", dlra("spectral", "subspace")), &[5]);
-    check("Muon on the device path", "dense", &format!("{path}optimizer: {{matrices: {{muon: {{learning_rate: 1e-2}}}}}}\n"), &[5]);
+    check(
+        "a budget on the device path",
+        LOW_RANK,
+        &format!("{path}{}{BUDGET}", dlra("spectral", "subspace")),
+        &[5],
+    );
+    check(
+        "Muon on the device path",
+        "dense",
+        &format!("{path}optimizer: {{matrices: {{muon: {{learning_rate: 1e-2}}}}}}\n"),
+        &[5],
+    );
 }
 
 #[test]
@@ -135,18 +201,35 @@ fn a_run_goes_on_by_another_path() {
     let spec = place.spec(LOW_RANK, "");
     let spec = spec.to_str().expect("UTF-8");
     place.run(&["train", spec, "--run-dir", "run", "--stop-after", "5"], 0);
-    place.run(&["train", spec, "--run-dir", "run", "--resume", "--set", "linalg=device", "--set", "kernels=portable"], 0);
+    place.run(
+        &[
+            "train",
+            spec,
+            "--run-dir",
+            "run",
+            "--resume",
+            "--set",
+            "linalg=device",
+            "--set",
+            "kernels=portable",
+        ],
+        0,
+    );
     place.run(&["train", spec, "--run-dir", "whole"], 0);
     let loss = |run: &str| {
         let lines = support::metrics(&place.path(run).join("metrics.jsonl"));
         let last = lines.iter().rev().find(|line| line.contains("val/loss")).expect("a validation");
-        serde_json::from_str::<serde_json::Value>(last).expect("JSON")["val/loss"].as_f64().expect("a loss")
+        serde_json::from_str::<serde_json::Value>(last).expect("JSON")["val/loss"]
+            .as_f64()
+            .expect("a loss")
     };
     assert!((loss("run") - loss("whole")).abs() < 1e-3, "{} and {}", loss("run"), loss("whole"));
 }
 
 fn integrator(keys: &str) -> String {
-    format!("optimizer: {{low_rank: {{dlra: {{{keys}, learning_rate: 2e-2, reorthonormalize_every: 5}}}}}}\n")
+    format!(
+        "optimizer: {{low_rank: {{dlra: {{{keys}, learning_rate: 2e-2, reorthonormalize_every: 5}}}}}}\n"
+    )
 }
 
 #[test]
@@ -156,7 +239,9 @@ fn augmented_bug_with_changing_ranks() {
     check(
         "augmented BUG, adam",
         LOW_RANK,
-        &integrator("integrator: augmented_bug, momentum: adam, retraction: svd, truncate_every: 3"),
+        &integrator(
+            "integrator: augmented_bug, momentum: adam, retraction: svd, truncate_every: 3",
+        ),
         &[5],
     );
 }
@@ -164,38 +249,53 @@ fn augmented_bug_with_changing_ranks() {
 /// Cycles of four steps: augmented after steps 1, 5 and 9, truncated after 4, 8 and 12.
 #[test]
 fn coefficient_cycle_interrupted_anywhere_in_it() {
-    let rule = integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: spectral");
+    let rule =
+        integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: spectral");
     check("cycle, spectral", LOW_RANK, &rule, &[1, 2, 4, 11]);
     let rule = integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: adam");
     check("cycle, adam, changing ranks", LOW_RANK, &format!("{rule}{TOLERANCE}"), &[3, 5, 10]);
-    let rule = integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: matrix_adam");
+    let rule =
+        integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: matrix_adam");
     check("cycle, matrix adam", LOW_RANK, &rule, &[6]);
 }
 
 /// Cuts by second moments under the integrators that evaluate more than once a step.
 #[test]
 fn other_integrators_under_a_budget() {
-    let rule = integrator("integrator: coefficient_cycle, coefficient_steps: 2, momentum: spectral");
+    let rule =
+        integrator("integrator: coefficient_cycle, coefficient_steps: 2, momentum: spectral");
     check("cycle under a budget", LOW_RANK, &format!("{rule}{BUDGET}"), &[4, 5, 8]);
     let rule = integrator("integrator: augmented_bug, coefficient_steps: 2, momentum: spectral");
     check("augmented BUG under a budget", LOW_RANK, &format!("{rule}{BUDGET}"), &[4, 5]);
 }
 
-/// Inside a cycle the checkpoint has the augmented rank, and the metrics the parameters and operations that go with it.
+/// Inside a cycle the checkpoint has the augmented rank, and the metrics the parameters and
+/// operations that go with it.
 #[test]
 fn cycles_are_seen_from_outside() {
     let place = Workplace::new();
-    let spec = place.spec(LOW_RANK, &integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: spectral"));
+    let spec = place.spec(
+        LOW_RANK,
+        &integrator("integrator: coefficient_cycle, coefficient_steps: 3, momentum: spectral"),
+    );
     let spec = spec.to_str().expect("UTF-8");
     place.run(&["train", spec, "--run-dir", "run", "--stop-after", "2"], 0);
     let output = place.run(&["inspect", "run"], 0);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("12"), "rank 12 inside the cycle:\n{text}");
     place.run(&["train", spec, "--run-dir", "run", "--resume"], 0);
-    assert_eq!(training_steps(&place, "run", "rank/mean"), [12.0, 12.0, 12.0, 6.0].repeat(3), "ranks after each step");
-    let of_step: Vec<f64> = training_steps(&place, "run", "flops").windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(
+        training_steps(&place, "run", "rank/mean"),
+        [12.0, 12.0, 12.0, 6.0].repeat(3),
+        "ranks after each step"
+    );
+    let of_step: Vec<f64> =
+        training_steps(&place, "run", "flops").windows(2).map(|pair| pair[1] - pair[0]).collect();
     // Steps 2, 3 and 4 are at rank 12, step 5 at 6 again.
-    assert!(of_step[0] == of_step[1] && of_step[2] > of_step[1] && of_step[3] < of_step[0], "operations of steps 2 to 5: {of_step:?}");
+    assert!(
+        of_step[0] == of_step[1] && of_step[2] > of_step[1] && of_step[3] < of_step[0],
+        "operations of steps 2 to 5: {of_step:?}"
+    );
     let tokens = training_steps(&place, "run", "tokens");
     assert_eq!(tokens[11], f64::from(12 * 4 * 2 * 16), "tokens are those of the batches");
 }
@@ -226,16 +326,19 @@ fn training_steps(place: &Workplace, run: &str, key: &str) -> Vec<f64> {
         .collect()
 }
 
-/// A step that cuts ranks counts the cut's operations: it costs more than the step before it at the same rank, and in the Fisher norm more than
-/// in the Frobenius norm.
+/// A step that cuts ranks counts the cut's operations: it costs more than the step before it at the
+/// same rank, and in the Fisher norm more than in the Frobenius norm.
 #[test]
 fn operations_of_cuts_are_counted() {
     let place = Workplace::new();
     let operations = |norm: &str| {
-        let budget = format!("rank: {{budget: {{final_rank: 3, norm: {norm}, every: 3, start: 3, freeze: 12}}}}\n");
+        let budget = format!(
+            "rank: {{budget: {{final_rank: 3, norm: {norm}, every: 3, start: 3, freeze: 12}}}}\n"
+        );
         let spec = place.spec(LOW_RANK, &format!("{}{budget}", dlra("spectral", "subspace")));
         place.run(&["train", spec.to_str().expect("UTF-8"), "--run-dir", norm], 0);
-        let (ranks, total) = (training_steps(&place, norm, "rank/mean"), training_steps(&place, norm, "flops"));
+        let (ranks, total) =
+            (training_steps(&place, norm, "rank/mean"), training_steps(&place, norm, "flops"));
         let first_cut = (1..ranks.len()).find(|&i| ranks[i] < ranks[i - 1]).expect("a cut");
         assert!(first_cut >= 2 && ranks[first_cut - 2] == ranks[first_cut - 1], "ranks {ranks:?}");
         (total[first_cut] - total[first_cut - 1], total[first_cut - 1] - total[first_cut - 2])
@@ -243,14 +346,21 @@ fn operations_of_cuts_are_counted() {
     let (fisher, fisher_before) = operations("fisher");
     let (frobenius, frobenius_before) = operations("frobenius");
     assert_eq!(fisher_before, frobenius_before, "a step without a cut");
-    assert!(frobenius > frobenius_before && fisher > frobenius, "{fisher} and {frobenius} after {frobenius_before}");
+    assert!(
+        frobenius > frobenius_before && fisher > frobenius,
+        "{fisher} and {frobenius} after {frobenius_before}"
+    );
 }
 
-/// Killed again and again at arbitrary moments, writing a checkpoint after every step, a run still ends as if nothing had happened.
+/// Killed again and again at arbitrary moments, writing a checkpoint after every step, a run still
+/// ends as if nothing had happened.
 #[test]
 fn kill_dash_nine_at_any_moment() {
     let place = Workplace::new();
-    let spec = place.spec(LOW_RANK, &format!("{}{TOLERANCE}checkpoint: {{every: 1, keep_last: 2}}", dlra("adam", "subspace")));
+    let spec = place.spec(
+        LOW_RANK,
+        &format!("{}{TOLERANCE}checkpoint: {{every: 1, keep_last: 2}}", dlra("adam", "subspace")),
+    );
     let spec = spec.to_str().expect("UTF-8");
     place.run(&["train", spec, "--run-dir", "whole"], 0);
     let expected = place.trajectory("whole", 12);
@@ -285,8 +395,15 @@ fn falls_back_past_a_damaged_checkpoint() {
     std::fs::write(&damaged, bytes).expect("writable");
     let output = place.run(&["train", spec, "--run-dir", "broken", "--resume"], 0);
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(log.contains("step-00000009") && log.contains("model.safetensors"), "the log names the damage:\n{log}");
-    assert_same(&place.trajectory("whole", 12), &place.trajectory("broken", 12), "after a damaged checkpoint");
+    assert!(
+        log.contains("step-00000009") && log.contains("model.safetensors"),
+        "the log names the damage:\n{log}"
+    );
+    assert_same(
+        &place.trajectory("whole", 12),
+        &place.trajectory("broken", 12),
+        "after a damaged checkpoint",
+    );
 }
 
 #[test]
@@ -295,11 +412,18 @@ fn resume_refuses_another_plan_and_names_the_keys() {
     let spec = place.spec(LOW_RANK, "");
     let spec = spec.to_str().expect("UTF-8");
     place.run(&["train", spec, "--run-dir", "run", "--stop-after", "2"], 0);
-    let output = place.run(&["train", spec, "--run-dir", "run", "--resume", "--set", "train.batch_size=8"], 2);
+    let output = place
+        .run(&["train", spec, "--run-dir", "run", "--resume", "--set", "train.batch_size=8"], 2);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(error.contains("train.batch_size") && error.contains('4') && error.contains('8'), "{error}");
+    assert!(
+        error.contains("train.batch_size") && error.contains('4') && error.contains('8'),
+        "{error}"
+    );
     // What does not change the trajectory may change.
-    place.run(&["train", spec, "--run-dir", "run", "--resume", "--set", "checkpoint.keep_last=5"], 0);
+    place.run(
+        &["train", spec, "--run-dir", "run", "--resume", "--set", "checkpoint.keep_last=5"],
+        0,
+    );
 }
 
 #[test]

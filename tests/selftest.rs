@@ -1,4 +1,5 @@
-//! `lrpt selftest` through the binary: on the CPU it compares the code that a GPU runs with the CPU's own.
+//! `lrpt selftest` through the binary: on the CPU it compares the code that a GPU runs with the
+//! CPU's own.
 
 mod support;
 
@@ -24,7 +25,11 @@ fn the_path_of_a_device_agrees_with_the_cpu() {
 #[test]
 fn a_device_that_is_not_there_is_named() {
     let place = Workplace::new();
-    let output = place.lrpt(&["selftest", "--device", "cuda:7"]).env("RUST_BACKTRACE", "1").output().expect("the binary starts");
+    let output = place
+        .lrpt(&["selftest", "--device", "cuda:7"])
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .expect("the binary starts");
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     let remedy = if cfg!(feature = "cuda") { "lrpt doctor" } else { "--features cuda" };

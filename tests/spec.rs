@@ -2,7 +2,9 @@
 
 use lrpt::error::{Failure, exit_code};
 use lrpt::model::account::Ledger;
-use lrpt::spec::{self, Count, FactorForm, LowRankOptimizerSpec, Plan, RankPlan, Target, WeightForm, WeightsSpec};
+use lrpt::spec::{
+    self, Count, FactorForm, LowRankOptimizerSpec, Plan, RankPlan, Target, WeightForm, WeightsSpec,
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -37,10 +39,12 @@ fn plan_with(settings: &[&str]) -> Plan {
     spec::parse_plan(GOOD, "run.yaml", &settings).expect("a good spec").1
 }
 
-/// One spec serves a method and its baselines: what the other form of weights leaves unused is said, not refused.
+/// One spec serves a method and its baselines: what the other form of weights leaves unused is
+/// said, not refused.
 #[test]
 fn settings_without_effect_are_warnings() {
-    let text = GOOD.to_owned() + "rank: {tolerance: {tau: 0.1}}\noptimizer: {low_rank: {dlra: {}}, dense: {adamw: {learning_rate: 0.5}}}\n";
+    let text = GOOD.to_owned()
+        + "rank: {tolerance: {tau: 0.1}}\noptimizer: {low_rank: {dlra: {}}, dense: {adamw: {learning_rate: 0.5}}}\n";
     let unused = |settings: &[&str]| {
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let (written, plan) = spec::parse_plan(&text, "run.yaml", &settings).expect("a good spec");
@@ -144,11 +148,19 @@ fn integrators_and_what_they_need() {
         @"run.yaml:9:68: optimizer.low_rank.dlra.momentum: `matrix_adam` has gathered no second moments of the directions that `integrator: augmented_bug` steps along; choose `spectral`, `adam` or `heavy_ball`, or the integrator `tangent` or `coefficient_cycle`"
     );
     let unused = |keys: &str| {
-        let (written, plan) = spec::parse_plan(&GOOD.replacen("train:", &dlra(keys), 1), "run.yaml", &[]).expect("a good spec");
-        (spec::unused_settings(&written).join("\n"), plan.optimizer.dlra().and_then(|dlra| dlra.coefficient_steps))
+        let (written, plan) =
+            spec::parse_plan(&GOOD.replacen("train:", &dlra(keys), 1), "run.yaml", &[])
+                .expect("a good spec");
+        (
+            spec::unused_settings(&written).join("\n"),
+            plan.optimizer.dlra().and_then(|dlra| dlra.coefficient_steps),
+        )
     };
     assert_eq!(unused("integrator: augmented_bug"), (String::new(), Some(Count(1))));
-    assert_eq!(unused("integrator: coefficient_cycle, momentum: matrix_adam"), (String::new(), Some(Count(9))));
+    assert_eq!(
+        unused("integrator: coefficient_cycle, momentum: matrix_adam"),
+        (String::new(), Some(Count(9)))
+    );
     assert_eq!(unused("retraction: svd, truncate_every: 5"), (String::new(), None));
     let (message, steps) = unused("coefficient_steps: 3, truncate_every: 5");
     assert_eq!(steps, None);
@@ -198,13 +210,27 @@ fn number_types_are_of_the_trajectory_and_places_are_not() {
     let elsewhere = plan_with(&["device=cuda:1", "linalg=device", "kernels=portable"]);
     assert_eq!(plain.hash(), elsewhere.hash());
     let half = plan_with(&["dtype.compute=bf16"]);
-    assert_eq!(plain.trajectory_differences(&half), ["dtype.compute: not set -> bf16", "dtype.master: not set -> f32"]);
-    assert_eq!(plain.hash(), plan_with(&["dtype={compute: f32, master: f32}"]).hash(), "what is said and what is meant are one");
+    assert_eq!(
+        plain.trajectory_differences(&half),
+        ["dtype.compute: not set -> bf16", "dtype.master: not set -> f32"]
+    );
+    assert_eq!(
+        plain.hash(),
+        plan_with(&["dtype={compute: f32, master: f32}"]).hash(),
+        "what is said and what is meant are one"
+    );
     // Plans of before these keys existed are read, and written as they were.
     let yaml = spec::to_yaml(&plain).expect("YAML");
-    assert!(!yaml.contains("linalg") && !yaml.contains("kernels") && !yaml.contains("dtype"), "{yaml}");
+    assert!(
+        !yaml.contains("linalg") && !yaml.contains("kernels") && !yaml.contains("dtype"),
+        "{yaml}"
+    );
     for plan in [plain, elsewhere, half] {
-        assert_eq!(spec::Plan::from_yaml(&spec::to_yaml(&plan).expect("YAML"), "plan.yaml").expect("a plan"), plan);
+        assert_eq!(
+            spec::Plan::from_yaml(&spec::to_yaml(&plan).expect("YAML"), "plan.yaml")
+                .expect("a plan"),
+            plan
+        );
     }
 }
 
@@ -219,20 +245,41 @@ fn a_missing_file_is_named() {
 fn settings_lie_over_the_spec() {
     assert_eq!(plan_with(&["model.n_layer=8"]).model.n_layer, 8);
     assert_eq!(plan_with(&["train.max_steps=2k", "train.max_steps=3_000"]).train.max_steps.0, 3000);
-    assert_eq!(plan_with(&["eval.every=7"]).eval.every.0, 7, "blocks that were not written are created");
+    assert_eq!(
+        plan_with(&["eval.every=7"]).eval.every.0,
+        7,
+        "blocks that were not written are created"
+    );
     assert_eq!(plan_with(&["model.weights=dense"]).model.form(Target::Q), WeightForm::Dense);
-    assert_eq!(plan_with(&["model.weights.low_rank.rank=8"]).model.form(Target::Up), WeightForm::LowRank { rank: 8 });
+    assert_eq!(
+        plan_with(&["model.weights.low_rank.rank=8"]).model.form(Target::Up),
+        WeightForm::LowRank { rank: 8 }
+    );
     assert_eq!(
         plan_with(&["model.weights.factored.rank=8"]).model.form(Target::Up),
         WeightForm::Factored { rank: 8, form: FactorForm::Ba }
     );
-    let usv = plan_with(&["model.weights={factored: {rank: 8, form: usv, targets: {q: dense}}}"]).model;
-    assert_eq!((usv.form(Target::Up), usv.form(Target::Q)), (WeightForm::Factored { rank: 8, form: FactorForm::Usv }, WeightForm::Dense));
-    assert_eq!(plan_with(&["model.weights=dense", "model.weights.low_rank.rank=4"]).model.form(Target::V), WeightForm::LowRank { rank: 4 });
-    let RankPlan::Tolerance(tolerance) = plan_with(&["rank={fixed: {}}", "rank.tolerance.tau=0.2"]).rank else { panic!("fixed ranks") };
+    let usv =
+        plan_with(&["model.weights={factored: {rank: 8, form: usv, targets: {q: dense}}}"]).model;
+    assert_eq!(
+        (usv.form(Target::Up), usv.form(Target::Q)),
+        (WeightForm::Factored { rank: 8, form: FactorForm::Usv }, WeightForm::Dense)
+    );
+    assert_eq!(
+        plan_with(&["model.weights=dense", "model.weights.low_rank.rank=4"]).model.form(Target::V),
+        WeightForm::LowRank { rank: 4 }
+    );
+    let RankPlan::Tolerance(tolerance) =
+        plan_with(&["rank={fixed: {}}", "rank.tolerance.tau=0.2"]).rank
+    else {
+        panic!("fixed ranks")
+    };
     assert_eq!(tolerance.targets[&Target::K].tau, 0.2);
     let data = plan_with(&["data={source: {text: {path: a.txt}}, tokenizer: chars}"]).data;
-    assert_eq!(spec::to_yaml(&data).unwrap(), "source:\n  text:\n    path: a.txt\n    val_fraction: 0.1\ntokenizer: chars\n");
+    assert_eq!(
+        spec::to_yaml(&data).unwrap(),
+        "source:\n  text:\n    path: a.txt\n    val_fraction: 0.1\ntokenizer: chars\n"
+    );
     let learning_rate = "optimizer.low_rank.dlra.learning_rate=2e-2";
     assert_eq!(plan_with(&[learning_rate]).optimizer.dlra().unwrap().learning_rate, 0.02);
 }
@@ -252,7 +299,10 @@ fn plans_decide_everything() {
     assert_eq!((q.tau, q.min_rank, q.max_rank), (0.3, 8, 20));
     assert_eq!(tolerance.targets[&Target::Up].max_rank, 32);
 
-    let factored = plan_with(&["model.weights={factored: {rank: 4}}", "optimizer.dense.adamw.learning_rate=1e-3"]);
+    let factored = plan_with(&[
+        "model.weights={factored: {rank: 4}}",
+        "optimizer.dense.adamw.learning_rate=1e-3",
+    ]);
     assert_eq!(factored.optimizer.factored_adamw().unwrap().learning_rate, 1e-3, "the dense rule");
     assert_eq!(plan_with(&["model.weights=dense"]).optimizer.low_rank, None);
 }
@@ -271,20 +321,34 @@ fn a_spec_made_in_code_is_checked_too() {
 fn specs_and_plans_survive_being_written() {
     let settings = [
         vec![],
-        vec!["model.weights=dense".to_owned(), "device=cuda:1".to_owned(), "sample.top_k=5".to_owned()],
+        vec![
+            "model.weights=dense".to_owned(),
+            "device=cuda:1".to_owned(),
+            "sample.top_k=5".to_owned(),
+        ],
         vec![
             "rank={tolerance: {tau: 0.1, min_rank: 3, targets: {q: {tau: 0.3}}}}".to_owned(),
             "model.weights.low_rank.targets={up: dense, k: 3, q: 9}".to_owned(),
         ],
-        vec!["schedule={warmup_stable_decay: {warmup_steps: 10, decay_steps: 90, final_ratio: 0}}".to_owned()],
+        vec![
+            "schedule={warmup_stable_decay: {warmup_steps: 10, decay_steps: 90, final_ratio: 0}}"
+                .to_owned(),
+        ],
         vec!["model.weights={factored: {rank: 4, form: usv, targets: {q: 2}}}".to_owned()],
-        vec!["model.weights={factored: {rank: 4}}".to_owned(), "optimizer.low_rank={loro: {exact_every: 50}}".to_owned()],
+        vec![
+            "model.weights={factored: {rank: 4}}".to_owned(),
+            "optimizer.low_rank={loro: {exact_every: 50}}".to_owned(),
+        ],
         vec!["model.weights=dense".to_owned(), "optimizer.matrices={galore: {rank: 8}}".to_owned()],
     ];
     for settings in &settings {
         let (written, plan) = spec::parse_plan(GOOD, "run.yaml", settings).unwrap();
         let spec_text = spec::to_yaml(&written).unwrap();
-        assert_eq!(spec::parse_plan(&spec_text, "spec.yaml", &[]).unwrap(), (written, plan.clone()), "{spec_text}");
+        assert_eq!(
+            spec::parse_plan(&spec_text, "spec.yaml", &[]).unwrap(),
+            (written, plan.clone()),
+            "{spec_text}"
+        );
         let plan_text = spec::to_yaml(&plan).unwrap();
         let read = Plan::from_yaml(&plan_text, "plan.yaml").unwrap();
         assert_eq!(read, plan, "{plan_text}");
@@ -300,23 +364,41 @@ fn the_hash_is_of_what_changes_the_trajectory() {
     let reordered = "train: {batch_size: 4, max_steps: 1000}\ndata: {tokenizer: bytes, source: cargo_registry}\nname: example\n\
                      model: {weights: {low_rank: {rank: 16}}, block_size: 32, n_embd: 64, n_head: 2, n_layer: 2, dropout: 0}\n";
     assert_eq!(spec::parse_plan(reordered, "other.yaml", &[]).unwrap().1.hash(), plan.hash());
-    for same in ["name=other", "device=cpu", "train.log_every=1", "checkpoint={every: 1, keep_last: 9}", "sample.tokens=0"] {
+    for same in [
+        "name=other",
+        "device=cpu",
+        "train.log_every=1",
+        "checkpoint={every: 1, keep_last: 9}",
+        "sample.tokens=0",
+    ] {
         assert_eq!(plan_with(&[same]).hash(), plan.hash(), "{same}");
         assert!(plan_with(&[same]).trajectory_differences(&plan).is_empty(), "{same}");
     }
-    let changes = ["seed=1", "train.max_steps=999", "eval.tokens=64", "schedule={constant: {}}", "model.bias=true", "model.weights=dense"];
+    let changes = [
+        "seed=1",
+        "train.max_steps=999",
+        "eval.tokens=64",
+        "schedule={constant: {}}",
+        "model.bias=true",
+        "model.weights=dense",
+    ];
     for change in changes {
         assert_ne!(plan_with(&[change]).hash(), plan.hash(), "{change}");
         assert!(!plan_with(&[change]).trajectory_differences(&plan).is_empty(), "{change}");
     }
-    // A plan's hash is stored in runs: a change of this constant means that no older run can be resumed.
+    // A plan's hash is stored in runs: a change of this constant means that no older run can be
+    // resumed.
     insta::assert_snapshot!(plan.hash(), @"26c92cda07bac28aed0dfaea20241342c08999b3e21538dfe0eec45edca2dd79");
 }
 
 #[test]
 fn differences_name_key_and_values() {
-    let changed =
-        plan_with(&["train.batch_size=8", "schedule={linear: {final_ratio: 0.2}}", "model.weights.low_rank.targets={q: dense}", "name=x"]);
+    let changed = plan_with(&[
+        "train.batch_size=8",
+        "schedule={linear: {final_ratio: 0.2}}",
+        "model.weights.low_rank.targets={q: dense}",
+        "name=x",
+    ]);
     insta::assert_snapshot!(plan_with(&[]).trajectory_differences(&changed).join("\n"), @r"
     model.weights.q: not set -> dense
     model.weights.q.low_rank.rank: 16 -> not set
@@ -330,8 +412,13 @@ fn differences_name_key_and_values() {
 
 #[test]
 fn the_committed_schema_is_current() {
-    let committed: Value = serde_json::from_str(&std::fs::read_to_string("configs/lrpt.schema.json").unwrap()).unwrap();
-    assert!(committed == spec::schema(), "configs/lrpt.schema.json is out of date: lrpt spec schema > configs/lrpt.schema.json");
+    let committed: Value =
+        serde_json::from_str(&std::fs::read_to_string("configs/lrpt.schema.json").unwrap())
+            .unwrap();
+    assert!(
+        committed == spec::schema(),
+        "configs/lrpt.schema.json is out of date: lrpt spec schema > configs/lrpt.schema.json"
+    );
 }
 
 fn shipped_configs() -> Vec<PathBuf> {
@@ -352,10 +439,21 @@ fn every_shipped_config_is_good() {
     assert!(configs.len() >= 4);
     for path in configs {
         let text = std::fs::read_to_string(&path).unwrap();
-        let schema_path = if path.parent() == Some(Path::new("configs")) { "lrpt.schema.json" } else { "../lrpt.schema.json" };
-        assert!(text.starts_with(&format!("# yaml-language-server: $schema={schema_path}\n")), "{path:?}");
+        let schema_path = if path.parent() == Some(Path::new("configs")) {
+            "lrpt.schema.json"
+        } else {
+            "../lrpt.schema.json"
+        };
+        assert!(
+            text.starts_with(&format!("# yaml-language-server: $schema={schema_path}\n")),
+            "{path:?}"
+        );
         let (_, plan) = spec::load_plan(&path, &[]).unwrap();
-        assert_eq!(Some(plan.name.as_str()), path.file_stem().and_then(|stem| stem.to_str()), "a config is called like its run");
+        assert_eq!(
+            Some(plan.name.as_str()),
+            path.file_stem().and_then(|stem| stem.to_str()),
+            "a config is called like its run"
+        );
         let value: Value = serde_yaml::from_str(&text).unwrap();
         assert_eq!(violation(&schema, &schema, &value), None, "{path:?}");
     }
@@ -394,14 +492,20 @@ fn the_schema_refuses_what_the_parser_refuses() {
 /// The first place where a value breaks a schema, for the part of JSON Schema that ours uses.
 fn violation(root: &Value, schema: &Value, value: &Value) -> Option<String> {
     if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
-        let target = root.pointer(reference.trim_start_matches('#')).unwrap_or_else(|| panic!("{reference} leads nowhere"));
+        let target = root
+            .pointer(reference.trim_start_matches('#'))
+            .unwrap_or_else(|| panic!("{reference} leads nowhere"));
         return violation(root, target, value);
     }
-    let Some(rules) = schema.as_object() else { return (schema == &Value::Bool(false)).then(|| format!("{value} is not allowed")) };
+    let Some(rules) = schema.as_object() else {
+        return (schema == &Value::Bool(false)).then(|| format!("{value} is not allowed"));
+    };
     rules.iter().find_map(|(rule, wanted)| match rule.as_str() {
         "type" => {
-            let types: Vec<&str> =
-                wanted.as_str().map_or_else(|| wanted.as_array().unwrap().iter().filter_map(Value::as_str).collect(), |name| vec![name]);
+            let types: Vec<&str> = wanted.as_str().map_or_else(
+                || wanted.as_array().unwrap().iter().filter_map(Value::as_str).collect(),
+                |name| vec![name],
+            );
             let fits = types.iter().any(|name| match *name {
                 "object" => value.is_object(),
                 "array" => value.is_array(),
@@ -415,30 +519,54 @@ fn violation(root: &Value, schema: &Value, value: &Value) -> Option<String> {
             (!fits).then(|| format!("{value} is not {types:?}"))
         }
         "const" => (value != wanted).then(|| format!("{value} is not {wanted}")),
-        "enum" => (!wanted.as_array().unwrap().contains(value)).then(|| format!("{value} is none of {wanted}")),
-        "minimum" => value.as_f64().filter(|number| *number < wanted.as_f64().unwrap()).map(|number| format!("{number} < {wanted}")),
-        "pattern" => {
-            value.as_str().filter(|text| !matches_known_pattern(wanted.as_str().unwrap(), text)).map(|text| format!("{text} !~ {wanted}"))
-        }
+        "enum" => (!wanted.as_array().unwrap().contains(value))
+            .then(|| format!("{value} is none of {wanted}")),
+        "minimum" => value
+            .as_f64()
+            .filter(|number| *number < wanted.as_f64().unwrap())
+            .map(|number| format!("{number} < {wanted}")),
+        "pattern" => value
+            .as_str()
+            .filter(|text| !matches_known_pattern(wanted.as_str().unwrap(), text))
+            .map(|text| format!("{text} !~ {wanted}")),
         "required" => {
-            let missing = |key: &&Value| value.is_object() && value.get(key.as_str().unwrap()).is_none();
+            let missing =
+                |key: &&Value| value.is_object() && value.get(key.as_str().unwrap()).is_none();
             wanted.as_array().unwrap().iter().find(missing).map(|key| format!("{key} is missing"))
         }
-        "properties" => wanted.as_object().unwrap().iter().find_map(|(key, property)| violation(root, property, value.get(key)?)),
+        "properties" => wanted
+            .as_object()
+            .unwrap()
+            .iter()
+            .find_map(|(key, property)| violation(root, property, value.get(key)?)),
         "additionalProperties" => {
-            let known = |key: &str| schema.get("properties").is_some_and(|properties| properties.get(key).is_some());
+            let known = |key: &str| {
+                schema.get("properties").is_some_and(|properties| properties.get(key).is_some())
+            };
             let mut others = value.as_object()?.iter().filter(|(key, _)| !known(key));
-            others.find_map(|(key, entry)| violation(root, wanted, entry).map(|reason| format!("{key}: {reason}")))
+            others.find_map(|(key, entry)| {
+                violation(root, wanted, entry).map(|reason| format!("{key}: {reason}"))
+            })
         }
-        "propertyNames" => value.as_object()?.keys().find_map(|key| violation(root, wanted, &Value::String(key.clone()))),
+        "propertyNames" => value
+            .as_object()?
+            .keys()
+            .find_map(|key| violation(root, wanted, &Value::String(key.clone()))),
         "items" => value.as_array()?.iter().find_map(|item| violation(root, wanted, item)),
         "allOf" => wanted.as_array().unwrap().iter().find_map(|part| violation(root, part, value)),
         "anyOf" | "oneOf" => {
-            let fitting = wanted.as_array().unwrap().iter().filter(|part| violation(root, part, value).is_none()).count();
+            let fitting = wanted
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|part| violation(root, part, value).is_none())
+                .count();
             let fits = if rule == "anyOf" { fitting >= 1 } else { fitting == 1 };
             (!fits).then(|| format!("{value} fits {fitting} alternatives of {rule}"))
         }
-        "$schema" | "title" | "description" | "default" | "definitions" | "format" | "examples" => None,
+        "$schema" | "title" | "description" | "default" | "definitions" | "format" | "examples" => {
+            None
+        }
         other => panic!("the schema uses `{other}`, which this test does not know"),
     })
 }
@@ -456,8 +584,11 @@ fn matches_known_pattern(pattern: &str, text: &str) -> bool {
 fn the_ledger_of_gpt_2_small() {
     let (written, _) = spec::load_plan(Path::new("configs/gpt2-124m.yaml"), &[]).unwrap();
     assert!(matches!(written.model.weights, WeightsSpec::LowRank(_)));
-    let (_, dense) =
-        spec::load_plan(Path::new("configs/gpt2-124m.yaml"), &["model.weights=dense".into(), "optimizer.low_rank=".into()]).unwrap();
+    let (_, dense) = spec::load_plan(
+        Path::new("configs/gpt2-124m.yaml"),
+        &["model.weights=dense".into(), "optimizer.low_rank=".into()],
+    )
+    .unwrap();
     // GPT-2 small has 124_439_808 parameters with its vocabulary of 50257 (Hugging Face `gpt2`).
     assert_eq!(Ledger::new(&dense, 50_257, 1).parameters.total(), 124_439_808);
 }

@@ -1,4 +1,5 @@
-//! `lrpt sweep` and `lrpt compare` through the binary: expansion, equal budgets, skipping, interruption, failure, refusal, Slurm's script.
+//! `lrpt sweep` and `lrpt compare` through the binary: expansion, equal budgets, skipping,
+//! interruption, failure, refusal, Slurm's script.
 
 mod support;
 
@@ -30,7 +31,11 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn json(path: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).expect("JSON")
+    serde_json::from_str(
+        &std::fs::read_to_string(path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+    )
+    .expect("JSON")
 }
 
 fn summary(output: &Output) -> Value {
@@ -40,8 +45,13 @@ fn summary(output: &Output) -> Value {
 /// The metrics of every run of the sweep, without what depends on the clock.
 fn trajectories(place: &Workplace) -> BTreeMap<String, Vec<String>> {
     let manifest = json(&place.path("runs/small/manifest.json"));
-    let ids = manifest["runs"].as_array().expect("runs").iter().map(|run| run["id"].as_str().expect("an id").to_owned());
-    ids.map(|id| (id.clone(), metrics(&place.path("runs/small").join(id).join("metrics.jsonl")))).collect()
+    let ids = manifest["runs"]
+        .as_array()
+        .expect("runs")
+        .iter()
+        .map(|run| run["id"].as_str().expect("an id").to_owned());
+    ids.map(|id| (id.clone(), metrics(&place.path("runs/small").join(id).join("metrics.jsonl"))))
+        .collect()
 }
 
 #[test]
@@ -58,7 +68,8 @@ variants:
     let path = sweep(&place, body);
     let listed = text(&place.run(&["sweep", &path, "--dry-run"], 0).stdout);
     // The last columns follow the clock; the heads of the lines do not.
-    let names: Vec<&str> = listed.lines().map(|line| line.get(..98).unwrap_or(line).trim_end()).collect();
+    let names: Vec<&str> =
+        listed.lines().map(|line| line.get(..98).unwrap_or(line).trim_end()).collect();
     let (last, names) = names.split_last().expect("lines");
     assert!(last.starts_with("6 runs; training steps of all"), "{last}");
     insta::assert_snapshot!(names.join("\n"), @r"
@@ -75,15 +86,32 @@ variants:
 
 /// The number in a column of a dry run's line for the run that begins so.
 fn steps_of(listed: &str, run: &str) -> u64 {
-    let line = listed.lines().find(|line| line.starts_with(run)).unwrap_or_else(|| panic!("{run} in {listed}"));
-    line.split_whitespace().find_map(|word| word.parse::<u64>().ok().filter(|number| *number < 100_000)).expect("steps")
+    let line = listed
+        .lines()
+        .find(|line| line.starts_with(run))
+        .unwrap_or_else(|| panic!("{run} in {listed}"));
+    line.split_whitespace()
+        .find_map(|word| word.parse::<u64>().ok().filter(|number| *number < 100_000))
+        .expect("steps")
 }
 
 /// What `lrpt bench` counts for the small spec with these weights and the vocabulary of its text.
 fn bench(place: &Workplace, weights: &str) -> Value {
-    let characters: std::collections::BTreeSet<char> = std::fs::read_to_string(place.path("text.txt")).expect("the text").chars().collect();
-    let (spec, set, vocabulary) = (place.path("spec.yaml"), format!("model.weights={weights}"), characters.len().to_string());
-    let arguments = ["bench", spec.to_str().expect("UTF-8"), "--vocab-size", &vocabulary, "--steps", "1", "--json", "--set", &set];
+    let characters: std::collections::BTreeSet<char> =
+        std::fs::read_to_string(place.path("text.txt")).expect("the text").chars().collect();
+    let (spec, set, vocabulary) =
+        (place.path("spec.yaml"), format!("model.weights={weights}"), characters.len().to_string());
+    let arguments = [
+        "bench",
+        spec.to_str().expect("UTF-8"),
+        "--vocab-size",
+        &vocabulary,
+        "--steps",
+        "1",
+        "--json",
+        "--set",
+        &set,
+    ];
     serde_json::from_str(&text(&place.run(&arguments, 0).stdout)).expect("JSON")
 }
 
@@ -96,8 +124,11 @@ fn equal_budgets_are_solved() {
     let path = with("{flops: baseline}");
     place.run(&["sweep", &path, "--launcher", "slurm"], 0);
     let spec = |id: &str| {
-        serde_yaml::from_str::<Value>(&std::fs::read_to_string(place.path(&format!("runs/small/specs/{id}.yaml"))).expect("a spec"))
-            .expect("YAML")
+        serde_yaml::from_str::<Value>(
+            &std::fs::read_to_string(place.path(&format!("runs/small/specs/{id}.yaml")))
+                .expect("a spec"),
+        )
+        .expect("YAML")
     };
     let steps = |id: &str| spec(id)["train"]["max_steps"].as_u64().expect("steps");
     let (dense, spectral) = (
@@ -107,19 +138,32 @@ fn equal_budgets_are_solved() {
     let (dense, spectral) = (dense.as_u64().expect("FLOPs"), spectral.as_u64().expect("FLOPs"));
     let (target, solved) = (12 * dense, steps("spectral-seed-1") * spectral);
     assert_eq!(steps("dense-seed-1"), 12);
-    assert!(steps("spectral-seed-1") > 12 && target.abs_diff(solved) <= spectral / 2 + 1, "{target} and {solved}, {spectral} a step");
+    assert!(
+        steps("spectral-seed-1") > 12 && target.abs_diff(solved) <= spectral / 2 + 1,
+        "{target} and {solved}, {spectral} a step"
+    );
     std::fs::remove_dir_all(place.path("runs")).expect("removed");
 
-    let parameters = |weights: &str| bench(&place, weights)["parameters"].as_u64().expect("a count");
+    let parameters =
+        |weights: &str| bench(&place, weights)["parameters"].as_u64().expect("a count");
     let path = with("{parameters: {share_of_baseline: 0.5}}");
     place.run(&["sweep", &path, "--launcher", "slurm"], 0);
-    let rank = spec("spectral-seed-1")["model"]["weights"]["low_rank"]["rank"].as_u64().expect("a rank");
-    let (budget, of_rank) = (parameters("dense") / 2, |rank: u64| parameters(&format!("{{low_rank: {{rank: {rank}}}}}")));
-    assert!(rank > 6 && of_rank(rank) <= budget && budget < of_rank(rank + 1), "rank {rank} for {budget} parameters");
+    let rank =
+        spec("spectral-seed-1")["model"]["weights"]["low_rank"]["rank"].as_u64().expect("a rank");
+    let (budget, of_rank) = (parameters("dense") / 2, |rank: u64| {
+        parameters(&format!("{{low_rank: {{rank: {rank}}}}}"))
+    });
+    assert!(
+        rank > 6 && of_rank(rank) <= budget && budget < of_rank(rank + 1),
+        "rank {rank} for {budget} parameters"
+    );
     std::fs::remove_dir_all(place.path("runs")).expect("removed");
 
     let path = with("{tokens: {amount: 2560}}");
-    assert_eq!(steps_of(&text(&place.run(&["sweep", &path, "--dry-run"], 0).stdout), "spectral"), 20);
+    assert_eq!(
+        steps_of(&text(&place.run(&["sweep", &path, "--dry-run"], 0).stdout), "spectral"),
+        20
+    );
     let path = with("{parameters: {amount: 10}}");
     let refused = text(&place.run(&["sweep", &path, "--dry-run"], 2).stderr);
     assert!(refused.contains("spectral-seed-1") && refused.contains("rank 1"), "{refused}");
@@ -128,10 +172,14 @@ fn equal_budgets_are_solved() {
 #[test]
 fn a_sweep_runs_once_and_its_report_has_everything() {
     let place = Workplace::new();
-    let path = sweep(&place, &TWO_METHODS.replace("seeds: [1, 2]", "seeds: [1, 2]\nsearch: first_seed"));
+    let path =
+        sweep(&place, &TWO_METHODS.replace("seeds: [1, 2]", "seeds: [1, 2]\nsearch: first_seed"));
     let first = summary(&place.run(&["sweep", &path, "--jobs", "2"], 0));
     // Four runs search on seed 1; of the four on seed 2 the best of each method is run.
-    assert_eq!((first["finished"].as_u64(), first["not_needed"].as_u64(), first["failed"].as_u64()), (Some(6), Some(2), Some(0)));
+    assert_eq!(
+        (first["finished"].as_u64(), first["not_needed"].as_u64(), first["failed"].as_u64()),
+        (Some(6), Some(2), Some(0))
+    );
     let before = trajectories_of_finished(&place);
     assert_eq!(before.len(), 6);
     let again = summary(&place.run(&["sweep", &path, "--jobs", "2"], 0));
@@ -140,20 +188,48 @@ fn a_sweep_runs_once_and_its_report_has_everything() {
 
     let compared = place.run(&["compare", "runs/small", "--json"], 0);
     let compared = summary(&compared);
-    assert_eq!((compared["baseline"].as_str(), compared["groups"].as_array().map(Vec::len)), (Some("dense"), Some(2)));
+    assert_eq!(
+        (compared["baseline"].as_str(), compared["groups"].as_array().map(Vec::len)),
+        (Some("dense"), Some(2))
+    );
     for group in compared["groups"].as_array().expect("groups") {
-        assert_eq!((group["n"].as_u64(), group["missing"].as_array().map(Vec::len)), (Some(2), Some(0)), "{group}");
-        let losses: Vec<f64> = group["losses"].as_object().expect("losses").values().filter_map(Value::as_f64).collect();
-        assert!((group["loss"].as_f64().expect("a mean") - losses.iter().sum::<f64>() / 2.0).abs() < 1e-12);
-        assert!(group["flops"].as_f64().expect("FLOPs") > 1e6 && group["tokens"].as_f64() == Some(1536.0), "{group}");
+        assert_eq!(
+            (group["n"].as_u64(), group["missing"].as_array().map(Vec::len)),
+            (Some(2), Some(0)),
+            "{group}"
+        );
+        let losses: Vec<f64> = group["losses"]
+            .as_object()
+            .expect("losses")
+            .values()
+            .filter_map(Value::as_f64)
+            .collect();
+        assert!(
+            (group["loss"].as_f64().expect("a mean") - losses.iter().sum::<f64>() / 2.0).abs()
+                < 1e-12
+        );
+        assert!(
+            group["flops"].as_f64().expect("FLOPs") > 1e6
+                && group["tokens"].as_f64() == Some(1536.0),
+            "{group}"
+        );
     }
-    let page = std::fs::read_to_string(place.path("runs/small/report/report.html")).expect("the report");
-    for part in ["spectral", "searched on the first seed", "not tuned", "Loss against FLOPs", "Singular values", "prefers-color-scheme"] {
+    let page =
+        std::fs::read_to_string(place.path("runs/small/report/report.html")).expect("the report");
+    for part in [
+        "spectral",
+        "searched on the first seed",
+        "not tuned",
+        "Loss against FLOPs",
+        "Singular values",
+        "prefers-color-scheme",
+    ] {
         assert!(page.contains(part), "{part} in the report");
     }
 }
 
-/// Seconds of a step never come out the same twice, but a sweep that is started again keeps what it was solved with.
+/// Seconds of a step never come out the same twice, but a sweep that is started again keeps what it
+/// was solved with.
 #[test]
 fn equal_seconds_are_solved_once() {
     let place = Workplace::new();
@@ -165,19 +241,27 @@ fn equal_seconds_are_solved_once() {
     let before = std::fs::read(place.path("runs/small/manifest.json")).expect("the manifest");
     let again = summary(&place.run(&["sweep", &path], 0));
     assert_eq!((again["finished"].as_u64(), again["skipped"].as_u64()), (Some(0), Some(2)));
-    assert_eq!(before, std::fs::read(place.path("runs/small/manifest.json")).expect("the manifest"));
+    assert_eq!(
+        before,
+        std::fs::read(place.path("runs/small/manifest.json")).expect("the manifest")
+    );
 }
 
 fn trajectories_of_finished(place: &Workplace) -> BTreeMap<String, Vec<String>> {
     let manifest = json(&place.path("runs/small/manifest.json"));
-    let ids = manifest["runs"].as_array().expect("runs").iter().map(|run| run["id"].as_str().expect("an id").to_owned());
+    let ids = manifest["runs"]
+        .as_array()
+        .expect("runs")
+        .iter()
+        .map(|run| run["id"].as_str().expect("an id").to_owned());
     ids.map(|id| (id.clone(), place.path("runs/small").join(id).join("metrics.jsonl")))
         .filter(|(_, path)| path.exists())
         .map(|(id, path)| (id, metrics(&path)))
         .collect()
 }
 
-/// Killed at several moments, children left to themselves, and started again: the same metrics as without.
+/// Killed at several moments, children left to themselves, and started again: the same metrics as
+/// without.
 #[test]
 fn a_killed_sweep_goes_on_to_the_same_results() {
     let undisturbed = Workplace::new();
@@ -189,8 +273,12 @@ fn a_killed_sweep_goes_on_to_the_same_results() {
     let place = Workplace::new();
     let path = sweep(&place, TWO_METHODS);
     for milliseconds in [150, 300, 450] {
-        let mut child =
-            place.lrpt(&["sweep", &path, "--jobs", "2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let mut child = place
+            .lrpt(&["sweep", &path, "--jobs", "2"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
         std::thread::sleep(Duration::from_millis(milliseconds));
         child.kill().expect("killed");
         child.wait().expect("gone");
@@ -199,7 +287,8 @@ fn a_killed_sweep_goes_on_to_the_same_results() {
     assert_eq!(expected, trajectories(&place));
 }
 
-/// A sweep that is asked to stop lets every run finish its step and save, however long the step takes.
+/// A sweep that is asked to stop lets every run finish its step and save, however long the step
+/// takes.
 #[test]
 fn a_stopped_sweep_leaves_checkpoints() {
     let place = Workplace::new();
@@ -207,15 +296,24 @@ fn a_stopped_sweep_leaves_checkpoints() {
     let body = "set: {model.n_embd: 256, model.n_layer: 4, train.batch_size: 64, train.gradient_accumulation_steps: 24, model.weights: dense}\n\
                 seeds: [1]\nvariants:\n  - {name: slow}\n";
     let path = sweep(&place, body);
-    let mut child = place.lrpt(&["sweep", &path]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let mut child = place
+        .lrpt(&["sweep", &path])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
     let begun = place.path("runs/small/slow-seed-1/plan.yaml");
     while !begun.exists() {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(Duration::from_millis(500));
-    std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
+    std::process::Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .expect("kill");
     assert_eq!(child.wait().expect("gone").code(), Some(143));
-    let saved = std::fs::read_dir(place.path("runs/small/slow-seed-1/checkpoints")).expect("a checkpoint was written");
+    let saved = std::fs::read_dir(place.path("runs/small/slow-seed-1/checkpoints"))
+        .expect("a checkpoint was written");
     assert!(saved.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("step-")));
 }
 
@@ -226,7 +324,12 @@ fn a_failed_run_is_reported_and_tried_again_only_on_request() {
     let path = sweep(&place, body);
     let failed = place.run(&["sweep", &path], 1);
     let stderr = text(&failed.stderr);
-    assert!(stderr.contains("1 of 2 runs failed") && stderr.contains("diverges-seed-1") && stderr.contains("not finite"), "{stderr}");
+    assert!(
+        stderr.contains("1 of 2 runs failed")
+            && stderr.contains("diverges-seed-1")
+            && stderr.contains("not finite"),
+        "{stderr}"
+    );
     let log = place.path("runs/small/logs/diverges-seed-1.log");
     let length = || std::fs::metadata(&log).expect("a log").len();
     let before = length();
@@ -241,13 +344,22 @@ fn a_failed_run_is_reported_and_tried_again_only_on_request() {
 #[test]
 fn what_cannot_be_run_or_compared_is_refused() {
     let place = Workplace::new();
-    let refused = |body: &str| text(&place.run(&["sweep", &sweep(&place, body), "--dry-run"], 2).stderr);
+    let refused =
+        |body: &str| text(&place.run(&["sweep", &sweep(&place, body), "--dry-run"], 2).stderr);
     let message = refused("seeds: [1]\nvariants:\n  - {name: a, tunes: {x: [1]}}\n");
-    assert!(message.contains("sweep.yaml:5") && message.contains("tunes") && message.contains("did you mean `tune`?"), "{message}");
+    assert!(
+        message.contains("sweep.yaml:5")
+            && message.contains("tunes")
+            && message.contains("did you mean `tune`?"),
+        "{message}"
+    );
     let message = refused("seeds: [1]\nbaseline: c\nvariants:\n  - {name: a}\n");
     assert!(message.contains("sweep.yaml:4") && message.contains("`c` is no variant"), "{message}");
     let message = refused("seeds: [1]\nvariants:\n  - {name: a, set: {model.n_layr: 3}}\n");
-    assert!(message.contains("a-seed-1") && message.contains("n_layr") && message.contains("n_layer"), "{message}");
+    assert!(
+        message.contains("a-seed-1") && message.contains("n_layr") && message.contains("n_layer"),
+        "{message}"
+    );
 
     let path = sweep(&place, "seeds: [1]\nvariants:\n  - {name: a}\n");
     place.run(&["sweep", &path], 0);
@@ -260,7 +372,11 @@ fn what_cannot_be_run_or_compared_is_refused() {
     place.run(&["train", spec, "--run-dir", "one"], 0);
     place.run(&["train", spec, "--run-dir", "two", "--set", "eval.tokens=128"], 0);
     let message = text(&place.run(&["compare", "one", "two"], 2).stderr);
-    assert!(message.contains("one and two cannot be compared") && message.contains("eval.tokens 256 and 128"), "{message}");
+    assert!(
+        message.contains("one and two cannot be compared")
+            && message.contains("eval.tokens 256 and 128"),
+        "{message}"
+    );
     let message = text(&place.run(&["compare", "one", "nothing"], 2).stderr);
     assert!(message.contains("nothing holds no run"), "{message}");
 }
@@ -270,8 +386,12 @@ fn a_slurm_array_runs_the_same_runs() {
     let place = Workplace::new();
     let body = TWO_METHODS.replace("seeds: [1, 2]", "seeds: [1, 2]\nsearch: first_seed");
     let path = sweep(&place, &body);
-    let printed = text(&place.run(&["sweep", &path, "--launcher", "slurm", "--jobs", "2"], 0).stdout);
-    assert_eq!(printed.lines().collect::<Vec<_>>(), ["runs/small/slurm.sh", "runs/small/slurm-repeat.sh"]);
+    let printed =
+        text(&place.run(&["sweep", &path, "--launcher", "slurm", "--jobs", "2"], 0).stdout);
+    assert_eq!(
+        printed.lines().collect::<Vec<_>>(),
+        ["runs/small/slurm.sh", "runs/small/slurm-repeat.sh"]
+    );
     let script = std::fs::read_to_string(place.path("runs/small/slurm.sh")).expect("the script");
     for line in [
         "#SBATCH --array=0-3%2",
@@ -281,12 +401,21 @@ fn a_slurm_array_runs_the_same_runs() {
     ] {
         assert!(script.contains(line), "{line} in {script}");
     }
-    let checked = std::process::Command::new("bash").arg("-n").arg(place.path("runs/small/slurm.sh")).status().expect("bash");
+    let checked = std::process::Command::new("bash")
+        .arg("-n")
+        .arg(place.path("runs/small/slurm.sh"))
+        .status()
+        .expect("bash");
     assert!(checked.success(), "{script}");
 
-    // What a task of each index does. A repeat before its search is over is refused; one of a rate that was not best does nothing.
+    // What a task of each index does. A repeat before its search is over is refused; one of a rate
+    // that was not best does nothing.
     let too_early = place.run(&["sweep", "runs/small", "--run-index", "5"], 1);
-    assert!(text(&too_early.stderr).contains("waits for the runs that search"), "{}", text(&too_early.stderr));
+    assert!(
+        text(&too_early.stderr).contains("waits for the runs that search"),
+        "{}",
+        text(&too_early.stderr)
+    );
     for index in ["0", "1", "2", "3", "4", "5", "6", "7", "0"] {
         place.run(&["sweep", "runs/small", "--run-index", index], 0);
     }

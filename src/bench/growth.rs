@@ -36,20 +36,28 @@ pub struct GrowthPoint {
     pub low_rank_optimizer_flops_per_step: u64,
 }
 
-/// Slopes of ln y against ln of the setting's value, by least squares: y grows about like value^slope.
+/// Slopes of ln y against ln of the setting's value, by least squares: y grows about like
+/// value^slope.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Exponents {
-    /// Of the seconds: of the best step, which other work on the machine disturbs least, or of the low-rank optimizer's mean.
+    /// Of the seconds: of the best step, which other work on the machine disturbs least, or of the
+    /// low-rank optimizer's mean.
     pub seconds: f64,
     /// Of the counted operations.
     pub flops: f64,
 }
 
-/// Times a step at each value of the setting, with the plan that has it and the size of that plan's vocabulary.
+/// Times a step at each value of the setting, with the plan that has it and the size of that plan's
+/// vocabulary.
 ///
 /// # Errors
 /// With fewer than two values, with a value that is not positive, or if a step fails.
-pub fn growth(key: &str, settings: &[(f64, Plan, usize)], counts: StepCounts, device: &Device) -> Result<Growth> {
+pub fn growth(
+    key: &str,
+    settings: &[(f64, Plan, usize)],
+    counts: StepCounts,
+    device: &Device,
+) -> Result<Growth> {
     let mut points = Vec::with_capacity(settings.len());
     for (value, plan, vocabulary_size) in settings {
         tracing::info!("{key} = {value}");
@@ -62,54 +70,98 @@ pub fn growth(key: &str, settings: &[(f64, Plan, usize)], counts: StepCounts, de
             low_rank_optimizer_flops_per_step: ledger.flops.low_rank_optimizer_per_step,
         });
     }
-    let step = exponents(&points, &|point| point.seconds_per_step.best, &|point| point.flops_per_step)?;
-    let low_rank_optimizer = match points.iter().all(|point| point.low_rank_optimizer_flops_per_step > 0) {
-        true => Some(exponents(&points, &|p| p.seconds_per_step.low_rank_optimizer, &|p| p.low_rank_optimizer_flops_per_step)?),
-        false => None,
-    };
+    let step =
+        exponents(&points, &|point| point.seconds_per_step.best, &|point| point.flops_per_step)?;
+    let low_rank_optimizer =
+        match points.iter().all(|point| point.low_rank_optimizer_flops_per_step > 0) {
+            true => Some(exponents(&points, &|p| p.seconds_per_step.low_rank_optimizer, &|p| {
+                p.low_rank_optimizer_flops_per_step
+            })?),
+            false => None,
+        };
     Ok(Growth { key: key.to_owned(), points, step, low_rank_optimizer })
 }
 
-fn exponents(points: &[GrowthPoint], seconds: &dyn Fn(&GrowthPoint) -> f64, flops: &dyn Fn(&GrowthPoint) -> u64) -> Result<Exponents> {
-    let pairs = |y: &dyn Fn(&GrowthPoint) -> f64| points.iter().map(|point| (point.value, y(point))).collect::<Vec<_>>();
-    Ok(Exponents { seconds: log_slope(&pairs(seconds))?, flops: log_slope(&pairs(&|point| flops(point) as f64))? })
+fn exponents(
+    points: &[GrowthPoint],
+    seconds: &dyn Fn(&GrowthPoint) -> f64,
+    flops: &dyn Fn(&GrowthPoint) -> u64,
+) -> Result<Exponents> {
+    let pairs = |y: &dyn Fn(&GrowthPoint) -> f64| {
+        points.iter().map(|point| (point.value, y(point))).collect::<Vec<_>>()
+    };
+    Ok(Exponents {
+        seconds: log_slope(&pairs(seconds))?,
+        flops: log_slope(&pairs(&|point| flops(point) as f64))?,
+    })
 }
 
 /// The slope of ln y over ln x by least squares.
 fn log_slope(pairs: &[(f64, f64)]) -> Result<f64> {
-    ensure!(pairs.iter().all(|(x, y)| *x > 0.0 && *y > 0.0), "an exponent is fitted to positive values only, not to {pairs:?}");
+    ensure!(
+        pairs.iter().all(|(x, y)| *x > 0.0 && *y > 0.0),
+        "an exponent is fitted to positive values only, not to {pairs:?}"
+    );
     let logs: Vec<(f64, f64)> = pairs.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
     let count = logs.len() as f64;
-    let (mean_x, mean_y) = (logs.iter().map(|l| l.0).sum::<f64>() / count, logs.iter().map(|l| l.1).sum::<f64>() / count);
+    let (mean_x, mean_y) = (
+        logs.iter().map(|l| l.0).sum::<f64>() / count,
+        logs.iter().map(|l| l.1).sum::<f64>() / count,
+    );
     let spread: f64 = logs.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
     ensure!(spread > 0.0, "growth needs at least two different values");
     Ok(logs.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum::<f64>() / spread)
 }
 
 impl Growth {
-    /// Seconds against the setting on logarithmic axes: the step, its low-rank optimizer, and through the middle of each the slope of its
-    /// counted operations.
+    /// Seconds against the setting on logarithmic axes: the step, its low-rank optimizer, and
+    /// through the middle of each the slope of its counted operations.
     pub fn chart(&self) -> Chart {
-        let points = |y: &dyn Fn(&GrowthPoint) -> f64| self.points.iter().map(|point| (point.value, y(point))).collect::<Vec<_>>();
+        let points = |y: &dyn Fn(&GrowthPoint) -> f64| {
+            self.points.iter().map(|point| (point.value, y(point))).collect::<Vec<_>>()
+        };
         let step = points(&|point| point.seconds_per_step.best);
         let mut series = vec![
-            Series::new("slope of the counted operations", Mark::Dashed, 6, through_the_middle(&step, self.step.flops)),
-            Series::new(format!("step, exponent {:.2}", self.step.seconds), Mark::LineWithDots, 0, step),
+            Series::new(
+                "slope of the counted operations",
+                Mark::Dashed,
+                6,
+                through_the_middle(&step, self.step.flops),
+            ),
+            Series::new(
+                format!("step, exponent {:.2}", self.step.seconds),
+                Mark::LineWithDots,
+                0,
+                step,
+            ),
         ];
         if let Some(exponents) = self.low_rank_optimizer {
             let optimizer = points(&|point| point.seconds_per_step.low_rank_optimizer);
             let slope = through_the_middle(&optimizer, exponents.flops);
             series.push(Series::new("slope of the counted operations", Mark::Dashed, 6, slope));
-            series.push(Series::new(format!("low-rank optimizer, {:.2}", exponents.seconds), Mark::LineWithDots, 1, optimizer));
+            series.push(Series::new(
+                format!("low-rank optimizer, {:.2}", exponents.seconds),
+                Mark::LineWithDots,
+                1,
+                optimizer,
+            ));
         }
-        Chart { title: self.key.clone(), x: Axis::log(self.key.clone()), y: Axis::log("seconds per step"), series }
+        Chart {
+            title: self.key.clone(),
+            x: Axis::log(self.key.clone()),
+            y: Axis::log("seconds per step"),
+            series,
+        }
     }
 }
 
-/// The power law with this exponent through the points' middle (the means of their logarithms), over their range.
+/// The power law with this exponent through the points' middle (the means of their logarithms),
+/// over their range.
 fn through_the_middle(points: &[(f64, f64)], exponent: f64) -> Vec<(f64, f64)> {
     let count = points.len() as f64;
-    let mean = |pick: fn(&(f64, f64)) -> f64| points.iter().map(|point| pick(point).ln()).sum::<f64>() / count;
+    let mean = |pick: fn(&(f64, f64)) -> f64| {
+        points.iter().map(|point| pick(point).ln()).sum::<f64>() / count
+    };
     let (middle_x, middle_y) = (mean(|point| point.0), mean(|point| point.1));
     points.iter().map(|(x, _)| (*x, (middle_y + exponent * (x.ln() - middle_x)).exp())).collect()
 }
@@ -117,7 +169,11 @@ fn through_the_middle(points: &[(f64, f64)], exponent: f64) -> Vec<(f64, f64)> {
 impl fmt::Display for Growth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.key)?;
-        writeln!(f, "  {:>10}{:>14}{:>14}{:>22}{:>14}", "value", "seconds/step", "GFLOP/step", "low-rank optimizer s", "its GFLOP")?;
+        writeln!(
+            f,
+            "  {:>10}{:>14}{:>14}{:>22}{:>14}",
+            "value", "seconds/step", "GFLOP/step", "low-rank optimizer s", "its GFLOP"
+        )?;
         for point in &self.points {
             let (seconds, giga) = (point.seconds_per_step, |flops: u64| flops as f64 / 1e9);
             writeln!(
@@ -144,7 +200,8 @@ mod tests {
 
     #[test]
     fn the_exponent_of_a_power_law() {
-        let pairs: Vec<(f64, f64)> = [2.0f64, 3.0, 10.0, 40.0].iter().map(|x| (*x, 7.0 * x.powf(1.75))).collect();
+        let pairs: Vec<(f64, f64)> =
+            [2.0f64, 3.0, 10.0, 40.0].iter().map(|x| (*x, 7.0 * x.powf(1.75))).collect();
         assert!((log_slope(&pairs).expect("a slope") - 1.75).abs() < 1e-12);
         assert!(log_slope(&pairs[..1]).is_err());
         assert!(log_slope(&[(1.0, 2.0), (2.0, 0.0)]).is_err());

@@ -10,8 +10,9 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Seconds of each part of a step, all low-rank weights together: on the host one after another on the threads of the process, where a training step
-/// works on several weights side by side and takes less; on a device all weights of one shape and rank at once, as a training step does.
+/// Seconds of each part of a step, all low-rank weights together: on the host one after another on
+/// the threads of the process, where a training step works on several weights side by side and
+/// takes less; on a device all weights of one shape and rank at once, as a training step does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct LowRankParts {
     /// Tangent projection of the K- and L-gradient.
@@ -24,7 +25,8 @@ pub struct LowRankParts {
     pub retraction: f64,
     /// Transport of the moments.
     pub transport: f64,
-    /// For comparison, not part of a step with `retraction: subspace`: the truncating SVD that decides ranks.
+    /// For comparison, not part of a step with `retraction: subspace`: the truncating SVD that
+    /// decides ranks.
     pub truncation_svd: f64,
 }
 
@@ -43,21 +45,30 @@ impl LowRankParts {
         for (_, _, point) in params.low_rank() {
             shapes.entry((point.rows(), point.columns(), point.rank())).or_default().push(point);
         }
-        shapes.values().enumerate().try_for_each(|(draw, points)| parts.add(&LowRank::stack(points)?, dlra, draw as u64))?;
+        shapes.values().enumerate().try_for_each(|(draw, points)| {
+            parts.add(&LowRank::stack(points)?, dlra, draw as u64)
+        })?;
         Ok(parts)
     }
 
     fn add(&mut self, point: &LowRank, dlra: &DlraSpec, draw: u64) -> Result<()> {
         let random = |like: &Tensor, side: u64| {
-            let numbers = rng::normals(&mut rng::stream(0, "benchmark gradients", &[draw, side]), like.elem_count());
-            Tensor::from_vec(numbers, like.dims(), &candle_core::Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
+            let numbers = rng::normals(
+                &mut rng::stream(0, "benchmark gradients", &[draw, side]),
+                like.elem_count(),
+            );
+            Tensor::from_vec(numbers, like.dims(), &candle_core::Device::Cpu)?
+                .to_dtype(like.dtype())?
+                .to_device(like.device())
         };
         let (k, l) = (random(&point.u, 0)?, random(&point.v, 1)?);
         let device = point.u.device().clone();
         // A device works ahead of the host: the clock is read when it has caught up.
         device.synchronize()?;
-        let tangent = timed(&mut self.projection, &device, || Tangent::from_outer_gradients(point, &k, &l))?;
-        let augmentation = timed(&mut self.basis_qr, &device, || Augmentation::new(point, &tangent))?;
+        let tangent =
+            timed(&mut self.projection, &device, || Tangent::from_outer_gradients(point, &k, &l))?;
+        let augmentation =
+            timed(&mut self.basis_qr, &device, || Augmentation::new(point, &tangent))?;
         if dlra.momentum == Momentum::Spectral {
             timed(&mut self.polar, &device, || match dlra.retraction {
                 RetractionSpec::Svd => linalg::polar(augmentation.core()),
@@ -71,7 +82,12 @@ impl LowRankParts {
             RetractionSpec::Subspace => augmentation.retract_subspace(point, &coefficients),
         })?;
         timed(&mut self.truncation_svd, &device, truncate)?;
-        let change = BasisChange::from_rotations(point, &retracted.point, retracted.rotation_u, retracted.rotation_v);
+        let change = BasisChange::from_rotations(
+            point,
+            &retracted.point,
+            retracted.rotation_u,
+            retracted.rotation_v,
+        );
         timed(&mut self.transport, &device, || {
             if dlra.momentum == Momentum::Adam {
                 change.transport_second_moments(&tangent)?;

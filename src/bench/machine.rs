@@ -64,13 +64,19 @@ impl Machine {
         ];
         let threads = rayon::current_num_threads();
         Self {
-            features: features.into_iter().filter_map(|(name, built)| built.then_some(name)).collect(),
+            features: features
+                .into_iter()
+                .filter_map(|(name, built)| built.then_some(name))
+                .collect(),
             debug_build: cfg!(debug_assertions),
             cores: available_parallelism().map_or(threads, usize::from),
             threads,
             simd: simd(),
             memory: system_memory(),
-            devices: vec![(CUDA.name, state(&CUDA, device::cuda_count())), (METAL.name, state(&METAL, 1))],
+            devices: vec![
+                (CUDA.name, state(&CUDA, device::cuda_count())),
+                (METAL.name, state(&METAL, 1)),
+            ],
             nvidia_driver: Path::new("/proc/driver/nvidia/version").exists(),
         }
     }
@@ -79,7 +85,10 @@ impl Machine {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.debug_build {
-            warnings.push("this is a debug build, tens of times slower; build with `cargo build --release`".into());
+            warnings.push(
+                "this is a debug build, tens of times slower; build with `cargo build --release`"
+                    .into(),
+            );
         }
         if self.threads > self.cores {
             let (threads, cores) = (self.threads, self.cores);
@@ -109,12 +118,14 @@ impl Machine {
 /// What holds training back on a device that answers.
 fn device_warning(info: &DeviceInfo) -> Option<String> {
     match (info.compute_capability, info.memory) {
-        (Some((major, _)), _) if major < 8 => {
-            Some(format!("{info} has no bf16 products; `dtype: {{compute: bf16}}` needs compute capability 8.0 (Ampere) or newer"))
-        }
+        (Some((major, _)), _) if major < 8 => Some(format!(
+            "{info} has no bf16 products; `dtype: {{compute: bf16}}` needs compute capability 8.0 (Ampere) or newer"
+        )),
         (_, Some(memory)) if memory.free < memory.total / 2 => {
             let name = &info.name;
-            Some(format!("more than half of the memory of {name} is taken; see `nvidia-smi` for the processes that hold it"))
+            Some(format!(
+                "more than half of the memory of {name} is taken; see `nvidia-smi` for the processes that hold it"
+            ))
         }
         _ => None,
     }
@@ -135,7 +146,11 @@ fn state(backend: &Backend, count: usize) -> DeviceState {
 #[cfg(target_arch = "x86_64")]
 fn simd() -> Simd {
     use std::arch::is_x86_feature_detected as has;
-    let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
+    let avx512 = has!("avx512f")
+        && has!("avx512bw")
+        && has!("avx512cd")
+        && has!("avx512dq")
+        && has!("avx512vl");
     match has!("avx2") && has!("fma") {
         true if avx512 => Simd::Avx512,
         true => Simd::Avx2,
@@ -177,7 +192,8 @@ mod tests {
 
     fn with_gpu(compute_capability: (i32, i32), free: u64) -> Machine {
         let memory = Some(crate::device::DeviceMemory { total: 10, free, used: 0, peak: 0 });
-        let info = DeviceInfo { name: "GPU".into(), compute_capability: Some(compute_capability), memory };
+        let info =
+            DeviceInfo { name: "GPU".into(), compute_capability: Some(compute_capability), memory };
         Machine { devices: vec![("cuda", DeviceState::Available(vec![info]))], ..sound() }
     }
 
@@ -193,7 +209,13 @@ mod tests {
             (Machine { debug_build: true, ..sound() }, "--release"),
             (Machine { threads: 8, ..sound() }, "--threads 4"),
             (Machine { simd: Simd::Sse2, ..sound() }, "AVX2"),
-            (Machine { devices: vec![("cuda", DeviceState::Unusable("no driver".into()))], ..sound() }, "no driver"),
+            (
+                Machine {
+                    devices: vec![("cuda", DeviceState::Unusable("no driver".into()))],
+                    ..sound()
+                },
+                "no driver",
+            ),
             (Machine { nvidia_driver: true, ..sound() }, "--features cuda"),
             (with_gpu((7, 5), 10), "bf16"),
             (with_gpu((9, 0), 4), "nvidia-smi"),

@@ -1,4 +1,5 @@
-//! How fast and how large: training steps on random tokens, timed by phase, beside what the ledger counts; and what this machine offers.
+//! How fast and how large: training steps on random tokens, timed by phase, beside what the ledger
+//! counts; and what this machine offers.
 //!
 //! ```text
 //! steps          a plan's training steps on random tokens, timed -> Report

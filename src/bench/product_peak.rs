@@ -5,8 +5,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// Rows, inner dimension and columns of the products tried: those of the MLPs of small GPTs, and a large square one.
-const SHAPES: [(usize, usize, usize); 4] = [(2048, 384, 1536), (2048, 1536, 384), (1024, 768, 3072), (1024, 1024, 1024)];
+/// Rows, inner dimension and columns of the products tried: those of the MLPs of small GPTs, and a
+/// large square one.
+const SHAPES: [(usize, usize, usize); 4] =
+    [(2048, 384, 1536), (2048, 1536, 384), (1024, 768, 3072), (1024, 1024, 1024)];
 /// Products a device with thousands of cores needs to be busy.
 const SHAPES_OFF_CPU: [(usize, usize, usize); 2] = [(4096, 4096, 4096), (8192, 8192, 8192)];
 
@@ -24,13 +26,15 @@ pub struct ProductPeak {
     pub dtype: &'static str,
 }
 
-/// The largest rate, in this type with all threads, of [`ops::product`](crate::ops::product) over a few shapes, with and without a transposed
-/// right factor; takes about a second. The CPU has no half-precision product: there it is that of f32, which training uses instead.
+/// The largest rate, in this type with all threads, of [`ops::product`](crate::ops::product) over a
+/// few shapes, with and without a transposed right factor; takes about a second. The CPU has no
+/// half-precision product: there it is that of f32, which training uses instead.
 ///
 /// # Errors
 /// If the device fails or has too little memory.
 pub fn product_peak(device: &Device, dtype: DType) -> Result<ProductPeak> {
-    let (shapes, dtype): (&[_], _) = if device.is_cpu() { (&SHAPES, DType::F32) } else { (&SHAPES_OFF_CPU, dtype) };
+    let (shapes, dtype): (&[_], _) =
+        if device.is_cpu() { (&SHAPES, DType::F32) } else { (&SHAPES_OFF_CPU, dtype) };
     let mut peak = ProductPeak { flops_per_second: 0.0, shape: shapes[0], dtype: dtype.as_str() };
     for &shape in shapes {
         for transposed in [false, true] {
@@ -44,9 +48,15 @@ pub fn product_peak(device: &Device, dtype: DType) -> Result<ProductPeak> {
 }
 
 /// The best rate of one product, repeated for [`TIME_PER_SHAPE`].
-fn rate((rows, inner, columns): (usize, usize, usize), transposed: bool, device: &Device, dtype: DType) -> Result<f64> {
+fn rate(
+    (rows, inner, columns): (usize, usize, usize),
+    transposed: bool,
+    device: &Device,
+    dtype: DType,
+) -> Result<f64> {
     let ones = |shape: (usize, usize)| Tensor::ones(shape, dtype, device);
-    let (a, b) = (ones((rows, inner))?, ones(if transposed { (columns, inner) } else { (inner, columns) })?);
+    let (a, b) =
+        (ones((rows, inner))?, ones(if transposed { (columns, inner) } else { (inner, columns) })?);
     let mut out = Tensor::zeros((rows, columns), dtype, device)?;
     product_into(&mut out, &a, &b, false, transposed, false)?;
     device.synchronize()?;

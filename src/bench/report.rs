@@ -8,7 +8,8 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What a benchmark found; the JSON of `lrpt bench --json`, where every time is in seconds and every size in bytes.
+/// What a benchmark found; the JSON of `lrpt bench --json`, where every time is in seconds and
+/// every size in bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Name in the spec.
@@ -95,7 +96,8 @@ pub struct SecondsPerStep {
     pub backward: f64,
     /// AdamW on everything dense or factored.
     pub dense_optimizer: f64,
-    /// The low-rank step with its projections, QR, polar factor, transport and truncation; the gradient norm is counted here, too.
+    /// The low-rank step with its projections, QR, polar factor, transport and truncation; the
+    /// gradient norm is counted here, too.
     pub low_rank_optimizer: f64,
     /// Mean of the whole step.
     pub mean: f64,
@@ -108,7 +110,8 @@ pub struct SecondsPerStep {
 /// Operations of a step against the rate of products in the same process.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Operations {
-    /// Counted operations of a step: model, head, attention, low-rank optimizer with its augmentation.
+    /// Counted operations of a step: model, head, attention, low-rank optimizer with its
+    /// augmentation.
     pub flops_per_step: u64,
     /// Those of the low-rank optimizer.
     pub low_rank_optimizer_flops_per_step: u64,
@@ -116,7 +119,8 @@ pub struct Operations {
     pub flops_per_second: f64,
     /// The largest product rate.
     pub product_peak: ProductPeak,
-    /// `flops_per_second` over the product peak of the same device and type: the model FLOP utilisation (MFU) against what products reach here.
+    /// `flops_per_second` over the product peak of the same device and type: the model FLOP
+    /// utilisation (MFU) against what products reach here.
     pub share_of_product_peak: f64,
     /// The same for the best step.
     pub share_of_product_peak_best: f64,
@@ -140,11 +144,13 @@ impl Operations {
 /// Memory of the process beside the ledger's prediction for the training alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// Largest resident size of the process after the timed steps; absent where the system does not tell.
+    /// Largest resident size of the process after the timed steps; absent where the system does not
+    /// tell.
     pub peak: Option<u64>,
     /// Resident size before the network existed: the program itself.
     pub before: Option<u64>,
-    /// The most that tensors took of a device's own memory; absent on the CPU, and where the driver does not tell.
+    /// The most that tensors took of a device's own memory; absent on the CPU, and where the driver
+    /// does not tell.
     pub device_peak: Option<u64>,
     /// The ledger's peak.
     pub predicted_peak: u64,
@@ -158,13 +164,18 @@ pub struct Memory {
     pub predicted_activations: u64,
     /// Transients of the backward pass.
     pub predicted_backward: u64,
-    /// Transients of the low-rank step: new weights and moments beside the old ones, and augmentation.
+    /// Transients of the low-rank step: new weights and moments beside the old ones, and
+    /// augmentation.
     pub predicted_optimizer: u64,
 }
 
 impl Memory {
     /// A measurement beside the ledger.
-    pub fn new(ledger: &MemoryLedger, measured: &BTreeMap<&'static str, u64>, before: Option<u64>) -> Self {
+    pub fn new(
+        ledger: &MemoryLedger,
+        measured: &BTreeMap<&'static str, u64>,
+        before: Option<u64>,
+    ) -> Self {
         Self {
             peak: measured.get("peak").copied(),
             before,
@@ -201,7 +212,12 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "a step of {} tokens ({} x {} x {}), median of {}: {:.4} s",
-            shape.tokens_per_step, shape.gradient_accumulation_steps, shape.batch_size, shape.block_size, self.timed_steps, seconds.median
+            shape.tokens_per_step,
+            shape.gradient_accumulation_steps,
+            shape.batch_size,
+            shape.block_size,
+            self.timed_steps,
+            seconds.median
         )?;
         writeln!(f, "\nseconds per step (mean){:>12}{:>8}", "", "share")?;
         let phases = [
@@ -229,7 +245,9 @@ impl fmt::Display for Report {
                 writeln!(f, "  {name:<22}{time:>11.4}")?;
             }
         }
-        let line = |f: &mut fmt::Formatter<'_>, name: &str, value: String| writeln!(f, "  {name:<22}{value}");
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, value: String| {
+            writeln!(f, "  {name:<22}{value}")
+        };
         writeln!(f, "\ntokens per second")?;
         line(f, "median", format!("{:.0}", self.tokens_per_second))?;
         line(f, "best", format!("{:.0}", self.tokens_per_second_best))?;
@@ -238,7 +256,11 @@ impl fmt::Display for Report {
         let rate = |value: f64| scaled(value as u64, "FLOP/s");
         writeln!(f, "\noperations (counted matrix products)")?;
         line(f, "per step", scaled(operations.flops_per_step, "FLOP"))?;
-        line(f, "of the low-rank step", scaled(operations.low_rank_optimizer_flops_per_step, "FLOP"))?;
+        line(
+            f,
+            "of the low-rank step",
+            scaled(operations.low_rank_optimizer_flops_per_step, "FLOP"),
+        )?;
         line(f, "rate", rate(operations.flops_per_second))?;
         line(f, "product peak", {
             let ProductPeak { flops_per_second, dtype, .. } = operations.product_peak;
@@ -247,7 +269,10 @@ impl fmt::Display for Report {
         line(
             f,
             "share of the peak",
-            format!("{:.3} (best step {:.3})", operations.share_of_product_peak, operations.share_of_product_peak_best),
+            format!(
+                "{:.3} (best step {:.3})",
+                operations.share_of_product_peak, operations.share_of_product_peak_best
+            ),
         )?;
 
         let size = |value: Option<u64>| value.map_or("unknown on this system".to_owned(), bytes);

@@ -26,26 +26,40 @@ pub struct StepCounts {
     pub timed: u64,
 }
 
-/// Takes a plan's training steps on random tokens of a vocabulary of this size, then measures the product peak in the same process.
+/// Takes a plan's training steps on random tokens of a vocabulary of this size, then measures the
+/// product peak in the same process.
 ///
-/// Network, optimizer and step are those of `lrpt train`; only the text is not, and its content has no influence on the time. At the end of every phase
-/// the step waits for the device, which otherwise works ahead of the host.
+/// Network, optimizer and step are those of `lrpt train`; only the text is not, and its content has
+/// no influence on the time. At the end of every phase the step waits for the device, which
+/// otherwise works ahead of the host.
 ///
 /// # Errors
 /// If the vocabulary is empty or a step fails.
-pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: &Device) -> Result<Report> {
+pub fn measure(
+    plan: &Plan,
+    vocabulary_size: usize,
+    counts: StepCounts,
+    device: &Device,
+) -> Result<Report> {
     let resident_before = measured_memory(device).get("resident").copied();
-    let TimedSteps { trainer, seconds_per_step, loss } = time_steps(plan, vocabulary_size, counts, device)?;
+    let TimedSteps { trainer, seconds_per_step, loss } =
+        time_steps(plan, vocabulary_size, counts, device)?;
     // Before the product peak, whose matrices are no part of the training.
     let memory = measured_memory(device);
     let ledger = Ledger::new(plan, vocabulary_size, rayon::current_num_threads());
     let stacked = trainer.optimizer.settings().execution.linalg.is_device();
-    let low_rank_parts = plan.optimizer.dlra().map(|dlra| LowRankParts::measure(&trainer.params, dlra, stacked)).transpose()?;
+    let low_rank_parts = plan
+        .optimizer
+        .dlra()
+        .map(|dlra| LowRankParts::measure(&trainer.params, dlra, stacked))
+        .transpose()?;
     let dtype = trainer.model.compute().half.unwrap_or(DType::F32);
     Ok(Report {
         name: plan.name.clone(),
-        device: device::describe(device)?
-            .map_or_else(|| device::short_name(device), |info| format!("{} ({info})", device::short_name(device))),
+        device: device::describe(device)?.map_or_else(
+            || device::short_name(device),
+            |info| format!("{} ({info})", device::short_name(device)),
+        ),
         compute_dtype: dtype.as_str(),
         threads: rayon::current_num_threads(),
         debug_build: cfg!(debug_assertions),
@@ -68,7 +82,12 @@ pub fn measure(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: 
 ///
 /// # Errors
 /// As for [`measure`].
-pub fn seconds_per_step(plan: &Plan, vocabulary_size: usize, counts: StepCounts, device: &Device) -> Result<f64> {
+pub fn seconds_per_step(
+    plan: &Plan,
+    vocabulary_size: usize,
+    counts: StepCounts,
+    device: &Device,
+) -> Result<f64> {
     Ok(time_steps(plan, vocabulary_size, counts, device)?.seconds_per_step.median)
 }
 
@@ -86,7 +105,12 @@ pub(super) struct TimedSteps<'a> {
 ///
 /// # Errors
 /// As for [`measure`].
-pub(super) fn time_steps<'a>(plan: &'a Plan, vocabulary_size: usize, counts: StepCounts, device: &'a Device) -> Result<TimedSteps<'a>> {
+pub(super) fn time_steps<'a>(
+    plan: &'a Plan,
+    vocabulary_size: usize,
+    counts: StepCounts,
+    device: &'a Device,
+) -> Result<TimedSteps<'a>> {
     ensure!(vocabulary_size > 0, "a vocabulary of 0 tokens; give its size with --vocab-size");
     ensure!(counts.timed > 0, "a benchmark needs at least one timed step");
     let text = random_tokens(plan, vocabulary_size, counts.warm_up.saturating_add(counts.timed));
@@ -103,7 +127,13 @@ pub(super) fn time_steps<'a>(plan: &'a Plan, vocabulary_size: usize, counts: Ste
         loss = timed.report.loss;
     }
     let means = meter.take();
-    let time = |phase: &str| means.times.get(phase).copied().with_context(|| format!("the meter has no time of `{phase}`"));
+    let time = |phase: &str| {
+        means
+            .times
+            .get(phase)
+            .copied()
+            .with_context(|| format!("the meter has no time of `{phase}`"))
+    };
     let seconds_per_step = SecondsPerStep {
         data: time("data")?,
         forward: time("forward")?,
@@ -122,5 +152,7 @@ fn random_tokens(plan: &Plan, vocabulary_size: usize, steps: u64) -> TokenShard 
     let block = plan.model.block_size as u64;
     let count = steps.saturating_mul(plan.tokens_per_step).min(MOST_TOKENS.max(block)) + 1;
     let mut random = rng::stream(plan.seed, "benchmark tokens", &[]);
-    TokenShard::from_tokens((0..count).map(|_| random.random_range(0..vocabulary_size as u32)).collect())
+    TokenShard::from_tokens(
+        (0..count).map(|_| random.random_range(0..vocabulary_size as u32)).collect(),
+    )
 }

@@ -1,4 +1,5 @@
-//! The checkpoints of one run: which there are, which is newest, which is best, and how one is added or dropped.
+//! The checkpoints of one run: which there are, which is newest, which is best, and how one is
+//! added or dropped.
 
 use super::directory::{self, folder_name, step_of};
 use super::{Snapshot, pointer, to_delete};
@@ -8,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 const LATEST: &str = "latest";
 const BEST: &str = "best";
-/// A checkpoint that is about to be replaced by another of the same step; it counts until the new one is in place.
+/// A checkpoint that is about to be replaced by another of the same step; it counts until the new
+/// one is in place.
 const REPLACED: &str = ".replaced-";
 /// A checkpoint found damaged and set aside; it no longer counts and is never deleted.
 const DAMAGED: &str = "damaged-";
@@ -17,7 +19,8 @@ const TEMPORARY: &str = ".tmp";
 
 /// The folder `checkpoints` of one run.
 ///
-/// Reading needs nothing. Whoever calls a method that takes `&mut self` must hold the run's [`RunLock`](super::RunLock).
+/// Reading needs nothing. Whoever calls a method that takes `&mut self` must hold the run's
+/// [`RunLock`](super::RunLock).
 #[derive(Debug)]
 pub struct Checkpoints {
     folder: PathBuf,
@@ -82,7 +85,8 @@ impl Checkpoints {
 
     /// Reads the newest checkpoint that is whole, and says which newer ones are not.
     ///
-    /// The order is that of the steps; the links are not asked, since a process may have been killed before it moved them.
+    /// The order is that of the steps; the links are not asked, since a process may have been
+    /// killed before it moved them.
     ///
     /// # Errors
     /// When the folder cannot be read. A damaged checkpoint is no error but an entry of the list.
@@ -92,7 +96,12 @@ impl Checkpoints {
             match directory::load(&path) {
                 Ok(snapshot) => return Ok((Some(snapshot), damaged)),
                 Err(error) => {
-                    let reason = error.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+                    let reason = error
+                        .chain()
+                        .skip(1)
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(": ");
                     damaged.push(Damaged { path, reason });
                 }
             }
@@ -102,19 +111,22 @@ impl Checkpoints {
 
     /// Saves a snapshot, reads it back, and makes `latest` lead to it; returns its folder.
     ///
-    /// The files go to a temporary folder, the manifest last, are flushed to the disk and renamed into place. A process killed at any moment
-    /// leaves the set of checkpoints as it was or with the new one; its temporary files go at the next save. A checkpoint of the same step is
+    /// The files go to a temporary folder, the manifest last, are flushed to the disk and renamed
+    /// into place. A process killed at any moment leaves the set of checkpoints as it was or with
+    /// the new one; its temporary files go at the next save. A checkpoint of the same step is
     /// replaced.
     ///
     /// # Errors
-    /// When something cannot be written, or what was written does not read back; the checkpoints are as before then.
+    /// When something cannot be written, or what was written does not read back; the checkpoints
+    /// are as before then.
     pub fn save(&mut self, snapshot: &Snapshot) -> anyhow::Result<PathBuf> {
         self.clean_up()?;
         let step = snapshot.step;
         let path = self.path(step);
         let replaced = self.folder.join(format!("{REPLACED}{}", folder_name(step)));
         if path.exists() && directory::verify(&path).is_ok() {
-            std::fs::rename(&path, &replaced).with_context(|| format!("{}: not replaced", path.display()))?;
+            std::fs::rename(&path, &replaced)
+                .with_context(|| format!("{}: not replaced", path.display()))?;
         }
         let write = || -> anyhow::Result<()> {
             crate::fs::write_directory_atomic(&path, |folder| directory::write(folder, snapshot))?;
@@ -138,13 +150,19 @@ impl Checkpoints {
     /// When there is no such checkpoint or the link cannot be written.
     pub fn mark_best(&mut self, step: u64) -> anyhow::Result<()> {
         let path = self.path(step);
-        ensure!(path.is_dir(), "{}: there is no such checkpoint, so it cannot be marked as best", path.display());
+        ensure!(
+            path.is_dir(),
+            "{}: there is no such checkpoint, so it cannot be marked as best",
+            path.display()
+        );
         pointer::set(&self.folder, BEST, step)
     }
 
-    /// Deletes all checkpoints but the newest `keep_last` and the best, as [`to_delete`] has it; returns the steps deleted.
+    /// Deletes all checkpoints but the newest `keep_last` and the best, as [`to_delete`] has it;
+    /// returns the steps deleted.
     ///
-    /// Nothing is deleted unless the newest checkpoint was read back, by [`Checkpoints::save`] or now.
+    /// Nothing is deleted unless the newest checkpoint was read back, by [`Checkpoints::save`] or
+    /// now.
     ///
     /// # Errors
     /// When the newest checkpoint is damaged, or a folder cannot be read or deleted.
@@ -159,24 +177,29 @@ impl Checkpoints {
         let deleted = to_delete(&steps, keep_last, self.best());
         for entry in entries.iter().filter(|entry| deleted.contains(&entry.step)) {
             // Renamed first: half a folder must not be taken for a checkpoint.
-            let doomed = self.folder.join(format!(".{}.deleted{TEMPORARY}", folder_name(entry.step)));
-            std::fs::rename(&entry.path, &doomed).with_context(|| format!("{}: not deleted", entry.path.display()))?;
+            let doomed =
+                self.folder.join(format!(".{}.deleted{TEMPORARY}", folder_name(entry.step)));
+            std::fs::rename(&entry.path, &doomed)
+                .with_context(|| format!("{}: not deleted", entry.path.display()))?;
             remove_folder(&doomed)?;
         }
         Ok(deleted)
     }
 
-    /// Renames a damaged checkpoint `step-...` to `damaged-step-...`, so that it no longer counts; `latest` moves to the newest that is left.
+    /// Renames a damaged checkpoint `step-...` to `damaged-step-...`, so that it no longer counts;
+    /// `latest` moves to the newest that is left.
     ///
     /// # Errors
     /// When something cannot be renamed or written.
     pub fn set_aside(&mut self, damaged: &Damaged) -> anyhow::Result<PathBuf> {
         let name = damaged.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let aside = self.folder.join(format!("{DAMAGED}{}", name.strip_prefix(REPLACED).unwrap_or(name)));
+        let aside =
+            self.folder.join(format!("{DAMAGED}{}", name.strip_prefix(REPLACED).unwrap_or(name)));
         if aside.exists() {
             remove_folder(&aside)?;
         }
-        std::fs::rename(&damaged.path, &aside).with_context(|| format!("{}: not set aside", damaged.path.display()))?;
+        std::fs::rename(&damaged.path, &aside)
+            .with_context(|| format!("{}: not set aside", damaged.path.display()))?;
         if self.best().is_none() {
             pointer::remove(&self.folder.join(BEST))?;
         }
@@ -187,23 +210,31 @@ impl Checkpoints {
         Ok(aside)
     }
 
-    /// Undoes what a killed process left: temporary files go, and a checkpoint whose replacement never came returns to its place.
+    /// Undoes what a killed process left: temporary files go, and a checkpoint whose replacement
+    /// never came returns to its place.
     fn clean_up(&self) -> anyhow::Result<()> {
         for name in self.names()? {
             let path = self.folder.join(&name);
-            if let Some(original) = name.strip_prefix(REPLACED).filter(|original| step_of(original).is_some()) {
+            if let Some(original) =
+                name.strip_prefix(REPLACED).filter(|original| step_of(original).is_some())
+            {
                 let original = self.folder.join(original);
                 if original.exists() {
                     remove_folder(&path)?;
                 } else {
-                    std::fs::rename(&path, original).with_context(|| format!("{}: not put back", path.display()))?;
+                    std::fs::rename(&path, original)
+                        .with_context(|| format!("{}: not put back", path.display()))?;
                 }
             } else if name.starts_with('.') && name.ends_with(TEMPORARY) {
-                tracing::debug!("removing {}, left behind by a process that was stopped", path.display());
+                tracing::debug!(
+                    "removing {}, left behind by a process that was stopped",
+                    path.display()
+                );
                 if path.is_dir() && !path.is_symlink() {
                     remove_folder(&path)?;
                 } else {
-                    pointer::remove(&path).with_context(|| format!("{}: not deleted", path.display()))?;
+                    pointer::remove(&path)
+                        .with_context(|| format!("{}: not deleted", path.display()))?;
                 }
             }
         }
@@ -222,7 +253,9 @@ impl Checkpoints {
         };
         match read() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            names => names.with_context(|| format!("{}: the folder of checkpoints cannot be read", self.folder.display())),
+            names => names.with_context(|| {
+                format!("{}: the folder of checkpoints cannot be read", self.folder.display())
+            }),
         }
     }
 }

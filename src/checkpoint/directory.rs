@@ -68,11 +68,13 @@ fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<FileEnt
     Ok(FileEntry::new(name, bytes.len() as u64, blake3::hash(bytes)))
 }
 
-/// Checks a checkpoint's folder against its manifest, without building tensors, and returns the manifest.
+/// Checks a checkpoint's folder against its manifest, without building tensors, and returns the
+/// manifest.
 ///
 /// # Errors
-/// When a file is missing or differs in size or hash, the manifest is damaged or of another format version, or the folder's name
-/// (where it is that of a step) gives another step; the message names the folder, the file and what differs.
+/// When a file is missing or differs in size or hash, the manifest is damaged or of another format
+/// version, or the folder's name (where it is that of a step) gives another step; the message names
+/// the folder, the file and what differs.
 pub fn verify(folder: &Path) -> anyhow::Result<Manifest> {
     let check = || -> anyhow::Result<Manifest> {
         let manifest = read_manifest(folder)?;
@@ -87,7 +89,8 @@ pub fn verify(folder: &Path) -> anyhow::Result<Manifest> {
     check().with_context(|| damaged(folder))
 }
 
-/// Reads a checkpoint, every byte of it checked against the manifest. Tensors come in the order of their names, on the host.
+/// Reads a checkpoint, every byte of it checked against the manifest. Tensors come in the order of
+/// their names, on the host.
 ///
 /// # Errors
 /// As [`verify`], and when `state.json` gives another step than the manifest.
@@ -95,14 +98,22 @@ pub fn load(folder: &Path) -> anyhow::Result<Snapshot> {
     let read = || -> anyhow::Result<Snapshot> {
         let manifest = read_manifest(folder)?;
         let checked = |name: &str| -> anyhow::Result<Vec<u8>> {
-            let entry = manifest.files.iter().find(|entry| entry.name == name).with_context(|| format!("{name} is not listed"))?;
+            let entry = manifest
+                .files
+                .iter()
+                .find(|entry| entry.name == name)
+                .with_context(|| format!("{name} is not listed"))?;
             let bytes = std::fs::read(folder.join(name)).with_context(|| name.to_string())?;
             entry.check(&FileEntry::new(name, bytes.len() as u64, blake3::hash(&bytes)))?;
             Ok(bytes)
         };
         let config = serde_json::from_slice(&checked(CONFIG)?).context(CONFIG)?;
         let StateFile { step, state } = serde_json::from_slice(&checked(STATE)?).context(STATE)?;
-        ensure!(step == manifest.step, "state.json is of step {step}, but the manifest is of step {}", manifest.step);
+        ensure!(
+            step == manifest.step,
+            "state.json is of step {step}, but the manifest is of step {}",
+            manifest.step
+        );
         let model = tensors::decode(&checked(MODEL)?).context(MODEL)?;
         let optimizer = tensors::decode(&checked(OPTIMIZER)?).context(OPTIMIZER)?;
         Ok(Snapshot { step, config, model, optimizer, state })
@@ -110,14 +121,19 @@ pub fn load(folder: &Path) -> anyhow::Result<Snapshot> {
     read().with_context(|| damaged(folder))
 }
 
-/// The manifest of a folder; its step must agree with the folder's name where that is a step's, also when reached through a link.
+/// The manifest of a folder; its step must agree with the folder's name where that is a step's,
+/// also when reached through a link.
 fn read_manifest(folder: &Path) -> anyhow::Result<Manifest> {
     let folder = folder.canonicalize()?;
     let bytes = std::fs::read(folder.join(MANIFEST)).context(MANIFEST)?;
     let manifest = Manifest::from_bytes(&bytes, &FILES)?;
     let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if let Some(step) = step_of(name) {
-        ensure!(step == manifest.step, "the manifest is of step {}, but the folder is called {name}", manifest.step);
+        ensure!(
+            step == manifest.step,
+            "the manifest is of step {}, but the folder is called {name}",
+            manifest.step
+        );
     }
     Ok(manifest)
 }

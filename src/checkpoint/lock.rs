@@ -7,9 +7,11 @@ use std::path::Path;
 
 const LOCK_FILE: &str = "lrpt.lock";
 
-/// The right to train in a run's folder, held until it is dropped or the process ends, however it ends.
+/// The right to train in a run's folder, held until it is dropped or the process ends, however it
+/// ends.
 ///
-/// The lock is the operating system's on the open file `lrpt.lock`, which holds the process's number; the file itself stays and means nothing.
+/// The lock is the operating system's on the open file `lrpt.lock`, which holds the process's
+/// number; the file itself stays and means nothing.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
@@ -19,12 +21,19 @@ impl RunLock {
     /// Takes the lock of a run's folder, which is created if missing.
     ///
     /// # Errors
-    /// When another process holds it (the message names the folder and that process) or the lock file cannot be written.
+    /// When another process holds it (the message names the folder and that process) or the lock
+    /// file cannot be written.
     pub fn acquire(run_dir: &Path) -> anyhow::Result<Self> {
         let path = run_dir.join(LOCK_FILE);
         let failed = || format!("{}: the lock of the run could not be taken", path.display());
         std::fs::create_dir_all(run_dir).with_context(failed)?;
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).with_context(failed)?;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -42,8 +42,18 @@ impl FileEntry {
     /// When size or hash differ; the message has both values.
     pub(super) fn check(&self, found: &FileEntry) -> anyhow::Result<()> {
         let name = &self.name;
-        ensure!(found.bytes == self.bytes, "{name} has {} bytes, but the manifest says {}", found.bytes, self.bytes);
-        ensure!(found.blake3 == self.blake3, "{name} has the BLAKE3 hash {}, but the manifest says {}", found.blake3, self.blake3);
+        ensure!(
+            found.bytes == self.bytes,
+            "{name} has {} bytes, but the manifest says {}",
+            found.bytes,
+            self.bytes
+        );
+        ensure!(
+            found.blake3 == self.blake3,
+            "{name} has the BLAKE3 hash {}, but the manifest says {}",
+            found.blake3,
+            self.blake3
+        );
         Ok(())
     }
 }
@@ -64,18 +74,21 @@ impl Manifest {
 
     /// Reads a manifest that must list exactly the files `names`.
     ///
-    /// The bytes must be the ones [`Manifest::to_bytes`] gives, so a changed byte shows wherever it is.
+    /// The bytes must be the ones [`Manifest::to_bytes`] gives, so a changed byte shows wherever it
+    /// is.
     ///
     /// # Errors
     /// When the bytes are no manifest, are of another format version, or list other files.
     pub(super) fn from_bytes(bytes: &[u8], names: &[&str]) -> anyhow::Result<Self> {
-        let Version { format_version } = serde_json::from_slice(bytes).context("manifest.json is no checkpoint manifest")?;
+        let Version { format_version } =
+            serde_json::from_slice(bytes).context("manifest.json is no checkpoint manifest")?;
         if format_version != FORMAT_VERSION {
             bail!(
                 "manifest.json has format version {format_version}, but this lrpt reads version {FORMAT_VERSION}; use the lrpt that wrote it"
             );
         }
-        let manifest: Self = serde_json::from_slice(bytes).context("manifest.json is no checkpoint manifest")?;
+        let manifest: Self =
+            serde_json::from_slice(bytes).context("manifest.json is no checkpoint manifest")?;
         let listed: Vec<_> = manifest.files.iter().map(|file| file.name.as_str()).collect();
         ensure!(listed == names, "manifest.json lists the files {listed:?} instead of {names:?}");
         ensure!(manifest.to_bytes()? == bytes, "manifest.json is not as it was written");

@@ -11,7 +11,8 @@
 //! runs/<name>/checkpoints/latest, best           relative symbolic links (text files off Unix)     (pointer)
 //! ```
 //!
-//! A reader trusts nothing: whatever does not agree with the manifest to the bit is reported as damaged, and the checkpoint before it is used.
+//! A reader trusts nothing: whatever does not agree with the manifest to the bit is reported as
+//! damaged, and the checkpoint before it is used.
 
 mod checkpoints;
 mod directory;

@@ -4,13 +4,15 @@ use super::directory::{folder_name, step_of};
 use anyhow::Context;
 use std::path::Path;
 
-/// Makes `name` in `folder` lead to the checkpoint of a step: a relative symbolic link on Unix, elsewhere a text file with the folder's name.
+/// Makes `name` in `folder` lead to the checkpoint of a step: a relative symbolic link on Unix,
+/// elsewhere a text file with the folder's name.
 ///
 /// # Errors
 /// When the link or file cannot be written.
 pub(super) fn set(folder: &Path, name: &str, step: u64) -> anyhow::Result<()> {
     let place = folder.join(name);
-    place_atomic(folder, name, &folder_name(step)).with_context(|| format!("{}: could not be set to step {step}", place.display()))
+    place_atomic(folder, name, &folder_name(step))
+        .with_context(|| format!("{}: could not be set to step {step}", place.display()))
 }
 
 #[cfg(unix)]

@@ -1,4 +1,5 @@
-//! Named tensors that must all be used: loading fails on a missing, a mis-shaped and an unconsumed leaf alike.
+//! Named tensors that must all be used: loading fails on a missing, a mis-shaped and an unconsumed
+//! leaf alike.
 
 use anyhow::{Context, bail, ensure};
 use candle_core::Tensor;
@@ -56,7 +57,12 @@ impl TensorReader {
             return Ok(());
         }
         let names: Vec<_> = self.tensors.keys().map(|name| format!("`{name}`")).collect();
-        bail!("{}: {} tensors have no place in this model or optimizer: {}", self.source, names.len(), names.join(", "))
+        bail!(
+            "{}: {} tensors have no place in this model or optimizer: {}",
+            self.source,
+            names.len(),
+            names.join(", ")
+        )
     }
 }
 
@@ -67,7 +73,10 @@ mod tests {
 
     fn reader() -> TensorReader {
         let tensor = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
-        TensorReader::new("model.safetensors", ["a", "b", "c"].map(|name| (name.to_string(), tensor.clone())).to_vec())
+        TensorReader::new(
+            "model.safetensors",
+            ["a", "b", "c"].map(|name| (name.to_string(), tensor.clone())).to_vec(),
+        )
     }
 
     #[test]

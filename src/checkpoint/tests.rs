@@ -9,16 +9,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const FILES: [&str; 5] = ["config.json", "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"];
+const FILES: [&str; 5] =
+    ["config.json", "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"];
 
 /// A snapshot whose every part tells its step.
 fn snapshot(step: u64, size: usize) -> Snapshot {
-    let filled = |dtype| Tensor::full(step as f64, size, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+    let filled =
+        |dtype| Tensor::full(step as f64, size, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
     Snapshot {
         step,
         config: json!({"step": step, "n_layer": 2}),
-        model: vec![("a".into(), filled(DType::F32)), ("b.scalar".into(), Tensor::new(step as f32, &Device::Cpu).unwrap())],
-        optimizer: vec![("a.count".into(), filled(DType::U32)), ("a.moment".into(), filled(DType::F64))],
+        model: vec![
+            ("a".into(), filled(DType::F32)),
+            ("b.scalar".into(), Tensor::new(step as f32, &Device::Cpu).unwrap()),
+        ],
+        optimizer: vec![
+            ("a.count".into(), filled(DType::U32)),
+            ("a.moment".into(), filled(DType::F64)),
+        ],
         state: json!({"tokens": step * 100, "best_loss": 1.0 / (step as f64 + 3.0)}),
     }
 }
@@ -29,7 +37,10 @@ fn assert_same(read: &Snapshot, written: &Snapshot) {
     assert_eq!(read.config, written.config);
     assert_eq!(read.state, written.state);
     assert_eq!(tensors::encode(&read.model).unwrap(), tensors::encode(&written.model).unwrap());
-    assert_eq!(tensors::encode(&read.optimizer).unwrap(), tensors::encode(&written.optimizer).unwrap());
+    assert_eq!(
+        tensors::encode(&read.optimizer).unwrap(),
+        tensors::encode(&written.optimizer).unwrap()
+    );
 }
 
 fn steps(checkpoints: &Checkpoints) -> Vec<u64> {
@@ -70,7 +81,10 @@ fn what_is_saved_is_read_back_and_linked() {
     checkpoints.mark_best(9).unwrap();
     assert_eq!(checkpoints.best(), Some(9));
     assert_eq!(load(&run.path().join("checkpoints/best")).unwrap().step, 9);
-    assert!(message(checkpoints.mark_best(10).unwrap_err()).contains("step-00000010: there is no such checkpoint"));
+    assert!(
+        message(checkpoints.mark_best(10).unwrap_err())
+            .contains("step-00000010: there is no such checkpoint")
+    );
 }
 
 #[test]
@@ -92,7 +106,10 @@ fn a_step_saved_again_replaces_the_old_one() {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -116,7 +133,8 @@ fn nothing_is_deleted_for_the_sake_of_a_damaged_newest() {
     assert_eq!(steps(&checkpoints), [1, 2, 3]);
 }
 
-/// Damages the newest of the checkpoints 1 and 2, and expects it to be reported (with a reason that says `needle`) and 1 to be used.
+/// Damages the newest of the checkpoints 1 and 2, and expects it to be reported (with a reason that
+/// says `needle`) and 1 to be used.
 fn expect_fallback(what: &str, needle: &str, damage: impl FnOnce(&Checkpoints)) {
     let (_run, checkpoints) = run_with(&[1, 2]);
     damage(&checkpoints);
@@ -124,14 +142,22 @@ fn expect_fallback(what: &str, needle: &str, damage: impl FnOnce(&Checkpoints)) 
     assert_eq!(damaged.len(), 1, "{what}: not noticed");
     assert_eq!(damaged[0].path, checkpoints.path(2), "{what}");
     assert!(damaged[0].reason.contains(needle), "{what}: {}", damaged[0].reason);
-    assert_same(&found.unwrap_or_else(|| panic!("{what}: nothing to fall back to")), &snapshot(1, 5));
-    assert!(verify(&checkpoints.path(2)).is_err() || what.starts_with("state of another step"), "{what}: verify did not notice");
+    assert_same(
+        &found.unwrap_or_else(|| panic!("{what}: nothing to fall back to")),
+        &snapshot(1, 5),
+    );
+    assert!(
+        verify(&checkpoints.path(2)).is_err() || what.starts_with("state of another step"),
+        "{what}: verify did not notice"
+    );
 }
 
 #[test]
 fn a_missing_file_is_noticed() {
     for file in FILES {
-        expect_fallback(&format!("{file} missing"), file, |checkpoints| fs::remove_file(checkpoints.path(2).join(file)).unwrap());
+        expect_fallback(&format!("{file} missing"), file, |checkpoints| {
+            fs::remove_file(checkpoints.path(2).join(file)).unwrap()
+        });
     }
 }
 
@@ -158,7 +184,10 @@ fn a_flipped_bit_is_noticed_wherever_it_is() {
             let mut flipped = bytes.clone();
             flipped[position] ^= 1 << (position % 8);
             fs::write(&path, &flipped).unwrap();
-            assert!(load(&checkpoints.path(2)).is_err(), "{file}: byte {position} changed and nobody noticed");
+            assert!(
+                load(&checkpoints.path(2)).is_err(),
+                "{file}: byte {position} changed and nobody noticed"
+            );
         }
         fs::write(&path, &bytes).unwrap();
         load(&checkpoints.path(2)).unwrap();
@@ -189,8 +218,10 @@ fn swapped_files_and_folders_are_noticed() {
             let folder = checkpoints.path(2);
             fs::copy(checkpoints.path(1).join("state.json"), folder.join("state.json")).unwrap();
             let state = fs::read(folder.join("state.json")).unwrap();
-            let mut manifest: Manifest = serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
-            manifest.files[3] = FileEntry::new("state.json", state.len() as u64, blake3::hash(&state));
+            let mut manifest: Manifest =
+                serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+            manifest.files[3] =
+                FileEntry::new("state.json", state.len() as u64, blake3::hash(&state));
             fs::write(folder.join("manifest.json"), manifest.to_bytes().unwrap()).unwrap();
         },
     );
@@ -198,11 +229,17 @@ fn swapped_files_and_folders_are_noticed() {
 
 #[test]
 fn another_format_version_is_refused_by_number() {
-    expect_fallback("version 2", "format version 2, but this lrpt reads version 1", |checkpoints| {
-        let path = checkpoints.path(2).join("manifest.json");
-        let text = fs::read_to_string(&path).unwrap().replace("\"format_version\": 1", "\"format_version\": 2, \"new_key\": 0");
-        fs::write(path, text).unwrap();
-    });
+    expect_fallback(
+        "version 2",
+        "format version 2, but this lrpt reads version 1",
+        |checkpoints| {
+            let path = checkpoints.path(2).join("manifest.json");
+            let text = fs::read_to_string(&path)
+                .unwrap()
+                .replace("\"format_version\": 1", "\"format_version\": 2, \"new_key\": 0");
+            fs::write(path, text).unwrap();
+        },
+    );
 }
 
 #[test]
@@ -212,8 +249,14 @@ fn a_damaged_checkpoint_is_set_aside_and_its_step_saved_anew() {
     fs::remove_file(checkpoints.path(2).join("model.safetensors")).unwrap();
     let (_, damaged) = checkpoints.load_latest().unwrap();
     checkpoints.set_aside(&damaged[0]).unwrap();
-    assert_eq!((checkpoints.latest(), checkpoints.best(), steps(&checkpoints)), (Some(1), None, vec![1]));
-    assert_eq!(names(&run.path().join("checkpoints")), ["damaged-step-00000002", "latest", "step-00000001"]);
+    assert_eq!(
+        (checkpoints.latest(), checkpoints.best(), steps(&checkpoints)),
+        (Some(1), None, vec![1])
+    );
+    assert_eq!(
+        names(&run.path().join("checkpoints")),
+        ["damaged-step-00000002", "latest", "step-00000001"]
+    );
 
     checkpoints.save(&snapshot(2, 5)).unwrap();
     let (found, damaged) = checkpoints.load_latest().unwrap();
@@ -227,7 +270,10 @@ fn a_damaged_checkpoint_of_the_same_step_is_overwritten() {
     fs::write(checkpoints.path(2).join("model.safetensors"), b"").unwrap();
     checkpoints.save(&snapshot(2, 5)).unwrap();
     assert_same(&load(&checkpoints.path(2)).unwrap(), &snapshot(2, 5));
-    assert_eq!(names(&run.path().join("checkpoints")), ["latest", "step-00000001", "step-00000002"]);
+    assert_eq!(
+        names(&run.path().join("checkpoints")),
+        ["latest", "step-00000001", "step-00000002"]
+    );
 }
 
 #[test]
@@ -236,7 +282,11 @@ fn what_a_killed_process_left_counts_for_nothing_and_goes_at_the_next_save() {
     let folder = run.path().join("checkpoints");
     for leftover in [".step-00000002.abc.tmp", ".step-00000000.deleted.tmp"] {
         fs::create_dir(folder.join(leftover)).unwrap();
-        fs::copy(checkpoints.path(1).join("model.safetensors"), folder.join(leftover).join("model.safetensors")).unwrap();
+        fs::copy(
+            checkpoints.path(1).join("model.safetensors"),
+            folder.join(leftover).join("model.safetensors"),
+        )
+        .unwrap();
     }
     pointer::set(&folder, "latest", 5).unwrap();
     fs::rename(folder.join("latest"), folder.join(".latest.1.tmp")).unwrap();
@@ -258,7 +308,8 @@ fn a_replacement_that_never_came_leaves_the_old_checkpoint() {
     assert_eq!(names(&folder), ["latest", "step-00000001", "step-00000002", "step-00000003"]);
 }
 
-/// Names the run's folder to a copy of this test process and so makes it the one that saves, or that holds the lock.
+/// Names the run's folder to a copy of this test process and so makes it the one that saves, or
+/// that holds the lock.
 const CHILD_RUN: &str = "LRPT_TEST_CHILD_RUN";
 
 fn child_run() -> Option<PathBuf> {
@@ -283,7 +334,8 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 const KILLED_SIZE: usize = 20_000;
 
-/// Goes on from the newest checkpoint, saving at every step (every other one twice), with retention, until killed.
+/// Goes on from the newest checkpoint, saving at every step (every other one twice), with
+/// retention, until killed.
 fn save_for_ever(run: &Path) {
     let _lock = RunLock::acquire(run).unwrap();
     let mut checkpoints = Checkpoints::open(run);
@@ -311,7 +363,9 @@ fn a_process_killed_while_saving_leaves_whole_checkpoints() {
     let mut killed_half_way = 0;
     for _ in 0..16 {
         let mut child = spawn("a_process_killed_while_saving_leaves_whole_checkpoints", run.path());
-        wait_until("a new checkpoint", || steps(&checkpoints).last().is_some_and(|&step| step > newest));
+        wait_until("a new checkpoint", || {
+            steps(&checkpoints).last().is_some_and(|&step| step > newest)
+        });
         std::thread::sleep(Duration::from_micros(delays.random_range(0..60_000)));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -326,7 +380,9 @@ fn a_process_killed_while_saving_leaves_whole_checkpoints() {
         }
         assert!(checkpoints.best().is_none_or(|best| verify(&checkpoints.path(best)).is_ok()));
         newest = found.step;
-        killed_half_way += usize::from(names(&run.path().join("checkpoints")).iter().any(|name| name.starts_with('.')));
+        killed_half_way += usize::from(
+            names(&run.path().join("checkpoints")).iter().any(|name| name.starts_with('.')),
+        );
     }
     assert!(killed_half_way > 0, "no kill came in the middle of a save, so nothing was tested");
 }
@@ -343,7 +399,11 @@ fn a_second_process_is_kept_out_of_a_run() {
     let mut child = spawn("a_second_process_is_kept_out_of_a_run", run.path());
     wait_until("the child's lock", || run.path().join("held").exists());
     let error = message(RunLock::acquire(run.path()).unwrap_err());
-    let expected = format!("another lrpt process (pid {}) is training in {};", child.id(), run.path().display());
+    let expected = format!(
+        "another lrpt process (pid {}) is training in {};",
+        child.id(),
+        run.path().display()
+    );
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(error.starts_with(&expected), "{error}");

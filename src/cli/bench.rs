@@ -19,7 +19,8 @@ pub struct BenchArgs {
     /// Override a key: `--set model.weights=dense`.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     overrides: Vec<String>,
-    /// Time a step at each of these values of a setting and fit exponents, instead of the usual report; may be given several times.
+    /// Time a step at each of these values of a setting and fit exponents, instead of the usual
+    /// report; may be given several times.
     #[arg(long, value_name = "KEY.PATH=VALUE,VALUE,...")]
     vary: Vec<String>,
     /// Draw what --vary found into this SVG file.
@@ -47,7 +48,11 @@ pub fn run(args: BenchArgs) -> Result<()> {
         tracing::warn!("this is a debug build: its times say nothing; use `cargo run --release`");
     }
     if !args.vary.is_empty() {
-        let found = args.vary.iter().map(|vary| vary_one(&args, vary, &device)).collect::<Result<Vec<Growth>>>()?;
+        let found = args
+            .vary
+            .iter()
+            .map(|vary| vary_one(&args, vary, &device))
+            .collect::<Result<Vec<Growth>>>()?;
         if let Some(path) = &args.plot {
             let charts: Vec<_> = found.iter().map(Growth::chart).collect();
             write_atomic(path, figure("Seconds of a training step", &charts, 2).as_bytes())?;
@@ -80,12 +85,15 @@ fn vocabulary(args: &BenchArgs, plan: &Plan) -> Result<usize> {
 
 /// Growth with one setting, the others as in the spec.
 fn vary_one(args: &BenchArgs, vary: &str, device: &Device) -> Result<Growth> {
-    let usage = |problem: &str| Failure::Usage(format!("--vary {vary}: {problem}; write --vary model.n_layer=2,4,8"));
+    let usage = |problem: &str| {
+        Failure::Usage(format!("--vary {vary}: {problem}; write --vary model.n_layer=2,4,8"))
+    };
     let (key, values) = vary.split_once('=').ok_or_else(|| usage("no `=`"))?;
     let point = |text: &str| -> Result<(f64, Plan, usize)> {
         let value = text.parse().ok().filter(|value: &f64| *value > 0.0 && value.is_finite());
         let value = value.ok_or_else(|| usage(&format!("`{text}` is no positive number")))?;
-        let overrides: Vec<String> = args.overrides.iter().cloned().chain([format!("{key}={text}")]).collect();
+        let overrides: Vec<String> =
+            args.overrides.iter().cloned().chain([format!("{key}={text}")]).collect();
         let (_, plan) = spec::load_plan(&args.spec, &overrides)?;
         let vocabulary = vocabulary(args, &plan)?;
         Ok((value, plan, vocabulary))

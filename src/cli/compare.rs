@@ -21,22 +21,37 @@ pub struct CompareArgs {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
-    /// Write report.html, report.md and their charts into this folder (default for a sweep: its own `report/`).
+    /// Write report.html, report.md and their charts into this folder (default for a sweep: its own
+    /// `report/`).
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
 }
 
 /// Compares runs and writes the report.
 pub fn run(args: CompareArgs) -> Result<()> {
-    let sweep = args.runs.first().filter(|folder| args.runs.len() == 1 && folder.join("manifest.json").exists());
+    let sweep = args
+        .runs
+        .first()
+        .filter(|folder| args.runs.len() == 1 && folder.join("manifest.json").exists());
     let (name, runs, baseline, rule, own_report) = match sweep {
         Some(folder) => {
             let (manifest, runs, rule) = experiment(folder)?;
-            (manifest.name, runs, args.baseline.or(Some(manifest.baseline)), rule, Some(folder.join("report")))
+            (
+                manifest.name,
+                runs,
+                args.baseline.or(Some(manifest.baseline)),
+                rule,
+                Some(folder.join("report")),
+            )
         }
         None => {
-            if let Some(folder) = args.runs.iter().find(|folder| folder.join("manifest.json").exists()) {
-                let message = format!("{} is a sweep; compare it alone, or name single runs", folder.display());
+            if let Some(folder) =
+                args.runs.iter().find(|folder| folder.join("manifest.json").exists())
+            {
+                let message = format!(
+                    "{} is a sweep; compare it alone, or name single runs",
+                    folder.display()
+                );
                 return Err(Failure::Usage(message).into());
             }
             ("comparison".to_owned(), plain_runs(&args.runs)?, args.baseline, None, None)
@@ -45,7 +60,10 @@ pub fn run(args: CompareArgs) -> Result<()> {
     let groups = group_runs(runs);
     // A sweep's baseline that has no result yet is no reason to refuse; one that was asked for is.
     let comparison = match compare(&name, groups.clone(), baseline.as_deref(), rule.clone()) {
-        Err(_) if own_report.is_some() && baseline.as_ref().is_some_and(|name| unfinished(&groups, name)) => {
+        Err(_)
+            if own_report.is_some()
+                && baseline.as_ref().is_some_and(|name| unfinished(&groups, name)) =>
+        {
             compare(&name, groups, None, rule)?
         }
         compared => compared?,
@@ -63,7 +81,9 @@ pub fn run(args: CompareArgs) -> Result<()> {
 }
 
 fn unfinished(groups: &[crate::report::Group], baseline: &str) -> bool {
-    groups.iter().any(|group| group.name.split(", ").next() == Some(baseline) && group.loss().is_none())
+    groups
+        .iter()
+        .any(|group| group.name.split(", ").next() == Some(baseline) && group.loss().is_none())
 }
 
 fn to_json(comparison: &Comparison) -> Value {

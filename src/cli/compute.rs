@@ -10,9 +10,13 @@ use std::num::NonZeroUsize;
 /// Fixes the number of computing threads, before any other thread starts.
 pub fn set_threads(threads: Option<NonZeroUsize>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
-    // SAFETY: called first thing in `main`, while this is the only thread. candle reads this variable, too.
+    // SAFETY: called first thing in `main`, while this is the only thread. candle reads this
+    // variable, too.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-    rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global().context("cannot start the computing threads")
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.get())
+        .build_global()
+        .context("cannot start the computing threads")
 }
 
 /// The device a spec asks for.
@@ -34,21 +38,30 @@ fn opened(backend: &Backend, index: usize, name: &str) -> Result<Device> {
         let remedy = if backend.built {
             "`lrpt doctor` says what this machine has; check the driver".to_owned()
         } else {
-            format!("build with `cargo build --release --features {}` on a machine that has it", backend.name)
+            format!(
+                "build with `cargo build --release --features {}` on a machine that has it",
+                backend.name
+            )
         };
         let reason = reason(&error);
-        Failure::Usage(format!("device: {name} cannot be used ({reason}); {remedy}, or set `device: cpu`")).into()
+        Failure::Usage(format!(
+            "device: {name} cannot be used ({reason}); {remedy}, or set `device: cpu`"
+        ))
+        .into()
     })
 }
 
-/// CUDA, then Metal, then the CPU; a device that this build is made for and the machine does not give is not passed over silently.
+/// CUDA, then Metal, then the CPU; a device that this build is made for and the machine does not
+/// give is not passed over silently.
 fn best_device() -> Device {
     for backend in [CUDA, METAL].into_iter().filter(|backend| backend.built) {
         match (backend.open)(0) {
             Ok(device) => return device,
             Err(error) => {
                 let (name, reason) = (backend.name, reason(&error));
-                tracing::warn!("device: {name} is built in but cannot be used ({reason}) and is passed over; see `lrpt doctor`");
+                tracing::warn!(
+                    "device: {name} is built in but cannot be used ({reason}) and is passed over; see `lrpt doctor`"
+                );
             }
         }
     }

@@ -52,7 +52,11 @@ pub fn run(args: DataArgs) -> Result<()> {
         DataCommand::Prepare(args) => print_summary(&prepare(&args.spec, &args.set)?),
         DataCommand::Inspect(args) => {
             let is_prepared = args.path.is_dir();
-            let dataset = if is_prepared { Dataset::open(&args.path)? } else { prepare(&args.path, &args.set)? };
+            let dataset = if is_prepared {
+                Dataset::open(&args.path)?
+            } else {
+                prepare(&args.path, &args.set)?
+            };
             print_summary(&dataset)?;
             print_tokens(&dataset, "train", &dataset.train, args.tokens)?;
             print_tokens(&dataset, "val", &dataset.val, args.tokens)
@@ -71,9 +75,18 @@ fn print_summary(dataset: &Dataset) -> Result<()> {
     output::line(format!("content hash    {}", summary.content_hash))?;
     output::line(format!("tokenizer hash  {}", summary.tokenizer_hash))?;
     output::line(format!("vocabulary      {}", summary.vocab_size))?;
-    output::line(format!("{:<6} {:>14} {:>14} {:>15}", "part", "tokens", "bytes", "bytes per token"))?;
-    for (part, tokens, bytes) in [("train", summary.train_tokens, summary.train_bytes), ("val", summary.val_tokens, summary.val_bytes)] {
-        output::line(format!("{part:<6} {tokens:>14} {bytes:>14} {:>15.3}", bytes as f64 / tokens as f64))?;
+    output::line(format!(
+        "{:<6} {:>14} {:>14} {:>15}",
+        "part", "tokens", "bytes", "bytes per token"
+    ))?;
+    for (part, tokens, bytes) in [
+        ("train", summary.train_tokens, summary.train_bytes),
+        ("val", summary.val_tokens, summary.val_bytes),
+    ] {
+        output::line(format!(
+            "{part:<6} {tokens:>14} {bytes:>14} {:>15.3}",
+            bytes as f64 / tokens as f64
+        ))?;
     }
     Ok(())
 }
@@ -83,7 +96,10 @@ fn print_tokens(dataset: &Dataset, part: &str, shard: &TokenShard, count: usize)
     output::line(format!("first tokens of {part}:"))?;
     for token in shard.read(0, count.min(shard.len())) {
         // A source of tokens may have a larger vocabulary than the tokenizer it is shown with.
-        let text = dataset.tokenizer.decode(&[token]).map_or("(not in the tokenizer)".into(), |text| format!("{text:?}"));
+        let text = dataset
+            .tokenizer
+            .decode(&[token])
+            .map_or("(not in the tokenizer)".into(), |text| format!("{text:?}"));
         output::line(format!("{token:>8}  {text}"))?;
     }
     Ok(())

@@ -16,7 +16,8 @@ pub struct DemoArgs {
 
 #[derive(Debug, Subcommand)]
 enum Demo {
-    /// Momentum and Adam on the factors of W = B A against momentum in the tangent space, on small matrix problems (docs/momentum.md).
+    /// Momentum and Adam on the factors of W = B A against momentum in the tangent space, on small
+    /// matrix problems (docs/momentum.md).
     Momentum(MomentumArgs),
 }
 

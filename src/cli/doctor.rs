@@ -14,9 +14,19 @@ pub fn run() -> Result<()> {
     let machine = Machine::detect();
     let mut warnings = machine.warnings();
     let line = |name: &str, value: String| output::line(format!("{name:<14}{value}"));
-    line("lrpt", format!("{} ({} build)", env!("CARGO_PKG_VERSION"), if machine.debug_build { "debug" } else { "release" }))?;
+    line(
+        "lrpt",
+        format!(
+            "{} ({} build)",
+            env!("CARGO_PKG_VERSION"),
+            if machine.debug_build { "debug" } else { "release" }
+        ),
+    )?;
     line("system", format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH))?;
-    line("features", if machine.features.is_empty() { "none".into() } else { machine.features.join(", ") })?;
+    line(
+        "features",
+        if machine.features.is_empty() { "none".into() } else { machine.features.join(", ") },
+    )?;
     line("threads", format!("{} on {} cores", machine.threads, machine.cores))?;
     line("SIMD", simd(machine.simd).into())?;
     if let Some((all, available)) = machine.memory {
@@ -31,13 +41,25 @@ pub fn run() -> Result<()> {
         match product_peak(&device, dtype) {
             Ok(ProductPeak { flops_per_second, shape: (rows, inner, columns), dtype }) => {
                 let rate = scaled(flops_per_second as u64, "FLOP/s");
-                line("product peak", format!("{rate} in {dtype} on {} ({rows} x {inner} x {columns})", short_name(&device)))?;
+                line(
+                    "product peak",
+                    format!(
+                        "{rate} in {dtype} on {} ({rows} x {inner} x {columns})",
+                        short_name(&device)
+                    ),
+                )?;
             }
-            Err(error) => warnings.push(format!("no product in {} on {}: {error}", dtype.as_str(), short_name(&device))),
+            Err(error) => warnings.push(format!(
+                "no product in {} on {}: {error}",
+                dtype.as_str(),
+                short_name(&device)
+            )),
         }
     }
     match data::crates_at_hand() {
-        Ok(crates) => line("corpus", format!("cargo_registry: the sources of all {crates} crates are here"))?,
+        Ok(crates) => {
+            line("corpus", format!("cargo_registry: the sources of all {crates} crates are here"))?
+        }
         Err(error) => {
             line("corpus", "cargo_registry: not available".into())?;
             warnings.push(format!("{error:#}"));
@@ -59,11 +81,20 @@ fn simd(level: Simd) -> &'static str {
 fn devices(feature: &str, state: &DeviceState) -> Vec<String> {
     match state {
         DeviceState::Available(found) => {
-            let memory =
-                |info: &DeviceInfo| info.memory.map(|m| format!(", {}, {} free", bytes(m.total), bytes(m.free))).unwrap_or_default();
-            found.iter().enumerate().map(|(index, info)| format!("{index}: {info}{}", memory(info))).collect()
+            let memory = |info: &DeviceInfo| {
+                info.memory
+                    .map(|m| format!(", {}, {} free", bytes(m.total), bytes(m.free)))
+                    .unwrap_or_default()
+            };
+            found
+                .iter()
+                .enumerate()
+                .map(|(index, info)| format!("{index}: {info}{}", memory(info)))
+                .collect()
         }
-        DeviceState::NotBuilt => vec![format!("not in this build (`cargo build --release --features {feature}`)")],
+        DeviceState::NotBuilt => {
+            vec![format!("not in this build (`cargo build --release --features {feature}`)")]
+        }
         DeviceState::Unusable(_) => vec!["cannot be used".into()],
     }
 }

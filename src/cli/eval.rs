@@ -36,7 +36,8 @@ struct Report {
     protocol: String,
 }
 
-/// Prints one JSON object with `loss`, `perplexity`, `bits_per_byte`, `tokens`, and how they were measured.
+/// Prints one JSON object with `loss`, `perplexity`, `bits_per_byte`, `tokens`, and how they were
+/// measured.
 pub fn run(args: EvalArgs) -> Result<()> {
     let device = compute::device(args.device)?;
     let run = LoadedRun::open(&args.run, &device)?;
@@ -44,8 +45,11 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let tokenizer = run.folder.tokenizer()?;
     let (shard, tokens, text) = match &args.text {
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the text {}", path.display()))?;
-            let shard = TokenShard::from_tokens(tokenizer.encode(&text).with_context(|| format!("{}", path.display()))?);
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the text {}", path.display()))?;
+            let shard = TokenShard::from_tokens(
+                tokenizer.encode(&text).with_context(|| format!("{}", path.display()))?,
+            );
             let all = shard.len() as u64;
             (shard, args.tokens.unwrap_or(all), path.display().to_string())
         }
@@ -59,15 +63,25 @@ pub fn run(args: EvalArgs) -> Result<()> {
                 ))
                 .into());
             }
-            (dataset.val, args.tokens.unwrap_or(plan.eval.tokens.0), "validation split of the run's data".into())
+            (
+                dataset.val,
+                args.tokens.unwrap_or(plan.eval.tokens.0),
+                "validation split of the run's data".into(),
+            )
         }
     };
     let block_size = run.model.config().block_size;
-    let set = ValidationSet::new(Arc::new(shard), block_size, tokens, &tokenizer.token_byte_lengths())?;
+    let set =
+        ValidationSet::new(Arc::new(shard), block_size, tokens, &tokenizer.token_byte_lengths())?;
     let loss = evaluate(&run.model, &run.params, &set)?;
     let protocol = format!(
         "{text}: {} non-overlapping windows of {block_size} tokens spread evenly, each predicted from its own window only, mean over tokens",
         set.windows()
     );
-    output::line(serde_json::to_string(&Report { loss, step: run.step, parameters: run.params.element_count(), protocol })?)
+    output::line(serde_json::to_string(&Report {
+        loss,
+        step: run.step,
+        parameters: run.params.element_count(),
+        protocol,
+    })?)
 }

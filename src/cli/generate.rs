@@ -42,13 +42,19 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let run = LoadedRun::open(&args.run, &device)?;
     let tokenizer = run.folder.tokenizer()?;
     let mut tokens = tokenizer.encode(&args.prompt)?;
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+    };
     let mut printed = 0;
     let mut failure = None;
     let prompt = tokens.clone();
     let mut show = |tokens: &[u32], is_end: bool| -> Result<()> {
         let text = tokenizer.decode(tokens)?;
-        // A character may be spread over tokens: hold its incomplete bytes back until they are whole.
+        // A character may be spread over tokens: hold its incomplete bytes back until they are
+        // whole.
         let complete = if is_end { text.as_str() } else { text.trim_end_matches('\u{FFFD}') };
         if complete.len() > printed {
             output::piece(&complete[printed..])?;

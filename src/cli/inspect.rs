@@ -22,7 +22,8 @@ pub struct InspectArgs {
     /// Leading and trailing singular values to print of each weight.
     #[arg(long, default_value_t = 3)]
     values: usize,
-    /// Print what the singular values of each weight come to: quantiles, energy, effective rank, what truncations discarded.
+    /// Print what the singular values of each weight come to: quantiles, energy, effective rank,
+    /// what truncations discarded.
     #[arg(long)]
     spectra: bool,
     /// Draw the singular values, now and over the run, and the ranks into this SVG file.
@@ -38,14 +39,23 @@ pub fn run(args: InspectArgs) -> Result<()> {
 
 /// Prints the singular values of every low-rank weight, and draws them with the run's own record.
 fn spectra(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
-    let now = run.params.low_rank().map(|(_, parameter, point)| Ok((parameter.name.clone(), point.singular_values()?)));
+    let now = run
+        .params
+        .low_rank()
+        .map(|(_, parameter, point)| Ok((parameter.name.clone(), point.singular_values()?)));
     let now = now.collect::<Result<Vec<_>>>()?;
     if now.is_empty() {
-        return Err(Failure::Usage(format!("{}: no weight of this run is low-rank, so there are no spectra", args.run.display())).into());
+        return Err(Failure::Usage(format!(
+            "{}: no weight of this run is low-rank, so there are no spectra",
+            args.run.display()
+        ))
+        .into());
     }
-    let history = if run.folder.holds_a_run() { Some(RunResults::read(run.folder.root())?) } else { None };
+    let history =
+        if run.folder.holds_a_run() { Some(RunResults::read(run.folder.root())?) } else { None };
     if let Some(path) = &args.plot {
-        let title = format!("Singular values of {} at step {}", run.folder.root().display(), run.step);
+        let title =
+            format!("Singular values of {} at step {}", run.folder.root().display(), run.step);
         write_atomic(path, spectra_figure(&title, &now, history.as_ref()).as_bytes())?;
     }
     if args.json {
@@ -55,13 +65,21 @@ fn spectra(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     output::line(format!("step {}", run.step))
 }
 
-/// Prints per low-rank weight: shape, rank, leading and trailing singular values, orthonormality defect, parameters against dense.
+/// Prints per low-rank weight: shape, rank, leading and trailing singular values, orthonormality
+/// defect, parameters against dense.
 fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     let (mut stored, mut dense) = (0, 0);
     if !args.json {
         output::line(format!(
             "{:<28} {:>11} {:>5} {:>34} {:>34} {:>9} {:>10} {:>7}",
-            "weight", "shape", "rank", "leading singular values", "trailing singular values", "defect", "parameters", "dense"
+            "weight",
+            "shape",
+            "rank",
+            "leading singular values",
+            "trailing singular values",
+            "defect",
+            "parameters",
+            "dense"
         ))?;
     }
     for (_, parameter) in run.params.iter() {
@@ -87,7 +105,9 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
                 "orthonormality_defect": defect, "parameters": count, "dense_parameters": full,
             }))?;
         } else {
-            let list = |values: &[f64]| values.iter().map(|x| format!("{x:.4}")).collect::<Vec<_>>().join(" ");
+            let list = |values: &[f64]| {
+                values.iter().map(|x| format!("{x:.4}")).collect::<Vec<_>>().join(" ")
+            };
             output::line(format!(
                 "{:<28} {:>11} {r:>5} {:>34} {:>34} {defect:>9.1e} {count:>10} {:>6.1}%",
                 parameter.name,
@@ -100,7 +120,10 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     }
     if !args.json {
         let share = 100.0 * stored as f64 / dense as f64;
-        output::line(format!("step {}: {stored} parameters, {share:.1}% of the {dense} of the same network with dense weights", run.step))?;
+        output::line(format!(
+            "step {}: {stored} parameters, {share:.1}% of the {dense} of the same network with dense weights",
+            run.step
+        ))?;
     }
     Ok(())
 }

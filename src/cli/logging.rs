@@ -37,19 +37,25 @@ pub struct Logging {
 }
 
 impl Logging {
-    /// Starts logging to the terminal, once per process. `RUST_LOG` filters; without it, lrpt from level info and all else from warn.
+    /// Starts logging to the terminal, once per process. `RUST_LOG` filters; without it, lrpt from
+    /// level info and all else from warn.
     ///
     /// # Errors
-    /// [`Failure::Usage`] when `RUST_LOG` cannot be understood; an error when a log was started before.
+    /// [`Failure::Usage`] when `RUST_LOG` cannot be understood; an error when a log was started
+    /// before.
     pub fn start(format: LogFormat, terminal: &Terminal) -> anyhow::Result<Self> {
         let filter = std::env::var("RUST_LOG").unwrap_or_default();
-        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let colour = std::io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let logging = Self::default();
-        subscriber(format, terminal, logging.file.clone(), &filter, colour)?.try_init().context("the log was started twice")?;
+        subscriber(format, terminal, logging.file.clone(), &filter, colour)?
+            .try_init()
+            .context("the log was started twice")?;
         Ok(logging)
     }
 
-    /// From now on, appends every line to `log.txt` in the run's folder as well, as text with time and level and without colours.
+    /// From now on, appends every line to `log.txt` in the run's folder as well, as text with time
+    /// and level and without colours.
     ///
     /// # Errors
     /// When the file cannot be opened.
@@ -79,15 +85,19 @@ fn subscriber(
     })?;
     let bar = terminal.is_interactive();
     let on_terminal = match format {
-        LogFormat::Text => layer().event_format(Terse).with_ansi(colour).with_writer(terminal.clone()).boxed(),
+        LogFormat::Text => {
+            layer().event_format(Terse).with_ansi(colour).with_writer(terminal.clone()).boxed()
+        }
         LogFormat::Json => layer().json().flatten_event(true).with_writer(terminal.clone()).boxed(),
     };
-    let on_terminal = on_terminal.with_filter(filter_fn(move |metadata| !(bar && metadata.target() == STEP_TARGET)));
+    let on_terminal = on_terminal
+        .with_filter(filter_fn(move |metadata| !(bar && metadata.target() == STEP_TARGET)));
     let in_file = layer().with_ansi(false).with_target(false).with_writer(file);
     Ok(tracing_subscriber::registry().with(filter).with(on_terminal).with(in_file))
 }
 
-/// The text form on a terminal: information as it is, all else with its level, details with where they come from.
+/// The text form on a terminal: information as it is, all else with its level, details with where
+/// they come from.
 struct Terse;
 
 impl<S, N> FormatEvent<S, N> for Terse
@@ -95,7 +105,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let metadata = event.metadata();
         let (colour, prefix) = match *metadata.level() {
             Level::ERROR => ("\x1b[1;31m", "error: ".to_string()),
@@ -142,7 +157,9 @@ impl<'a> MakeWriter<'a> for LogFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Console, EndReason, Evaluation, Event as Happening, Observer, RunStarted, Step};
+    use crate::record::{
+        Console, EndReason, Evaluation, Event as Happening, Observer, RunStarted, Step,
+    };
 
     /// A short training as the console sees it.
     fn events() -> Vec<Happening> {
@@ -157,26 +174,49 @@ mod tests {
             device: "cpu".into(),
             threads: 1,
         };
-        let step = |step| Happening::Step(Step { step, loss: 3.0, tokens_per_second: 128.0, learning_rate: 1e-3, ..Step::default() });
+        let step = |step| {
+            Happening::Step(Step {
+                step,
+                loss: 3.0,
+                tokens_per_second: 128.0,
+                learning_rate: 1e-3,
+                ..Step::default()
+            })
+        };
         vec![
             Happening::RunStarted(run),
             Happening::Progress { step: 1 },
             step(10),
-            Happening::Evaluation(Evaluation { step: 10, loss: 2.5, perplexity: 12.18, validation_tokens: 640, ..Evaluation::default() }),
+            Happening::Evaluation(Evaluation {
+                step: 10,
+                loss: 2.5,
+                perplexity: 12.18,
+                validation_tokens: 640,
+                ..Evaluation::default()
+            }),
             step(20),
-            Happening::CheckpointSaved { step: 20, path: "runs/tiny/checkpoints/step-00000020".into() },
+            Happening::CheckpointSaved {
+                step: 20,
+                path: "runs/tiny/checkpoints/step-00000020".into(),
+            },
             Happening::Warning { message: "mind the gap".into() },
             Happening::Finished { step: 20, reason: EndReason::Completed, seconds: 61.0 },
         ]
     }
 
     /// What a terminal and a log file hold after that training and a debug line.
-    fn logged(format: LogFormat, interactive: bool, filter: &str, colour: bool) -> (String, String) {
+    fn logged(
+        format: LogFormat,
+        interactive: bool,
+        filter: &str,
+        colour: bool,
+    ) -> (String, String) {
         let run = tempfile::tempdir().unwrap();
         let (terminal, captured) = Terminal::captured(interactive);
         let logging = Logging::default();
         logging.write_to(run.path()).unwrap();
-        let subscriber = subscriber(format, &terminal, logging.file.clone(), filter, colour).unwrap();
+        let subscriber =
+            subscriber(format, &terminal, logging.file.clone(), filter, colour).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             let mut console = Console::new(terminal.clone());
             events().iter().for_each(|event| console.on(event).unwrap());
@@ -223,7 +263,9 @@ mod tests {
         assert_eq!(shown, "warning: mind the gap\ndebug: lrpt::checkpoint: details size=3\n");
 
         let (terminal, _) = Terminal::captured(false);
-        let error = subscriber(LogFormat::Text, &terminal, LogFile::default(), "lrpt=loud", false).map(drop).unwrap_err();
+        let error = subscriber(LogFormat::Text, &terminal, LogFile::default(), "lrpt=loud", false)
+            .map(drop)
+            .unwrap_err();
         assert_eq!(crate::error::exit_code(&error), 2);
         assert!(error.to_string().starts_with("RUST_LOG=lrpt=loud: "), "{error}");
     }
@@ -231,7 +273,8 @@ mod tests {
     #[test]
     fn json_lines_are_objects() {
         let (shown, _) = logged(LogFormat::Json, false, "", false);
-        let lines: Vec<serde_json::Value> = shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines: Vec<serde_json::Value> =
+            shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 7);
         assert_eq!(lines[5]["message"], "mind the gap");
         assert_eq!(lines[5]["level"], "WARN");

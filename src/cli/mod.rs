@@ -21,9 +21,11 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use logging::{LogFormat, Logging};
 
-/// Pre-train low-rank language models: GPTs whose weights W = U S Vᵀ are trained by dynamical low-rank optimizers.
+/// Pre-train low-rank language models: GPTs whose weights W = U S Vᵀ are trained by dynamical
+/// low-rank optimizers.
 ///
-/// Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 diverged; 130 or 143 interrupted after a clean checkpoint.
+/// Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 diverged; 130 or 143 interrupted after a
+/// clean checkpoint.
 #[derive(Debug, Parser)]
 #[command(name = "lrpt", version, propagate_version = true)]
 pub struct Cli {
@@ -61,7 +63,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Say what this machine offers and what would slow training down.
     Doctor,
-    /// Compare a device with the CPU: operations, gradients, optimizer steps, a short training, checkpoints, memory.
+    /// Compare a device with the CPU: operations, gradients, optimizer steps, a short training,
+    /// checkpoints, memory.
     Selftest(selftest::SelftestArgs),
     /// Small experiments that show what the method does.
     Demo(demo::DemoArgs),

@@ -10,7 +10,8 @@ use clap::Args;
 /// Arguments of `lrpt selftest`.
 #[derive(Debug, Args)]
 pub struct SelftestArgs {
-    /// The device: auto, cpu, cuda, cuda:1 or metal. On the CPU, the code that a GPU runs is compared with the CPU's own.
+    /// The device: auto, cpu, cuda, cuda:1 or metal. On the CPU, the code that a GPU runs is
+    /// compared with the CPU's own.
     #[arg(long, default_value = "auto")]
     device: DeviceSpec,
     /// Steps of the training that is compared.
@@ -21,9 +22,13 @@ pub struct SelftestArgs {
 /// Prints a line for every comparison; fails if one misses.
 pub fn run(args: SelftestArgs) -> Result<()> {
     let device = compute::device(args.device)?;
-    let name = describe(&device)?.map_or_else(|| short_name(&device), |info| format!("{} ({info})", short_name(&device)));
+    let name = describe(&device)?
+        .map_or_else(|| short_name(&device), |info| format!("{} ({info})", short_name(&device)));
     output::line(format!("{name} against the CPU's kernels"))?;
-    output::line(format!("{:<6}{:<16}{:<52}{:>10}{:>10}", "", "group", "what", "error", "at most"))?;
+    output::line(format!(
+        "{:<6}{:<16}{:<52}{:>10}{:>10}",
+        "", "group", "what", "error", "at most"
+    ))?;
     let (mut missed, mut count, mut written) = (Vec::new(), 0, Ok(()));
     selftest::run(&device, args.steps, &mut |check| {
         count += 1;
@@ -38,14 +43,18 @@ pub fn run(args: SelftestArgs) -> Result<()> {
     if missed.is_empty() {
         return output::line(format!("all {count} comparisons agree"));
     }
-    let names: Vec<String> = missed.iter().map(|check| format!("{}: {}", check.group, check.name)).collect();
+    let names: Vec<String> =
+        missed.iter().map(|check| format!("{}: {}", check.group, check.name)).collect();
     anyhow::bail!("{} of {count} comparisons miss on {name}: {}", missed.len(), names.join("; "))
 }
 
 fn row(check: &Check) -> String {
     let word = if check.passes() { "ok" } else { "MISS" };
     match &check.error {
-        Ok(error) => format!("{word:<6}{:<16}{:<52}{error:>10.1e}{:>10.1e}", check.group, check.name, check.bound),
+        Ok(error) => format!(
+            "{word:<6}{:<16}{:<52}{error:>10.1e}{:>10.1e}",
+            check.group, check.name, check.bound
+        ),
         Err(reason) => format!("{word:<6}{:<16}{:<52} {reason}", check.group, check.name),
     }
 }

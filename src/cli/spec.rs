@@ -29,7 +29,8 @@ enum SpecCommand {
 struct SpecFileArgs {
     /// The spec, a YAML file.
     spec: PathBuf,
-    /// Set one key, as in `--set model.n_layer=8`; the value is any YAML. May be given several times; later ones win.
+    /// Set one key, as in `--set model.n_layer=8`; the value is any YAML. May be given several
+    /// times; later ones win.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
 }
@@ -78,8 +79,12 @@ pub(super) fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
         TokenizerSpec::Chars => None,
         TokenizerSpec::Bpe(bpe) => Some(usize::try_from(bpe.vocab_size.0)?),
         TokenizerSpec::File(path) if path.exists() => {
-            let tokenizer = tokenizers::Tokenizer::from_file(path)
-                .map_err(|error| anyhow::anyhow!("data.tokenizer.file: {} is no tokenizer.json: {error}", path.display()))?;
+            let tokenizer = tokenizers::Tokenizer::from_file(path).map_err(|error| {
+                anyhow::anyhow!(
+                    "data.tokenizer.file: {} is no tokenizer.json: {error}",
+                    path.display()
+                )
+            })?;
             Some(tokenizer.get_vocab_size(true))
         }
         TokenizerSpec::File(_) => None,
@@ -101,14 +106,23 @@ mod tests {
     #[test]
     fn settings_may_be_given_several_times() {
         Program::command().debug_assert();
-        let program = Program::parse_from(["spec", "check", "a.yaml", "--set", "seed=1", "--set", "rank={fixed: {}}"]);
+        let program = Program::parse_from([
+            "spec",
+            "check",
+            "a.yaml",
+            "--set",
+            "seed=1",
+            "--set",
+            "rank={fixed: {}}",
+        ]);
         let SpecCommand::Check(file) = program.args.command else { panic!("not check") };
         assert_eq!((file.spec.as_path(), file.set.len()), (Path::new("a.yaml"), 2));
     }
 
     #[test]
     fn the_vocabulary_is_counted_where_it_is_known() {
-        let plan = |config: &str| spec::load_plan(&Path::new("configs").join(config), &[]).unwrap().1;
+        let plan =
+            |config: &str| spec::load_plan(&Path::new("configs").join(config), &[]).unwrap().1;
         let small = check(&plan("gpt-small.yaml")).unwrap();
         assert!(small.starts_with("gpt-small: vocabulary of 4096; plan "), "{small}");
         assert!(small.contains("1_048_576"), "4096 × 256 in the embedding: {small}");

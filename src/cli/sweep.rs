@@ -8,7 +8,8 @@ use crate::model::account::{Ledger, scaled};
 use crate::record::{Terminal, duration};
 use crate::spec::DeviceSpec;
 use crate::sweep::{
-    Calibration, LaunchOptions, Launched, Manifest, RunState, SlurmOptions, Solver, Stage, Sweep, launch, read_sweep, slurm_scripts,
+    Calibration, LaunchOptions, Launched, Manifest, RunState, SlurmOptions, Solver, Stage, Sweep,
+    launch, read_sweep, slurm_scripts,
 };
 use crate::train::StopSignal;
 use anyhow::{Context, Result, bail, ensure};
@@ -33,7 +34,8 @@ pub struct SweepArgs {
     /// Try runs again that failed.
     #[arg(long)]
     retry_failed: bool,
-    /// Who starts the runs: this process, or a Slurm array job whose script is written into the sweep's folder.
+    /// Who starts the runs: this process, or a Slurm array job whose script is written into the
+    /// sweep's folder.
     #[arg(long, value_enum, default_value = "local")]
     launcher: Launcher,
     /// Submit the Slurm script.
@@ -64,14 +66,19 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     let spec = read_sweep(&args.sweep)?;
     let folder = Path::new("runs").join(&spec.name);
     let threads = threads(&folder, args.jobs.get());
-    // The sweep's budgets and times are for the machine it is started on; a device is opened by the runs.
+    // The sweep's budgets and times are for the machine it is started on; a device is opened by the
+    // runs.
     let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?, &folder);
     let sweep = Sweep::expand(&spec, &args.sweep, &mut calibration)?;
     if args.dry_run {
         return dry_run(&sweep, &mut calibration);
     }
-    let _lock = RunLock::acquire(&folder)
-        .with_context(|| format!("the sweep in {} is running already, or its folder cannot be written", folder.display()))?;
+    let _lock = RunLock::acquire(&folder).with_context(|| {
+        format!(
+            "the sweep in {} is running already, or its folder cannot be written",
+            folder.display()
+        )
+    })?;
     let written = std::fs::read_to_string(&args.sweep)?;
     // First, so that runs laid out by it are never without it.
     calibration.save(&folder)?;
@@ -92,7 +99,10 @@ fn threads(folder: &Path, jobs: usize) -> usize {
     let share = (rayon::current_num_threads() / jobs).max(1);
     match Manifest::read(folder) {
         Ok(manifest) if manifest.threads != share => {
-            tracing::info!("runs go on with {} threads each, as the sweep began; results repeat at a fixed number", manifest.threads);
+            tracing::info!(
+                "runs go on with {} threads each, as the sweep began; results repeat at a fixed number",
+                manifest.threads
+            );
             manifest.threads
         }
         _ => share,
@@ -100,14 +110,18 @@ fn threads(folder: &Path, jobs: usize) -> usize {
 }
 
 fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
-    output::line(format!("{:<64} {:>10} {:>10} {:>8} {:>10} {:>10}", "run", "parameters", "tokens", "steps", "FLOPs", "time"))?;
+    output::line(format!(
+        "{:<64} {:>10} {:>10} {:>8} {:>10} {:>10}",
+        "run", "parameters", "tokens", "steps", "FLOPs", "time"
+    ))?;
     let mut total = 0.0;
     for run in &sweep.runs {
         let ledger = Ledger::new(&run.plan, calibration.vocabulary_size(&run.plan)?, 1);
         let steps = run.plan.train.max_steps.0;
         let seconds = steps as f64 * calibration.seconds_per_step(&run.plan)?;
         total += seconds;
-        let remark = if run.repeats_the_best { "  if its value is the best on the first seed" } else { "" };
+        let remark =
+            if run.repeats_the_best { "  if its value is the best on the first seed" } else { "" };
         output::line(format!(
             "{:<64} {:>10} {:>10} {steps:>8} {:>10} {:>10}{remark}",
             run.id,
@@ -118,22 +132,45 @@ fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
         ))?;
     }
     let repeats = sweep.runs.iter().filter(|run| run.repeats_the_best).count();
-    let searched =
-        if repeats > 0 { format!(", {repeats} of them only if their values are the best on the first seed") } else { String::new() };
+    let searched = if repeats > 0 {
+        format!(", {repeats} of them only if their values are the best on the first seed")
+    } else {
+        String::new()
+    };
     let time = duration(total);
-    output::line(format!("{} runs{searched}; training steps of all, one after another: {time}", sweep.runs.len()))
+    output::line(format!(
+        "{} runs{searched}; training steps of all, one after another: {time}",
+        sweep.runs.len()
+    ))
 }
 
-fn local(args: &SweepArgs, manifest: &Manifest, folder: &Path, memory: &[u64], terminal: &Terminal) -> Result<()> {
+fn local(
+    args: &SweepArgs,
+    manifest: &Manifest,
+    folder: &Path,
+    memory: &[u64],
+    terminal: &Terminal,
+) -> Result<()> {
     let pattern = match &args.only {
-        Some(glob) => Some(globset::Glob::new(glob).map_err(|error| usage(format!("--only {glob}: {error}")))?.compile_matcher()),
+        Some(glob) => Some(
+            globset::Glob::new(glob)
+                .map_err(|error| usage(format!("--only {glob}: {error}")))?
+                .compile_matcher(),
+        ),
         None => None,
     };
     let wanted = |id: &str| pattern.as_ref().is_none_or(|pattern| pattern.is_match(id));
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
     let available_memory = Machine::detect().memory.map(|(_, available)| available);
-    let options =
-        LaunchOptions { jobs: args.jobs.get(), retry_failed: args.retry_failed, memory, available_memory, wanted: &wanted, stop, terminal };
+    let options = LaunchOptions {
+        jobs: args.jobs.get(),
+        retry_failed: args.retry_failed,
+        memory,
+        available_memory,
+        wanted: &wanted,
+        stop,
+        terminal,
+    };
     let Launched { skipped, finished, not_needed, failed } = launch(manifest, folder, &options)?;
     tracing::info!(
         "{}: {finished} runs finished now, {skipped} before, {not_needed} not needed, {} failed; `lrpt compare {}` compares them",
@@ -147,11 +184,26 @@ fn local(args: &SweepArgs, manifest: &Manifest, folder: &Path, memory: &[u64], t
     if failed.is_empty() {
         return Ok(());
     }
-    let list: Vec<String> = failed.iter().map(|(id, why)| format!("  {id}: {why} ({}/logs/{id}.log)", folder.display())).collect();
-    bail!("{} of {} runs failed; try them again with --retry-failed:\n{}", failed.len(), manifest.runs.len(), list.join("\n"))
+    let list: Vec<String> = failed
+        .iter()
+        .map(|(id, why)| format!("  {id}: {why} ({}/logs/{id}.log)", folder.display()))
+        .collect();
+    bail!(
+        "{} of {} runs failed; try them again with --retry-failed:\n{}",
+        failed.len(),
+        manifest.runs.len(),
+        list.join("\n")
+    )
 }
 
-fn slurm(args: &SweepArgs, sweep: &Sweep, manifest: &Manifest, folder: &Path, memory: &[u64], calibration: &mut Calibration) -> Result<()> {
+fn slurm(
+    args: &SweepArgs,
+    sweep: &Sweep,
+    manifest: &Manifest,
+    folder: &Path,
+    memory: &[u64],
+    calibration: &mut Calibration,
+) -> Result<()> {
     if args.only.is_some() || args.retry_failed {
         return Err(usage(
             "--only and --retry-failed go with --launcher local; a Slurm array has all runs and tries failed ones again".into(),
@@ -159,7 +211,8 @@ fn slurm(args: &SweepArgs, sweep: &Sweep, manifest: &Manifest, folder: &Path, me
     }
     let mut longest: f64 = 0.0;
     for run in &sweep.runs {
-        longest = longest.max(run.plan.train.max_steps.0 as f64 * calibration.seconds_per_step(&run.plan)?);
+        longest = longest
+            .max(run.plan.train.max_steps.0 as f64 * calibration.seconds_per_step(&run.plan)?);
     }
     let program = std::env::current_exe().context("cannot find this program")?;
     let working_folder = std::env::current_dir().context("cannot find the current folder")?;
@@ -184,9 +237,20 @@ fn slurm(args: &SweepArgs, sweep: &Sweep, manifest: &Manifest, folder: &Path, me
         if let Some(job) = before.take().filter(|_| script.waits) {
             sbatch.arg(format!("--dependency=afterany:{job}"));
         }
-        let submitted = sbatch.arg(&path).output().context("cannot run sbatch; is Slurm on this machine?")?;
-        ensure!(submitted.status.success(), "sbatch {}: {}", path.display(), String::from_utf8_lossy(&submitted.stderr).trim());
-        let job = String::from_utf8_lossy(&submitted.stdout).trim().split(';').next().unwrap_or("").to_owned();
+        let submitted =
+            sbatch.arg(&path).output().context("cannot run sbatch; is Slurm on this machine?")?;
+        ensure!(
+            submitted.status.success(),
+            "sbatch {}: {}",
+            path.display(),
+            String::from_utf8_lossy(&submitted.stderr).trim()
+        );
+        let job = String::from_utf8_lossy(&submitted.stdout)
+            .trim()
+            .split(';')
+            .next()
+            .unwrap_or("")
+            .to_owned();
         output::line(format!("{} submitted as job {job}", path.display()))?;
         before = Some(job);
     }
@@ -195,7 +259,8 @@ fn slurm(args: &SweepArgs, sweep: &Sweep, manifest: &Manifest, folder: &Path, me
 
 /// Becomes the training of one run, so that signals reach it.
 fn run_one(folder: &Path, index: usize) -> Result<()> {
-    let manifest = Manifest::read(folder).map_err(|error| usage(format!("{error:#}; with --run-index give the sweep's folder")))?;
+    let manifest = Manifest::read(folder)
+        .map_err(|error| usage(format!("{error:#}; with --run-index give the sweep's folder")))?;
     let Some(run) = manifest.runs.get(index) else {
         return Err(usage(format!(
             "the sweep in {} has {} runs, counted from 0; there is no {index}",
@@ -212,10 +277,16 @@ fn run_one(folder: &Path, index: usize) -> Result<()> {
     match manifest.stage(index, &states) {
         Stage::Ready => {}
         Stage::NotNeeded => {
-            tracing::info!("{} is not needed: its values were not the best on the first seed", run.id);
+            tracing::info!(
+                "{} is not needed: its values were not the best on the first seed",
+                run.id
+            );
             return Ok(());
         }
-        Stage::Waiting => bail!("{} waits for the runs that search its values; run those of a lower index first", run.id),
+        Stage::Waiting => bail!(
+            "{} waits for the runs that search its values; run those of a lower index first",
+            run.id
+        ),
     }
     become_training(&manifest, folder, index)
 }
@@ -223,12 +294,15 @@ fn run_one(folder: &Path, index: usize) -> Result<()> {
 #[cfg(unix)]
 fn become_training(manifest: &Manifest, folder: &Path, index: usize) -> Result<()> {
     use std::os::unix::process::CommandExt;
-    Err(crate::sweep::training(manifest, folder, index)?.exec()).context("cannot start the training")
+    Err(crate::sweep::training(manifest, folder, index)?.exec())
+        .context("cannot start the training")
 }
 
 #[cfg(not(unix))]
 fn become_training(manifest: &Manifest, folder: &Path, index: usize) -> Result<()> {
-    let status = crate::sweep::training(manifest, folder, index)?.status().context("cannot start the training")?;
+    let status = crate::sweep::training(manifest, folder, index)?
+        .status()
+        .context("cannot start the training")?;
     ensure!(status.success(), "the training ended with {status}");
     Ok(())
 }

@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 pub struct TrainArgs {
     /// The spec, a YAML file.
     spec: PathBuf,
-    /// Override a key: `--set model.n_layer=8`; any YAML value, also a mapping, which replaces the whole key.
+    /// Override a key: `--set model.n_layer=8`; any YAML value, also a mapping, which replaces the
+    /// whole key.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     overrides: Vec<String>,
     /// Folder of the run (default: runs/<name>).
@@ -26,7 +27,8 @@ pub struct TrainArgs {
     /// Continue the run in that folder from its newest sound checkpoint.
     #[arg(long)]
     resume: bool,
-    /// Stop cleanly after this step, with a checkpoint, as if interrupted; continue later with --resume.
+    /// Stop cleanly after this step, with a checkpoint, as if interrupted; continue later with
+    /// --resume.
     #[arg(long, value_name = "STEP")]
     stop_after: Option<u64>,
     /// Stop cleanly when stdin closes, as it does when the process that started this one dies.
@@ -53,7 +55,16 @@ pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()>
     if args.until_stdin_closes {
         stop_with_stdin(stop.clone());
     }
-    start(&plan, &spec::to_yaml(&written)?, &run_dir, args.resume, args.stop_after, stop, terminal, logging)
+    start(
+        &plan,
+        &spec::to_yaml(&written)?,
+        &run_dir,
+        args.resume,
+        args.stop_after,
+        stop,
+        terminal,
+        logging,
+    )
 }
 
 /// Asks for a stop, as SIGTERM does, once stdin is at its end.
@@ -85,7 +96,15 @@ fn start(
     logging: &Logging,
 ) -> Result<()> {
     let device = compute::device(plan.device)?;
-    let options = TrainOptions { run_dir, data_cache: data::cache_dir(), spec_yaml, resume, stop_after, device: &device, stop };
+    let options = TrainOptions {
+        run_dir,
+        data_cache: data::cache_dir(),
+        spec_yaml,
+        resume,
+        stop_after,
+        device: &device,
+        stop,
+    };
     if cfg!(debug_assertions) {
         tracing::warn!("this is a debug build, tens of times slower than `cargo run --release`");
     }
@@ -97,7 +116,12 @@ fn start(
         };
         let metrics = lines(&folder.metrics(), record::metrics)?;
         let spectra = lines(&folder.spectra(), record::spectra)?;
-        Ok(Observers(vec![Box::new(metrics), Box::new(spectra), Box::new(Samples::new(folder.root())), Box::new(Console::new(terminal))]))
+        Ok(Observers(vec![
+            Box::new(metrics),
+            Box::new(spectra),
+            Box::new(Samples::new(folder.root())),
+            Box::new(Console::new(terminal)),
+        ]))
     })?;
     report(plan, run_dir, &outcome)
 }
@@ -115,7 +139,11 @@ fn report(plan: &Plan, run_dir: &Path, outcome: &Outcome) -> Result<()> {
             "tokens": loss.tokens,
         })),
         None => {
-            tracing::info!("stopped after step {} as asked; continue with `lrpt resume {}`", outcome.step, run_dir.display());
+            tracing::info!(
+                "stopped after step {} as asked; continue with `lrpt resume {}`",
+                outcome.step,
+                run_dir.display()
+            );
             Ok(())
         }
     }

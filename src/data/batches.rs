@@ -17,10 +17,11 @@ pub struct Batch {
 
 /// The order in which a run sees its training text.
 ///
-/// Window w reads the tokens [wT, (w+1)T) and predicts [wT + 1, (w+1)T + 1); there are ⌊(tokens − 1)/T⌋ windows. The g-th sequence of the
-/// run, g = (step · accumulation + micro) · B + row, is window π_e(g mod windows) of epoch e = ⌊g / windows⌋, where π_e is a permutation
-/// keyed by (seed, e). So every window is seen once per epoch, also where a batch reaches into the next one, there is no state to save,
-/// and how a step is split into micro-batches does not change what it sees.
+/// Window w reads the tokens [wT, (w+1)T) and predicts [wT + 1, (w+1)T + 1); there are ⌊(tokens −
+/// 1)/T⌋ windows. The g-th sequence of the run, g = (step · accumulation + micro) · B + row, is
+/// window π_e(g mod windows) of epoch e = ⌊g / windows⌋, where π_e is a permutation keyed by (seed,
+/// e). So every window is seen once per epoch, also where a batch reaches into the next one, there
+/// is no state to save, and how a step is split into micro-batches does not change what it sees.
 #[derive(Clone, Debug)]
 pub struct Batches {
     shard: Arc<TokenShard>,
@@ -32,7 +33,8 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Batches of `batch_size` sequences of `block_size` tokens, `gradient_accumulation_steps` of them per step.
+    /// Batches of `batch_size` sequences of `block_size` tokens, `gradient_accumulation_steps` of
+    /// them per step.
     ///
     /// # Errors
     /// When a size is 0, or the shard is too short for one window.
@@ -44,9 +46,19 @@ impl Batches {
         seed: u64,
     ) -> anyhow::Result<Self> {
         anyhow::ensure!(batch_size > 0, "train.batch_size must be at least 1");
-        anyhow::ensure!(gradient_accumulation_steps > 0, "train.gradient_accumulation_steps must be at least 1");
+        anyhow::ensure!(
+            gradient_accumulation_steps > 0,
+            "train.gradient_accumulation_steps must be at least 1"
+        );
         let windows = window_count(&shard, block_size, "training")? as u64;
-        Ok(Self { shard, block_size, batch_size, micro_batches: gradient_accumulation_steps, seed, windows })
+        Ok(Self {
+            shard,
+            block_size,
+            batch_size,
+            micro_batches: gradient_accumulation_steps,
+            seed,
+            windows,
+        })
     }
 
     /// Sequences in an epoch.
@@ -59,7 +71,11 @@ impl Batches {
     /// # Errors
     /// When `micro` is not below the number of micro-batches, or a tensor cannot be made.
     pub fn at(&self, step: u64, micro: usize) -> anyhow::Result<Batch> {
-        anyhow::ensure!(micro < self.micro_batches, "micro-batch {micro} of a step with {}", self.micro_batches);
+        anyhow::ensure!(
+            micro < self.micro_batches,
+            "micro-batch {micro} of a step with {}",
+            self.micro_batches
+        );
         let first = (step * self.micro_batches as u64 + micro as u64) * self.batch_size as u64;
         let mut epoch = None;
         let mut order = Vec::with_capacity(self.batch_size);
@@ -83,7 +99,11 @@ impl Batches {
 ///
 /// # Errors
 /// When there is none; `part` names the shard.
-pub(super) fn window_count(shard: &TokenShard, block_size: usize, part: &str) -> anyhow::Result<usize> {
+pub(super) fn window_count(
+    shard: &TokenShard,
+    block_size: usize,
+    part: &str,
+) -> anyhow::Result<usize> {
     anyhow::ensure!(block_size > 0, "model.block_size must be at least 1");
     let windows = shard.len().saturating_sub(1) / block_size;
     anyhow::ensure!(
@@ -96,7 +116,11 @@ pub(super) fn window_count(shard: &TokenShard, block_size: usize, part: &str) ->
 }
 
 /// Inputs and targets of windows, stacked in the order given.
-pub(super) fn read_windows(shard: &TokenShard, block_size: usize, windows: &[usize]) -> anyhow::Result<Batch> {
+pub(super) fn read_windows(
+    shard: &TokenShard,
+    block_size: usize,
+    windows: &[usize],
+) -> anyhow::Result<Batch> {
     let sequences = windows.iter().map(|window| {
         let tokens = shard.read(window * block_size, block_size + 1);
         let inputs = Tensor::new(&tokens[..block_size], &Device::Cpu)?;
@@ -121,7 +145,8 @@ fn stack(
     sequences: impl Iterator<Item = candle_core::Result<(Tensor, Tensor)>>,
     batch_size: usize,
 ) -> candle_core::Result<(Tensor, Tensor)> {
-    let (inputs, targets): (Vec<_>, Vec<_>) = sequences.collect::<candle_core::Result<Vec<_>>>()?.into_iter().unzip();
+    let (inputs, targets): (Vec<_>, Vec<_>) =
+        sequences.collect::<candle_core::Result<Vec<_>>>()?.into_iter().unzip();
     if inputs.len() != batch_size || inputs.is_empty() {
         candle_core::bail!("a batch of {batch_size} sequences, {} given", inputs.len())
     }
@@ -146,7 +171,9 @@ mod tests {
     fn sequences(batches: &Batches, count: usize) -> Vec<Vec<u32>> {
         let steps = count.div_ceil(batches.batch_size * batches.micro_batches) as u64;
         let micro = batches.micro_batches;
-        let mut all: Vec<_> = (0..steps).flat_map(|step| (0..micro).flat_map(move |m| rows(&batches.at(step, m).unwrap()))).collect();
+        let mut all: Vec<_> = (0..steps)
+            .flat_map(|step| (0..micro).flat_map(move |m| rows(&batches.at(step, m).unwrap())))
+            .collect();
         all.truncate(count);
         all
     }

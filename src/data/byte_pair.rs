@@ -11,10 +11,12 @@ use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTok
 /// The 256 bytes and the end-of-text token.
 const SMALLEST_VOCABULARY: usize = 257;
 
-/// Trains byte-level BPE as GPT-2 does (its splitting expression, no space put before the text) and returns the `tokenizer.json`.
+/// Trains byte-level BPE as GPT-2 does (its splitting expression, no space put before the text) and
+/// returns the `tokenizer.json`.
 ///
-/// Token 0 is `<|endoftext|>`, tokens 1 to 256 the bytes, the others merges in the order they were found. Of equally frequent pairs the
-/// one of the smaller tokens is merged first, so the same text always gives the same tokenizer.
+/// Token 0 is `<|endoftext|>`, tokens 1 to 256 the bytes, the others merges in the order they were
+/// found. Of equally frequent pairs the one of the smaller tokens is merged first, so the same text
+/// always gives the same tokenizer.
 ///
 /// # Errors
 /// [`crate::error::Failure::Usage`] for a vocabulary below 257.
@@ -25,12 +27,18 @@ pub(super) fn train(documents: &[String], vocab_size: usize) -> anyhow::Result<S
         )));
     }
     let byte_level = ByteLevel::new(false, false, true);
-    let mut tokenizer = TokenizerBuilder::<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>::default()
-        .with_model(BPE::default())
-        .with_pre_tokenizer(Some(byte_level.into()))
-        .with_decoder(Some(byte_level.into()))
-        .build()
-        .map_err(|e| anyhow!("the BPE tokenizer cannot be built: {e}"))?;
+    let mut tokenizer = TokenizerBuilder::<
+        BPE,
+        NormalizerWrapper,
+        PreTokenizerWrapper,
+        PostProcessorWrapper,
+        DecoderWrapper,
+    >::default()
+    .with_model(BPE::default())
+    .with_pre_tokenizer(Some(byte_level.into()))
+    .with_decoder(Some(byte_level.into()))
+    .build()
+    .map_err(|e| anyhow!("the BPE tokenizer cannot be built: {e}"))?;
     let mut trainer = BpeTrainerBuilder::new()
         .vocab_size(vocab_size)
         // The library's progress bar writes to stdout, which is for results.
@@ -38,12 +46,15 @@ pub(super) fn train(documents: &[String], vocab_size: usize) -> anyhow::Result<S
         .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
-    // Large documents in pieces, so that the words of one are counted in parallel and without much memory.
+    // Large documents in pieces, so that the words of one are counted in parallel and without much
+    // memory.
     let text = documents.iter().flat_map(|document| pieces(document));
     tokenizer.train(&mut trainer, text).map_err(|e| anyhow!("training the BPE tokenizer: {e}"))?;
     let reached = tokenizer.get_vocab_size(true);
     if reached < vocab_size {
-        tracing::warn!("the text gives only {reached} tokens, fewer than the {vocab_size} asked for");
+        tracing::warn!(
+            "the text gives only {reached} tokens, fewer than the {vocab_size} asked for"
+        );
     }
     tokenizer.to_string(true).map_err(|e| anyhow!("writing the BPE tokenizer: {e}"))
 }
@@ -55,9 +66,14 @@ mod tests {
 
     /// Words in many equally frequent variations: the order of merges hangs on how ties are broken.
     fn documents() -> Vec<String> {
-        let word =
-            |index: usize| -> String { (0..6).map(|place| char::from(b'a' + ((index * 7 + place * place * 3) % 26) as u8)).collect() };
-        (0..300).map(|index| format!("{} {}\n{}(x);\n", word(index), word(index + 5), word(index * 3))).collect()
+        let word = |index: usize| -> String {
+            (0..6)
+                .map(|place| char::from(b'a' + ((index * 7 + place * place * 3) % 26) as u8))
+                .collect()
+        };
+        (0..300)
+            .map(|index| format!("{} {}\n{}(x);\n", word(index), word(index + 5), word(index * 3)))
+            .collect()
     }
 
     #[test]
@@ -79,7 +95,10 @@ mod tests {
         let unseen = "\u{0}\u{7f} ünseen Ж";
         assert_eq!(tokenizer.decode(&tokenizer.encode(unseen).unwrap()).unwrap(), unseen);
         let text = documents().concat();
-        assert!(tokenizer.encode(&text).unwrap().len() * 10 < text.len() * 7, "merges shorten the text");
+        assert!(
+            tokenizer.encode(&text).unwrap().len() * 10 < text.len() * 7,
+            "merges shorten the text"
+        );
     }
 
     #[test]

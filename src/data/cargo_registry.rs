@@ -1,8 +1,10 @@
-//! The default corpus: Rust sources of lrpt's own locked dependencies, which Cargo has already put on the machine.
+//! The default corpus: Rust sources of lrpt's own locked dependencies, which Cargo has already put
+//! on the machine.
 //!
-//! Only crates that every build needs, on Linux, macOS and Windows and with or without default features, are in [`CRATES`]; `cargo build`
-//! has fetched them wherever lrpt was built, and so the text is the same on every machine. It changes when `Cargo.lock` changes: each
-//! run records the hash of its text.
+//! Only crates that every build needs, on Linux, macOS and Windows and with or without default
+//! features, are in [`CRATES`]; `cargo build` has fetched them wherever lrpt was built, and so the
+//! text is the same on every machine. It changes when `Cargo.lock` changes: each run records the
+//! hash of its text.
 
 use super::corpus::Corpus;
 use anyhow::Context;
@@ -14,8 +16,9 @@ const LOCK: &str = include_str!("../../Cargo.lock");
 
 /// The crates of the corpus, in the order of `Cargo.lock`.
 ///
-/// Left out: bindings and intrinsics (`libc`, `windows-sys`, `raw-cpuid`), crates that are only Unicode tables, crates of a few lines, and
-/// names of which `Cargo.lock` ends with a version that not every build uses.
+/// Left out: bindings and intrinsics (`libc`, `windows-sys`, `raw-cpuid`), crates that are only
+/// Unicode tables, crates of a few lines, and names of which `Cargo.lock` ends with a version that
+/// not every build uses.
 const CRATES: &str = "
     ahash aho-corasick allocator-api2 anstream anstyle anstyle-parse anstyle-query anyhow arrayvec atomic-wait autocfg bit-set
     bit-vec bitflags blake3 bstr bytemuck bytemuck_derive byteorder candle-core candle-nn candle-transformers castaway cc cfg-if
@@ -41,27 +44,31 @@ const FILE_LIMIT: u64 = 100_000;
 const DIGIT_SHARE_LIMIT: f64 = 0.15;
 /// One crate in so many is validation, whole, ...
 const VALIDATION_EVERY: usize = 20;
-/// ... beginning with this one, counted from 0. As the list stands: bit-set, console, fancy-regex, itoa, once_cell, regex,
-/// signal-hook-registry and unicode-segmentation.
+/// ... beginning with this one, counted from 0. As the list stands: bit-set, console, fancy-regex,
+/// itoa, once_cell, regex, signal-hook-registry and unicode-segmentation.
 const VALIDATION_FIRST: usize = 11;
 
 /// Reads the corpus.
 ///
-/// Crates come in the order of `Cargo.lock` (of several versions the last), a crate's `.rs` files in path order. Skipped are files over
-/// 100 000 bytes, files of which more than 15% are digits, files that are not UTF-8 (counted in the log), and files that would take the
-/// crate past 256 000 bytes. Every 20th crate is validation, beginning with the 12th; no file of those is trained on.
+/// Crates come in the order of `Cargo.lock` (of several versions the last), a crate's `.rs` files
+/// in path order. Skipped are files over 100 000 bytes, files of which more than 15% are digits,
+/// files that are not UTF-8 (counted in the log), and files that would take the crate past 256 000
+/// bytes. Every 20th crate is validation, beginning with the 12th; no file of those is trained on.
 ///
 /// # Errors
-/// When a crate is not in Cargo's registry folder (the message says `cargo fetch`) or a file cannot be read.
+/// When a crate is not in Cargo's registry folder (the message says `cargo fetch`) or a file cannot
+/// be read.
 pub(super) fn read() -> anyhow::Result<Corpus> {
     let crates: Vec<&str> = CRATES.split_whitespace().collect();
     read_crates(&cargo_home()?, LOCK, &crates)
 }
 
-/// Number of crates of the default corpus, all of them with their sources on this machine; reads no text.
+/// Number of crates of the default corpus, all of them with their sources on this machine; reads no
+/// text.
 ///
 /// # Errors
-/// When the sources of a crate are not in Cargo's registry folder; the message says how to get them.
+/// When the sources of a crate are not in Cargo's registry folder; the message says how to get
+/// them.
 pub fn crates_at_hand() -> anyhow::Result<usize> {
     let crates: Vec<&str> = CRATES.split_whitespace().collect();
     Ok(crate_folders(&cargo_home()?, LOCK, &crates)?.len())
@@ -72,7 +79,8 @@ fn cargo_home() -> anyhow::Result<PathBuf> {
     if let Some(folder) = std::env::var_os("CARGO_HOME").filter(|folder| !folder.is_empty()) {
         return Ok(folder.into());
     }
-    let home = std::env::home_dir().context("the home folder is unknown; set CARGO_HOME to Cargo's folder")?;
+    let home = std::env::home_dir()
+        .context("the home folder is unknown; set CARGO_HOME to Cargo's folder")?;
     Ok(home.join(".cargo"))
 }
 
@@ -81,14 +89,22 @@ fn read_crates(cargo_home: &Path, lock: &str, crates: &[&str]) -> anyhow::Result
     let mut corpus = Corpus { documents_end: true, ..Corpus::default() };
     let mut not_utf8 = 0;
     for (index, folder) in folders.iter().enumerate() {
-        let part = if index % VALIDATION_EVERY == VALIDATION_FIRST { &mut corpus.val } else { &mut corpus.train };
+        let part = if index % VALIDATION_EVERY == VALIDATION_FIRST {
+            &mut corpus.val
+        } else {
+            &mut corpus.train
+        };
         not_utf8 += read_crate(folder, part)?;
     }
     if not_utf8 > 0 {
         tracing::warn!("skipped {not_utf8} source files that are not UTF-8");
     }
-    corpus.description =
-        format!("cargo_registry: {} crates, {} training and {} validation files", folders.len(), corpus.train.len(), corpus.val.len());
+    corpus.description = format!(
+        "cargo_registry: {} crates, {} training and {} validation files",
+        folders.len(),
+        corpus.train.len(),
+        corpus.val.len()
+    );
     Ok(corpus)
 }
 
@@ -101,7 +117,8 @@ fn read_crate(folder: &Path, documents: &mut Vec<String>) -> anyhow::Result<usiz
         if *length == 0 || *length > FILE_LIMIT || taken + length > CRATE_LIMIT {
             continue;
         }
-        let bytes = std::fs::read(path).with_context(|| format!("{}: the file cannot be read", path.display()))?;
+        let bytes = std::fs::read(path)
+            .with_context(|| format!("{}: the file cannot be read", path.display()))?;
         let digits = bytes.iter().filter(|byte| byte.is_ascii_digit()).count();
         if digits as f64 > DIGIT_SHARE_LIMIT * bytes.len() as f64 {
             continue;
@@ -117,9 +134,13 @@ fn read_crate(folder: &Path, documents: &mut Vec<String>) -> anyhow::Result<usiz
     Ok(not_utf8)
 }
 
-/// The `.rs` files under a folder and their lengths, by path within the crate with `/` between names, so that the order is the same on
-/// every system.
-fn list_sources(folder: &Path, prefix: &str, files: &mut BTreeMap<String, (PathBuf, u64)>) -> anyhow::Result<()> {
+/// The `.rs` files under a folder and their lengths, by path within the crate with `/` between
+/// names, so that the order is the same on every system.
+fn list_sources(
+    folder: &Path,
+    prefix: &str,
+    files: &mut BTreeMap<String, (PathBuf, u64)>,
+) -> anyhow::Result<()> {
     let unreadable = || format!("{}: the folder cannot be read", folder.display());
     for entry in std::fs::read_dir(folder).with_context(unreadable)? {
         let entry = entry.with_context(unreadable)?;
@@ -138,12 +159,19 @@ fn list_sources(folder: &Path, prefix: &str, files: &mut BTreeMap<String, (PathB
 fn crate_folders(cargo_home: &Path, lock: &str, crates: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
     let versions = locked_versions(lock);
     let sources = cargo_home.join("registry").join("src");
-    let mut indexes: Vec<PathBuf> = std::fs::read_dir(&sources).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut indexes: Vec<PathBuf> = std::fs::read_dir(&sources)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     indexes.sort();
 
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for name in crates {
-        let version = versions.get(name).with_context(|| format!("Cargo.lock has no crate `{name}`; remove it from the corpus"))?;
+        let version = versions.get(name).with_context(|| {
+            format!("Cargo.lock has no crate `{name}`; remove it from the corpus")
+        })?;
         let folder_name = format!("{name}-{version}");
         match indexes.iter().map(|index| index.join(&folder_name)).find(|folder| folder.is_dir()) {
             Some(folder) => found.push(folder),
@@ -186,7 +214,10 @@ mod tests {
         let crates: Vec<&str> = CRATES.split_whitespace().collect();
         let versions = locked_versions(LOCK);
         for name in &crates {
-            assert!(versions.contains_key(name), "`{name}` is no longer in Cargo.lock: take it out of CRATES");
+            assert!(
+                versions.contains_key(name),
+                "`{name}` is no longer in Cargo.lock: take it out of CRATES"
+            );
         }
         assert!(crates.is_sorted());
     }
@@ -199,9 +230,14 @@ mod tests {
         assert!((15_000_000..25_000_000).contains(&train), "{train}");
         assert!((600_000..2_000_000).contains(&val), "{val}");
         let with_functions = corpus.train.iter().filter(|text| text.contains("fn ")).count();
-        assert!(with_functions * 2 > corpus.train.len(), "{with_functions} of {}", corpus.train.len());
+        assert!(
+            with_functions * 2 > corpus.train.len(),
+            "{with_functions} of {}",
+            corpus.train.len()
+        );
         let training: std::collections::BTreeSet<&String> = corpus.train.iter().collect();
-        let shared: usize = corpus.val.iter().filter(|text| training.contains(text)).map(|text| text.len()).sum();
+        let shared: usize =
+            corpus.val.iter().filter(|text| training.contains(text)).map(|text| text.len()).sum();
         assert!(shared * 100 < val, "{shared} bytes of validation files are also training files");
     }
 

@@ -28,8 +28,8 @@ impl Corpus {
     /// Reads the text of a source; `None` for sources that are tokens already.
     ///
     /// # Errors
-    /// [`Failure::Usage`] where the source contradicts itself or matches no file; else where a file cannot be read, is not UTF-8 or not
-    /// JSON, naming file and line.
+    /// [`Failure::Usage`] where the source contradicts itself or matches no file; else where a file
+    /// cannot be read, is not UTF-8 or not JSON, naming file and line.
     pub(super) fn read(source: &SourceSpec) -> anyhow::Result<Option<Corpus>> {
         let corpus = match source {
             SourceSpec::CargoRegistry => cargo_registry::read()?,
@@ -56,24 +56,30 @@ impl Corpus {
 /// Text files. Several files are joined as they are, with nothing between them.
 fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
     match spec {
-        TextSourceSpec { train: Some(train), val: Some(val), path: None, val_fraction: None } => Ok(Corpus {
-            description: format!("text: train {}, val {}", train.join(" "), val.join(" ")),
-            train: vec![read_joined(train)?],
-            val: vec![read_joined(val)?],
-            documents_end: false,
-        }),
+        TextSourceSpec { train: Some(train), val: Some(val), path: None, val_fraction: None } => {
+            Ok(Corpus {
+                description: format!("text: train {}, val {}", train.join(" "), val.join(" ")),
+                train: vec![read_joined(train)?],
+                val: vec![read_joined(val)?],
+                documents_end: false,
+            })
+        }
         TextSourceSpec { train: None, val: None, path: Some(path), val_fraction } => {
             let fraction = checked_fraction(*val_fraction, "data.source.text.val_fraction")?;
             let text = read_joined(std::slice::from_ref(path))?;
             let (train, val) = split_characters(&text, fraction);
             Ok(Corpus {
-                description: format!("text: {path}, last {fraction} of its characters for validation"),
+                description: format!(
+                    "text: {path}, last {fraction} of its characters for validation"
+                ),
                 train: vec![train.to_string()],
                 val: vec![val.to_string()],
                 documents_end: false,
             })
         }
-        _ => Err(usage("data.source.text: give either `train` and `val`, or `path` and, if you like, `val_fraction`")),
+        _ => Err(usage(
+            "data.source.text: give either `train` and `val`, or `path` and, if you like, `val_fraction`",
+        )),
     }
 }
 
@@ -82,7 +88,9 @@ fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
     let mut train = read_json_lines(&spec.train, &spec.text_key)?;
     let mut description = format!("jsonl: train {}", spec.train.join(" "));
     let val = match (&spec.val, spec.val_fraction) {
-        (Some(_), Some(_)) => return Err(usage("data.source.jsonl: give `val` or `val_fraction`, not both")),
+        (Some(_), Some(_)) => {
+            return Err(usage("data.source.jsonl: give `val` or `val_fraction`, not both"));
+        }
         (Some(val), None) => {
             description += &format!(", val {}", val.join(" "));
             read_json_lines(val, &spec.text_key)?
@@ -95,7 +103,10 @@ fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
         }
     };
     for (part, documents) in [("training", &train), ("validation", &val)] {
-        anyhow::ensure!(!documents.is_empty(), "data.source.jsonl: no {part} documents; give more lines, or another `val_fraction`");
+        anyhow::ensure!(
+            !documents.is_empty(),
+            "data.source.jsonl: no {part} documents; give more lines, or another `val_fraction`"
+        );
     }
     Ok(Corpus { description, train, val, documents_end: true })
 }
@@ -103,18 +114,24 @@ fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
 fn read_json_lines(patterns: &[String], text_key: &str) -> anyhow::Result<Vec<String>> {
     let mut documents = Vec::new();
     for path in expand(patterns)? {
-        let file = std::fs::File::open(&path).with_context(|| format!("{}: the file cannot be opened", path.display()))?;
+        let file = std::fs::File::open(&path)
+            .with_context(|| format!("{}: the file cannot be opened", path.display()))?;
         for (index, line) in BufReader::new(file).lines().enumerate() {
             let place = || format!("{}:{}", path.display(), index + 1);
-            let line = line.with_context(|| format!("{}: the line cannot be read as UTF-8", place()))?;
+            let line =
+                line.with_context(|| format!("{}: the line cannot be read as UTF-8", place()))?;
             if line.trim().is_empty() {
                 continue;
             }
-            let mut value: serde_json::Value = serde_json::from_str(&line).with_context(|| format!("{}: not JSON", place()))?;
+            let mut value: serde_json::Value =
+                serde_json::from_str(&line).with_context(|| format!("{}: not JSON", place()))?;
             match value.get_mut(text_key).map(serde_json::Value::take) {
                 Some(serde_json::Value::String(text)) => documents.push(text),
                 Some(_) => anyhow::bail!("{}: the value of `{text_key}` is not a string", place()),
-                None => anyhow::bail!("{}: no key `{text_key}`; name the right one with `data.source.jsonl.text_key`", place()),
+                None => anyhow::bail!(
+                    "{}: no key `{text_key}`; name the right one with `data.source.jsonl.text_key`",
+                    place()
+                ),
             }
         }
     }
@@ -123,10 +140,15 @@ fn read_json_lines(patterns: &[String], text_key: &str) -> anyhow::Result<Vec<St
 
 fn checked_fraction(fraction: Option<f64>, key: &str) -> anyhow::Result<f64> {
     let fraction = fraction.unwrap_or(DEFAULT_VAL_FRACTION);
-    if fraction > 0.0 && fraction < 1.0 { Ok(fraction) } else { Err(usage(format!("{key}: {fraction} is not between 0 and 1"))) }
+    if fraction > 0.0 && fraction < 1.0 {
+        Ok(fraction)
+    } else {
+        Err(usage(format!("{key}: {fraction} is not between 0 and 1")))
+    }
 }
 
-/// How many of `count` come before the validation part: int((1 − f)·count), as nanoGPT's `int(n * 0.9)`.
+/// How many of `count` come before the validation part: int((1 − f)·count), as nanoGPT's `int(n *
+/// 0.9)`.
 fn train_share(count: usize, val_fraction: f64) -> usize {
     (count as f64 * (1.0 - val_fraction)) as usize
 }
@@ -141,14 +163,21 @@ fn split_characters(text: &str, val_fraction: f64) -> (&str, &str) {
 fn read_joined(patterns: &[String]) -> anyhow::Result<String> {
     let mut text = String::new();
     for path in expand(patterns)? {
-        let bytes = std::fs::read(&path).with_context(|| format!("{}: the file cannot be read", path.display()))?;
-        text += std::str::from_utf8(&bytes)
-            .map_err(|e| anyhow::anyhow!("{}: not UTF-8 at byte {}; convert the file first", path.display(), e.valid_up_to()))?;
+        let bytes = std::fs::read(&path)
+            .with_context(|| format!("{}: the file cannot be read", path.display()))?;
+        text += std::str::from_utf8(&bytes).map_err(|e| {
+            anyhow::anyhow!(
+                "{}: not UTF-8 at byte {}; convert the file first",
+                path.display(),
+                e.valid_up_to()
+            )
+        })?;
     }
     Ok(text)
 }
 
-/// The files of a list of paths and globs: entries in their order, the files of a glob in path order, every file once.
+/// The files of a list of paths and globs: entries in their order, the files of a glob in path
+/// order, every file once.
 ///
 /// # Errors
 /// [`Failure::Usage`] for a glob that cannot be parsed and an entry that matches no file.
@@ -156,10 +185,17 @@ fn expand(patterns: &[String]) -> anyhow::Result<Vec<PathBuf>> {
     let mut seen = BTreeSet::new();
     let mut files = Vec::new();
     for pattern in patterns {
-        let matches = if Path::new(pattern).is_file() { vec![PathBuf::from(pattern)] } else { matching_files(pattern)? };
+        let matches = if Path::new(pattern).is_file() {
+            vec![PathBuf::from(pattern)]
+        } else {
+            matching_files(pattern)?
+        };
         if matches.is_empty() {
             let here = std::env::current_dir().unwrap_or_default();
-            return Err(usage(format!("data.source: no file matches `{pattern}` (paths are relative to {})", here.display())));
+            return Err(usage(format!(
+                "data.source: no file matches `{pattern}` (paths are relative to {})",
+                here.display()
+            )));
         }
         files.extend(matches.into_iter().filter(|path| seen.insert(path.clone())));
     }
@@ -176,7 +212,8 @@ fn matching_files(pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
         .build()
         .map_err(|e| usage(format!("data.source: `{pattern}` is not a glob: {e}")))?
         .compile_matcher();
-    let fixed: PathBuf = Path::new(pattern).components().take_while(|part| !is_glob(part)).collect();
+    let fixed: PathBuf =
+        Path::new(pattern).components().take_while(|part| !is_glob(part)).collect();
     let mut files = BTreeSet::new();
     collect_matching(&fixed, &glob, &mut files)?;
     Ok(files.into_iter().collect())
@@ -186,7 +223,11 @@ fn is_glob(part: &std::path::Component) -> bool {
     part.as_os_str().to_string_lossy().contains(['*', '?', '[', '{'])
 }
 
-fn collect_matching(folder: &Path, glob: &globset::GlobMatcher, files: &mut BTreeSet<PathBuf>) -> anyhow::Result<()> {
+fn collect_matching(
+    folder: &Path,
+    glob: &globset::GlobMatcher,
+    files: &mut BTreeSet<PathBuf>,
+) -> anyhow::Result<()> {
     let place = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     if !place.is_dir() {
         return Ok(());
@@ -212,16 +253,27 @@ pub(super) fn usage(message: impl Into<String>) -> anyhow::Error {
 mod tests {
     use super::*;
 
-    fn text(train: Option<&str>, val: Option<&str>, path: Option<&str>, val_fraction: Option<f64>) -> anyhow::Result<Corpus> {
+    fn text(
+        train: Option<&str>,
+        val: Option<&str>,
+        path: Option<&str>,
+        val_fraction: Option<f64>,
+    ) -> anyhow::Result<Corpus> {
         let list = |entry: Option<&str>| entry.map(|entry| vec![entry.to_string()]);
-        read_text(&TextSourceSpec { train: list(train), val: list(val), path: path.map(String::from), val_fraction })
+        read_text(&TextSourceSpec {
+            train: list(train),
+            val: list(val),
+            path: path.map(String::from),
+            val_fraction,
+        })
     }
 
     #[test]
     fn the_split_counts_characters_as_nano_gpt_does() {
         let text: String = std::iter::repeat_n('é', 1_115_394).collect();
         let (train, val) = split_characters(&text, 0.1);
-        // nanoGPT, data/shakespeare_char/prepare.py: int(1115394 * 0.9) characters of training text.
+        // nanoGPT, data/shakespeare_char/prepare.py: int(1115394 * 0.9) characters of training
+        // text.
         assert_eq!((train.chars().count(), val.chars().count()), (1_003_854, 111_540));
         assert_eq!(split_characters("abc", 0.5), ("a", "bc"));
     }
@@ -230,12 +282,19 @@ mod tests {
     fn globs_are_sorted_and_files_joined() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("deep")).unwrap();
-        for (name, content) in [("b.txt", "B"), ("a.txt", "A"), ("c.md", "C"), ("deep/d.txt", "D")] {
+        for (name, content) in [("b.txt", "B"), ("a.txt", "A"), ("c.md", "C"), ("deep/d.txt", "D")]
+        {
             std::fs::write(folder.path().join(name), content).unwrap();
         }
         let pattern = |end: &str| format!("{}/{end}", folder.path().display());
-        assert_eq!(text(Some(&pattern("*.txt")), Some(&pattern("c.md")), None, None).unwrap().train, ["AB"]);
-        assert_eq!(text(Some(&pattern("**/*.txt")), Some(&pattern("c.md")), None, None).unwrap().train, ["ABD"]);
+        assert_eq!(
+            text(Some(&pattern("*.txt")), Some(&pattern("c.md")), None, None).unwrap().train,
+            ["AB"]
+        );
+        assert_eq!(
+            text(Some(&pattern("**/*.txt")), Some(&pattern("c.md")), None, None).unwrap().train,
+            ["ABD"]
+        );
         let error = text(None, None, Some(&pattern("*.rst")), None).unwrap_err();
         assert_eq!(crate::error::exit_code(&error), 2);
         assert!(error.to_string().contains("*.rst"), "{error}");
@@ -243,9 +302,11 @@ mod tests {
 
     #[test]
     fn contradictions_are_usage_errors() {
-        for source in
-            [text(Some("a"), None, None, None), text(Some("a"), Some("b"), Some("c"), None), text(None, None, Some("a"), Some(1.5))]
-        {
+        for source in [
+            text(Some("a"), None, None, None),
+            text(Some("a"), Some("b"), Some("c"), None),
+            text(None, None, Some("a"), Some(1.5)),
+        ] {
             assert_eq!(crate::error::exit_code(&source.unwrap_err()), 2);
         }
     }
@@ -266,14 +327,23 @@ mod tests {
         let read = |content: &str, text_key: &str| {
             std::fs::write(&path, content).unwrap();
             let train = vec![path.to_str().unwrap().to_string()];
-            read_jsonl(&JsonlSourceSpec { train, val: None, val_fraction: Some(0.5), text_key: text_key.into() })
+            read_jsonl(&JsonlSourceSpec {
+                train,
+                val: None,
+                val_fraction: Some(0.5),
+                text_key: text_key.into(),
+            })
         };
         let corpus = read("{\"text\": \"one\"}\n\n{\"text\": \"two\"}\n", "text").unwrap();
-        assert_eq!((corpus.train, corpus.val, corpus.documents_end), (vec!["one".to_string()], vec!["two".to_string()], true));
+        assert_eq!(
+            (corpus.train, corpus.val, corpus.documents_end),
+            (vec!["one".to_string()], vec!["two".to_string()], true)
+        );
 
-        for (content, expected) in
-            [("{\"text\": \"one\"}\n{\"text\": }", "jsonl:2: not JSON"), ("{\"body\": \"one\"}", "jsonl:1: no key `text`")]
-        {
+        for (content, expected) in [
+            ("{\"text\": \"one\"}\n{\"text\": }", "jsonl:2: not JSON"),
+            ("{\"body\": \"one\"}", "jsonl:1: no key `text`"),
+        ] {
             let error = format!("{:#}", read(content, "text").unwrap_err());
             assert!(error.contains(expected), "{error}");
         }

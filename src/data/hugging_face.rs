@@ -24,17 +24,22 @@ pub(super) struct HuggingFace {
 }
 
 impl HuggingFace {
-    /// Reads a `tokenizer.json`, given as text and as the value parsed from it. Its truncation and padding are turned off.
+    /// Reads a `tokenizer.json`, given as text and as the value parsed from it. Its truncation and
+    /// padding are turned off.
     ///
     /// # Errors
     /// When the library cannot read it.
     pub(super) fn new(json: &str, value: &Value) -> anyhow::Result<Self> {
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|e| anyhow!("not a tokenizer.json of the tokenizers library: {e}"))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|e| anyhow!("not a tokenizer.json of the tokenizers library: {e}"))?;
         inner.with_truncation(None).map_err(|e| anyhow!("truncation cannot be turned off: {e}"))?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);
-        let largest = inner.get_vocab(true).into_values().max().ok_or_else(|| anyhow!("the tokenizer has no tokens"))?;
+        let largest = inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .ok_or_else(|| anyhow!("the tokenizer has no tokens"))?;
         Ok(Self {
             json: json.to_string(),
             model: value["model"]["type"].as_str().unwrap_or("tokenizer.json").to_string(),
@@ -70,7 +75,8 @@ impl HuggingFace {
         if !self.encodes_in_pieces || text.len() <= PIECE_BYTES {
             return encode(text);
         }
-        let tokens: Vec<Vec<u32>> = pieces(text).into_par_iter().map(encode).collect::<anyhow::Result<_>>()?;
+        let tokens: Vec<Vec<u32>> =
+            pieces(text).into_par_iter().map(encode).collect::<anyhow::Result<_>>()?;
         Ok(tokens.concat())
     }
 
@@ -78,13 +84,24 @@ impl HuggingFace {
         self.inner.decode(tokens, false).map_err(|e| anyhow!("the tokens cannot be decoded: {e}"))
     }
 
-    /// UTF-8 bytes of every token; exact for byte-level tokenizers, whose tokens are written with one character per byte. For others, by
-    /// how much longer the text of a word becomes when the token follows it (`<0xE4>`, a byte as SentencePiece writes it, is one byte).
+    /// UTF-8 bytes of every token; exact for byte-level tokenizers, whose tokens are written with
+    /// one character per byte. For others, by how much longer the text of a word becomes when the
+    /// token follows it (`<0xE4>`, a byte as SentencePiece writes it, is one byte).
     pub(super) fn token_byte_lengths(&self) -> Vec<u32> {
-        let special: Vec<u32> =
-            self.inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        let before = self.inner.encode_fast("a", false).map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default();
-        let text_bytes = |tokens: &[u32]| self.inner.decode(tokens, false).map_or(0, |text| text.len());
+        let special: Vec<u32> = self
+            .inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, _)| id)
+            .collect();
+        let before = self
+            .inner
+            .encode_fast("a", false)
+            .map(|encoding| encoding.get_ids().to_vec())
+            .unwrap_or_default();
+        let text_bytes =
+            |tokens: &[u32]| self.inner.decode(tokens, false).map_or(0, |text| text.len());
         let before_bytes = text_bytes(&before);
         let length = |id: u32| {
             let token = self.inner.id_to_token(id).unwrap_or_default();
@@ -102,8 +119,9 @@ impl HuggingFace {
     }
 }
 
-/// Whether encoding [`pieces`] one by one gives the tokens of the whole: so with the byte-level splitting of GPT-2, without a normalizer, a
-/// space put before the text, or added tokens that are looked for in the text.
+/// Whether encoding [`pieces`] one by one gives the tokens of the whole: so with the byte-level
+/// splitting of GPT-2, without a normalizer, a space put before the text, or added tokens that are
+/// looked for in the text.
 fn encodes_in_pieces(tokenizer: &Value) -> bool {
     let split = &tokenizer["pre_tokenizer"];
     let added = tokenizer["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
@@ -114,9 +132,11 @@ fn encodes_in_pieces(tokenizer: &Value) -> bool {
         && added.iter().all(|token| token["special"] == true)
 }
 
-/// Cuts a text after newlines that stand between two characters that are not white space, into pieces of at least 64 KiB.
+/// Cuts a text after newlines that stand between two characters that are not white space, into
+/// pieces of at least 64 KiB.
 ///
-/// GPT-2's splitting expression makes such a newline a word of its own, with or without the text around it, so no word is cut.
+/// GPT-2's splitting expression makes such a newline a word of its own, with or without the text
+/// around it, so no word is cut.
 pub(super) fn pieces(text: &str) -> Vec<&str> {
     let is_cut = |newline: usize| {
         let before = text[..newline].chars().next_back();
@@ -128,7 +148,11 @@ pub(super) fn pieces(text: &str) -> Vec<&str> {
     while text.len() - start > PIECE_BYTES {
         // Newlines are one byte and never part of another character, so bytes can be searched.
         let from = start + PIECE_BYTES;
-        let newlines = text.as_bytes()[from..].iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| from + at);
+        let newlines = text.as_bytes()[from..]
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'\n')
+            .map(|(at, _)| from + at);
         let Some(newline) = newlines.into_iter().find(|newline| is_cut(*newline)) else { break };
         pieces.push(&text[start..=newline]);
         start = newline + 1;
@@ -147,7 +171,16 @@ mod tests {
     /// 100 kB with every kind of line end.
     fn long_text() -> String {
         (0..12_000)
-            .map(|index| ["a b;\n", "fn f() {\n    x\n}\n\n", "it's 12\n\n\n", "ü,\r\n", "tab\t\n end \n", "(\n)\n"][index % 6])
+            .map(|index| {
+                [
+                    "a b;\n",
+                    "fn f() {\n    x\n}\n\n",
+                    "it's 12\n\n\n",
+                    "ü,\r\n",
+                    "tab\t\n end \n",
+                    "(\n)\n",
+                ][index % 6]
+            })
             .collect::<String>()
             + &"x".repeat(2000)
     }
@@ -181,7 +214,8 @@ mod tests {
         assert_eq!(tokenizer.decode(&tokens).unwrap(), END_OF_TEXT);
     }
 
-    /// SentencePiece's form: words begin with `▁`, bytes that are no token of their own are written `<0xE4>`.
+    /// SentencePiece's form: words begin with `▁`, bytes that are no token of their own are written
+    /// `<0xE4>`.
     #[test]
     fn byte_lengths_of_a_tokenizer_that_is_not_byte_level() {
         let json = r#"{"version": "1.0", "added_tokens": [{"id": 0, "content": "</s>", "single_word": false, "lstrip": false,

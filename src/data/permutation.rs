@@ -4,9 +4,10 @@ const ROUNDS: usize = 10;
 
 /// A pseudo-random permutation of `0..size`.
 ///
-/// A Feistel network permutes the numbers of an even count of bits, at least as many as `size` needs; results outside `0..size` are
-/// permuted again until they fall inside ("cycle walking", Black & Rogaway 2002), which leaves a permutation of `0..size`. The network
-/// covers fewer than 4 · `size` numbers (4 for `size` 1), so fewer than 4 walks are needed on average.
+/// A Feistel network permutes the numbers of an even count of bits, at least as many as `size`
+/// needs; results outside `0..size` are permuted again until they fall inside ("cycle walking",
+/// Black & Rogaway 2002), which leaves a permutation of `0..size`. The network covers fewer than 4
+/// · `size` numbers (4 for `size` 1), so fewer than 4 walks are needed on average.
 #[derive(Clone, Debug)]
 pub(super) struct Permutation {
     size: u64,
@@ -48,7 +49,8 @@ impl Permutation {
     }
 }
 
-/// The output function of SplitMix64 (Steele, Lea & Flood 2014): a bijection in which every input bit reaches every output bit.
+/// The output function of SplitMix64 (Steele, Lea & Flood 2014): a bijection in which every input
+/// bit reaches every output bit.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -95,7 +97,8 @@ mod tests {
     #[test]
     fn keys_differ_and_positions_are_spread_evenly() {
         assert_ne!(all(1000, 1), all(1000, 2));
-        // Where entry 0 of 10 goes, over 10 000 keys: χ² with 9 degrees of freedom is below 27.9 with probability 0.999.
+        // Where entry 0 of 10 goes, over 10 000 keys: χ² with 9 degrees of freedom is below 27.9
+        // with probability 0.999.
         let mut counts = [0f64; 10];
         for key in 0..10_000 {
             counts[Permutation::new(10, key).at(0) as usize] += 1.0;

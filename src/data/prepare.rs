@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Instant;
 
-/// Part of the content hash: raise it when the same text and tokenizer give other tokens, or the files another form.
+/// Part of the content hash: raise it when the same text and tokenizer give other tokens, or the
+/// files another form.
 const FORMAT: &str = "lrpt data v1";
 
 /// Tokens to train and to validate on, and the tokenizer they were made with.
@@ -36,7 +37,8 @@ pub struct DatasetSummary {
     pub source: String,
     /// Kind of tokenizer, for people.
     pub tokenizer: String,
-    /// BLAKE3 of the text, its split, and the tokenizer asked for; of the tokens for a source that is tokens already.
+    /// BLAKE3 of the text, its split, and the tokenizer asked for; of the tokens for a source that
+    /// is tokens already.
     pub content_hash: String,
     /// BLAKE3 of `tokenizer.json`.
     pub tokenizer_hash: String,
@@ -65,12 +67,16 @@ impl Dataset {
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let read = |name: &str| {
             let path = folder.join(name);
-            std::fs::read_to_string(&path).with_context(|| format!("{}: the file cannot be read", path.display()))
+            std::fs::read_to_string(&path)
+                .with_context(|| format!("{}: the file cannot be read", path.display()))
         };
-        let summary: DatasetSummary = serde_json::from_str(&read("dataset.json")?)
-            .with_context(|| format!("{}: not a data summary", folder.join("dataset.json").display()))?;
+        let summary: DatasetSummary =
+            serde_json::from_str(&read("dataset.json")?).with_context(|| {
+                format!("{}: not a data summary", folder.join("dataset.json").display())
+            })?;
         let json = read("tokenizer.json")?;
-        let tokenizer = Tokenizer::from_json(&json).with_context(|| folder.join("tokenizer.json").display().to_string())?;
+        let tokenizer = Tokenizer::from_json(&json)
+            .with_context(|| folder.join("tokenizer.json").display().to_string())?;
         let tokenizer_hash = blake3::hash(json.as_bytes());
         anyhow::ensure!(
             tokenizer_hash.to_hex().as_str() == summary.tokenizer_hash,
@@ -102,12 +108,12 @@ pub fn cache_dir() -> &'static Path {
     Path::new("data")
 }
 
-/// The data set of a spec. Text is tokenized once and kept in `cache/<hash>/`, where the hash covers the text, its split and the tokenizer
-/// asked for; token files are used in place.
+/// The data set of a spec. Text is tokenized once and kept in `cache/<hash>/`, where the hash
+/// covers the text, its split and the tokenizer asked for; token files are used in place.
 ///
 /// # Errors
-/// When the source cannot be read (the message names file and line), the spec contradicts itself ([`crate::error::Failure::Usage`]), or
-/// the cache cannot be written.
+/// When the source cannot be read (the message names file and line), the spec contradicts itself
+/// ([`crate::error::Failure::Usage`]), or the cache cannot be written.
 pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
     if let Some(source) = RawSource::find(&spec.source)? {
         return source.open(&spec.tokenizer, cache);
@@ -117,20 +123,25 @@ pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
     let folder = cache.join(short(&content_hash));
     if folder.join("dataset.json").exists() {
         match Dataset::open(&folder) {
-            Ok(dataset) if dataset.summary.content_hash == content_hash.to_hex().as_str() => return Ok(dataset),
+            Ok(dataset) if dataset.summary.content_hash == content_hash.to_hex().as_str() => {
+                return Ok(dataset);
+            }
             Ok(_) => tracing::warn!("{} holds other data; preparing it again", folder.display()),
             Err(error) => tracing::warn!("{error:#}; preparing it again"),
         }
     }
     let started = Instant::now();
-    write_directory_atomic(&folder, |inside| fill(inside, &corpus, &spec.tokenizer, &content_hash))?;
+    write_directory_atomic(&folder, |inside| {
+        fill(inside, &corpus, &spec.tokenizer, &content_hash)
+    })?;
     tracing::info!("prepared {} in {:.1} s", folder.display(), started.elapsed().as_secs_f64());
     Dataset::open(&folder)
 }
 
 /// The tokenizer of a `tokenizer.json`.
 pub(super) fn tokenizer_from_file(path: &Path) -> anyhow::Result<Tokenizer> {
-    let json = std::fs::read_to_string(path).with_context(|| format!("data.tokenizer.file: {} cannot be read", path.display()))?;
+    let json = std::fs::read_to_string(path)
+        .with_context(|| format!("data.tokenizer.file: {} cannot be read", path.display()))?;
     Tokenizer::from_json(&json).with_context(|| format!("data.tokenizer.file: {}", path.display()))
 }
 
@@ -149,9 +160,20 @@ fn content_hash(corpus: &Corpus, tokenizer: &TokenizerSpec) -> anyhow::Result<bl
 }
 
 /// Writes `tokenizer.json`, `train.tokens`, `val.tokens` and `dataset.json`.
-fn fill(folder: &Path, corpus: &Corpus, tokenizer: &TokenizerSpec, content_hash: &blake3::Hash) -> anyhow::Result<()> {
-    let megabytes = |documents: &[String]| documents.iter().map(String::len).sum::<usize>() as f64 / 1e6;
-    tracing::info!("{}: {:.1} MB training, {:.1} MB validation text", corpus.description, megabytes(&corpus.train), megabytes(&corpus.val));
+fn fill(
+    folder: &Path,
+    corpus: &Corpus,
+    tokenizer: &TokenizerSpec,
+    content_hash: &blake3::Hash,
+) -> anyhow::Result<()> {
+    let megabytes =
+        |documents: &[String]| documents.iter().map(String::len).sum::<usize>() as f64 / 1e6;
+    tracing::info!(
+        "{}: {:.1} MB training, {:.1} MB validation text",
+        corpus.description,
+        megabytes(&corpus.train),
+        megabytes(&corpus.val)
+    );
     let tokenizer = make_tokenizer(corpus, tokenizer)?;
     let json = tokenizer.to_json()?;
     let tokenizer_hash = blake3::hash(json.as_bytes());
@@ -207,8 +229,11 @@ fn make_tokenizer(corpus: &Corpus, spec: &TokenizerSpec) -> anyhow::Result<Token
 
 /// A bar on stderr, shown on a terminal only.
 fn progress_bar(part: &str, documents: &[String]) -> ProgressBar {
-    let style = ProgressStyle::with_template("tokenizing {msg} {wide_bar} {bytes}/{total_bytes}").expect("a valid template");
-    ProgressBar::new(documents.iter().map(|document| document.len() as u64).sum()).with_style(style).with_message(part.to_string())
+    let style = ProgressStyle::with_template("tokenizing {msg} {wide_bar} {bytes}/{total_bytes}")
+        .expect("a valid template");
+    ProgressBar::new(documents.iter().map(|document| document.len() as u64).sum())
+        .with_style(style)
+        .with_message(part.to_string())
 }
 
 #[cfg(test)]
@@ -224,7 +249,8 @@ mod tests {
     impl Fixture {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let text: String = (0..200).map(|index| format!("let value{index} = {index} * é;\n")).collect();
+            let text: String =
+                (0..200).map(|index| format!("let value{index} = {index} * é;\n")).collect();
             std::fs::write(folder.path().join("text.txt"), text).unwrap();
             Self { folder }
         }
@@ -239,12 +265,20 @@ mod tests {
 
         fn prepare(&self, tokenizer: TokenizerSpec) -> anyhow::Result<Dataset> {
             let path = Some(self.path("text.txt").to_str().unwrap().to_string());
-            let source = SourceSpec::Text(TextSourceSpec { path, val_fraction: Some(0.25), ..Default::default() });
+            let source = SourceSpec::Text(TextSourceSpec {
+                path,
+                val_fraction: Some(0.25),
+                ..Default::default()
+            });
             prepare(&DataSpec { source, tokenizer }, &self.path("cache"))
         }
 
         fn prepared_folders(&self) -> Vec<PathBuf> {
-            std::fs::read_dir(self.path("cache")).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+            std::fs::read_dir(self.path("cache"))
+                .into_iter()
+                .flatten()
+                .map(|entry| entry.unwrap().path())
+                .collect()
         }
     }
 
@@ -257,10 +291,14 @@ mod tests {
         let fixture = Fixture::new();
         for tokenizer in [TokenizerSpec::Bytes, TokenizerSpec::Chars, byte_pairs()] {
             let dataset = fixture.prepare(tokenizer).unwrap();
-            let decode = |shard: &TokenShard| dataset.tokenizer.decode(&shard.read(0, shard.len())).unwrap();
+            let decode =
+                |shard: &TokenShard| dataset.tokenizer.decode(&shard.read(0, shard.len())).unwrap();
             let (train, val) = (decode(&dataset.train), decode(&dataset.val));
             assert_eq!(train.clone() + &val, fixture.text());
-            assert_eq!((dataset.summary.train_bytes, dataset.summary.val_bytes), (train.len() as u64, val.len() as u64));
+            assert_eq!(
+                (dataset.summary.train_bytes, dataset.summary.val_bytes),
+                (train.len() as u64, val.len() as u64)
+            );
             assert_eq!(val.chars().count(), fixture.text().chars().count().div_ceil(4));
         }
         assert_eq!(fixture.prepared_folders().len(), 3);
@@ -271,7 +309,8 @@ mod tests {
         let fixture = Fixture::new();
         let first = fixture.prepare(byte_pairs()).unwrap().summary;
         let folder = fixture.prepared_folders().remove(0);
-        let written = |folder: &Path| folder.join("train.tokens").metadata().unwrap().modified().unwrap();
+        let written =
+            |folder: &Path| folder.join("train.tokens").metadata().unwrap().modified().unwrap();
         let before = written(&folder);
         assert_eq!(fixture.prepare(byte_pairs()).unwrap().summary, first);
         assert_eq!(written(&folder), before);
@@ -293,7 +332,8 @@ mod tests {
         assert_eq!(fixture.prepare(byte_pairs()).unwrap().summary, first);
         assert_eq!(std::fs::read(folder.join("val.tokens")).unwrap(), shard);
 
-        std::fs::write(folder.join("tokenizer.json"), Tokenizer::bytes().to_json().unwrap()).unwrap();
+        std::fs::write(folder.join("tokenizer.json"), Tokenizer::bytes().to_json().unwrap())
+            .unwrap();
         let error = Dataset::open(&folder).unwrap_err().to_string();
         assert!(error.contains("tokenizer.json is not the one"), "{error}");
     }
@@ -305,11 +345,17 @@ mod tests {
         let file = fixture.path("tokenizer.json");
         std::fs::write(&file, trained.tokenizer.to_json().unwrap()).unwrap();
         let from_file = fixture.prepare(TokenizerSpec::File(file.clone())).unwrap();
-        assert_eq!(from_file.train.read(0, from_file.train.len()), trained.train.read(0, trained.train.len()));
+        assert_eq!(
+            from_file.train.read(0, from_file.train.len()),
+            trained.train.read(0, trained.train.len())
+        );
         assert_eq!(from_file.summary.tokenizer_hash, trained.summary.tokenizer_hash);
 
         std::fs::write(&file, Tokenizer::bytes().to_json().unwrap()).unwrap();
-        assert_ne!(fixture.prepare(TokenizerSpec::File(file)).unwrap().summary.content_hash, from_file.summary.content_hash);
+        assert_ne!(
+            fixture.prepare(TokenizerSpec::File(file)).unwrap().summary.content_hash,
+            from_file.summary.content_hash
+        );
     }
 
     #[test]
@@ -324,22 +370,34 @@ mod tests {
     #[test]
     fn json_lines_end_with_the_end_of_text_token() {
         let fixture = Fixture::new();
-        let lines: String = (0..20).map(|index| format!("{{\"text\": \"document number {index}\"}}\n")).collect();
+        let lines: String =
+            (0..20).map(|index| format!("{{\"text\": \"document number {index}\"}}\n")).collect();
         std::fs::write(fixture.path("documents.jsonl"), lines).unwrap();
         let train = vec![fixture.path("documents.jsonl").to_str().unwrap().to_string()];
-        let source = SourceSpec::Jsonl(JsonlSourceSpec { train, val: None, val_fraction: None, text_key: "text".into() });
-        let dataset = prepare(&DataSpec { source, tokenizer: byte_pairs() }, &fixture.path("cache")).unwrap();
+        let source = SourceSpec::Jsonl(JsonlSourceSpec {
+            train,
+            val: None,
+            val_fraction: None,
+            text_key: "text".into(),
+        });
+        let dataset =
+            prepare(&DataSpec { source, tokenizer: byte_pairs() }, &fixture.path("cache")).unwrap();
         let end = dataset.tokenizer.end_of_text().unwrap();
         let tokens = dataset.train.read(0, dataset.train.len());
         assert_eq!(tokens.iter().filter(|token| **token == end).count(), 18);
         assert_eq!(tokens.last(), Some(&end));
     }
 
-    /// The default corpus goes through bytes: the whole path on real text, without the seconds BPE training takes.
+    /// The default corpus goes through bytes: the whole path on real text, without the seconds BPE
+    /// training takes.
     #[test]
     fn the_default_corpus_is_prepared() {
         let cache = tempfile::tempdir().unwrap();
-        let dataset = prepare(&DataSpec { source: SourceSpec::CargoRegistry, tokenizer: TokenizerSpec::Bytes }, cache.path()).unwrap();
+        let dataset = prepare(
+            &DataSpec { source: SourceSpec::CargoRegistry, tokenizer: TokenizerSpec::Bytes },
+            cache.path(),
+        )
+        .unwrap();
         assert_eq!(dataset.summary.train_bytes, dataset.summary.train_tokens);
         assert!(dataset.summary.train_tokens > 15_000_000);
     }

@@ -31,7 +31,11 @@ impl RawSource {
     pub(super) fn find(source: &SourceSpec) -> anyhow::Result<Option<Self>> {
         Ok(match source {
             SourceSpec::Bin(bin) => Some(Self {
-                description: format!("bin: train {}, val {}", bin.train.display(), bin.val.display()),
+                description: format!(
+                    "bin: train {}, val {}",
+                    bin.train.display(),
+                    bin.val.display()
+                ),
                 train: vec![bin.train.clone()],
                 val: vec![bin.val.clone()],
                 vocab_size: bin.vocab_size,
@@ -41,7 +45,11 @@ impl RawSource {
                 let train = files.split_off(1);
                 check_layout(&stories.dir, train.len())?;
                 Some(Self {
-                    description: format!("tinystories: {}, {} training files", stories.dir.display(), train.len()),
+                    description: format!(
+                        "tinystories: {}, {} training files",
+                        stories.dir.display(),
+                        train.len()
+                    ),
                     train,
                     val: files,
                     vocab_size: stories.vocab_size,
@@ -54,14 +62,16 @@ impl RawSource {
     /// Maps the files and checks their tokens against the vocabulary.
     ///
     /// # Errors
-    /// [`crate::error::Failure::Usage`] for a tokenizer that would have to be made from text, missing or odd files, and a token outside
-    /// the vocabulary.
+    /// [`crate::error::Failure::Usage`] for a tokenizer that would have to be made from text,
+    /// missing or odd files, and a token outside the vocabulary.
     pub(super) fn open(self, tokenizer: &TokenizerSpec, cache: &Path) -> anyhow::Result<Dataset> {
         let tokenizer = match tokenizer {
             TokenizerSpec::Bytes => Tokenizer::bytes(),
             TokenizerSpec::File(path) => tokenizer_from_file(path)?,
             TokenizerSpec::Chars | TokenizerSpec::Bpe(_) => {
-                return Err(usage("data.tokenizer: the source is tokens already; give `file: tokenizer.json` (or `bytes`) to decode them"));
+                return Err(usage(
+                    "data.tokenizer: the source is tokens already; give `file: tokenizer.json` (or `bytes`) to decode them",
+                ));
             }
         };
         let tokenizer_hash = tokenizer.hash()?;
@@ -70,7 +80,9 @@ impl RawSource {
         let open_part = |paths: &[PathBuf]| -> anyhow::Result<(TokenShard, Examination)> {
             let shard = TokenShard::open_raw(paths)?;
             let examination = examine_once(&shard, paths, &tokenizer_hash, &byte_lengths, cache)?;
-            let names = || paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
+            let names = || {
+                paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
+            };
             if examination.largest_token as usize >= vocab_size {
                 return Err(usage(format!(
                     "{}: token {} is outside the vocabulary of {vocab_size}; give the tokenizer the files were made with, or `vocab_size`",
@@ -82,7 +94,10 @@ impl RawSource {
         };
         let (train, train_examination) = open_part(&self.train)?;
         let (val, val_examination) = open_part(&self.val)?;
-        let content = [&train_examination.content_hash, &val_examination.content_hash, &tokenizer_hash].map(String::as_str).join(" ");
+        let content =
+            [&train_examination.content_hash, &val_examination.content_hash, &tokenizer_hash]
+                .map(String::as_str)
+                .join(" ");
         let summary = DatasetSummary {
             source: self.description,
             tokenizer: tokenizer.description(),
@@ -122,11 +137,17 @@ fn bin_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// Opens the folder as `candle_datasets` does, so that a layout it would read otherwise is noticed.
 #[cfg(feature = "datasets")]
 fn check_layout(dir: &Path, train_files: usize) -> anyhow::Result<()> {
-    let dataset =
-        candle_datasets::nlp::tinystories::Dataset::new(dir).with_context(|| format!("{}: not TinyStories shards", dir.display()))?;
+    let dataset = candle_datasets::nlp::tinystories::Dataset::new(dir)
+        .with_context(|| format!("{}: not TinyStories shards", dir.display()))?;
     // Its `train_tokens` and `valid_tokens` count files.
     let found = (dataset.train_tokens(), dataset.valid_tokens());
-    anyhow::ensure!(found == (train_files, 1), "{}: {} training and {} validation files expected", dir.display(), found.0, found.1);
+    anyhow::ensure!(
+        found == (train_files, 1),
+        "{}: {} training and {} validation files expected",
+        dir.display(),
+        found.0,
+        found.1
+    );
     Ok(())
 }
 
@@ -143,8 +164,8 @@ struct Examination {
     text_bytes: u64,
 }
 
-/// Examines files, or remembers the result if path, size and modification time are those of an earlier examination: token files may
-/// be far larger than memory.
+/// Examines files, or remembers the result if path, size and modification time are those of an
+/// earlier examination: token files may be far larger than memory.
 fn examine_once(
     shard: &TokenShard,
     paths: &[PathBuf],
@@ -155,13 +176,22 @@ fn examine_once(
     let mut identity = blake3::Hasher::new();
     identity.update(tokenizer_hash.as_bytes());
     for path in paths {
-        let metadata = path.metadata().with_context(|| format!("{}: the file cannot be examined", path.display()))?;
-        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |time| time.as_nanos());
+        let metadata = path
+            .metadata()
+            .with_context(|| format!("{}: the file cannot be examined", path.display()))?;
+        let modified = metadata
+            .modified()
+            .ok()
+            .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |time| time.as_nanos());
         let place = path.canonicalize().unwrap_or_else(|_| path.clone());
-        identity.update(format!("{}\0{}\0{modified}\0", place.display(), metadata.len()).as_bytes());
+        identity
+            .update(format!("{}\0{}\0{modified}\0", place.display(), metadata.len()).as_bytes());
     }
     let remembered = cache.join(format!("examined-{}.json", &identity.finalize().to_hex()[..16]));
-    if let Some(examination) = std::fs::read(&remembered).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+    if let Some(examination) =
+        std::fs::read(&remembered).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
+    {
         return Ok(examination);
     }
     tracing::info!("examining {} tokens of {} files", shard.len(), paths.len());
@@ -177,7 +207,10 @@ fn examine(shard: &TokenShard, byte_lengths: &[u32]) -> Examination {
         .map(|start| {
             let tokens = shard.read(start, BLOCK_TOKENS.min(shard.len() - start));
             let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-            let text_bytes = tokens.iter().map(|token| byte_lengths.get(*token as usize).map_or(0, |bytes| u64::from(*bytes))).sum();
+            let text_bytes = tokens
+                .iter()
+                .map(|token| byte_lengths.get(*token as usize).map_or(0, |bytes| u64::from(*bytes)))
+                .sum();
             (blake3::hash(&bytes), tokens.into_iter().max().unwrap_or(0), text_bytes)
         })
         .collect();
@@ -198,14 +231,26 @@ mod tests {
     use crate::spec::{BinSourceSpec, BpeSpec, Count, TinystoriesSourceSpec};
 
     fn write_tokens(path: &Path, tokens: &[u16]) {
-        std::fs::write(path, tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+        std::fs::write(
+            path,
+            tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>(),
+        )
+        .unwrap();
     }
 
     fn bin(folder: &Path, vocab_size: Option<usize>) -> SourceSpec {
-        SourceSpec::Bin(BinSourceSpec { train: folder.join("train.bin"), val: folder.join("val.bin"), vocab_size })
+        SourceSpec::Bin(BinSourceSpec {
+            train: folder.join("train.bin"),
+            val: folder.join("val.bin"),
+            vocab_size,
+        })
     }
 
-    fn open(source: &SourceSpec, tokenizer: TokenizerSpec, cache: &Path) -> anyhow::Result<Dataset> {
+    fn open(
+        source: &SourceSpec,
+        tokenizer: TokenizerSpec,
+        cache: &Path,
+    ) -> anyhow::Result<Dataset> {
         RawSource::find(source)?.expect("a raw source").open(&tokenizer, cache)
     }
 
@@ -216,9 +261,15 @@ mod tests {
         write_tokens(&folder.path().join("train.bin"), &[104, 105, 10, 255]);
         write_tokens(&folder.path().join("val.bin"), &[33, 33]);
         let dataset = open(&bin(folder.path(), None), TokenizerSpec::Bytes, &cache).unwrap();
-        assert_eq!((dataset.train.read(0, 4), dataset.val.read(0, 2)), (vec![104, 105, 10, 255], vec![33, 33]));
+        assert_eq!(
+            (dataset.train.read(0, 4), dataset.val.read(0, 2)),
+            (vec![104, 105, 10, 255], vec![33, 33])
+        );
         let summary = &dataset.summary;
-        assert_eq!((summary.train_tokens, summary.train_bytes, summary.val_bytes, summary.vocab_size), (4, 4, 2, 256));
+        assert_eq!(
+            (summary.train_tokens, summary.train_bytes, summary.val_bytes, summary.vocab_size),
+            (4, 4, 2, 256)
+        );
 
         let again = open(&bin(folder.path(), None), TokenizerSpec::Bytes, &cache).unwrap();
         assert_eq!(again.summary, dataset.summary);
@@ -232,10 +283,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write_tokens(&folder.path().join("train.bin"), &[1, 50_256]);
         write_tokens(&folder.path().join("val.bin"), &[1]);
-        let error = open(&bin(folder.path(), None), TokenizerSpec::Bytes, folder.path()).unwrap_err();
+        let error =
+            open(&bin(folder.path(), None), TokenizerSpec::Bytes, folder.path()).unwrap_err();
         assert_eq!(crate::error::exit_code(&error), 2);
-        assert!(error.to_string().contains("50256") && error.to_string().contains("train.bin"), "{error}");
-        let dataset = open(&bin(folder.path(), Some(50_304)), TokenizerSpec::Bytes, folder.path()).unwrap();
+        assert!(
+            error.to_string().contains("50256") && error.to_string().contains("train.bin"),
+            "{error}"
+        );
+        let dataset =
+            open(&bin(folder.path(), Some(50_304)), TokenizerSpec::Bytes, folder.path()).unwrap();
         assert_eq!((dataset.summary.vocab_size, dataset.summary.train_bytes), (50_304, 1));
     }
 
@@ -243,8 +299,14 @@ mod tests {
     fn a_tokenizer_made_from_text_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let bpe = TokenizerSpec::Bpe(BpeSpec { vocab_size: Count(300) });
-        assert_eq!(crate::error::exit_code(&open(&bin(folder.path(), None), bpe, folder.path()).unwrap_err()), 2);
-        let missing = open(&bin(folder.path(), None), TokenizerSpec::Bytes, folder.path()).unwrap_err();
+        assert_eq!(
+            crate::error::exit_code(
+                &open(&bin(folder.path(), None), bpe, folder.path()).unwrap_err()
+            ),
+            2
+        );
+        let missing =
+            open(&bin(folder.path(), None), TokenizerSpec::Bytes, folder.path()).unwrap_err();
         assert!(missing.to_string().contains("train.bin"), "{missing}");
     }
 
@@ -253,13 +315,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let stories = folder.path().join("tok");
         std::fs::create_dir(&stories).unwrap();
-        let source = SourceSpec::Tinystories(TinystoriesSourceSpec { dir: stories.clone(), vocab_size: None });
+        let source = SourceSpec::Tinystories(TinystoriesSourceSpec {
+            dir: stories.clone(),
+            vocab_size: None,
+        });
         write_tokens(&stories.join("data02.bin"), &[5, 6]);
         assert!(RawSource::find(&source).is_err());
         write_tokens(&stories.join("data00.bin"), &[1, 2]);
         write_tokens(&stories.join("data01.bin"), &[3, 4]);
         std::fs::write(stories.join("data00.json"), "{}").unwrap();
         let dataset = open(&source, TokenizerSpec::Bytes, &folder.path().join("cache")).unwrap();
-        assert_eq!((dataset.val.read(0, 2), dataset.train.read(0, 4)), (vec![1, 2], vec![3, 4, 5, 6]));
+        assert_eq!(
+            (dataset.val.read(0, 2), dataset.train.read(0, 4)),
+            (vec![1, 2], vec![3, 4, 5, 6])
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Tokens on disk, memory-mapped, and the file format of prepared shards (described in `data/README.md`).
+//! Tokens on disk, memory-mapped, and the file format of prepared shards (described in
+//! `data/README.md`).
 
 use super::corpus::usage;
 use anyhow::Context;
@@ -56,19 +57,37 @@ impl Header {
     }
 
     fn decode(bytes: &[u8]) -> anyhow::Result<Self> {
-        anyhow::ensure!(bytes.len() >= HEADER_BYTES, "only {} bytes, less than the header of {HEADER_BYTES}", bytes.len());
-        let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        anyhow::ensure!(&bytes[..8] == MAGIC, "not a token shard: it does not begin with {}", String::from_utf8_lossy(MAGIC));
-        anyhow::ensure!(number(8) == VERSION, "format version {}, this program reads version {VERSION}", number(8));
+        anyhow::ensure!(
+            bytes.len() >= HEADER_BYTES,
+            "only {} bytes, less than the header of {HEADER_BYTES}",
+            bytes.len()
+        );
+        let number =
+            |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let long =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        anyhow::ensure!(
+            &bytes[..8] == MAGIC,
+            "not a token shard: it does not begin with {}",
+            String::from_utf8_lossy(MAGIC)
+        );
+        anyhow::ensure!(
+            number(8) == VERSION,
+            "format version {}, this program reads version {VERSION}",
+            number(8)
+        );
         let width = match number(12) {
             2 => Width::U16,
             4 => Width::U32,
             other => anyhow::bail!("tokens of {other} bytes; only 2 and 4 are known"),
         };
-        let tokenizer_hash = blake3::Hash::from_bytes(bytes[32..HEADER_BYTES].try_into().expect("32 bytes"));
+        let tokenizer_hash =
+            blake3::Hash::from_bytes(bytes[32..HEADER_BYTES].try_into().expect("32 bytes"));
         let header = Header { width, tokens: long(16), text_bytes: long(24), tokenizer_hash };
-        let expected = header.tokens.checked_mul(width.bytes() as u64).and_then(|size| size.checked_add(HEADER_BYTES as u64));
+        let expected = header
+            .tokens
+            .checked_mul(width.bytes() as u64)
+            .and_then(|size| size.checked_add(HEADER_BYTES as u64));
         anyhow::ensure!(
             expected == Some(bytes.len() as u64),
             "{} bytes, but its header promises {} tokens of {} bytes: the file was cut off or appended to",
@@ -86,7 +105,13 @@ impl Header {
 /// When a token does not fit the width, or the file cannot be written.
 pub(super) fn write_shard(path: &Path, header: &Header, tokens: &[u32]) -> anyhow::Result<()> {
     let failed = || format!("{}: the tokens cannot be written", path.display());
-    anyhow::ensure!(header.tokens == tokens.len() as u64, "{}: header of {} for {} tokens", path.display(), header.tokens, tokens.len());
+    anyhow::ensure!(
+        header.tokens == tokens.len() as u64,
+        "{}: header of {} for {} tokens",
+        path.display(),
+        header.tokens,
+        tokens.len()
+    );
     let mut file = BufWriter::new(File::create(path).with_context(failed)?);
     file.write_all(&header.encode()).with_context(failed)?;
     for &token in tokens {
@@ -99,7 +124,8 @@ pub(super) fn write_shard(path: &Path, header: &Header, tokens: &[u32]) -> anyho
     file.flush().with_context(failed)
 }
 
-/// A sequence of tokens: a prepared shard, raw token files one after the other, or tokens in memory.
+/// A sequence of tokens: a prepared shard, raw token files one after the other, or tokens in
+/// memory.
 #[derive(Debug)]
 pub struct TokenShard {
     segments: Vec<Segment>,
@@ -124,8 +150,12 @@ impl TokenShard {
     /// Opens a prepared shard (`train.tokens`, `val.tokens`).
     ///
     /// # Errors
-    /// When the file is damaged or was made with another tokenizer; the message says to prepare the data again.
-    pub(super) fn open(path: &Path, tokenizer_hash: &blake3::Hash) -> anyhow::Result<(Self, Header)> {
+    /// When the file is damaged or was made with another tokenizer; the message says to prepare the
+    /// data again.
+    pub(super) fn open(
+        path: &Path,
+        tokenizer_hash: &blake3::Hash,
+    ) -> anyhow::Result<(Self, Header)> {
         let open = || -> anyhow::Result<_> {
             let map = map(path)?;
             let header = Header::decode(&map)?;
@@ -138,22 +168,30 @@ impl TokenShard {
             let storage = Storage::File { map, offset: HEADER_BYTES, width: header.width };
             Ok((Self::from_storages([(header.tokens as usize, storage)]), header))
         };
-        open().with_context(|| format!("{}: delete its folder and prepare the data again", path.display()))
+        open().with_context(|| {
+            format!("{}: delete its folder and prepare the data again", path.display())
+        })
     }
 
     /// Opens files of little-endian uint16 tokens without a header, one after the other.
     ///
     /// # Errors
-    /// [`crate::error::Failure::Usage`] for a missing file, an empty one, and one with an odd number of bytes.
+    /// [`crate::error::Failure::Usage`] for a missing file, an empty one, and one with an odd
+    /// number of bytes.
     pub(super) fn open_raw(paths: &[PathBuf]) -> anyhow::Result<Self> {
         let mut storages = Vec::with_capacity(paths.len());
         for path in paths {
             if !path.is_file() {
                 return Err(usage(format!("{}: no such token file", path.display())));
             }
-            let map = map(path).with_context(|| format!("{}: the tokens cannot be read", path.display()))?;
+            let map = map(path)
+                .with_context(|| format!("{}: the tokens cannot be read", path.display()))?;
             if map.is_empty() || map.len() % 2 != 0 {
-                return Err(usage(format!("{}: {} bytes are not uint16 tokens", path.display(), map.len())));
+                return Err(usage(format!(
+                    "{}: {} bytes are not uint16 tokens",
+                    path.display(),
+                    map.len()
+                )));
             }
             storages.push((map.len() / 2, Storage::File { map, offset: 0, width: Width::U16 }));
         }
@@ -190,9 +228,12 @@ impl TokenShard {
     /// When they reach past the end.
     pub fn read(&self, start: usize, count: usize) -> Vec<u32> {
         let end = start.checked_add(count).filter(|end| *end <= self.length);
-        let end = end.unwrap_or_else(|| panic!("tokens {start} and {count} more of a shard of {}", self.length));
+        let end = end.unwrap_or_else(|| {
+            panic!("tokens {start} and {count} more of a shard of {}", self.length)
+        });
         let mut tokens = Vec::with_capacity(count);
-        let first = self.segments.partition_point(|segment| segment.start + segment.length <= start);
+        let first =
+            self.segments.partition_point(|segment| segment.start + segment.length <= start);
         for segment in &self.segments[first..] {
             if segment.start >= end {
                 break;
@@ -212,8 +253,12 @@ impl Storage {
             Storage::File { map, offset, width } => {
                 let bytes = &map[offset + from * width.bytes()..offset + to * width.bytes()];
                 match width {
-                    Width::U16 => tokens.extend(bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])))),
-                    Width::U32 => tokens.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+                    Width::U16 => tokens.extend(
+                        bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))),
+                    ),
+                    Width::U32 => tokens.extend(
+                        bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+                    ),
                 }
             }
         }
@@ -222,8 +267,9 @@ impl Storage {
 
 fn map(path: &Path) -> anyhow::Result<Mmap> {
     let file = File::open(path)?;
-    // SAFETY: the map is only read. Prepared shards are replaced by renaming, never changed in place; for the user's own token files the
-    // documentation asks for the same, as for any memory-mapped data set.
+    // SAFETY: the map is only read. Prepared shards are replaced by renaming, never changed in
+    // place; for the user's own token files the documentation asks for the same, as for any
+    // memory-mapped data set.
     Ok(unsafe { Mmap::map(&file)? })
 }
 
@@ -247,20 +293,30 @@ mod tests {
 
     #[test]
     fn tokens_come_back_in_both_widths() {
-        for (width, tokens) in [(Width::U16, vec![0, 1, 65_535, 256]), (Width::U32, vec![70_000, 0, u32::MAX])] {
+        for (width, tokens) in
+            [(Width::U16, vec![0, 1, 65_535, 256]), (Width::U32, vec![70_000, 0, u32::MAX])]
+        {
             let (_folder, path, hash) = written(width, &tokens);
             let (shard, header) = TokenShard::open(&path, &hash).unwrap();
             assert_eq!((shard.len(), header.text_bytes, header.width), (tokens.len(), 7, width));
             assert_eq!(shard.read(0, tokens.len()), tokens);
             assert_eq!(shard.read(1, 2), tokens[1..3]);
         }
-        assert_eq!((Width::for_vocabulary(65_536), Width::for_vocabulary(65_537)), (Width::U16, Width::U32));
+        assert_eq!(
+            (Width::for_vocabulary(65_536), Width::for_vocabulary(65_537)),
+            (Width::U16, Width::U32)
+        );
     }
 
     #[test]
     fn a_token_wider_than_the_shard_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let header = Header { width: Width::U16, tokens: 1, text_bytes: 1, tokenizer_hash: blake3::hash(b"") };
+        let header = Header {
+            width: Width::U16,
+            tokens: 1,
+            text_bytes: 1,
+            tokenizer_hash: blake3::hash(b""),
+        };
         assert!(write_shard(&folder.path().join("x"), &header, &[65_536]).is_err());
     }
 
@@ -282,14 +338,18 @@ mod tests {
             damage(&mut bytes);
             std::fs::write(&path, bytes).unwrap();
             let error = format!("{:#}", TokenShard::open(&path, &hash).unwrap_err());
-            assert!(error.contains(expected) && error.contains("train.tokens"), "{expected}: {error}");
+            assert!(
+                error.contains(expected) && error.contains("train.tokens"),
+                "{expected}: {error}"
+            );
         }
     }
 
     #[test]
     fn another_tokenizer_is_refused() {
         let (_folder, path, _) = written(Width::U16, &[1, 2, 3]);
-        let error = format!("{:#}", TokenShard::open(&path, &blake3::hash(b"another")).unwrap_err());
+        let error =
+            format!("{:#}", TokenShard::open(&path, &blake3::hash(b"another")).unwrap_err());
         assert!(error.contains("made with tokenizer"), "{error}");
     }
 
@@ -301,7 +361,11 @@ mod tests {
             .enumerate()
             .map(|(index, tokens)| {
                 let path = folder.path().join(format!("{index}.bin"));
-                std::fs::write(&path, tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+                std::fs::write(
+                    &path,
+                    tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>(),
+                )
+                .unwrap();
                 path
             })
             .collect();

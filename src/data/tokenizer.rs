@@ -49,7 +49,8 @@ impl Tokenizer {
         Self { kind: Kind::Characters(Characters::new(characters.into_iter().collect())) }
     }
 
-    /// Byte-level BPE (Sennrich, Haddow & Birch 2016, on bytes as in GPT-2), trained on `documents`.
+    /// Byte-level BPE (Sennrich, Haddow & Birch 2016, on bytes as in GPT-2), trained on
+    /// `documents`.
     ///
     /// # Errors
     /// [`crate::error::Failure::Usage`] when the vocabulary is too small.
@@ -62,14 +63,20 @@ impl Tokenizer {
     /// # Errors
     /// When the text is not JSON or describes no tokenizer.
     pub fn from_json(json: &str) -> anyhow::Result<Self> {
-        let value: serde_json::Value = serde_json::from_str(json).context("the tokenizer is not JSON")?;
+        let value: serde_json::Value =
+            serde_json::from_str(json).context("the tokenizer is not JSON")?;
         let kind = if value.get("lrpt_tokenizer").is_some() {
-            match serde_json::from_value(value).context("the tokenizer's JSON has not the form lrpt writes")? {
+            match serde_json::from_value(value)
+                .context("the tokenizer's JSON has not the form lrpt writes")?
+            {
                 OwnJson::Bytes {} => Kind::Bytes,
                 OwnJson::Characters { characters } => {
                     let all: Vec<char> = characters.chars().collect();
                     let distinct = all.iter().collect::<BTreeSet<_>>().len();
-                    anyhow::ensure!(distinct == all.len(), "the tokenizer's JSON lists a character twice");
+                    anyhow::ensure!(
+                        distinct == all.len(),
+                        "the tokenizer's JSON lists a character twice"
+                    );
                     Kind::Characters(Characters::new(all))
                 }
             }
@@ -86,7 +93,9 @@ impl Tokenizer {
     pub fn to_json(&self) -> anyhow::Result<String> {
         let own = match &self.kind {
             Kind::Bytes => OwnJson::Bytes {},
-            Kind::Characters(kind) => OwnJson::Characters { characters: kind.characters.iter().collect() },
+            Kind::Characters(kind) => {
+                OwnJson::Characters { characters: kind.characters.iter().collect() }
+            }
             Kind::HuggingFace(kind) => return Ok(kind.json().to_string()),
         };
         Ok(serde_json::to_string_pretty(&own)? + "\n")
@@ -127,7 +136,8 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of a text. Names of special tokens in it, such as `<|endoftext|>`, are ordinary text.
+    /// The tokens of a text. Names of special tokens in it, such as `<|endoftext|>`, are ordinary
+    /// text.
     ///
     /// # Errors
     /// When a character is not in the vocabulary, naming it and its place.
@@ -139,12 +149,18 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of documents, one after the other; if `documents_end`, each is followed by the end-of-text token, or by a newline where
-    /// the tokenizer has none. Documents are encoded in parallel; the result does not depend on the number of threads.
+    /// The tokens of documents, one after the other; if `documents_end`, each is followed by the
+    /// end-of-text token, or by a newline where the tokenizer has none. Documents are encoded in
+    /// parallel; the result does not depend on the number of threads.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_documents(&self, documents: &[String], documents_end: bool, progress: &ProgressBar) -> anyhow::Result<Vec<u32>> {
+    pub fn encode_documents(
+        &self,
+        documents: &[String],
+        documents_end: bool,
+        progress: &ProgressBar,
+    ) -> anyhow::Result<Vec<u32>> {
         let end = match (documents_end, self.end_of_text()) {
             (false, _) => Vec::new(),
             (true, Some(token)) => vec![token],
@@ -166,7 +182,8 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The text of tokens. Bytes that are not UTF-8, as where a sequence ends within a character, become U+FFFD.
+    /// The text of tokens. Bytes that are not UTF-8, as where a sequence ends within a character,
+    /// become U+FFFD.
     ///
     /// # Errors
     /// When a token is not in the vocabulary.
@@ -175,17 +192,25 @@ impl Tokenizer {
             anyhow::bail!("token {token} is not in the vocabulary of {} tokens", self.vocab_size());
         }
         match &self.kind {
-            Kind::Bytes => Ok(String::from_utf8_lossy(&tokens.iter().map(|token| *token as u8).collect::<Vec<u8>>()).into_owned()),
-            Kind::Characters(kind) => Ok(tokens.iter().map(|token| kind.characters[*token as usize]).collect()),
+            Kind::Bytes => Ok(String::from_utf8_lossy(
+                &tokens.iter().map(|token| *token as u8).collect::<Vec<u8>>(),
+            )
+            .into_owned()),
+            Kind::Characters(kind) => {
+                Ok(tokens.iter().map(|token| kind.characters[*token as usize]).collect())
+            }
             Kind::HuggingFace(kind) => kind.decode(tokens),
         }
     }
 
-    /// UTF-8 bytes each token stands for; 0 for special tokens. Bits per byte are nats / (ln 2 · the sum of these over the targets).
+    /// UTF-8 bytes each token stands for; 0 for special tokens. Bits per byte are nats / (ln 2 ·
+    /// the sum of these over the targets).
     pub fn token_byte_lengths(&self) -> Vec<u32> {
         match &self.kind {
             Kind::Bytes => vec![1; 256],
-            Kind::Characters(kind) => kind.characters.iter().map(|character| character.len_utf8() as u32).collect(),
+            Kind::Characters(kind) => {
+                kind.characters.iter().map(|character| character.len_utf8() as u32).collect()
+            }
             Kind::HuggingFace(kind) => kind.token_byte_lengths(),
         }
     }
@@ -220,11 +245,17 @@ mod tests {
     const TEXT: &str = "fn main() {\n    println!(\"naïve – 你好\");\n}\n";
 
     fn documents() -> Vec<String> {
-        (0..40).map(|index| format!("{TEXT}let x{index} = value + {index};\n\n\n    return  x;\n")).collect()
+        (0..40)
+            .map(|index| format!("{TEXT}let x{index} = value + {index};\n\n\n    return  x;\n"))
+            .collect()
     }
 
     fn all_kinds() -> Vec<Tokenizer> {
-        vec![Tokenizer::bytes(), Tokenizer::characters([TEXT]), Tokenizer::train_byte_pair(&documents(), 300).unwrap()]
+        vec![
+            Tokenizer::bytes(),
+            Tokenizer::characters([TEXT]),
+            Tokenizer::train_byte_pair(&documents(), 300).unwrap(),
+        ]
     }
 
     #[test]
@@ -237,7 +268,10 @@ mod tests {
             assert_eq!(restored.to_json().unwrap(), json);
             assert_eq!(restored.hash().unwrap(), tokenizer.hash().unwrap());
             assert_eq!(restored.encode(TEXT).unwrap(), tokens);
-            assert_eq!((restored.vocab_size(), restored.end_of_text()), (tokenizer.vocab_size(), tokenizer.end_of_text()));
+            assert_eq!(
+                (restored.vocab_size(), restored.end_of_text()),
+                (tokenizer.vocab_size(), tokenizer.end_of_text())
+            );
         }
     }
 
@@ -246,7 +280,8 @@ mod tests {
         for tokenizer in all_kinds() {
             let lengths = tokenizer.token_byte_lengths();
             assert_eq!(lengths.len(), tokenizer.vocab_size());
-            let total: u32 = tokenizer.encode(TEXT).unwrap().iter().map(|token| lengths[*token as usize]).sum();
+            let total: u32 =
+                tokenizer.encode(TEXT).unwrap().iter().map(|token| lengths[*token as usize]).sum();
             assert_eq!(total as usize, TEXT.len(), "{}", tokenizer.description());
             if let Some(end) = tokenizer.end_of_text() {
                 assert_eq!(lengths[end as usize], 0);
@@ -280,19 +315,30 @@ mod tests {
         let both = ["a".to_string(), "b".to_string()];
         let tokens = Tokenizer::bytes().encode_documents(&both, true, &progress).unwrap();
         assert_eq!(tokens, b"a\nb\n".map(u32::from));
-        assert_eq!(Tokenizer::bytes().encode_documents(&both, false, &progress).unwrap(), b"ab".map(u32::from));
+        assert_eq!(
+            Tokenizer::bytes().encode_documents(&both, false, &progress).unwrap(),
+            b"ab".map(u32::from)
+        );
 
         let byte_pair = Tokenizer::train_byte_pair(&documents(), 300).unwrap();
         let end = byte_pair.end_of_text().unwrap();
         let tokens = byte_pair.encode_documents(&documents(), true, &progress).unwrap();
         assert_eq!(tokens.iter().filter(|token| **token == end).count(), 40);
-        let one_by_one: Vec<u32> = documents().iter().flat_map(|d| [byte_pair.encode(d).unwrap(), vec![end]].concat()).collect();
+        let one_by_one: Vec<u32> = documents()
+            .iter()
+            .flat_map(|d| [byte_pair.encode(d).unwrap(), vec![end]].concat())
+            .collect();
         assert_eq!(tokens, one_by_one);
     }
 
     #[test]
     fn nonsense_json_is_refused() {
-        for json in ["", "{}", "{\"lrpt_tokenizer\": \"words\"}", "{\"lrpt_tokenizer\": \"characters\", \"characters\": \"aa\"}"] {
+        for json in [
+            "",
+            "{}",
+            "{\"lrpt_tokenizer\": \"words\"}",
+            "{\"lrpt_tokenizer\": \"characters\", \"characters\": \"aa\"}",
+        ] {
             assert!(Tokenizer::from_json(json).is_err(), "{json}");
         }
     }

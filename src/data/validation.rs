@@ -1,4 +1,5 @@
-//! The windows on which every validation of a run, and of every run on the same data and block size, is measured.
+//! The windows on which every validation of a run, and of every run on the same data and block
+//! size, is measured.
 
 use super::batches::{Batch, read_windows, window_count};
 use super::shard::TokenShard;
@@ -14,21 +15,34 @@ pub struct ValidationSet {
 }
 
 impl ValidationSet {
-    /// n = ⌊`tokens` / `block_size`⌋ windows of `block_size` tokens, at least one and at most all N there are: window ⌊iN/n⌋ for i < n, so
-    /// that every part of the text counts.
+    /// n = ⌊`tokens` / `block_size`⌋ windows of `block_size` tokens, at least one and at most all N
+    /// there are: window ⌊iN/n⌋ for i < n, so that every part of the text counts.
     ///
-    /// `token_byte_lengths[token]` is the number of UTF-8 bytes a token stands for (0 for tokens past the end of the list).
+    /// `token_byte_lengths[token]` is the number of UTF-8 bytes a token stands for (0 for tokens
+    /// past the end of the list).
     ///
     /// # Errors
     /// When the shard is too short for one window.
-    pub fn new(shard: Arc<TokenShard>, block_size: usize, tokens: u64, token_byte_lengths: &[u32]) -> anyhow::Result<Self> {
+    pub fn new(
+        shard: Arc<TokenShard>,
+        block_size: usize,
+        tokens: u64,
+        token_byte_lengths: &[u32],
+    ) -> anyhow::Result<Self> {
         let available = window_count(&shard, block_size, "validation")?;
         let wanted = (tokens / block_size as u64).max(1);
         let count = usize::try_from(wanted).map_or(available, |wanted| wanted.min(available));
-        let windows: Vec<usize> = (0..count).map(|i| (i as u128 * available as u128 / count as u128) as usize).collect();
-        let bytes = |token: u32| token_byte_lengths.get(token as usize).map_or(0, |bytes| u64::from(*bytes));
-        let target_bytes =
-            windows.iter().map(|window| shard.read(window * block_size + 1, block_size).into_iter().map(bytes).sum::<u64>()).sum();
+        let windows: Vec<usize> =
+            (0..count).map(|i| (i as u128 * available as u128 / count as u128) as usize).collect();
+        let bytes = |token: u32| {
+            token_byte_lengths.get(token as usize).map_or(0, |bytes| u64::from(*bytes))
+        };
+        let target_bytes = windows
+            .iter()
+            .map(|window| {
+                shard.read(window * block_size + 1, block_size).into_iter().map(bytes).sum::<u64>()
+            })
+            .sum();
         Ok(Self { shard, block_size, windows, target_bytes })
     }
 
@@ -38,7 +52,9 @@ impl ValidationSet {
     /// When `batch_size` is 0.
     pub fn batches(&self, batch_size: usize) -> impl Iterator<Item = anyhow::Result<Batch>> + '_ {
         assert!(batch_size > 0, "validation in batches of 0");
-        self.windows.chunks(batch_size).map(|windows| read_windows(&self.shard, self.block_size, windows))
+        self.windows
+            .chunks(batch_size)
+            .map(|windows| read_windows(&self.shard, self.block_size, windows))
     }
 
     /// Number of windows.
@@ -70,11 +86,14 @@ mod tests {
     fn the_batch_size_does_not_change_what_is_measured() {
         let set = set(42, 31).unwrap();
         let rows = |batch_size| -> Vec<Vec<u32>> {
-            set.batches(batch_size).flat_map(|batch| batch.unwrap().targets.to_vec2::<u32>().unwrap()).collect()
+            set.batches(batch_size)
+                .flat_map(|batch| batch.unwrap().targets.to_vec2::<u32>().unwrap())
+                .collect()
         };
         // Seven of the ten windows: 0, 1, 2, 4, 5, 7, 8.
         assert_eq!(set.target_tokens(), 28);
-        let expected = [0, 1, 2, 4, 5, 7, 8].map(|window| (4 * window + 1..=4 * window + 4).collect::<Vec<u32>>());
+        let expected = [0, 1, 2, 4, 5, 7, 8]
+            .map(|window| (4 * window + 1..=4 * window + 4).collect::<Vec<u32>>());
         assert_eq!(rows(1), expected);
         for batch_size in [2, 3, 7, 100] {
             assert_eq!(rows(batch_size), rows(1));

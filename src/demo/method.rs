@@ -29,8 +29,14 @@ pub enum Method {
 
 impl Method {
     /// All of them, each geometric one after the one on factors that it replaces.
-    pub const ALL: [Method; 6] =
-        [Method::FactoredHeavyBall, Method::HeavyBall, Method::FactoredAdam, Method::Adam, Method::MatrixAdam, Method::Spectral];
+    pub const ALL: [Method; 6] = [
+        Method::FactoredHeavyBall,
+        Method::HeavyBall,
+        Method::FactoredAdam,
+        Method::Adam,
+        Method::MatrixAdam,
+        Method::Spectral,
+    ];
 
     /// Name in tables.
     pub fn name(self) -> &'static str {
@@ -52,14 +58,23 @@ impl Method {
     /// The method at the start of a problem.
     pub(super) fn start(self, instance: &Instance) -> Result<Weights> {
         let momentum = match self {
-            Method::FactoredHeavyBall => return Weights::factors(instance, HeavyBallState::new, Weights::HeavyBall),
-            Method::FactoredAdam => return Weights::factors(instance, AdamwState::new, Weights::Adam),
+            Method::FactoredHeavyBall => {
+                return Weights::factors(instance, HeavyBallState::new, Weights::HeavyBall);
+            }
+            Method::FactoredAdam => {
+                return Weights::factors(instance, AdamwState::new, Weights::Adam);
+            }
             Method::HeavyBall => Momentum::HeavyBall,
             Method::Adam => Momentum::Adam,
             Method::MatrixAdam => Momentum::MatrixAdam,
             Method::Spectral => Momentum::Spectral,
         };
-        let settings = DlraSpec { momentum, retraction: RetractionSpec::Svd, weight_decay: 0.0, ..DlraSpec::default() };
+        let settings = DlraSpec {
+            momentum,
+            retraction: RetractionSpec::Svd,
+            weight_decay: 0.0,
+            ..DlraSpec::default()
+        };
         let point = instance.point()?;
         let state = DlraState::new(&point, &settings)?;
         Ok(Weights::Point { point, state, settings: Box::new(settings) })
@@ -77,9 +92,14 @@ pub(super) enum Weights {
 }
 
 impl Weights {
-    fn factors<S>(instance: &Instance, state: impl Fn(&Tensor) -> Result<S>, wrap: fn([(Tensor, S); 2]) -> Self) -> Result<Self> {
+    fn factors<S>(
+        instance: &Instance,
+        state: impl Fn(&Tensor) -> Result<S>,
+        wrap: fn([(Tensor, S); 2]) -> Self,
+    ) -> Result<Self> {
         // Copies, since the dense rules work in place.
-        let with_state = |factor: &Tensor| -> Result<(Tensor, S)> { Ok((factor.copy()?, state(factor)?)) };
+        let with_state =
+            |factor: &Tensor| -> Result<(Tensor, S)> { Ok((factor.copy()?, state(factor)?)) };
         Ok(wrap([with_state(instance.left())?, with_state(instance.right())?]))
     }
 
@@ -97,21 +117,40 @@ impl Weights {
         match self {
             Weights::HeavyBall(factors) => {
                 let rule = HeavyBallSpec { weight_decay: 0.0, ..HeavyBallSpec::default() };
-                for (gradient, (factor, state)) in of_factors(gradient, &factors[0].0, &factors[1].0)?.iter().zip(factors) {
+                for (gradient, (factor, state)) in
+                    of_factors(gradient, &factors[0].0, &factors[1].0)?.iter().zip(factors)
+                {
                     state.step(Compute::default(), factor, gradient, &rule, learning_rate, 1.0)?;
                 }
             }
             Weights::Adam(factors) => {
                 let AdamwSpec { beta1, beta2, epsilon, .. } = AdamwSpec::default();
                 let compute = Compute::default();
-                let rule = AdamwStep { learning_rate, beta1, beta2, epsilon, weight_decay: 0.0, step, gradient_scale: 1.0, compute };
-                for (gradient, (factor, state)) in of_factors(gradient, &factors[0].0, &factors[1].0)?.iter().zip(factors) {
+                let rule = AdamwStep {
+                    learning_rate,
+                    beta1,
+                    beta2,
+                    epsilon,
+                    weight_decay: 0.0,
+                    step,
+                    gradient_scale: 1.0,
+                    compute,
+                };
+                for (gradient, (factor, state)) in
+                    of_factors(gradient, &factors[0].0, &factors[1].0)?.iter().zip(factors)
+                {
                     state.step(factor, gradient, &rule)?;
                 }
             }
             Weights::Point { point, state, settings } => {
                 let tangent = Tangent::project(point, gradient)?;
-                let rule = DlraStep { settings, learning_rate, step, gradient_scale: 1.0, rank: RankDecision::Keep };
+                let rule = DlraStep {
+                    settings,
+                    learning_rate,
+                    step,
+                    gradient_scale: 1.0,
+                    rank: RankDecision::Keep,
+                };
                 let update = state.step(point, &tangent, &rule)?;
                 (*point, *state) = (update.point, update.state);
             }

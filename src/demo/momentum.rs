@@ -22,7 +22,11 @@ pub struct Experiment {
 impl Default for Experiment {
     /// 300 steps, three seeds, eleven rates two a decade from 10⁻⁴ to 10.
     fn default() -> Self {
-        Self { steps: 300, seeds: 3, rates: (0..11).map(|i| 10f64.powf(-4.0 + 0.5 * f64::from(i))).collect() }
+        Self {
+            steps: 300,
+            seeds: 3,
+            rates: (0..11).map(|i| 10f64.powf(-4.0 + 0.5 * f64::from(i))).collect(),
+        }
     }
 }
 
@@ -60,9 +64,11 @@ pub struct MethodOutcome {
 pub struct RateOutcome {
     /// Peak learning rate.
     pub rate: f64,
-    /// ‖W − W*‖_F / ‖W*‖_F after the last step, for each seed; not a finite number (null in JSON) where the run diverged.
+    /// ‖W − W*‖_F / ‖W*‖_F after the last step, for each seed; not a finite number (null in JSON)
+    /// where the run diverged.
     pub errors: Vec<f64>,
-    /// The same before each step and after the last, geometric mean over the seeds; shorter by the steps that were not taken where a run diverged.
+    /// The same before each step and after the last, geometric mean over the seeds; shorter by the
+    /// steps that were not taken where a run diverged.
     pub curve: Vec<f64>,
 }
 
@@ -74,7 +80,9 @@ impl RateOutcome {
 
     /// Smallest and largest of the final errors.
     pub fn range(&self) -> (f64, f64) {
-        self.errors.iter().fold((f64::INFINITY, 0.0), |(low, high), error| (low.min(*error), high.max(*error)))
+        self.errors
+            .iter()
+            .fold((f64::INFINITY, 0.0), |(low, high), error| (low.min(*error), high.max(*error)))
     }
 }
 
@@ -110,21 +118,27 @@ impl ProblemOutcome {
 /// A run whose error exceeds this many times the start's has diverged.
 const DIVERGED: f64 = 1e3;
 
-/// Runs all methods on these problems; all at once on the threads there are, with the same numbers for any number of threads.
+/// Runs all methods on these problems; all at once on the threads there are, with the same numbers
+/// for any number of threads.
 ///
 /// # Errors
-/// If a tensor cannot be made. A factorisation that fails on numbers that are not finite is a divergence, not an error.
+/// If a tensor cannot be made. A factorisation that fails on numbers that are not finite is a
+/// divergence, not an error.
 pub fn run(problems: &[Problem], experiment: &Experiment) -> Result<MomentumReport> {
     let seeds: Vec<u64> = (0..experiment.seeds).collect();
     let outcome = |problem: &Problem| -> Result<ProblemOutcome> {
         let instances = seeds.iter().map(|seed| problem.draw(*seed)).collect::<Result<Vec<_>>>()?;
-        let cells: Vec<(Method, f64)> =
-            Method::ALL.iter().flat_map(|method| experiment.rates.iter().map(move |rate| (*method, *rate))).collect();
+        let cells: Vec<(Method, f64)> = Method::ALL
+            .iter()
+            .flat_map(|method| experiment.rates.iter().map(move |rate| (*method, *rate)))
+            .collect();
         let outcomes = cells
             .par_iter()
             .map(|(method, rate)| {
-                let curves =
-                    instances.iter().map(|instance| descend(*method, instance, *rate, experiment.steps)).collect::<Result<Vec<_>>>()?;
+                let curves = instances
+                    .iter()
+                    .map(|instance| descend(*method, instance, *rate, experiment.steps))
+                    .collect::<Result<Vec<_>>>()?;
                 Ok(rate_outcome(*rate, &curves, experiment.steps))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -136,12 +150,23 @@ pub fn run(problems: &[Problem], experiment: &Experiment) -> Result<MomentumRepo
         });
         Ok(ProblemOutcome { problem: *problem, methods: methods.collect() })
     };
-    Ok(MomentumReport { experiment: experiment.clone(), problems: problems.iter().map(outcome).collect::<Result<_>>()? })
+    Ok(MomentumReport {
+        experiment: experiment.clone(),
+        problems: problems.iter().map(outcome).collect::<Result<_>>()?,
+    })
 }
 
 /// The errors of one run before each step and after the last; it ends early where the run diverges.
-fn descend(method: Method, instance: &Instance, learning_rate: f64, steps: u64) -> Result<Vec<f64>> {
-    let schedule = Schedule::new(ScheduleSpec::Cosine(DecayScheduleSpec { warmup_steps: Count(0), final_ratio: 0.0 }), steps);
+fn descend(
+    method: Method,
+    instance: &Instance,
+    learning_rate: f64,
+    steps: u64,
+) -> Result<Vec<f64>> {
+    let schedule = Schedule::new(
+        ScheduleSpec::Cosine(DecayScheduleSpec { warmup_steps: Count(0), final_ratio: 0.0 }),
+        steps,
+    );
     let (mut weights, mut noise) = (method.start(instance)?, instance.noise());
     let mut errors = Vec::with_capacity(steps as usize + 1);
     for step in 1..=steps + 1 {
@@ -153,7 +178,9 @@ fn descend(method: Method, instance: &Instance, learning_rate: f64, steps: u64) 
         errors.push(error);
         let gradient = (exact + noise()?)?;
         // A step that meets a number that is not finite says so by an error, and changes nothing.
-        if step <= steps && weights.step(&gradient, learning_rate * schedule.factor(step), step).is_err() {
+        if step <= steps
+            && weights.step(&gradient, learning_rate * schedule.factor(step), step).is_err()
+        {
             break;
         }
     }
@@ -163,9 +190,15 @@ fn descend(method: Method, instance: &Instance, learning_rate: f64, steps: u64) 
 fn rate_outcome(rate: f64, curves: &[Vec<f64>], steps: u64) -> RateOutcome {
     let whole = steps as usize + 1;
     let length = curves.iter().map(Vec::len).min().unwrap_or(0);
-    let at = |index: usize| geometric_mean(&curves.iter().map(|curve| curve[index]).collect::<Vec<_>>());
-    let last = |curve: &Vec<f64>| if curve.len() == whole { curve[whole - 1] } else { f64::INFINITY };
-    RateOutcome { rate, errors: curves.iter().map(last).collect(), curve: (0..length).map(at).collect() }
+    let at =
+        |index: usize| geometric_mean(&curves.iter().map(|curve| curve[index]).collect::<Vec<_>>());
+    let last =
+        |curve: &Vec<f64>| if curve.len() == whole { curve[whole - 1] } else { f64::INFINITY };
+    RateOutcome {
+        rate,
+        errors: curves.iter().map(last).collect(),
+        curve: (0..length).map(at).collect(),
+    }
 }
 
 fn best(rates: &[RateOutcome]) -> Option<usize> {
@@ -184,12 +217,19 @@ mod tests {
     #[test]
     fn a_run_that_diverged_counts_as_infinite() {
         let outcome = rate_outcome(0.1, &[vec![1.0, 0.5, 0.25], vec![1.0, 2.0]], 2);
-        assert_eq!((outcome.errors.as_slice(), outcome.curve.len()), ([0.25, f64::INFINITY].as_slice(), 2));
+        assert_eq!(
+            (outcome.errors.as_slice(), outcome.curve.len()),
+            ([0.25, f64::INFINITY].as_slice(), 2)
+        );
         assert_eq!(outcome.mean(), f64::INFINITY);
         let sound = rate_outcome(0.01, &[vec![1.0, 1.0, 0.5], vec![1.0, 1.0, 0.125]], 2);
         assert!((sound.mean() - 0.25).abs() < 1e-15);
         assert_eq!(sound.range(), (0.125, 0.5));
-        let both = MethodOutcome { method: Method::Adam, best: best(&[sound.clone(), outcome.clone()]), rates: vec![sound, outcome] };
+        let both = MethodOutcome {
+            method: Method::Adam,
+            best: best(&[sound.clone(), outcome.clone()]),
+            rates: vec![sound, outcome],
+        };
         assert_eq!((both.best, both.at_edge(), both.diverges_from()), (Some(0), true, Some(0.1)));
     }
 }

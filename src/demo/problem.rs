@@ -1,4 +1,5 @@
-//! Matrix approximation: f(W) = ½ ‖W − W*‖², with factors of the start as balanced or unbalanced as one likes.
+//! Matrix approximation: f(W) = ½ ‖W − W*‖², with factors of the start as balanced or unbalanced as
+//! one likes.
 
 use crate::linalg::{frobenius_norm, multiply, qr, weighted_sum};
 use crate::lowrank::LowRank;
@@ -23,7 +24,8 @@ pub struct Problem {
     pub spectrum: Spectrum,
     /// Size of the noise on the gradient: ‖noise‖_F / ‖W*‖_F in the mean square.
     pub noise: f64,
-    /// The factors are B R and R⁻¹ A with R = diag of r numbers from this one down to its inverse, geometrically, and B and A balanced; 1 leaves them.
+    /// The factors are B R and R⁻¹ A with R = diag of r numbers from this one down to its inverse,
+    /// geometrically, and B and A balanced; 1 leaves them.
     pub imbalance: f64,
 }
 
@@ -49,7 +51,8 @@ pub struct Instance {
 }
 
 impl Problem {
-    /// The problems of the demonstration: a control, where factors are as good, and what breaks them.
+    /// The problems of the demonstration: a control, where factors are as good, and what breaks
+    /// them.
     pub const ALL: [Problem; 5] = [
         Problem {
             name: "well-conditioned, exact gradient",
@@ -90,14 +93,16 @@ impl Problem {
 
     /// Draws W*, the start and its factors.
     ///
-    /// With W₀ = U diag(σ) Vᵀ for random orthonormal U and V, B = U diag(σ)^½ R and A = R⁻¹ diag(σ)^½ Vᵀ.
+    /// With W₀ = U diag(σ) Vᵀ for random orthonormal U and V, B = U diag(σ)^½ R and A = R⁻¹
+    /// diag(σ)^½ Vᵀ.
     ///
     /// # Errors
     /// If a tensor cannot be made.
     pub fn draw(&self, seed: u64) -> Result<Instance> {
         let sigma = self.spectrum.values();
         let mut rng = rng::stream(seed, "momentum demonstration", &[]);
-        let mut basis = |rows: usize| Ok::<_, candle_core::Error>(qr(&normal((rows, RANK), 1.0, &mut rng)?)?.0);
+        let mut basis =
+            |rows: usize| Ok::<_, candle_core::Error>(qr(&normal((rows, RANK), 1.0, &mut rng)?)?.0);
         let [target_left, target_right] = [basis(ROWS)?, basis(COLUMNS)?];
         let [left, right] = [basis(ROWS)?, basis(COLUMNS)?];
         let scale = geometric(self.imbalance, 1.0 / self.imbalance);
@@ -139,15 +144,21 @@ impl Instance {
         &self.right
     }
 
-    /// The same problem from the factors B R and R⁻¹ A of the same start, for R: r × r and its inverse.
+    /// The same problem from the factors B R and R⁻¹ A of the same start, for R: r × r and its
+    /// inverse.
     ///
     /// # Errors
     /// If R or its inverse is not r × r.
     pub fn in_other_factors(&self, r: &Tensor, inverse: &Tensor) -> Result<Self> {
-        Ok(Self { left: multiply(&self.left, r)?, right: multiply(inverse, &self.right)?, ..self.clone() })
+        Ok(Self {
+            left: multiply(&self.left, r)?,
+            right: multiply(inverse, &self.right)?,
+            ..self.clone()
+        })
     }
 
-    /// The start as a point: bases and coefficients from the factors' QR, B = U R_B, Aᵀ = V R_A, S = R_B R_Aᵀ.
+    /// The start as a point: bases and coefficients from the factors' QR, B = U R_B, Aᵀ = V R_A, S
+    /// = R_B R_Aᵀ.
     ///
     /// # Errors
     /// If a factor is not finite.
@@ -158,7 +169,8 @@ impl Instance {
 
     /// Noise on the gradient, one matrix a step, the same for every method and learning rate.
     pub fn noise(&self) -> impl FnMut() -> Result<Tensor> {
-        let (mut rng, deviation) = (rng::stream(self.seed, "momentum demonstration: noise", &[]), self.noise);
+        let (mut rng, deviation) =
+            (rng::stream(self.seed, "momentum demonstration: noise", &[]), self.noise);
         move || normal((ROWS, COLUMNS), deviation, &mut rng)
     }
 
@@ -186,7 +198,8 @@ fn geometric(first: f64, last: f64) -> Vec<f64> {
 }
 
 fn normal((rows, columns): (usize, usize), deviation: f64, rng: &mut impl Rng) -> Result<Tensor> {
-    let numbers: Vec<f64> = rng::normals(rng, rows * columns).into_iter().map(|x| deviation * x).collect();
+    let numbers: Vec<f64> =
+        rng::normals(rng, rows * columns).into_iter().map(|x| deviation * x).collect();
     Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)
 }
 
@@ -196,10 +209,15 @@ mod tests {
 
     #[test]
     fn factors_and_point_are_the_same_start_whatever_the_balance() -> Result<()> {
-        let [balanced, unbalanced] = [1.0, 10.0].map(|imbalance| Problem { imbalance, ..Problem::ALL[3] }.draw(4));
+        let [balanced, unbalanced] =
+            [1.0, 10.0].map(|imbalance| Problem { imbalance, ..Problem::ALL[3] }.draw(4));
         let (balanced, unbalanced) = (balanced?, unbalanced?);
         let start = multiply(&balanced.left, &balanced.right)?;
-        for other in [multiply(&unbalanced.left, &unbalanced.right)?, balanced.point()?.to_dense()?, unbalanced.point()?.to_dense()?] {
+        for other in [
+            multiply(&unbalanced.left, &unbalanced.right)?,
+            balanced.point()?.to_dense()?,
+            unbalanced.point()?.to_dense()?,
+        ] {
             assert!(frobenius_norm(&(&start - &other)?)? < 1e-14);
         }
         let sigma = balanced.point()?.singular_values()?;

@@ -1,37 +1,48 @@
-//! QR factorisation by matrix products: R from the Cholesky factor of the Gram matrix, repeated until Q is orthonormal.
+//! QR factorisation by matrix products: R from the Cholesky factor of the Gram matrix, repeated
+//! until Q is orthonormal.
 
 use super::combine::{add_product, frobenius_norm, gram, multiply};
 use super::host::{epsilon, host_product, read, write};
 use super::householder::thin_qr;
-use super::stack::{epsilon_of, matrix_shape, on_host, read_stacks, stack_shape, sum_each, write_stacks};
+use super::stack::{
+    epsilon_of, matrix_shape, on_host, read_stacks, stack_shape, sum_each, write_stacks,
+};
 use super::symmetric::distance_from_identity;
 use candle_core::{D, Result, Tensor};
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::cholesky::llt::factor::{
+    LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
+};
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::mat::Mat;
 use faer::{Par, Spec};
 use rayon::prelude::*;
 
-/// Passes before giving up; two suffice unless the matrix is ill-conditioned, each more gains a factor ≈ (machine epsilon)^-½ in condition.
+/// Passes before giving up; two suffice unless the matrix is ill-conditioned, each more gains a
+/// factor ≈ (machine epsilon)^-½ in condition.
 const MOST_PASSES: usize = 5;
 
-/// A pass on a matrix whose Gram matrix is this close to I (in Frobenius norm) leaves orthonormality at rounding level.
+/// A pass on a matrix whose Gram matrix is this close to I (in Frobenius norm) leaves
+/// orthonormality at rounding level.
 const NEARLY_ORTHONORMAL: f64 = 0.5;
 
-/// Thin QR factorisation A = Q R, R's diagonal > 0, for A: m × n with m ≥ n, by repeated Cholesky-QR.
+/// Thin QR factorisation A = Q R, R's diagonal > 0, for A: m × n with m ≥ n, by repeated
+/// Cholesky-QR.
 ///
-/// G = AᵀA = RᵀR (Cholesky in `f64` on the host, columns scaled to unit length first), Q = A R⁻¹, then the same again on Q: CholeskyQR2
-/// (Yamamoto et al. 2015). Where G is too close to singular for its rounding it is shifted and a pass more is made (shifted CholeskyQR3,
-/// Fukaya et al. 2020). Dependent or zero columns, and m < n, go to Householder QR on the host, as [`qr`](super::qr) in `f64`. Of a stack, the
-/// factorisation of each matrix, with one transfer each way a pass.
+/// G = AᵀA = RᵀR (Cholesky in `f64` on the host, columns scaled to unit length first), Q = A R⁻¹,
+/// then the same again on Q: CholeskyQR2 (Yamamoto et al. 2015). Where G is too close to singular
+/// for its rounding it is shifted and a pass more is made (shifted CholeskyQR3, Fukaya et al.
+/// 2020). Dependent or zero columns, and m < n, go to Householder QR on the host, as
+/// [`qr`](super::qr) in `f64`. Of a stack, the factorisation of each matrix, with one transfer each
+/// way a pass.
 ///
 /// # Errors
 /// If an element is not finite.
 pub fn cholesky_qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
     if !on_host(a) {
         let (_, columns) = matrix_shape(a)?;
-        let on_products = orthonormalize_stacks(&[(None, a)])?.pop().unwrap_or_else(|| Orthonormalized::none(a));
+        let on_products =
+            orthonormalize_stacks(&[(None, a)])?.pop().unwrap_or_else(|| Orthonormalized::none(a));
         return on_products.with_failures(a, columns, |index| thin_qr(pick(a, index)?));
     }
     if let Some(found) = orthonormalize_by_products(None, a)? {
@@ -41,9 +52,13 @@ pub fn cholesky_qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((write(q.as_ref(), a.dtype(), a.device())?, write(r.as_ref(), a.dtype(), a.device())?))
 }
 
-/// Q and R with A = Q R + B (…), QᵀQ = I, BᵀQ = 0, for A: m × n and an orthonormal B: m × b; `None` where products cannot decide: too few
-/// rows, columns that are zero or dependent to working precision, numbers out of range.
-pub(super) fn orthonormalize_by_products(basis: Option<&Tensor>, a: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+/// Q and R with A = Q R + B (…), QᵀQ = I, BᵀQ = 0, for A: m × n and an orthonormal B: m × b; `None`
+/// where products cannot decide: too few rows, columns that are zero or dependent to working
+/// precision, numbers out of range.
+pub(super) fn orthonormalize_by_products(
+    basis: Option<&Tensor>,
+    a: &Tensor,
+) -> Result<Option<(Tensor, Tensor)>> {
     let (rows, columns) = a.dims2()?;
     if columns + basis.map_or(Ok(0), |basis| basis.dim(1))? > rows || columns == 0 {
         return Ok(None);
@@ -54,7 +69,8 @@ pub(super) fn orthonormalize_by_products(basis: Option<&Tensor>, a: &Tensor) -> 
     let mut r = Mat::<f64>::identity(columns, columns);
     let mut lengths = Vec::new();
     for pass in 0..MOST_PASSES {
-        // The first pass only improves the condition: the components along the basis are removed from well-scaled columns, where it is exact.
+        // The first pass only improves the condition: the components along the basis are removed
+        // from well-scaled columns, where it is exact.
         let mut along_basis = 0.0;
         if let Some(basis) = basis.filter(|_| pass > 0) {
             let overlap = multiply(&basis.t()?, &q)?;
@@ -65,14 +81,21 @@ pub(super) fn orthonormalize_by_products(basis: Option<&Tensor>, a: &Tensor) -> 
         if pass == 0 {
             lengths = (0..columns).map(|j| gram[(j, j)].sqrt()).collect();
         }
-        let last = pass > 0 && along_basis <= NEARLY_ORTHONORMAL && distance_from_identity(&gram) <= NEARLY_ORTHONORMAL;
+        let last = pass > 0
+            && along_basis <= NEARLY_ORTHONORMAL
+            && distance_from_identity(&gram) <= NEARLY_ORTHONORMAL;
         let Some(factor) = CholeskyFactor::new(&gram, shift) else { return Ok(None) };
         q = multiply(&q, &write(factor.inverse.as_ref(), a.dtype(), a.device())?)?;
         r = host_product(factor.upper.as_ref(), r.as_ref());
         if last {
-            // What remains of a column after the ones before it, at the level of its own rounding: a direction made of noise.
+            // What remains of a column after the ones before it, at the level of its own rounding:
+            // a direction made of noise.
             let dependent = (0..columns).any(|j| r[(j, j)] <= 10.0 * epsilon * lengths[j]);
-            return if dependent { Ok(None) } else { Ok(Some((q, write(r.as_ref(), a.dtype(), a.device())?))) };
+            return if dependent {
+                Ok(None)
+            } else {
+                Ok(Some((q, write(r.as_ref(), a.dtype(), a.device())?)))
+            };
         }
     }
     Ok(None)
@@ -87,10 +110,14 @@ pub(super) struct Orthonormalized {
 
 impl Orthonormalized {
     fn none(a: &Tensor) -> Self {
-        Self { found: None, undecided: (0..a.dims().iter().rev().nth(2).copied().unwrap_or(1)).collect() }
+        Self {
+            found: None,
+            undecided: (0..a.dims().iter().rev().nth(2).copied().unwrap_or(1)).collect(),
+        }
     }
 
-    /// Q and R of every matrix, those that products could not decide by `factorize` on the host; the shapes of the two must agree.
+    /// Q and R of every matrix, those that products could not decide by `factorize` on the host;
+    /// the shapes of the two must agree.
     pub(super) fn with_failures(
         self,
         like: &Tensor,
@@ -101,11 +128,16 @@ impl Orthonormalized {
         if let (Some(found), true) = (&self.found, self.undecided.is_empty()) {
             return Ok(found.clone());
         }
-        let mut host = self.undecided.iter().map(|&index| factorize(index)).collect::<Result<Vec<_>>>()?;
+        let mut host =
+            self.undecided.iter().map(|&index| factorize(index)).collect::<Result<Vec<_>>>()?;
         let (q, r): (Vec<_>, Vec<_>) = host.drain(..).unzip();
         let mut written = write_stacks(&[(q.as_slice(), like), (r.as_slice(), like)])?.into_iter();
-        let (Some(q), Some(r)) = (written.next(), written.next()) else { return Ok((like.clone(), like.clone())) };
-        let Some((good_q, good_r)) = self.found.filter(|_| self.undecided.len() < matrices) else { return Ok((q, r)) };
+        let (Some(q), Some(r)) = (written.next(), written.next()) else {
+            return Ok((like.clone(), like.clone()));
+        };
+        let Some((good_q, good_r)) = self.found.filter(|_| self.undecided.len() < matrices) else {
+            return Ok((q, r));
+        };
         let replace = |good: &Tensor, other: &Tensor| -> Result<Tensor> {
             let mut parts = good.chunk(matrices, 0)?;
             for (place, &index) in self.undecided.iter().enumerate() {
@@ -124,8 +156,11 @@ pub(super) fn pick(stack: &Tensor, index: usize) -> Result<Mat<f64>> {
     read(&if stack.rank() == 2 { stack.clone() } else { stack.get(index)? })
 }
 
-/// [`orthonormalize_by_products`] for several stacks at once: per pass one transfer to the host and one back, whatever their number.
-pub(super) fn orthonormalize_stacks(problems: &[(Option<&Tensor>, &Tensor)]) -> Result<Vec<Orthonormalized>> {
+/// [`orthonormalize_by_products`] for several stacks at once: per pass one transfer to the host and
+/// one back, whatever their number.
+pub(super) fn orthonormalize_stacks(
+    problems: &[(Option<&Tensor>, &Tensor)],
+) -> Result<Vec<Orthonormalized>> {
     let mut states = Vec::with_capacity(problems.len());
     for &(basis, a) in problems {
         let (rows, columns) = matrix_shape(a)?;
@@ -134,7 +169,8 @@ pub(super) fn orthonormalize_stacks(problems: &[(Option<&Tensor>, &Tensor)]) -> 
         states.push(possible.then(|| StackState::new(basis, a)).transpose()?);
     }
     for pass in 0..MOST_PASSES {
-        let mut open: Vec<&mut StackState> = states.iter_mut().flatten().filter(|state| !state.is_done()).collect();
+        let mut open: Vec<&mut StackState> =
+            states.iter_mut().flatten().filter(|state| !state.is_done()).collect();
         if open.is_empty() {
             break;
         }
@@ -145,15 +181,28 @@ pub(super) fn orthonormalize_stacks(problems: &[(Option<&Tensor>, &Tensor)]) -> 
             small.push(along_basis);
         }
         let read = read_stacks(&small.iter().collect::<Vec<_>>())?;
-        let inverses: Vec<Vec<Mat<f64>>> =
-            open.iter_mut().zip(read.chunks(2)).map(|(state, read)| state.factorize(pass, &read[0], &read[1])).collect();
-        let groups: Vec<_> = inverses.iter().zip(&open).map(|(inverses, state)| (inverses.as_slice(), &state.q)).collect();
+        let inverses: Vec<Vec<Mat<f64>>> = open
+            .iter_mut()
+            .zip(read.chunks(2))
+            .map(|(state, read)| state.factorize(pass, &read[0], &read[1]))
+            .collect();
+        let groups: Vec<_> = inverses
+            .iter()
+            .zip(&open)
+            .map(|(inverses, state)| (inverses.as_slice(), &state.q))
+            .collect();
         let written = write_stacks(&groups)?;
         for (state, inverse) in open.iter_mut().zip(written) {
             state.q = multiply(&state.q, &inverse)?;
         }
     }
-    problems.iter().zip(states).map(|((_, a), state)| state.map_or_else(|| Ok(Orthonormalized::none(a)), StackState::finish)).collect()
+    problems
+        .iter()
+        .zip(states)
+        .map(|((_, a), state)| {
+            state.map_or_else(|| Ok(Orthonormalized::none(a)), StackState::finish)
+        })
+        .collect()
 }
 
 /// A stack on its way to orthonormal columns.
@@ -193,7 +242,8 @@ impl StackState {
         self.matrices.iter().all(|matrix| matrix.done || matrix.failed)
     }
 
-    /// Removes the components along the basis from the second pass on; returns the square of what was removed, 1 × 1 per matrix.
+    /// Removes the components along the basis from the second pass on; returns the square of what
+    /// was removed, 1 × 1 per matrix.
     fn remove_basis(&mut self, pass: usize) -> Result<Tensor> {
         match self.basis.as_ref().filter(|_| pass > 0) {
             Some(basis) => {
@@ -201,12 +251,22 @@ impl StackState {
                 self.q = add_product(1.0, &self.q, -1.0, basis, &overlap)?;
                 sum_each(&overlap.sqr()?)
             }
-            None => Tensor::zeros(super::stack::shape_like(&self.q, 1, 1), self.q.dtype(), self.q.device()),
+            None => Tensor::zeros(
+                super::stack::shape_like(&self.q, 1, 1),
+                self.q.dtype(),
+                self.q.device(),
+            ),
         }
     }
 
-    /// Notes what this pass does to every matrix and returns the factors R⁻¹ to multiply Q by: I where there is nothing left to do.
-    fn factorize(&mut self, pass: usize, grams: &[Mat<f64>], along_basis: &[Mat<f64>]) -> Vec<Mat<f64>> {
+    /// Notes what this pass does to every matrix and returns the factors R⁻¹ to multiply Q by: I
+    /// where there is nothing left to do.
+    fn factorize(
+        &mut self,
+        pass: usize,
+        grams: &[Mat<f64>],
+        along_basis: &[Mat<f64>],
+    ) -> Vec<Mat<f64>> {
         let epsilon = self.epsilon;
         let factorize = |((matrix, gram), along): ((&mut MatrixState, &Mat<f64>), &Mat<f64>)| {
             let columns = gram.ncols();
@@ -218,15 +278,22 @@ impl StackState {
             if matrix.failed {
                 return identity();
             }
-            let last = pass > 0 && along[(0, 0)].sqrt() <= NEARLY_ORTHONORMAL && distance_from_identity(gram) <= NEARLY_ORTHONORMAL;
-            let Some(factor) = CholeskyFactor::new(gram, 8.0 * epsilon * (columns as f64).sqrt()) else {
+            let last = pass > 0
+                && along[(0, 0)].sqrt() <= NEARLY_ORTHONORMAL
+                && distance_from_identity(gram) <= NEARLY_ORTHONORMAL;
+            let Some(factor) = CholeskyFactor::new(gram, 8.0 * epsilon * (columns as f64).sqrt())
+            else {
                 matrix.failed = true;
                 return identity();
             };
             matrix.diagonal.iter_mut().enumerate().for_each(|(j, x)| *x *= factor.upper[(j, j)]);
             if last && !matrix.done {
                 matrix.done = true;
-                matrix.failed = matrix.diagonal.iter().zip(&matrix.lengths).any(|(x, length)| *x <= 10.0 * epsilon * length);
+                matrix.failed = matrix
+                    .diagonal
+                    .iter()
+                    .zip(&matrix.lengths)
+                    .any(|(x, length)| *x <= 10.0 * epsilon * length);
             }
             factor.inverse
         };
@@ -235,8 +302,13 @@ impl StackState {
 
     /// Q, and R as the upper triangle of QᵀA, which is R up to rounding.
     fn finish(self) -> Result<Orthonormalized> {
-        let undecided: Vec<usize> =
-            self.matrices.iter().enumerate().filter(|(_, matrix)| matrix.failed || !matrix.done).map(|(index, _)| index).collect();
+        let undecided: Vec<usize> = self
+            .matrices
+            .iter()
+            .enumerate()
+            .filter(|(_, matrix)| matrix.failed || !matrix.done)
+            .map(|(index, _)| index)
+            .collect();
         let full = multiply(&self.q.t()?, &self.a)?;
         let (_, columns) = matrix_shape(&full)?;
         let triangle = Tensor::triu2(columns, full.dtype(), full.device())?;
@@ -251,9 +323,11 @@ struct CholeskyFactor {
 }
 
 impl CholeskyFactor {
-    /// Of D (Ĝ + s I) D with Ĝ of unit diagonal, where s = 0 or, if a pivot of Ĝ falls below `shift`, s = `shift`.
+    /// Of D (Ĝ + s I) D with Ĝ of unit diagonal, where s = 0 or, if a pivot of Ĝ falls below
+    /// `shift`, s = `shift`.
     ///
-    /// `None` if a diagonal element is zero, subnormal or not finite, or the shifted matrix is not positive definite.
+    /// `None` if a diagonal element is zero, subnormal or not finite, or the shifted matrix is not
+    /// positive definite.
     fn new(gram: &Mat<f64>, shift: f64) -> Option<Self> {
         let size = gram.ncols();
         let scale: Vec<f64> = (0..size).map(|j| gram[(j, j)].sqrt()).collect();
@@ -265,13 +339,18 @@ impl CholeskyFactor {
         let scaled = |shift: f64| {
             let mut matrix = gram.clone();
             for (j, column) in matrix.col_iter_mut().enumerate() {
-                column.iter_mut().zip(&inverse_scale).for_each(|(x, scale)| *x *= scale * inverse_scale[j]);
+                column
+                    .iter_mut()
+                    .zip(&inverse_scale)
+                    .for_each(|(x, scale)| *x *= scale * inverse_scale[j]);
             }
             (0..size).for_each(|j| matrix[(j, j)] = 1.0 + shift);
             matrix
         };
         let well_conditioned = |lower: &Mat<f64>| (0..size).all(|j| lower[(j, j)].powi(2) >= shift);
-        let lower = lower_factor(scaled(0.0)).filter(well_conditioned).or_else(|| lower_factor(scaled(shift)))?;
+        let lower = lower_factor(scaled(0.0))
+            .filter(well_conditioned)
+            .or_else(|| lower_factor(scaled(shift)))?;
         // R = Lᵀ D, so R⁻¹ = D⁻¹ L⁻ᵀ.
         let mut inverse = Mat::<f64>::identity(size, size);
         solve_upper_triangular_in_place(lower.transpose(), inverse.as_mut(), Par::Seq);
@@ -280,7 +359,11 @@ impl CholeskyFactor {
         }
         let mut upper = Mat::zeros(size, size);
         for (j, column) in upper.col_iter_mut().enumerate() {
-            column.iter_mut().zip(lower.row(j).iter()).take(j + 1).for_each(|(out, x)| *out = x * scale[j]);
+            column
+                .iter_mut()
+                .zip(lower.row(j).iter())
+                .take(j + 1)
+                .for_each(|(out, x)| *out = x * scale[j]);
         }
         Some(Self { upper, inverse })
     }
@@ -289,6 +372,13 @@ impl CholeskyFactor {
 fn lower_factor(mut matrix: Mat<f64>) -> Option<Mat<f64>> {
     let scratch = cholesky_in_place_scratch::<f64>(matrix.nrows(), Par::Seq, Spec::default());
     let mut memory = MemBuffer::new(scratch);
-    cholesky_in_place(matrix.as_mut(), LltRegularization::default(), Par::Seq, MemStack::new(&mut memory), Spec::default()).ok()?;
+    cholesky_in_place(
+        matrix.as_mut(),
+        LltRegularization::default(),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        Spec::default(),
+    )
+    .ok()?;
     Some(matrix)
 }

@@ -8,7 +8,8 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::mat::{MatMut, MatRef};
 use faer::{Accum, Par};
 
-/// A B, for A: m × k and B: k × n, each possibly a transposed or narrowed view; of stacks, the product of each pair.
+/// A B, for A: m × k and B: k × n, each possibly a transposed or narrowed view; of stacks, the
+/// product of each pair.
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -21,7 +22,11 @@ pub fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is neither f32 nor f64.
 pub fn gram(a: &Tensor) -> Result<Tensor> {
-    if on_host(a) { with_scalar!(a.dtype(), T => gram_on_host::<T>(a)) } else { multiply(&a.t()?, a) }
+    if on_host(a) {
+        with_scalar!(a.dtype(), T => gram_on_host::<T>(a))
+    } else {
+        multiply(&a.t()?, a)
+    }
 }
 
 fn gram_on_host<T: Scalar>(a: &Tensor) -> Result<Tensor> {
@@ -30,7 +35,17 @@ fn gram_on_host<T: Scalar>(a: &Tensor) -> Result<Tensor> {
     let lower = MatMut::from_row_major_slice_mut(&mut numbers, size, size);
     with_view::<T, _>(a, |a| {
         let (full, triangle) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
-        triangular::matmul(lower, triangle, Accum::Replace, a.transpose(), full, a, full, T::from_f64(1.0), Par::Seq);
+        triangular::matmul(
+            lower,
+            triangle,
+            Accum::Replace,
+            a.transpose(),
+            full,
+            a,
+            full,
+            T::from_f64(1.0),
+            Par::Seq,
+        );
     })?;
     for i in 0..size {
         for j in 0..i {
@@ -65,20 +80,29 @@ pub fn weighted_sum(alpha: f64, a: &Tensor, beta: f64, b: &Tensor) -> Result<Ten
         bail!("cannot add a {:?} and a {:?} matrix", a.dims(), b.dims())
     }
     if !on_host(a) || !a.is_contiguous() || !b.is_contiguous() {
-        let scaled = |factor: f64, x: &Tensor| if factor == 1.0 { Ok(x.clone()) } else { x * factor };
+        let scaled =
+            |factor: f64, x: &Tensor| if factor == 1.0 { Ok(x.clone()) } else { x * factor };
         return scaled(alpha, a)? + scaled(beta, b)?;
     }
     with_scalar!(a.dtype(), T => weighted_sum_on_host::<T>(alpha, a, beta, b))
 }
 
-fn weighted_sum_on_host<T: Scalar>(alpha: f64, a: &Tensor, beta: f64, b: &Tensor) -> Result<Tensor> {
+fn weighted_sum_on_host<T: Scalar>(
+    alpha: f64,
+    a: &Tensor,
+    beta: f64,
+    b: &Tensor,
+) -> Result<Tensor> {
     let (alpha, beta) = (T::from_f64(alpha), T::from_f64(beta));
-    let sum = |a: &[T], b: &[T]| a.iter().zip(b).map(|(&x, &y)| alpha * x + beta * y).collect::<Vec<T>>();
-    let numbers = with_view::<T, _>(a, |a| with_view::<T, _>(b, |b| sum(row_major(a), row_major(b))))??;
+    let sum =
+        |a: &[T], b: &[T]| a.iter().zip(b).map(|(&x, &y)| alpha * x + beta * y).collect::<Vec<T>>();
+    let numbers =
+        with_view::<T, _>(a, |a| with_view::<T, _>(b, |b| sum(row_major(a), row_major(b))))??;
     Tensor::from_vec(numbers, a.dims(), a.device())
 }
 
-/// ⟨A, B⟩ = Σᵢⱼ Aᵢⱼ Bᵢⱼ, over all matrices of a stack; on the host summed in `f64` in an order that depends on the shape only, else on the device.
+/// ⟨A, B⟩ = Σᵢⱼ Aᵢⱼ Bᵢⱼ, over all matrices of a stack; on the host summed in `f64` in an order that
+/// depends on the shape only, else on the device.
 ///
 /// # Errors
 /// If the shapes differ.
@@ -106,7 +130,12 @@ fn dot<T: Scalar>(a: &[T], b: &[T]) -> f64 {
     const LANES: usize = 8;
     let mut sums = [0.0; LANES];
     let (chunks_a, chunks_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f64 = chunks_a.remainder().iter().zip(chunks_b.remainder()).map(|(x, y)| x.to_f64() * y.to_f64()).sum();
+    let rest: f64 = chunks_a
+        .remainder()
+        .iter()
+        .zip(chunks_b.remainder())
+        .map(|(x, y)| x.to_f64() * y.to_f64())
+        .sum();
     for (x, y) in chunks_a.zip(chunks_b) {
         for lane in 0..LANES {
             sums[lane] += x[lane].to_f64() * y[lane].to_f64();
@@ -117,20 +146,33 @@ fn dot<T: Scalar>(a: &[T], b: &[T]) -> f64 {
 
 /// The numbers of a contiguous row-major view.
 fn row_major<T: Scalar>(view: MatRef<'_, T>) -> &[T] {
-    // SAFETY: callers pass contiguous tensors only, whose rows × columns elements lie one after the other.
+    // SAFETY: callers pass contiguous tensors only, whose rows × columns elements lie one after the
+    // other.
     unsafe { std::slice::from_raw_parts(view.as_ptr(), view.nrows() * view.ncols()) }
 }
 
 fn accumulate(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) -> Result<Tensor> {
-    let Some(&(_, first_a, first_b)) = terms.first() else { bail!("a sum of no products has no shape") };
+    let Some(&(_, first_a, first_b)) = terms.first() else {
+        bail!("a sum of no products has no shape")
+    };
     let ((matrices, rows, _), (_, _, columns)) = (stack_shape(first_a)?, stack_shape(first_b)?);
     for (_, a, b) in terms {
-        let ((a_count, a_rows, a_columns), (b_count, b_rows, b_columns)) = (stack_shape(a)?, stack_shape(b)?);
+        let ((a_count, a_rows, a_columns), (b_count, b_rows, b_columns)) =
+            (stack_shape(a)?, stack_shape(b)?);
         if a_columns != b_rows || (a_rows, b_columns) != (rows, columns) {
-            bail!("the product of {a_rows} x {a_columns} and {b_rows} x {b_columns} is no term of a {rows} x {columns} sum")
+            bail!(
+                "the product of {a_rows} x {a_columns} and {b_rows} x {b_columns} is no term of a {rows} x {columns} sum"
+            )
         }
-        if (a_count, b_count) != (matrices, matrices) || a.rank() != first_a.rank() || b.rank() != first_a.rank() {
-            bail!("the product of stacks {:?} and {:?} is no term of a sum of {matrices} matrices", a.dims(), b.dims())
+        if (a_count, b_count) != (matrices, matrices)
+            || a.rank() != first_a.rank()
+            || b.rank() != first_a.rank()
+        {
+            bail!(
+                "the product of stacks {:?} and {:?} is no term of a sum of {matrices} matrices",
+                a.dims(),
+                b.dims()
+            )
         }
     }
     if let Some((_, c)) = start
@@ -154,7 +196,9 @@ fn accumulate_on_host<T: Scalar>(
     let mut numbers = match start {
         Some((beta, c)) => {
             let beta = T::from_f64(beta);
-            with_view::<T, _>(&c.contiguous()?, |c| row_major(c).iter().map(|&x| beta * x).collect())?
+            with_view::<T, _>(&c.contiguous()?, |c| {
+                row_major(c).iter().map(|&x| beta * x).collect()
+            })?
         }
         None => vec![T::from_f64(0.0); rows * columns],
     };
@@ -162,14 +206,19 @@ fn accumulate_on_host<T: Scalar>(
     for &(alpha, a, b) in terms.iter().filter(|(_, a, _)| a.elem_count() > 0) {
         let out = MatMut::from_row_major_slice_mut(&mut numbers, rows, columns);
         let mode = if written { Accum::Add } else { Accum::Replace };
-        with_view::<T, _>(a, |a| with_view::<T, _>(b, |b| matmul(out, mode, a, b, T::from_f64(alpha), Par::Seq)))??;
+        with_view::<T, _>(a, |a| {
+            with_view::<T, _>(b, |b| matmul(out, mode, a, b, T::from_f64(alpha), Par::Seq))
+        })??;
         written = true;
     }
     Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)
 }
 
 /// Device products take whole or transposed matrices only, so narrowed views are copied first.
-fn accumulate_on_device(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) -> Result<Tensor> {
+fn accumulate_on_device(
+    start: Option<(f64, &Tensor)>,
+    terms: &[(f64, &Tensor, &Tensor)],
+) -> Result<Tensor> {
     let whole = |x: &Tensor| if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() };
     let scaled = |factor: f64, x: Tensor| if factor == 1.0 { Ok(x) } else { x * factor };
     let mut sum = start.map(|(beta, c)| scaled(beta, c.clone())).transpose()?;
@@ -184,7 +233,11 @@ fn accumulate_on_device(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &
     match (sum, terms.first()) {
         (Some(sum), _) => Ok(sum),
         // Inner dimensions of 0.
-        (None, Some((_, a, b))) => Tensor::zeros(super::stack::shape_like(a, a.dim(D::Minus2)?, b.dim(D::Minus1)?), a.dtype(), a.device()),
+        (None, Some((_, a, b))) => Tensor::zeros(
+            super::stack::shape_like(a, a.dim(D::Minus2)?, b.dim(D::Minus1)?),
+            a.dtype(),
+            a.device(),
+        ),
         (None, None) => bail!("a sum of no products has no shape"),
     }
 }
@@ -195,7 +248,8 @@ mod tests {
     use candle_core::DType;
 
     fn ramp(rows: usize, columns: usize, dtype: DType) -> Tensor {
-        let numbers: Vec<f64> = (0..rows * columns).map(|i| ((i * 37 + 11) % 101) as f64 / 50.0 - 1.0).collect();
+        let numbers: Vec<f64> =
+            (0..rows * columns).map(|i| ((i * 37 + 11) % 101) as f64 / 50.0 - 1.0).collect();
         Tensor::from_vec(numbers, (rows, columns), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
     }
 
@@ -208,12 +262,16 @@ mod tests {
         for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F64, 1e-12)] {
             let (a, b, c) = (ramp(30, 17, dtype), ramp(40, 17, dtype), ramp(30, 40, dtype));
             let expected = (&c + (a.matmul(&b.t().unwrap()).unwrap() * -2.5).unwrap()).unwrap();
-            assert!(distance(&add_product(1.0, &c, -2.5, &a, &b.t().unwrap()).unwrap(), &expected) < tolerance);
+            assert!(
+                distance(&add_product(1.0, &c, -2.5, &a, &b.t().unwrap()).unwrap(), &expected)
+                    < tolerance
+            );
             let wide = ramp(17, 55, dtype);
             let part = wide.narrow(1, 7, 40).unwrap();
             let terms = [(1.0, &a, &part), (0.5, &c, &ramp(40, 40, dtype))];
-            let expected =
-                (a.matmul(&part.contiguous().unwrap()).unwrap() + (c.matmul(&ramp(40, 40, dtype)).unwrap() * 0.5).unwrap()).unwrap();
+            let expected = (a.matmul(&part.contiguous().unwrap()).unwrap()
+                + (c.matmul(&ramp(40, 40, dtype)).unwrap() * 0.5).unwrap())
+            .unwrap();
             assert!(distance(&sum_of_products(&terms).unwrap(), &expected) < tolerance);
         }
     }
@@ -226,7 +284,10 @@ mod tests {
                 for a in [a.clone(), a.t().unwrap()] {
                     let found = gram(&a).unwrap();
                     let expected = multiply(&a.t().unwrap(), &a).unwrap();
-                    assert!(distance(&found, &expected) < tolerance * frobenius_norm(&expected).unwrap());
+                    assert!(
+                        distance(&found, &expected)
+                            < tolerance * frobenius_norm(&expected).unwrap()
+                    );
                     assert_eq!(distance(&found, &found.t().unwrap()), 0.0);
                 }
             }
@@ -235,7 +296,10 @@ mod tests {
 
     #[test]
     fn empty_inner_dimension_gives_zero_and_shapes_are_checked() {
-        let (a, b) = (Tensor::zeros((3, 0), DType::F64, &Device::Cpu).unwrap(), Tensor::zeros((0, 2), DType::F64, &Device::Cpu).unwrap());
+        let (a, b) = (
+            Tensor::zeros((3, 0), DType::F64, &Device::Cpu).unwrap(),
+            Tensor::zeros((0, 2), DType::F64, &Device::Cpu).unwrap(),
+        );
         assert_eq!(multiply(&a, &b).unwrap().to_vec2::<f64>().unwrap(), vec![vec![0.0; 2]; 3]);
         assert!(multiply(&b, &b).unwrap_err().to_string().contains("0 x 2"));
         assert!(weighted_sum(1.0, &a, 1.0, &b).is_err());
@@ -248,6 +312,11 @@ mod tests {
         assert!((inner(&a, &b).unwrap() - expected).abs() < 1e-12);
         let expected = (a.affine(2.0, 0.0).unwrap() - b.affine(3.0, 0.0).unwrap()).unwrap();
         assert!(distance(&weighted_sum(2.0, &a, -3.0, &b).unwrap(), &expected) < 1e-13);
-        assert!(distance(&weighted_sum(2.0, &a.t().unwrap(), -3.0, &b.t().unwrap()).unwrap(), &expected.t().unwrap()) < 1e-13);
+        assert!(
+            distance(
+                &weighted_sum(2.0, &a.t().unwrap(), -3.0, &b.t().unwrap()).unwrap(),
+                &expected.t().unwrap()
+            ) < 1e-13
+        );
     }
 }

@@ -20,7 +20,8 @@ impl Scalar for f64 {
     const EPSILON: f64 = f64::EPSILON;
 }
 
-/// Runs `$body` with `$scalar` standing for the Rust type of a dtype; other dtypes than f32 and f64 are an error.
+/// Runs `$body` with `$scalar` standing for the Rust type of a dtype; other dtypes than f32 and f64
+/// are an error.
 macro_rules! with_scalar {
     ($dtype:expr, $scalar:ident => $body:expr) => {
         match $dtype {
@@ -32,7 +33,9 @@ macro_rules! with_scalar {
                 type $scalar = f64;
                 $body
             }
-            other => candle_core::bail!("linear algebra is done in f32 or f64, not {other:?}; convert the tensor first"),
+            other => candle_core::bail!(
+                "linear algebra is done in f32 or f64, not {other:?}; convert the tensor first"
+            ),
         }
     };
 }
@@ -44,17 +47,31 @@ pub(super) fn epsilon(dtype: DType) -> Result<f64> {
 }
 
 /// Runs `body` on a 2-D CPU tensor seen in place as a faer matrix, whatever its strides.
-pub(super) fn with_view<T: Scalar, R>(tensor: &Tensor, body: impl FnOnce(MatRef<'_, T>) -> R) -> Result<R> {
+pub(super) fn with_view<T: Scalar, R>(
+    tensor: &Tensor,
+    body: impl FnOnce(MatRef<'_, T>) -> R,
+) -> Result<R> {
     let (rows, columns) = tensor.dims2()?;
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else { bail!("expected a tensor in host memory") };
     let numbers = &storage.as_slice::<T>()?[layout.start_offset()..];
     let (row_stride, column_stride) = (layout.stride()[0], layout.stride()[1]);
     if rows > 0 && columns > 0 {
-        assert!((rows - 1) * row_stride + (columns - 1) * column_stride < numbers.len(), "a layout reaches past its storage");
+        assert!(
+            (rows - 1) * row_stride + (columns - 1) * column_stride < numbers.len(),
+            "a layout reaches past its storage"
+        );
     }
     // SAFETY: the last element was just checked to lie within `numbers`, which outlives the view.
-    let view = unsafe { MatRef::from_raw_parts(numbers.as_ptr(), rows, columns, row_stride as isize, column_stride as isize) };
+    let view = unsafe {
+        MatRef::from_raw_parts(
+            numbers.as_ptr(),
+            rows,
+            columns,
+            row_stride as isize,
+            column_stride as isize,
+        )
+    };
     Ok(body(view))
 }
 
@@ -73,7 +90,11 @@ fn copy<T: Scalar, S: Scalar>(view: MatRef<'_, T>) -> Mat<S> {
 }
 
 /// A tensor with the elements of a host matrix.
-pub(super) fn write<S: Scalar>(matrix: MatRef<'_, S>, dtype: DType, device: &Device) -> Result<Tensor> {
+pub(super) fn write<S: Scalar>(
+    matrix: MatRef<'_, S>,
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
     with_scalar!(dtype, T => Tensor::from_vec(read_rows::<S, T>(matrix), matrix.shape(), device))
 }
 
@@ -98,7 +119,10 @@ pub(super) fn ensure_finite<S: Scalar>(matrix: MatRef<'_, S>, operation: &str) -
     for (j, column) in matrix.col_iter().enumerate() {
         if let Some((i, x)) = column.iter().enumerate().find(|(_, x)| !x.to_f64().is_finite()) {
             let (rows, columns) = matrix.shape();
-            bail!("{operation} of a {rows} x {columns} matrix whose element ({i}, {j}) is {}", x.to_f64())
+            bail!(
+                "{operation} of a {rows} x {columns} matrix whose element ({i}, {j}) is {}",
+                x.to_f64()
+            )
         }
     }
     Ok(())

@@ -6,7 +6,8 @@ use super::stack::on_host;
 use candle_core::{Result, Tensor};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
-    apply_block_householder_sequence_on_the_left_in_place_scratch, apply_block_householder_sequence_on_the_left_in_place_with_conj,
+    apply_block_householder_sequence_on_the_left_in_place_scratch,
+    apply_block_householder_sequence_on_the_left_in_place_with_conj,
 };
 use faer::linalg::qr::{col_pivoting, no_pivoting};
 use faer::mat::{Mat, MatRef};
@@ -14,8 +15,9 @@ use faer::{Conj, Par, Spec};
 
 /// Thin QR factorisation A = Q R with R's diagonal ≥ 0.
 ///
-/// A: m × n, Q: m × k with orthonormal columns, R: k × n upper triangular, k = min(m, n). With this sign rule the factorisation of a matrix
-/// of full column rank is unique, so a small change of A is a small change of Q. Off the host, and of a stack, this is [`cholesky_qr`].
+/// A: m × n, Q: m × k with orthonormal columns, R: k × n upper triangular, k = min(m, n). With this
+/// sign rule the factorisation of a matrix of full column rank is unique, so a small change of A is
+/// a small change of Q. Off the host, and of a stack, this is [`cholesky_qr`].
 ///
 /// # Errors
 /// If an element is not finite.
@@ -45,9 +47,11 @@ pub(super) fn thin_qr<T: Scalar>(a: Mat<T>) -> Result<(Mat<T>, Mat<T>)> {
     Ok((q, r))
 }
 
-/// QR with column pivoting, A = Q R: columns of Q in the order of the largest remaining column, R: k × n with its columns in A's order.
+/// QR with column pivoting, A = Q R: columns of Q in the order of the largest remaining column, R:
+/// k × n with its columns in A's order.
 ///
-/// Row i of R is no longer than √(n−i) |R's i-th pivot|, returned third, so small pivots mean small rows.
+/// Row i of R is no longer than √(n−i) |R's i-th pivot|, returned third, so small pivots mean small
+/// rows.
 pub(super) fn pivoted_qr(mut a: Mat<f64>) -> Result<(Mat<f64>, Mat<f64>, Vec<f64>)> {
     ensure_finite(a.as_ref(), "QR")?;
     let (rows, columns) = a.shape();
@@ -55,7 +59,13 @@ pub(super) fn pivoted_qr(mut a: Mat<f64>) -> Result<(Mat<f64>, Mat<f64>, Vec<f64
     let block = no_pivoting::factor::recommended_block_size::<f64>(rows, columns);
     let mut factor = Mat::zeros(block, count);
     let (mut forward, mut backward) = (vec![0usize; columns], vec![0usize; columns]);
-    let scratch = col_pivoting::factor::qr_in_place_scratch::<usize, f64>(rows, columns, block, Par::Seq, Spec::default());
+    let scratch = col_pivoting::factor::qr_in_place_scratch::<usize, f64>(
+        rows,
+        columns,
+        block,
+        Par::Seq,
+        Spec::default(),
+    );
     col_pivoting::factor::qr_in_place(
         a.as_mut(),
         factor.as_mut(),
@@ -75,7 +85,8 @@ pub(super) fn pivoted_qr(mut a: Mat<f64>) -> Result<(Mat<f64>, Mat<f64>, Vec<f64
     Ok((reflections.columns(0, count), r, pivots))
 }
 
-/// `count` orthonormal columns orthogonal to the (nearly orthonormal) columns of `basis`; count ≤ rows − columns.
+/// `count` orthonormal columns orthogonal to the (nearly orthonormal) columns of `basis`; count ≤
+/// rows − columns.
 pub(super) fn complement(basis: Mat<f64>, count: usize) -> Result<Mat<f64>> {
     let first = basis.ncols();
     Ok(Reflections::of(basis)?.columns(first, count))
@@ -94,9 +105,21 @@ impl<T: Scalar> Reflections<T> {
         let block = no_pivoting::factor::recommended_block_size::<T>(rows, columns);
         let mut factor = Mat::zeros(block, rows.min(columns));
         if factor.ncols() > 0 {
-            let scratch = no_pivoting::factor::qr_in_place_scratch::<T>(rows, columns, block, Par::Seq, Spec::default());
+            let scratch = no_pivoting::factor::qr_in_place_scratch::<T>(
+                rows,
+                columns,
+                block,
+                Par::Seq,
+                Spec::default(),
+            );
             let mut memory = MemBuffer::new(scratch);
-            no_pivoting::factor::qr_in_place(a.as_mut(), factor.as_mut(), Par::Seq, MemStack::new(&mut memory), Spec::default());
+            no_pivoting::factor::qr_in_place(
+                a.as_mut(),
+                factor.as_mut(),
+                Par::Seq,
+                MemStack::new(&mut memory),
+                Spec::default(),
+            );
         }
         Ok(Self { packed: a, factor })
     }
@@ -114,7 +137,11 @@ impl<T: Scalar> Reflections<T> {
             q[(first + j, j)] = T::from_f64(1.0);
         }
         if self.count() > 0 && count > 0 {
-            let scratch = apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(rows, self.factor.nrows(), count);
+            let scratch = apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(
+                rows,
+                self.factor.nrows(),
+                count,
+            );
             apply_block_householder_sequence_on_the_left_in_place_with_conj(
                 self.packed.get(.., ..self.count()),
                 self.factor.as_ref(),
@@ -129,5 +156,9 @@ impl<T: Scalar> Reflections<T> {
 }
 
 fn upper_triangle<T: Scalar>(packed: MatRef<'_, T>, rows: usize) -> Mat<T> {
-    Mat::from_fn(rows, packed.ncols(), |i, j| if i <= j { packed[(i, j)] } else { T::from_f64(0.0) })
+    Mat::from_fn(
+        rows,
+        packed.ncols(),
+        |i, j| if i <= j { packed[(i, j)] } else { T::from_f64(0.0) },
+    )
 }

@@ -1,11 +1,15 @@
-//! Dense linear algebra on 2-D tensors: products, QR, Cholesky-QR, SVD, polar factor, inverse square root, triangular division.
+//! Dense linear algebra on 2-D tensors: products, QR, Cholesky-QR, SVD, polar factor, inverse
+//! square root, triangular division.
 //!
-//! Tensors are m × n with m rows, or a [`stack`] L × m × n of L such matrices, `f32` or `f64`, on any device. The form decides the path:
+//! Tensors are m × n with m rows, or a [`stack`] L × m × n of L such matrices, `f32` or `f64`, on
+//! any device. The form decides the path:
 //!
-//! * a single matrix in host memory takes the **host path**: products and factorisations by faer, which reads strided and transposed views as they
-//!   are, on one thread, so callers are free to work on several matrices at a time;
-//! * a stack, and whatever lives on a device, takes the **device path**: products by candle where the tensor lives, whole stacks at once, and
-//!   factorisations of the small matrices on the host in `f64`, side by side, moved together in one transfer each way. Making a stack on the CPU is
+//! * a single matrix in host memory takes the **host path**: products and factorisations by faer,
+//!   which reads strided and transposed views as they are, on one thread, so callers are free to
+//!   work on several matrices at a time;
+//! * a stack, and whatever lives on a device, takes the **device path**: products by candle where
+//!   the tensor lives, whole stacks at once, and factorisations of the small matrices on the host
+//!   in `f64`, side by side, moved together in one transfer each way. Making a stack on the CPU is
 //!   how a test runs the code that a GPU runs.
 //!
 //! On both a result depends on the input alone, bit for bit.
@@ -26,7 +30,9 @@ mod symmetric;
 mod triangular;
 
 pub use cholesky_qr::cholesky_qr;
-pub use combine::{add_product, frobenius_norm, gram, inner, multiply, sum_of_products, weighted_sum};
+pub use combine::{
+    add_product, frobenius_norm, gram, inner, multiply, sum_of_products, weighted_sum,
+};
 pub use directions::{orthonormal_directions, orthonormal_directions_together};
 pub use householder::qr;
 pub use newton_schulz::{PolarPolynomials, polar_by_polynomials, polar_newton_schulz};

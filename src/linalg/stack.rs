@@ -1,7 +1,8 @@
 //! Stacks of matrices, the form a device works on: tensors L × m × n of L matrices of one shape.
 //!
-//! A product of two stacks is one kernel, and the small matrices of a stack, or of several stacks, travel between device and host together, in one
-//! transfer. A single matrix (m × n) that is not in host memory is treated as a stack of one.
+//! A product of two stacks is one kernel, and the small matrices of a stack, or of several stacks,
+//! travel between device and host together, in one transfer. A single matrix (m × n) that is not in
+//! host memory is treated as a stack of one.
 
 use super::host::{Scalar, ensure_finite, read_rows, with_scalar};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
@@ -12,7 +13,8 @@ thread_local! {
     static TRANSFERS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Transfers between device and host that the linear algebra of this thread has made so far; in host memory they are copies.
+/// Transfers between device and host that the linear algebra of this thread has made so far; in
+/// host memory they are copies.
 pub fn transfers() -> u64 {
     TRANSFERS.get()
 }
@@ -21,7 +23,8 @@ pub(super) fn count_transfer() {
     TRANSFERS.set(TRANSFERS.get() + 1);
 }
 
-/// Whether this is a single matrix in host memory, which faer works on in place. Everything else takes candle's operations where it lives.
+/// Whether this is a single matrix in host memory, which faer works on in place. Everything else
+/// takes candle's operations where it lives.
 pub(super) fn on_host(x: &Tensor) -> bool {
     x.rank() == 2 && x.device().is_cpu()
 }
@@ -69,7 +72,8 @@ pub fn unstack(stack: &Tensor) -> Result<Vec<Tensor>> {
 
 /// Every matrix of some stacks of one dtype, in `f64` on the host, read in one transfer.
 pub(super) fn read_stacks(stacks: &[&Tensor]) -> Result<Vec<Vec<Mat<f64>>>> {
-    let flat = stacks.iter().map(|stack| stack.contiguous()?.flatten_all()).collect::<Result<Vec<_>>>()?;
+    let flat =
+        stacks.iter().map(|stack| stack.contiguous()?.flatten_all()).collect::<Result<Vec<_>>>()?;
     let numbers = read_numbers(&Tensor::cat(&flat, 0)?)?;
     let mut rest = numbers.as_slice();
     let mut found = Vec::with_capacity(stacks.len());
@@ -91,7 +95,8 @@ pub(super) fn read_numbers(x: &Tensor) -> Result<Vec<f64>> {
     x.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()
 }
 
-/// Host matrices as stacks, written in one transfer: all matrices of a group have one shape and become one stack, or a single matrix where `like` is one.
+/// Host matrices as stacks, written in one transfer: all matrices of a group have one shape and
+/// become one stack, or a single matrix where `like` is one.
 pub(super) fn write_stacks(groups: &[(&[Mat<f64>], &Tensor)]) -> Result<Vec<Tensor>> {
     let Some((_, like)) = groups.first() else { return Ok(Vec::new()) };
     let (dtype, device) = (like.dtype(), like.device());
@@ -105,7 +110,11 @@ pub(super) fn write_stacks(groups: &[(&[Mat<f64>], &Tensor)]) -> Result<Vec<Tens
     let cut = |(matrices, like): &(&[Mat<f64>], &Tensor)| {
         let (rows, columns) = matrices.first().map_or((0, 0), |m| m.shape());
         let count = matrices.len() * rows * columns;
-        let shape = if like.rank() == 2 { vec![rows, columns] } else { vec![matrices.len(), rows, columns] };
+        let shape = if like.rank() == 2 {
+            vec![rows, columns]
+        } else {
+            vec![matrices.len(), rows, columns]
+        };
         let stack = flat.narrow(0, start, count)?.reshape(shape);
         start += count;
         stack

@@ -36,8 +36,9 @@ pub struct Svds {
 
 /// Thin singular value decomposition of A: m × n, computed in `f64` whatever A's dtype.
 ///
-/// The matrix is scaled by a power of two first, so that very large and very small ones work. A result counts only if it is finite and
-/// Σσ² = ‖A‖_F²; otherwise the transpose is tried, then the triangular factor of a QR factorisation.
+/// The matrix is scaled by a power of two first, so that very large and very small ones work. A
+/// result counts only if it is finite and Σσ² = ‖A‖_F²; otherwise the transpose is tried, then the
+/// triangular factor of a QR factorisation.
 ///
 /// # Errors
 /// If an element is not finite, or no attempt converges.
@@ -49,7 +50,8 @@ pub fn svd(a: &Tensor) -> Result<Svd> {
     }
 }
 
-/// [`svd`] of a matrix, or of every matrix of a stack, side by side on the host with one transfer each way.
+/// [`svd`] of a matrix, or of every matrix of a stack, side by side on the host with one transfer
+/// each way.
 ///
 /// # Errors
 /// As [`svd`].
@@ -72,8 +74,8 @@ pub fn svds(a: &Tensor) -> Result<Svds> {
 
 /// Orthogonal polar factor U Vᵀ of A = U diag(σ) Vᵀ, by SVD; of a stack, that of each matrix.
 ///
-/// Directions with σ ≤ ε max(m, n) σ₁ (ε of A's dtype) map to zero: of a rank-deficient matrix this is the partial isometry, so noise does not get
-/// the weight of a direction.
+/// Directions with σ ≤ ε max(m, n) σ₁ (ε of A's dtype) map to zero: of a rank-deficient matrix this
+/// is the partial isometry, so noise does not get the weight of a direction.
 ///
 /// # Errors
 /// As [`svd`].
@@ -95,7 +97,9 @@ type Factors = (Mat<f64>, Vec<f64>, Mat<f64>);
 
 fn factors(matrix: &Mat<f64>) -> Result<Factors> {
     let (rows, columns) = matrix.shape();
-    let largest = (0..columns).flat_map(|j| matrix.col(j).iter()).fold(0.0f64, |largest, x| largest.max(x.abs()));
+    let largest = (0..columns)
+        .flat_map(|j| matrix.col(j).iter())
+        .fold(0.0f64, |largest, x| largest.max(x.abs()));
     if largest == 0.0 {
         let count = rows.min(columns);
         return Ok((Mat::identity(rows, count), vec![0.0; count], Mat::identity(columns, count)));
@@ -107,7 +111,9 @@ fn factors(matrix: &Mat<f64>) -> Result<Factors> {
         .or_else(|| attempt(scaled.transpose()).map(|(u, sigma, v)| (v, sigma, u)))
         .or_else(|| preconditioned(&scaled));
     let Some((u, sigma, v)) = found else {
-        bail!("the SVD of a {rows} x {columns} matrix with finite elements up to {largest:.3e} did not converge")
+        bail!(
+            "the SVD of a {rows} x {columns} matrix with finite elements up to {largest:.3e} did not converge"
+        )
     };
     Ok((u, sigma.into_iter().map(|value| value * up).collect(), v))
 }
@@ -122,17 +128,30 @@ fn preconditioned(matrix: &Mat<f64>) -> Option<Factors> {
 fn attempt(matrix: MatRef<'_, f64>) -> Option<Factors> {
     let (rows, columns) = matrix.shape();
     let count = rows.min(columns);
-    let (mut u, mut v, mut sigma) = (Mat::zeros(rows, count), Mat::zeros(columns, count), Diag::zeros(count));
+    let (mut u, mut v, mut sigma) =
+        (Mat::zeros(rows, count), Mat::zeros(columns, count), Diag::zeros(count));
     let thin = ComputeSvdVectors::Thin;
     let scratch = svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Spec::default());
     let mut memory = MemBuffer::new(scratch);
-    faer_svd(matrix, sigma.as_mut(), Some(u.as_mut()), Some(v.as_mut()), Par::Seq, MemStack::new(&mut memory), Spec::default()).ok()?;
+    faer_svd(
+        matrix,
+        sigma.as_mut(),
+        Some(u.as_mut()),
+        Some(v.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        Spec::default(),
+    )
+    .ok()?;
     // A tiny negative or unordered value within rounding would break users of the order.
     let sigma: Vec<f64> = sigma.column_vector().iter().copied().collect();
-    let sorted = sigma.windows(2).all(|pair| pair[0] >= pair[1]) && sigma.iter().all(|&value| value >= 0.0);
-    let (squares, norm) = (sigma.iter().map(|value| value * value).sum::<f64>(), matrix.squared_norm_l2());
+    let sorted =
+        sigma.windows(2).all(|pair| pair[0] >= pair[1]) && sigma.iter().all(|&value| value >= 0.0);
+    let (squares, norm) =
+        (sigma.iter().map(|value| value * value).sum::<f64>(), matrix.squared_norm_l2());
     let finite = |m: &Mat<f64>| (0..m.ncols()).all(|j| m.col(j).iter().all(|x| x.is_finite()));
-    (sorted && (squares - norm).abs() <= 1e-10 * norm && finite(&u) && finite(&v)).then_some((u, sigma, v))
+    (sorted && (squares - norm).abs() <= 1e-10 * norm && finite(&u) && finite(&v))
+        .then_some((u, sigma, v))
 }
 
 #[cfg(test)]
@@ -145,19 +164,26 @@ mod tests {
         let diagonal = |a: f64, b: f64| Tensor::new(&[[a, 0.0], [0.0, b]], &Device::Cpu).unwrap();
         assert_eq!(svd(&diagonal(3e200, 4e200)).unwrap().sigma, vec![4e200, 3e200]);
         assert_eq!(svd(&diagonal(3e-200, 0.0)).unwrap().sigma, vec![3e-200, 0.0]);
-        assert_eq!(svd(&Tensor::zeros((3, 2), DType::F64, &Device::Cpu).unwrap()).unwrap().sigma, vec![0.0, 0.0]);
+        assert_eq!(
+            svd(&Tensor::zeros((3, 2), DType::F64, &Device::Cpu).unwrap()).unwrap().sigma,
+            vec![0.0, 0.0]
+        );
         let error = svd(&diagonal(1.0, f64::NAN)).unwrap_err().to_string();
         assert!(error.contains("SVD of a 2 x 2 matrix whose element (1, 1) is NaN"), "{error}");
     }
 
     #[test]
     fn polar_factor_of_a_rank_deficient_matrix_is_a_partial_isometry() {
-        // [3, 4]ᵀ [1, 0] has rank one: its polar factor is the rank-one matrix with singular value 1.
+        // [3, 4]ᵀ [1, 0] has rank one: its polar factor is the rank-one matrix with singular value
+        // 1.
         let a = Tensor::new(&[[3.0, 0.0], [4.0, 0.0]], &Device::Cpu).unwrap();
         let found = polar(&a).unwrap().to_vec2::<f64>().unwrap();
         for (found, expected) in found.concat().iter().zip([0.6, 0.0, 0.8, 0.0]) {
             assert!((found - expected).abs() < 1e-15, "{found} {expected}");
         }
-        assert_eq!(polar(&a.zeros_like().unwrap()).unwrap().to_vec2::<f64>().unwrap(), vec![vec![0.0; 2]; 2]);
+        assert_eq!(
+            polar(&a.zeros_like().unwrap()).unwrap().to_vec2::<f64>().unwrap(),
+            vec![vec![0.0; 2]; 2]
+        );
     }
 }

@@ -11,10 +11,12 @@ use faer::mat::Mat;
 use faer::{Par, Spec};
 use rayon::prelude::*;
 
-/// (C + ε (tr C / n) I)^{-½} of a symmetric positive semidefinite C: n × n, with ε = `relative_epsilon`; computed in `f64`.
+/// (C + ε (tr C / n) I)^{-½} of a symmetric positive semidefinite C: n × n, with ε =
+/// `relative_epsilon`; computed in `f64`.
 ///
-/// Eigenvalues that rounding made negative count as zero. Directions in which the regularised matrix is still zero stay zero, as in the
-/// pseudo-inverse. Of a stack, that of each matrix, with one transfer each way.
+/// Eigenvalues that rounding made negative count as zero. Directions in which the regularised
+/// matrix is still zero stay zero, as in the pseudo-inverse. Of a stack, that of each matrix, with
+/// one transfer each way.
 ///
 /// # Errors
 /// If C is not square or not finite, or its eigenvalue iteration does not converge.
@@ -25,7 +27,10 @@ pub fn inverse_square_root(symmetric: &Tensor, relative_epsilon: f64) -> Result<
     }
     let matrices = read_stacks(&[symmetric])?.pop().unwrap_or_default();
     ensure_all_finite(&matrices, "inverse square root")?;
-    let roots = matrices.par_iter().map(|matrix| host_inverse_square_root(matrix, relative_epsilon)).collect::<Result<Vec<_>>>()?;
+    let roots = matrices
+        .par_iter()
+        .map(|matrix| host_inverse_square_root(matrix, relative_epsilon))
+        .collect::<Result<Vec<_>>>()?;
     match write_stacks(&[(roots.as_slice(), symmetric)])?.pop() {
         Some(roots) => Ok(roots),
         None => bail!("an empty stack has no inverse square root"),
@@ -36,7 +41,8 @@ fn host_inverse_square_root(matrix: &Mat<f64>, relative_epsilon: f64) -> Result<
     let rows = matrix.nrows();
     let mut eigenvalues = Diag::<f64>::zeros(rows);
     let mut eigenvectors = Mat::<f64>::zeros(rows, rows);
-    let scratch = self_adjoint_evd_scratch::<f64>(rows, ComputeEigenvectors::Yes, Par::Seq, Spec::default());
+    let scratch =
+        self_adjoint_evd_scratch::<f64>(rows, ComputeEigenvectors::Yes, Par::Seq, Spec::default());
     self_adjoint_evd(
         matrix.as_ref(),
         eigenvalues.as_mut(),
@@ -45,12 +51,18 @@ fn host_inverse_square_root(matrix: &Mat<f64>, relative_epsilon: f64) -> Result<
         MemStack::new(&mut MemBuffer::new(scratch)),
         Spec::default(),
     )
-    .map_err(|_| Error::Msg(format!("the eigenvalues of a {rows} x {rows} matrix did not converge")).bt())?;
+    .map_err(|_| {
+        Error::Msg(format!("the eigenvalues of a {rows} x {rows} matrix did not converge")).bt()
+    })?;
     let trace: f64 = (0..rows).map(|i| matrix[(i, i)]).sum();
     let shift = relative_epsilon * trace / rows.max(1) as f64;
-    let values: Vec<f64> = (0..rows).map(|i| eigenvalues.column_vector()[i].max(0.0) + shift).collect();
+    let values: Vec<f64> =
+        (0..rows).map(|i| eigenvalues.column_vector()[i].max(0.0) + shift).collect();
     let smallest = values.iter().copied().fold(0.0, f64::max) * f64::EPSILON * rows as f64;
-    let roots: Vec<f64> = values.iter().map(|&value| if value > smallest { value.sqrt().recip() } else { 0.0 }).collect();
+    let roots: Vec<f64> = values
+        .iter()
+        .map(|&value| if value > smallest { value.sqrt().recip() } else { 0.0 })
+        .collect();
     let scaled = Mat::from_fn(rows, rows, |i, j| eigenvectors[(i, j)] * roots[j]);
     Ok(host_product(scaled.as_ref(), eigenvectors.transpose()))
 }

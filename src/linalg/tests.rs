@@ -5,10 +5,14 @@ use crate::rng;
 use candle_core::{DType, Device, Result, Tensor};
 
 const DTYPES: [(DType, f64); 2] = [(DType::F32, 1e-5), (DType::F64, 1e-12)];
-const SIZES: [(usize, usize); 9] = [(1, 1), (5, 1), (1, 5), (7, 7), (40, 9), (9, 40), (130, 64), (384, 96), (200, 199)];
+const SIZES: [(usize, usize); 9] =
+    [(1, 1), (5, 1), (1, 5), (7, 7), (40, 9), (9, 40), (130, 64), (384, 96), (200, 199)];
 
 fn normal(rows: usize, columns: usize, seed: u64, dtype: DType) -> Tensor {
-    let numbers = rng::normals(&mut rng::stream(seed, "linalg tests", &[rows as u64, columns as u64]), rows * columns);
+    let numbers = rng::normals(
+        &mut rng::stream(seed, "linalg tests", &[rows as u64, columns as u64]),
+        rows * columns,
+    );
     Tensor::from_vec(numbers, (rows, columns), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
 }
 
@@ -20,7 +24,10 @@ fn diagonal(values: &[f64], dtype: DType) -> Tensor {
     let rows: Vec<f64> = (0..values.len() * values.len())
         .map(|k| if k / values.len() == k % values.len() { values[k / values.len()] } else { 0.0 })
         .collect();
-    Tensor::from_vec(rows, (values.len(), values.len()), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    Tensor::from_vec(rows, (values.len(), values.len()), &Device::Cpu)
+        .unwrap()
+        .to_dtype(dtype)
+        .unwrap()
 }
 
 /// A matrix with the given singular values and random singular vectors.
@@ -40,10 +47,20 @@ fn qr_reconstructs_with_an_upper_triangular_factor_of_positive_diagonal() -> Res
                 let count = rows.min(columns);
                 assert_eq!((q.dims2()?, r.dims2()?), ((rows, count), (count, columns)));
                 let scale = frobenius_norm(&a)?;
-                assert!(distance(&multiply(&q, &r)?, &a) < tolerance * scale, "{rows} x {columns} {dtype:?}");
-                assert!(orthonormality_defect(&q)? < tolerance, "{rows} x {columns} {dtype:?}: {}", orthonormality_defect(&q)?);
+                assert!(
+                    distance(&multiply(&q, &r)?, &a) < tolerance * scale,
+                    "{rows} x {columns} {dtype:?}"
+                );
+                assert!(
+                    orthonormality_defect(&q)? < tolerance,
+                    "{rows} x {columns} {dtype:?}: {}",
+                    orthonormality_defect(&q)?
+                );
                 let r = r.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-                assert!((0..count).all(|i| r[i][i] > 0.0 && r[i][..i].iter().all(|&below| below == 0.0)));
+                assert!(
+                    (0..count)
+                        .all(|i| r[i][i] > 0.0 && r[i][..i].iter().all(|&below| below == 0.0))
+                );
             }
         }
     }
@@ -86,7 +103,10 @@ fn svd_reconstructs_and_sorts() -> Result<()> {
             let rebuilt = multiply(&multiply(&u, &diagonal(&sigma, dtype))?, &v.t()?)?;
             assert!(distance(&rebuilt, &a) < tolerance * frobenius_norm(&a)?, "{rows} x {columns}");
             assert!(orthonormality_defect(&u)?.max(orthonormality_defect(&v)?) < tolerance);
-            assert!(sigma.windows(2).all(|pair| pair[0] >= pair[1]) && sigma.iter().all(|&value| value >= 0.0));
+            assert!(
+                sigma.windows(2).all(|pair| pair[0] >= pair[1])
+                    && sigma.iter().all(|&value| value >= 0.0)
+            );
         }
     }
     let sigma = [1.0, 0.5, 1e-3, 1e-9, 1e-12];
@@ -100,17 +120,21 @@ fn svd_reconstructs_and_sorts() -> Result<()> {
 fn newton_schulz_reaches_the_polar_factor_within_its_stated_error() -> Result<()> {
     for (rows, columns) in [(1, 1), (24, 24), (60, 24), (24, 60)] {
         let count = rows.min(columns);
-        let sigma: Vec<f64> = (0..count).map(|i| 30.0 * f64::powf(2e-3, i as f64 / count as f64)).collect();
+        let sigma: Vec<f64> =
+            (0..count).map(|i| 30.0 * f64::powf(2e-3, i as f64 / count as f64)).collect();
         let a = with_singular_values(rows, columns, &sigma, 6);
         let exact = polar(&a)?;
-        assert!(distance(&polar_by_polynomials(&a, &PolarPolynomials::new(1e-3, 9))?, &exact) < 1e-10);
+        assert!(
+            distance(&polar_by_polynomials(&a, &PolarPolynomials::new(1e-3, 9))?, &exact) < 1e-10
+        );
         let rough = svd(&polar_newton_schulz(&a)?)?.sigma;
         let error = PolarPolynomials::default().error();
         assert!(rough.iter().all(|value| (value - 1.0).abs() <= error), "{rough:?}");
         let single = polar_newton_schulz(&a.to_dtype(DType::F32)?)?.to_dtype(DType::F64)?;
         assert!(distance(&single, &polar_newton_schulz(&a)?) < 1e-3);
         // A polar factor does not depend on scale, however small.
-        let scaled = polar_newton_schulz(&(&a * 1e-30)?.to_dtype(DType::F32)?)?.to_dtype(DType::F64)?;
+        let scaled =
+            polar_newton_schulz(&(&a * 1e-30)?.to_dtype(DType::F32)?)?.to_dtype(DType::F64)?;
         assert!(distance(&scaled, &polar_newton_schulz(&a)?) < 1e-3);
     }
     Ok(())
@@ -120,7 +144,10 @@ fn newton_schulz_reaches_the_polar_factor_within_its_stated_error() -> Result<()
 fn newton_schulz_leaves_zero_directions_at_zero() -> Result<()> {
     let a = with_singular_values(30, 20, &[2.0, 1.0, 0.5], 7).to_dtype(DType::F32)?;
     let sigma = svd(&polar_newton_schulz(&a)?)?.sigma;
-    assert!(sigma[..3].iter().all(|value| (value - 1.0).abs() < 0.12) && sigma[3] < 1e-3, "{sigma:?}");
+    assert!(
+        sigma[..3].iter().all(|value| (value - 1.0).abs() < 0.12) && sigma[3] < 1e-3,
+        "{sigma:?}"
+    );
     let zero = a.zeros_like()?;
     assert_eq!(frobenius_norm(&polar_newton_schulz(&zero)?)?, 0.0);
     let infinite = (zero + f64::INFINITY)?;
@@ -137,14 +164,17 @@ fn inverse_square_root_undoes_a_covariance() -> Result<()> {
     assert!(distance(&whitened, &Tensor::eye(12, DType::F64, &Device::Cpu)?) < 1e-12);
     // (4 + 0.5 · 2.5)^-½ and (1 + 0.5 · 2.5)^-½
     let found = inverse_square_root(&diagonal(&[4.0, 1.0], DType::F64), 0.5)?;
-    assert!(distance(&found, &diagonal(&[5.25f64.sqrt().recip(), 1.5f64.recip()], DType::F64)) < 1e-15);
+    assert!(
+        distance(&found, &diagonal(&[5.25f64.sqrt().recip(), 1.5f64.recip()], DType::F64)) < 1e-15
+    );
     assert_eq!(frobenius_norm(&inverse_square_root(&found.zeros_like()?, 0.1)?)?, 0.0);
     Ok(())
 }
 
 #[test]
 fn reorthonormalize_finds_the_closest_orthonormal_matrix() -> Result<()> {
-    let drifted = (qr(&normal(60, 10, 9, DType::F64))?.0 + (normal(60, 10, 10, DType::F64) * 1e-3)?)?;
+    let drifted =
+        (qr(&normal(60, 10, 9, DType::F64))?.0 + (normal(60, 10, 10, DType::F64) * 1e-3)?)?;
     let closest = reorthonormalize(&drifted)?;
     assert!(orthonormality_defect(&closest)? < 1e-13);
     assert!(distance(&closest, &polar(&drifted)?) < 1e-12);
@@ -152,7 +182,11 @@ fn reorthonormalize_finds_the_closest_orthonormal_matrix() -> Result<()> {
 }
 
 /// QᵀQ = I, BᵀQ = 0, and D − B BᵀD = Q R.
-fn check_directions(basis: &Tensor, directions: &Tensor, tolerance: f64) -> Result<(Tensor, Tensor)> {
+fn check_directions(
+    basis: &Tensor,
+    directions: &Tensor,
+    tolerance: f64,
+) -> Result<(Tensor, Tensor)> {
     let (q, r) = orthonormal_directions(basis, directions)?;
     let count = directions.dim(1)?.min(basis.dim(0)? - basis.dim(1)?);
     assert_eq!((q.dims2()?, r.dims2()?), ((basis.dim(0)?, count), (count, directions.dim(1)?)));
@@ -165,20 +199,38 @@ fn check_directions(basis: &Tensor, directions: &Tensor, tolerance: f64) -> Resu
 }
 
 fn zero_rows(r: &Tensor) -> usize {
-    r.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap().iter().filter(|row| row.iter().all(|&x| x == 0.0)).count()
+    r.to_dtype(DType::F64)
+        .unwrap()
+        .to_vec2::<f64>()
+        .unwrap()
+        .iter()
+        .filter(|row| row.iter().all(|&x| x == 0.0))
+        .count()
 }
 
 #[test]
 fn directions_are_orthonormal_beside_the_basis() -> Result<()> {
     for (dtype, tolerance) in DTYPES {
-        for (rows, basis_columns, columns) in
-            [(384, 96, 96), (50, 20, 10), (8, 4, 4), (7, 5, 5), (6, 5, 5), (5, 5, 5), (9, 0, 3), (3, 1, 1)]
-        {
-            let basis = qr(&normal(rows, basis_columns.max(1), 11, dtype))?.0.narrow(1, 0, basis_columns)?;
+        for (rows, basis_columns, columns) in [
+            (384, 96, 96),
+            (50, 20, 10),
+            (8, 4, 4),
+            (7, 5, 5),
+            (6, 5, 5),
+            (5, 5, 5),
+            (9, 0, 3),
+            (3, 1, 1),
+        ] {
+            let basis = qr(&normal(rows, basis_columns.max(1), 11, dtype))?.0.narrow(
+                1,
+                0,
+                basis_columns,
+            )?;
             let directions = normal(rows, columns, 12, dtype);
             let (_, r) = check_directions(&basis, &directions, tolerance)?;
             assert_eq!(zero_rows(&r), 0);
-            let tangent = add_product(1.0, &directions, -1.0, &basis, &multiply(&basis.t()?, &directions)?)?;
+            let tangent =
+                add_product(1.0, &directions, -1.0, &basis, &multiply(&basis.t()?, &directions)?)?;
             check_directions(&basis, &tangent, tolerance)?;
         }
     }
@@ -193,8 +245,13 @@ fn zero_and_dependent_directions_carry_no_weight() -> Result<()> {
         let (a, b, zero) = (column(14), column(15), column(14).zeros_like()?);
         let within = multiply(&basis, &normal(6, 1, 16, dtype))?;
         let sum = (&a + &b)?;
-        let cases: [(&[&Tensor], usize); 5] =
-            [(&[&a, &zero, &b], 1), (&[&a, &a, &b, &a], 2), (&[&a, &within, &b], 1), (&[&zero, &zero], 2), (&[&a, &b, &sum], 1)];
+        let cases: [(&[&Tensor], usize); 5] = [
+            (&[&a, &zero, &b], 1),
+            (&[&a, &a, &b, &a], 2),
+            (&[&a, &within, &b], 1),
+            (&[&zero, &zero], 2),
+            (&[&a, &b, &sum], 1),
+        ];
         for (columns, expected) in cases {
             let (_, r) = check_directions(&basis, &Tensor::cat(columns, 1)?, tolerance)?;
             assert_eq!(zero_rows(&r), expected, "{dtype:?} {columns:?}");
@@ -216,7 +273,11 @@ fn numbers_that_are_not_finite_are_refused_by_name() -> Result<()> {
     numbers[7] = f64::INFINITY;
     let bad = Tensor::from_vec(numbers, (6, 2), &Device::Cpu)?;
     let basis = qr(&normal(6, 2, 17, DType::F64))?.0;
-    for error in [qr(&bad).unwrap_err(), cholesky_qr(&bad).unwrap_err(), orthonormal_directions(&basis, &bad).unwrap_err()] {
+    for error in [
+        qr(&bad).unwrap_err(),
+        cholesky_qr(&bad).unwrap_err(),
+        orthonormal_directions(&basis, &bad).unwrap_err(),
+    ] {
         assert!(error.to_string().contains("(3, 1) is inf"), "{error}");
     }
     Ok(())
@@ -227,24 +288,33 @@ fn views_and_copies_give_the_same_numbers() -> Result<()> {
     let wide = normal(30, 80, 18, DType::F32);
     let view = wide.t()?.narrow(1, 3, 20)?;
     let copy = view.contiguous()?;
-    let bits = |t: &Tensor| -> Result<Vec<u32>> { Ok(t.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect()) };
+    let bits = |t: &Tensor| -> Result<Vec<u32>> {
+        Ok(t.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+    };
     assert_eq!(bits(&qr(&view)?.0)?, bits(&qr(&copy)?.0)?);
     assert!(distance(&cholesky_qr(&view)?.0, &cholesky_qr(&copy)?.0) < 1e-5);
     assert_eq!(inner(&view, &copy)?, inner(&copy, &copy)?);
     Ok(())
 }
 
-/// What a single matrix on a device takes: the path of stacks with two dimensions, here called on the CPU.
+/// What a single matrix on a device takes: the path of stacks with two dimensions, here called on
+/// the CPU.
 #[test]
 fn single_matrices_take_the_path_of_stacks_as_well() -> Result<()> {
     for (dtype, tolerance) in DTYPES {
         let (a, basis) = (normal(40, 9, 21, dtype), qr(&normal(40, 6, 22, dtype))?.0);
         let on_device = |basis: Option<&Tensor>, a: &Tensor, beside: usize| {
-            let found = cholesky_qr::orthonormalize_stacks(&[(basis, a)])?.pop().expect("one problem");
+            let found =
+                cholesky_qr::orthonormalize_stacks(&[(basis, a)])?.pop().expect("one problem");
             let tolerance = 10.0 * host::epsilon(dtype)?;
             found.with_failures(a, a.dim(1)?, |index| match basis {
                 None => householder::thin_qr(cholesky_qr::pick(a, index)?),
-                Some(basis) => directions::rank_revealing(host::read(basis)?, cholesky_qr::pick(a, index)?, beside, tolerance),
+                Some(basis) => directions::rank_revealing(
+                    host::read(basis)?,
+                    cholesky_qr::pick(a, index)?,
+                    beside,
+                    tolerance,
+                ),
             })
         };
         let dependent = Tensor::cat(&[&a, &a.narrow(1, 0, 2)?], 1)?;
@@ -254,11 +324,18 @@ fn single_matrices_take_the_path_of_stacks_as_well() -> Result<()> {
                 None => qr(a)?,
                 Some(basis) => orthonormal_directions(basis, a)?,
             };
-            assert!(distance(&q, &expected_q) < tolerance * 10.0 && distance(&r, &expected_r) < tolerance * 100.0, "{dtype:?}");
+            assert!(
+                distance(&q, &expected_q) < tolerance * 10.0
+                    && distance(&r, &expected_r) < tolerance * 100.0,
+                "{dtype:?}"
+            );
         }
         let square = normal(24, 24, 23, dtype);
         let polynomials = PolarPolynomials::default();
-        let difference = distance(&newton_schulz::polar_on_device(&square, &polynomials)?, &polar_by_polynomials(&square, &polynomials)?);
+        let difference = distance(
+            &newton_schulz::polar_on_device(&square, &polynomials)?,
+            &polar_by_polynomials(&square, &polynomials)?,
+        );
         assert!(difference < tolerance * 100.0, "{dtype:?}: {difference}");
     }
     Ok(())

@@ -35,7 +35,8 @@ mod tests {
     #[test]
     fn undoes_the_product_and_refuses_singular_divisors() -> Result<()> {
         let normal = |draw: u64, rows: usize, columns: usize| {
-            let numbers = rng::normals(&mut rng::stream(3, "triangular test", &[draw]), rows * columns);
+            let numbers =
+                rng::normals(&mut rng::stream(3, "triangular test", &[draw]), rows * columns);
             Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)
         };
         for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-4)] {

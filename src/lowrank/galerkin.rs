@@ -1,11 +1,13 @@
-//! Working on the coefficients with the augmented bases held: points, gradients and tangent vectors in Û and V̂.
+//! Working on the coefficients with the augmented bases held: points, gradients and tangent vectors
+//! in Û and V̂.
 
 use super::{Augmentation, LowRank, Tangent};
 use crate::linalg::{multiply, sum_of_products};
 use candle_core::{Result, Tensor, bail};
 
 impl Augmentation {
-    /// The point's own coefficients in the augmented bases, [[S, 0], [0, 0]]: (r + k_P) × (r + k_Q).
+    /// The point's own coefficients in the augmented bases, [[S, 0], [0, 0]]: (r + k_P) × (r +
+    /// k_Q).
     ///
     /// # Errors
     /// If the augmentation was not made from this point.
@@ -15,8 +17,9 @@ impl Augmentation {
 
     /// Û Ŝ V̂ᵀ as a point of its own, at which a network can be evaluated.
     ///
-    /// Where the sides have different numbers of new directions (min(m, n) < 2r ≠ max(m, n)) the smaller basis is filled up with columns of zeros and Ŝ
-    /// with zeros, so that S is square: W and every gradient by Ŝ are what they were, but that basis is then not orthonormal.
+    /// Where the sides have different numbers of new directions (min(m, n) < 2r ≠ max(m, n)) the
+    /// smaller basis is filled up with columns of zeros and Ŝ with zeros, so that S is square: W
+    /// and every gradient by Ŝ are what they were, but that basis is then not orthonormal.
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -31,12 +34,17 @@ impl Augmentation {
             let whole = if added > 0 { Tensor::cat(&[basis, new], 1)? } else { basis.clone() };
             whole.pad_with_zeros(1, 0, size - known - added)
         };
-        let s = coefficients.pad_with_zeros(0, 0, size - rows)?.pad_with_zeros(1, 0, size - columns)?;
-        let (u, v) = (widened(&point.u, self.new_left_directions())?, widened(&point.v, self.new_right_directions())?);
+        let s =
+            coefficients.pad_with_zeros(0, 0, size - rows)?.pad_with_zeros(1, 0, size - columns)?;
+        let (u, v) = (
+            widened(&point.u, self.new_left_directions())?,
+            widened(&point.v, self.new_right_directions())?,
+        );
         Ok(LowRank { u: u.contiguous()?, s: s.contiguous()?, v: v.contiguous()? })
     }
 
-    /// Ûᵀ G V̂: (r + k_P) × (r + k_Q), the gradient by Ŝ, from the K-gradient G V̂ that a backward pass at [`Self::point_at`] gives.
+    /// Ûᵀ G V̂: (r + k_P) × (r + k_Q), the gradient by Ŝ, from the K-gradient G V̂ that a backward
+    /// pass at [`Self::point_at`] gives.
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -49,7 +57,8 @@ impl Augmentation {
         }
     }
 
-    /// Ûᵀ Z V̂ = [[M, QᵀQ_Q], [Q_PᵀP, 0]] of any tangent vector at the point: what of it lies in the augmented bases.
+    /// Ûᵀ Z V̂ = [[M, QᵀQ_Q], [Q_PᵀP, 0]] of any tangent vector at the point: what of it lies in
+    /// the augmented bases.
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -67,12 +76,17 @@ impl Augmentation {
         Ok(coefficients)
     }
 
-    /// The same for variances of independent coordinates, v_M, v_P and v_Q, with 0 for Q_P-Q_Q: squares of the directions take the place of the directions.
+    /// The same for variances of independent coordinates, v_M, v_P and v_Q, with 0 for Q_P-Q_Q:
+    /// squares of the directions take the place of the directions.
     ///
     /// # Errors
     /// If the shapes do not fit.
     pub fn second_moments_of(&self, second: &Tangent) -> Result<Tensor> {
-        let squared = Self::from_directions(self.new_left_directions().sqr()?, self.new_right_directions().sqr()?, self.core().clone());
+        let squared = Self::from_directions(
+            self.new_left_directions().sqr()?,
+            self.new_right_directions().sqr()?,
+            self.core().clone(),
+        );
         squared.coefficients_of(second)
     }
 
@@ -84,7 +98,11 @@ impl Augmentation {
         let rank = point.rank();
         let from = |basis: &Tensor, new: &Tensor, other: &Tensor| -> Result<Tensor> {
             let top = multiply(&basis.t()?, other)?;
-            if new.dim(1)? > 0 { Tensor::cat(&[&top, &multiply(&new.t()?, other)?], 0) } else { Ok(top) }
+            if new.dim(1)? > 0 {
+                Tensor::cat(&[&top, &multiply(&new.t()?, other)?], 0)
+            } else {
+                Ok(top)
+            }
         };
         let onto = |basis: &Tensor, new: &Tensor, x: &Tensor| -> Result<Tensor> {
             let (top, bottom) = (x.narrow(0, 0, rank)?, x.narrow(0, rank, x.dim(0)? - rank)?);

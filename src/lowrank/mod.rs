@@ -1,8 +1,10 @@
-//! Geometry of the manifold of m × n matrices of rank r: points W = U S Vᵀ, tangent vectors, transport and retraction.
+//! Geometry of the manifold of m × n matrices of rank r: points W = U S Vᵀ, tangent vectors,
+//! transport and retraction.
 //!
-//! No matrix of size m × n is formed, except by [`LowRank::to_dense`], [`LowRank::from_dense`], [`Tangent::project`] and [`Tangent::to_dense`], which are
-//! for initialisation, inspection and tests. All values are immutable: operations return new ones. Points and vectors may be
-//! stacks, which work on many weights of one shape side by side ([`LowRank::stack`]).
+//! No matrix of size m × n is formed, except by [`LowRank::to_dense`], [`LowRank::from_dense`],
+//! [`Tangent::project`] and [`Tangent::to_dense`], which are for initialisation, inspection and
+//! tests. All values are immutable: operations return new ones. Points and vectors may be stacks,
+//! which work on many weights of one shape side by side ([`LowRank::stack`]).
 
 mod galerkin;
 mod point;
@@ -12,7 +14,9 @@ mod tangent;
 mod transport;
 
 pub use point::LowRank;
-pub use retraction::{Augmentation, Retracted, Truncation, retract, retract_subspace, tolerance_rank};
+pub use retraction::{
+    Augmentation, Retracted, Truncation, retract, retract_subspace, tolerance_rank,
+};
 pub use spectrum::Spectrum;
 pub use tangent::Tangent;
 pub use transport::BasisChange;

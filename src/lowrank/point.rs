@@ -7,8 +7,8 @@ use rand_distr::StandardNormal;
 
 /// W = U S Vᵀ: m × n, with orthonormal U: m × r and V: n × r, and invertible S: r × r.
 ///
-/// Its parts may be [stacks](linalg::stack) of L matrices each: L points of one shape and rank, on which every operation of this module acts side by
-/// side; norms are then over all of them.
+/// Its parts may be [stacks](linalg::stack) of L matrices each: L points of one shape and rank, on
+/// which every operation of this module acts side by side; norms are then over all of them.
 #[derive(Clone, Debug)]
 pub struct LowRank {
     /// Basis of the column space, m × r, UᵀU = I.
@@ -22,8 +22,8 @@ pub struct LowRank {
 impl LowRank {
     /// Uniformly random bases and S = ‖W‖_F / √r · I, so that ‖W‖_F = `frobenius_norm`.
     ///
-    /// U and V are the Q factors of normal matrices, R's diagonal positive, which makes them uniform (Mezzadri 2007). They are drawn and
-    /// orthonormalised in `f64`, U first.
+    /// U and V are the Q factors of normal matrices, R's diagonal positive, which makes them
+    /// uniform (Mezzadri 2007). They are drawn and orthonormalised in `f64`, U first.
     ///
     /// # Errors
     /// If the rank is 0 or above min(m, n).
@@ -56,7 +56,11 @@ impl LowRank {
         check_rank(rows, columns, rank)?;
         let Svd { u, sigma, v } = linalg::svd(w)?;
         let leading = |basis: Tensor| basis.narrow(1, 0, rank)?.contiguous();
-        Ok(Self { u: leading(u)?, s: diagonal(&sigma[..rank], w.dtype(), w.device())?, v: leading(v)? })
+        Ok(Self {
+            u: leading(u)?,
+            s: diagonal(&sigma[..rank], w.dtype(), w.device())?,
+            v: leading(v)?,
+        })
     }
 
     /// A point from its parts; orthonormality is the caller's promise, shapes are checked.
@@ -64,12 +68,23 @@ impl LowRank {
     /// # Errors
     /// If the shapes are not m × r, r × r, n × r with 1 ≤ r ≤ min(m, n), or dtypes differ.
     pub fn from_parts(u: Tensor, s: Tensor, v: Tensor) -> Result<Self> {
-        let ((points, rows, rank), (v_points, columns, v_rank)) = (stack_shape(&u)?, stack_shape(&v)?);
+        let ((points, rows, rank), (v_points, columns, v_rank)) =
+            (stack_shape(&u)?, stack_shape(&v)?);
         if stack_shape(&s)? != (points, rank, rank) || (v_points, v_rank) != (points, rank) {
-            bail!("U: {:?}, S: {:?}, V: {:?} are not the m x r, r x r and n x r parts of one matrix", u.dims(), s.dims(), v.dims())
+            bail!(
+                "U: {:?}, S: {:?}, V: {:?} are not the m x r, r x r and n x r parts of one matrix",
+                u.dims(),
+                s.dims(),
+                v.dims()
+            )
         }
         if u.dtype() != s.dtype() || u.dtype() != v.dtype() {
-            bail!("U, S and V have different dtypes: {:?}, {:?}, {:?}", u.dtype(), s.dtype(), v.dtype())
+            bail!(
+                "U, S and V have different dtypes: {:?}, {:?}, {:?}",
+                u.dtype(),
+                s.dtype(),
+                v.dtype()
+            )
         }
         check_rank(rows, columns, rank)?;
         Ok(Self { u, s, v })
@@ -80,8 +95,14 @@ impl LowRank {
     /// # Errors
     /// If shapes or ranks differ, or there are none.
     pub fn stack(points: &[&Self]) -> Result<Self> {
-        let part = |part: fn(&Self) -> &Tensor| stack(&points.iter().map(|point| part(point)).collect::<Vec<_>>());
-        Ok(Self { u: part(|point| &point.u)?, s: part(|point| &point.s)?, v: part(|point| &point.v)? })
+        let part = |part: fn(&Self) -> &Tensor| {
+            stack(&points.iter().map(|point| part(point)).collect::<Vec<_>>())
+        };
+        Ok(Self {
+            u: part(|point| &point.u)?,
+            s: part(|point| &point.s)?,
+            v: part(|point| &point.v)?,
+        })
     }
 
     /// The points of a stack.
@@ -98,7 +119,11 @@ impl LowRank {
     /// # Errors
     /// If the device has no memory for it.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
-        Ok(Self { u: self.u.to_device(device)?, s: self.s.to_device(device)?, v: self.v.to_device(device)? })
+        Ok(Self {
+            u: self.u.to_device(device)?,
+            s: self.s.to_device(device)?,
+            v: self.v.to_device(device)?,
+        })
     }
 
     /// U S Vᵀ as a dense m × n tensor.
@@ -153,7 +178,8 @@ impl LowRank {
         Ok(linalg::svd(&self.s)?.sigma)
     }
 
-    /// The same W with the closest orthonormal bases; what is taken out of U and V goes into S, so W changes by rounding only.
+    /// The same W with the closest orthonormal bases; what is taken out of U and V goes into S, so
+    /// W changes by rounding only.
     ///
     /// # Errors
     /// If an element is not finite.
@@ -188,7 +214,9 @@ pub(super) fn diagonals(sigmas: &[&[f64]], dtype: DType, device: &Device) -> Res
             numbers[(matrix * size + i) * size + i] = value;
         }
     }
-    Tensor::from_vec(numbers, (sigmas.len(), size, size), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+    Tensor::from_vec(numbers, (sigmas.len(), size, size), &Device::Cpu)?
+        .to_dtype(dtype)?
+        .to_device(device)
 }
 
 /// The dimension this many places from the last, counted from 1.

@@ -5,16 +5,20 @@ use super::{LowRank, Retracted, Truncation};
 use crate::linalg::{self, Svd, inverse_square_root, multiply};
 use candle_core::{Result, Tensor};
 
-/// Share of the mean eigenvalue that is added to a Gram matrix, so that directions without data keep a weight.
+/// Share of the mean eigenvalue that is added to a Gram matrix, so that directions without data
+/// keep a weight.
 const RELATIVE_DAMPING: f64 = 1e-3;
 
-/// A point's singular values in a norm ‖A^½ (·) C^½‖_F with weights A: m × m and C: n × n, and the directions they belong to.
+/// A point's singular values in a norm ‖A^½ (·) C^½‖_F with weights A: m × m and C: n × n, and the
+/// directions they belong to.
 ///
-/// Only Uᵀ A U and Vᵀ C V are needed: A^½ W C^½ has the singular values of S̃ = (UᵀAU)^½ S (VᵀCV)^½, and the best approximation of rank r' in this norm is
-/// U (UᵀAU)^{-½} [S̃]_r' (VᵀCV)^{-½} Vᵀ, with [·]_r' the truncated SVD. With A = C = I it is the truncated SVD of W. With C the second moment of a layer's
-/// inputs and A that of its output gradients, σ̃ᵢ² is twice the loss that giving up a direction costs to second order, in the Kronecker-factored
-/// approximation of the Fisher matrix (K-FAC, Martens & Grosse 2015, arXiv:1503.05671, §3; input weights alone: SVD-LLM, Wang et al. 2025,
-/// arXiv:2403.07378).
+/// Only Uᵀ A U and Vᵀ C V are needed: A^½ W C^½ has the singular values of S̃ = (UᵀAU)^½ S
+/// (VᵀCV)^½, and the best approximation of rank r' in this norm is U (UᵀAU)^{-½} [S̃]_r'
+/// (VᵀCV)^{-½} Vᵀ, with [·]_r' the truncated SVD. With A = C = I it is the truncated SVD of W. With
+/// C the second moment of a layer's inputs and A that of its output gradients, σ̃ᵢ² is twice the
+/// loss that giving up a direction costs to second order, in the Kronecker-factored approximation
+/// of the Fisher matrix (K-FAC, Martens & Grosse 2015, arXiv:1503.05671, §3; input weights alone:
+/// SVD-LLM, Wang et al. 2025, arXiv:2403.07378).
 #[derive(Clone, Debug)]
 pub struct Spectrum {
     left: Option<Tensor>,
@@ -31,15 +35,26 @@ impl Spectrum {
         Ok(Self { left: None, right: None, svd: linalg::svd(&point.s)? })
     }
 
-    /// In the norm of UᵀAU and VᵀCV: r × r, symmetric positive semidefinite, each with 10⁻³ of its mean eigenvalue added.
+    /// In the norm of UᵀAU and VᵀCV: r × r, symmetric positive semidefinite, each with 10⁻³ of its
+    /// mean eigenvalue added.
     ///
     /// # Errors
     /// As for [`Self::new`], or if a weight is not r × r.
     pub fn weighted(point: &LowRank, left: &Tensor, right: &Tensor) -> Result<Self> {
-        let (inverse_left, inverse_right) = (inverse_square_root(left, RELATIVE_DAMPING)?, inverse_square_root(right, RELATIVE_DAMPING)?);
+        let (inverse_left, inverse_right) = (
+            inverse_square_root(left, RELATIVE_DAMPING)?,
+            inverse_square_root(right, RELATIVE_DAMPING)?,
+        );
         let root = |weight: &Tensor, inverse: &Tensor| multiply(&damped(weight)?, inverse);
-        let whitened = multiply(&multiply(&root(left, &inverse_left)?, &point.s)?, &root(right, &inverse_right)?)?;
-        Ok(Self { left: Some(inverse_left), right: Some(inverse_right), svd: linalg::svd(&whitened)? })
+        let whitened = multiply(
+            &multiply(&root(left, &inverse_left)?, &point.s)?,
+            &root(right, &inverse_right)?,
+        )?;
+        Ok(Self {
+            left: Some(inverse_left),
+            right: Some(inverse_right),
+            svd: linalg::svd(&whitened)?,
+        })
     }
 
     /// The singular values in decreasing order.
@@ -58,7 +73,8 @@ impl Spectrum {
         let kept = diagonal(&sigma[..rank], point.s.dtype(), point.s.device())?;
         let (a, s, b) = match (&self.left, &self.right) {
             (Some(left), Some(right)) => {
-                // (left p) Σ (right q)ᵀ with orthonormal columns instead: QR of both sides, and an SVD of what is between them.
+                // (left p) Σ (right q)ᵀ with orthonormal columns instead: QR of both sides, and an
+                // SVD of what is between them.
                 let (a, r_a) = linalg::qr(&multiply(left, &p)?)?;
                 let (b, r_b) = linalg::qr(&multiply(right, &q)?)?;
                 let between = linalg::svd(&multiply(&multiply(&r_a, &kept)?, &r_b.t()?)?)?;
@@ -68,7 +84,12 @@ impl Spectrum {
             _ => (p, kept, q),
         };
         let new = LowRank { u: multiply(&point.u, &a)?, s, v: multiply(&point.v, &b)? };
-        Ok(Retracted { point: new, rotation_u: a.t()?, rotation_v: b, truncation: Some(Truncation::new(sigma.clone(), rank)) })
+        Ok(Retracted {
+            point: new,
+            rotation_u: a.t()?,
+            rotation_v: b,
+            truncation: Some(Truncation::new(sigma.clone(), rank)),
+        })
     }
 }
 
@@ -113,13 +134,18 @@ mod tests {
     fn equal_weights_change_nothing() {
         let point = point();
         let identity = Tensor::eye(6, DType::F64, &Device::Cpu).unwrap();
-        let weighted = Spectrum::weighted(&point, &identity, &(&identity * 4.0).unwrap()).unwrap().truncate(&point, 3).unwrap();
+        let weighted = Spectrum::weighted(&point, &identity, &(&identity * 4.0).unwrap())
+            .unwrap()
+            .truncate(&point, 3)
+            .unwrap();
         let plain = Spectrum::new(&point).unwrap().truncate(&point, 3).unwrap();
-        assert!(distance(&weighted.point.to_dense().unwrap(), &plain.point.to_dense().unwrap()) < 1e-12);
+        assert!(
+            distance(&weighted.point.to_dense().unwrap(), &plain.point.to_dense().unwrap()) < 1e-12
+        );
     }
 
-    /// The dense statement: ‖(W − W') X‖ over inputs X and ‖D (W − W')‖ over output gradients D, both weights at once, is smaller than for the plain
-    /// truncation, and is the discarded tail.
+    /// The dense statement: ‖(W − W') X‖ over inputs X and ‖D (W − W')‖ over output gradients D,
+    /// both weights at once, is smaller than for the plain truncation, and is the discarded tail.
     #[test]
     fn the_discarded_tail_is_the_weighted_error_and_the_least() {
         let point = point();
@@ -139,19 +165,24 @@ mod tests {
         let dense = point.to_dense().unwrap();
         // The error as the norm of D (W − W') Xᵀ, with the damping as more rows of data.
         let with_damping = |x: &Tensor, basis: &Tensor, gram: &Tensor| {
-            let trace = linalg::inner(gram, &Tensor::eye(6, DType::F64, &Device::Cpu).unwrap()).unwrap();
+            let trace =
+                linalg::inner(gram, &Tensor::eye(6, DType::F64, &Device::Cpu).unwrap()).unwrap();
             let rows = (basis.t().unwrap() * (RELATIVE_DAMPING * trace / 6.0).sqrt()).unwrap();
             Tensor::cat(&[x, &rows.contiguous().unwrap()], 0).unwrap()
         };
-        let (d, x) = (with_damping(&gradients, &point.u, &left), with_damping(&inputs, &point.v, &right));
+        let (d, x) =
+            (with_damping(&gradients, &point.u, &left), with_damping(&inputs, &point.v, &right));
         let error = |w: &Tensor| {
             let difference = (&dense - w).unwrap();
-            frobenius_norm(&d.matmul(&difference).unwrap().matmul(&x.t().unwrap()).unwrap()).unwrap()
+            frobenius_norm(&d.matmul(&difference).unwrap().matmul(&x.t().unwrap()).unwrap())
+                .unwrap()
         };
         let weighted = error(&cut.point.to_dense().unwrap());
         let tail = cut.truncation.unwrap().error;
         assert!((weighted - tail).abs() < 1e-9 * tail, "{weighted} and {tail}");
-        let plain = error(&Spectrum::new(&point).unwrap().truncate(&point, 3).unwrap().point.to_dense().unwrap());
+        let plain = error(
+            &Spectrum::new(&point).unwrap().truncate(&point, 3).unwrap().point.to_dense().unwrap(),
+        );
         assert!(weighted < 0.9 * plain, "{weighted} of {plain}");
         for draw in 0..20 {
             let other = (&cut.point.s + (normal(3, 3, 10 + draw) * 1e-3).unwrap()).unwrap();
@@ -165,9 +196,15 @@ mod tests {
         let point = point();
         let (left, right) = (normal(8, 6, 3), normal(8, 6, 4));
         let gram = |x: &Tensor| x.t().unwrap().matmul(x).unwrap();
-        let cut = Spectrum::weighted(&point, &gram(&left), &gram(&right)).unwrap().truncate(&point, 2).unwrap();
+        let cut = Spectrum::weighted(&point, &gram(&left), &gram(&right))
+            .unwrap()
+            .truncate(&point, 2)
+            .unwrap();
         let rotation_u = cut.point.u.t().unwrap().matmul(&point.u).unwrap();
         let rotation_v = point.v.t().unwrap().matmul(&cut.point.v).unwrap();
-        assert!(distance(&rotation_u, &cut.rotation_u) < 1e-12 && distance(&rotation_v, &cut.rotation_v) < 1e-12);
+        assert!(
+            distance(&rotation_u, &cut.rotation_u) < 1e-12
+                && distance(&rotation_v, &cut.rotation_v) < 1e-12
+        );
     }
 }

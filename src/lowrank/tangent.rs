@@ -6,8 +6,9 @@ use candle_core::{Device, Result, Tensor};
 
 /// Z = U M Vᵀ + P Vᵀ + U Qᵀ at a point W = U S Vᵀ, with UᵀP = 0 and VᵀQ = 0.
 ///
-/// The three terms are orthogonal to each other, so ⟨Z, Z'⟩ = ⟨M, M'⟩ + ⟨P, P'⟩ + ⟨Q, Q'⟩. The parts depend on the bases U and V: they mean something
-/// together with their point only, and travel by [`BasisChange`](super::BasisChange). Of a stack of points, a stack of vectors.
+/// The three terms are orthogonal to each other, so ⟨Z, Z'⟩ = ⟨M, M'⟩ + ⟨P, P'⟩ + ⟨Q, Q'⟩. The
+/// parts depend on the bases U and V: they mean something together with their point only, and
+/// travel by [`BasisChange`](super::BasisChange). Of a stack of points, a stack of vectors.
 #[derive(Clone, Debug)]
 pub struct Tangent {
     /// Coefficient part, r × r.
@@ -45,7 +46,9 @@ impl Tangent {
     /// # Errors
     /// If shapes differ, or there are none.
     pub fn stack(vectors: &[&Self]) -> Result<Self> {
-        let part = |part: fn(&Self) -> &Tensor| stack(&vectors.iter().map(|vector| part(vector)).collect::<Vec<_>>());
+        let part = |part: fn(&Self) -> &Tensor| {
+            stack(&vectors.iter().map(|vector| part(vector)).collect::<Vec<_>>())
+        };
         Ok(Self { m: part(|z| &z.m)?, p: part(|z| &z.p)?, q: part(|z| &z.q)? })
     }
 
@@ -87,13 +90,20 @@ impl Tangent {
         Self::from_outer_gradients(point, &multiply(g, &point.v)?, &multiply(&g.t()?, &point.u)?)
     }
 
-    /// With P and Q projected again to UᵀP = 0, VᵀQ = 0; the orthogonal projection, where the parts do not satisfy them.
+    /// With P and Q projected again to UᵀP = 0, VᵀQ = 0; the orthogonal projection, where the parts
+    /// do not satisfy them.
     ///
     /// # Errors
     /// If the shapes do not fit the point.
     pub fn project_complement(&self, point: &LowRank) -> Result<Self> {
-        let outside = |basis: &Tensor, x: &Tensor| add_product(1.0, x, -1.0, basis, &multiply(&basis.t()?, x)?);
-        Ok(Self { m: self.m.clone(), p: outside(&point.u, &self.p)?, q: outside(&point.v, &self.q)? })
+        let outside = |basis: &Tensor, x: &Tensor| {
+            add_product(1.0, x, -1.0, basis, &multiply(&basis.t()?, x)?)
+        };
+        Ok(Self {
+            m: self.m.clone(),
+            p: outside(&point.u, &self.p)?,
+            q: outside(&point.v, &self.q)?,
+        })
     }
 
     /// ⟨Z, Z'⟩ of two vectors at one point.
@@ -101,7 +111,9 @@ impl Tangent {
     /// # Errors
     /// If the shapes differ.
     pub fn inner(&self, other: &Self) -> Result<f64> {
-        Ok(linalg::inner(&self.m, &other.m)? + linalg::inner(&self.p, &other.p)? + linalg::inner(&self.q, &other.q)?)
+        Ok(linalg::inner(&self.m, &other.m)?
+            + linalg::inner(&self.p, &other.p)?
+            + linalg::inner(&self.q, &other.q)?)
     }
 
     /// ‖Z‖_F = (‖M‖² + ‖P‖² + ‖Q‖²)^½.
@@ -138,6 +150,10 @@ impl Tangent {
     /// # Errors
     /// If R or T is not r × r.
     pub fn in_other_bases(&self, r: &Tensor, t: &Tensor) -> Result<Self> {
-        Ok(Self { m: multiply(&multiply(&r.t()?, &self.m)?, t)?, p: multiply(&self.p, t)?, q: multiply(&self.q, r)? })
+        Ok(Self {
+            m: multiply(&multiply(&r.t()?, &self.m)?, t)?,
+            p: multiply(&self.p, t)?,
+            q: multiply(&self.q, r)?,
+        })
     }
 }

@@ -24,8 +24,14 @@ impl BasisChange {
         Ok(Self::from_rotations(old, new, rotation_u, rotation_v))
     }
 
-    /// From point to point, with UᵀU₀: r × r₀ and V₀ᵀV: r₀ × r already known, as after a retraction.
-    pub fn from_rotations(old: &LowRank, new: &LowRank, rotation_u: Tensor, rotation_v: Tensor) -> Self {
+    /// From point to point, with UᵀU₀: r × r₀ and V₀ᵀV: r₀ × r already known, as after a
+    /// retraction.
+    pub fn from_rotations(
+        old: &LowRank,
+        new: &LowRank,
+        rotation_u: Tensor,
+        rotation_v: Tensor,
+    ) -> Self {
         Self { old: old.clone(), new: new.clone(), rotation_u, rotation_v }
     }
 
@@ -39,12 +45,14 @@ impl BasisChange {
         &self.rotation_v
     }
 
-    /// Vector transport by projection: the tangent vector at the new point closest to Z = U₀ M V₀ᵀ + P V₀ᵀ + U₀ Qᵀ.
+    /// Vector transport by projection: the tangent vector at the new point closest to Z = U₀ M V₀ᵀ
+    /// + P V₀ᵀ + U₀ Qᵀ.
     ///
     /// Z V  = U₀ (M R_V + QᵀV) + P R_V,  Zᵀ U = V₀ (R_U M + UᵀP)ᵀ + Q R_Uᵀ,
     /// M ← Uᵀ Z V,  P ← Z V − U M,  Q ← Zᵀ U − V Mᵀ,
     ///
-    /// where UᵀZV = R_U (M R_V + QᵀV) + (UᵀP) R_V takes r × r products only. In all 8 (m + n) r² operations for r = r₀; Z is never formed.
+    /// where UᵀZV = R_U (M R_V + QᵀV) + (UᵀP) R_V takes r × r products only. In all 8 (m + n) r²
+    /// operations for r = r₀; Z is never formed.
     ///
     /// # Errors
     /// If the vector's shapes are not those of the old point.
@@ -55,28 +63,40 @@ impl BasisChange {
         let right = add_product(1.0, &from_q, 1.0, m, rotation_v)?;
         let left = add_product(1.0, &from_p, 1.0, rotation_u, m)?;
         let new_m = sum_of_products(&[(1.0, rotation_u, &right), (1.0, &from_p, rotation_v)])?;
-        let new_p = sum_of_products(&[(1.0, &old.u, &right), (1.0, p, rotation_v), (-1.0, &new.u, &new_m)])?;
-        let new_q = sum_of_products(&[(1.0, &old.v, &left.t()?), (1.0, q, &rotation_u.t()?), (-1.0, &new.v, &new_m.t()?)])?;
+        let new_p = sum_of_products(&[
+            (1.0, &old.u, &right),
+            (1.0, p, rotation_v),
+            (-1.0, &new.u, &new_m),
+        ])?;
+        let new_q = sum_of_products(&[
+            (1.0, &old.v, &left.t()?),
+            (1.0, q, &rotation_u.t()?),
+            (-1.0, &new.v, &new_m.t()?),
+        ])?;
         Ok(Tangent { m: new_m, p: new_p, q: new_q })
     }
 
-    /// Element-wise second moments of (M, P, Q), carried as variances of independent coordinates through [`Self::transport`].
+    /// Element-wise second moments of (M, P, Q), carried as variances of independent coordinates
+    /// through [`Self::transport`].
     ///
-    /// With squares taken element by element, R_U² = R_U∘R_U and so on, the parts of the bases outside each other, E_U = U − U₀ R_Uᵀ (entering) and
-    /// L_U = U₀ − U R_U (leaving), and what the rows of P keep, k_U = 1 − the row sums of E_U² (V and Q alike):
+    /// With squares taken element by element, R_U² = R_U∘R_U and so on, the parts of the bases
+    /// outside each other, E_U = U − U₀ R_Uᵀ (entering) and L_U = U₀ − U R_U (leaving), and what
+    /// the rows of P keep, k_U = 1 − the row sums of E_U² (V and Q alike):
     ///
-    /// X = v_M R_V² + v_Qᵀ E_V²,  Y = R_U² v_M + (E_U²)ᵀ v_P,
-    /// v_M ← R_U² X + (E_U²)ᵀ v_P R_V²,  v_P ← L_U² X + k_U ∘ (v_P R_V²),  v_Q ← L_V² Yᵀ + k_V ∘ (v_Q (R_U²)ᵀ).
+    /// X = v_M R_V² + v_Qᵀ E_V²,  Y = R_U² v_M + (E_U²)ᵀ v_P, v_M ← R_U² X + (E_U²)ᵀ v_P R_V²,  v_P
+    /// ← L_U² X + k_U ∘ (v_P R_V²),  v_Q ← L_V² Yᵀ + k_V ∘ (v_Q (R_U²)ᵀ).
     ///
-    /// As the bases turn, the first moment's M moves into P and Q and back; so must the second moments, or a large first moment meets a second moment
-    /// that never saw it, and the step explodes. Never negative, and their sum never grows. P's and Q's part may have one row only, the same number
-    /// for every row: then its new row is the mean over the rows.
+    /// As the bases turn, the first moment's M moves into P and Q and back; so must the second
+    /// moments, or a large first moment meets a second moment that never saw it, and the step
+    /// explodes. Never negative, and their sum never grows. P's and Q's part may have one row only,
+    /// the same number for every row: then its new row is the mean over the rows.
     ///
     /// # Errors
     /// If the shapes are not those of the old point or a single row.
     pub fn transport_second_moments(&self, second: &Tangent) -> Result<Tangent> {
         let Self { old, new, rotation_u, rotation_v } = self;
-        let (Tangent { m, p, q }, square_u, square_v) = (second, rotation_u.sqr()?, rotation_v.sqr()?);
+        let (Tangent { m, p, q }, square_u, square_v) =
+            (second, rotation_u.sqr()?, rotation_v.sqr()?);
         let u = Exchange::new(&old.u, &new.u, rotation_u, p)?;
         let v = Exchange::new(&old.v, &new.v, &rotation_v.t()?, q)?;
         let from_p = multiply(&u.entering.t()?, p)?;
@@ -85,7 +105,8 @@ impl BasisChange {
         Ok(Tangent {
             m: sum_of_products(&[(1.0, &square_u, &right), (1.0, &from_p, &square_v)])?,
             p: (multiply(&u.leaving, &right)? + multiply(p, &square_v)?.broadcast_mul(&u.kept)?)?,
-            q: (multiply(&v.leaving, &left.t()?)? + multiply(q, &square_u.t()?)?.broadcast_mul(&v.kept)?)?,
+            q: (multiply(&v.leaving, &left.t()?)?
+                + multiply(q, &square_u.t()?)?.broadcast_mul(&v.kept)?)?,
         })
     }
 }
@@ -101,7 +122,8 @@ struct Exchange {
 }
 
 impl Exchange {
-    /// From basis to basis with the rotation UᵀU₀, for second moments of as many rows as `part`, or one.
+    /// From basis to basis with the rotation UᵀU₀, for second moments of as many rows as `part`, or
+    /// one.
     fn new(old: &Tensor, new: &Tensor, rotation: &Tensor, part: &Tensor) -> Result<Self> {
         let entering = add_product(1.0, new, -1.0, old, &rotation.t()?)?.sqr()?;
         let leaving = add_product(1.0, old, -1.0, new, rotation)?.sqr()?;

@@ -31,7 +31,8 @@ impl Sampling {
     }
 }
 
-/// Continues `prompt` by `count` tokens, showing each to `on_token`; the context is the last `block_size` tokens.
+/// Continues `prompt` by `count` tokens, showing each to `on_token`; the context is the last
+/// `block_size` tokens.
 ///
 /// Stops early after a token for which `on_token` returns `false`.
 ///
@@ -52,7 +53,10 @@ pub fn generate(
     let mut tokens = prompt.to_vec();
     for _ in 0..count {
         let context = &tokens[tokens.len().saturating_sub(model.config().block_size)..];
-        let logits = model.next_token_logits(params, context)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        let logits = model
+            .next_token_logits(params, context)?
+            .to_dtype(DType::F32)?
+            .to_device(&Device::Cpu)?;
         let token = processor.sample(&logits)?;
         tokens.push(token);
         if !on_token(token) {

@@ -1,6 +1,8 @@
-//! The GPT-2 decoder: learned positions, pre-norm blocks, GELU (tanh form), tied head. Forward only.
+//! The GPT-2 decoder: learned positions, pre-norm blocks, GELU (tanh form), tied head. Forward
+//! only.
 //!
-//! Shapes: B sequences, T tokens, C = `n_embd`, V vocabulary. A weight is m × n (outputs × inputs): y = x Wᵀ.
+//! Shapes: B sequences, T tokens, C = `n_embd`, V vocabulary. A weight is m × n (outputs × inputs):
+//! y = x Wᵀ.
 
 use super::config::ModelConfig;
 use crate::lowrank::LowRank;
@@ -15,7 +17,8 @@ const NORM_EPSILON: f64 = 1e-5;
 /// Standard deviation of initial weights (Radford et al. 2019).
 const INIT_STANDARD_DEVIATION: f64 = 0.02;
 
-/// The network's structure: which parameters it has and how they act. The numbers live in a [`ParamStore`].
+/// The network's structure: which parameters it has and how they act. The numbers live in a
+/// [`ParamStore`].
 #[derive(Clone, Debug)]
 pub struct Gpt {
     config: ModelConfig,
@@ -97,12 +100,27 @@ impl Gpt {
             ParamId(declared.len() - 1)
         };
         let width = config.n_embd;
-        let table = |rows| Initial::Normal { rows, columns: width, standard_deviation: INIT_STANDARD_DEVIATION };
-        let token_table = declare("transformer.wte.weight".into(), Role::Embedding, table(config.vocab_size));
-        let position_table = declare("transformer.wpe.weight".into(), Role::Embedding, table(config.block_size));
-        let blocks = (0..config.n_layer).map(|layer| Block::declare(&config, layer, &mut declare)).collect();
+        let table = |rows| Initial::Normal {
+            rows,
+            columns: width,
+            standard_deviation: INIT_STANDARD_DEVIATION,
+        };
+        let token_table =
+            declare("transformer.wte.weight".into(), Role::Embedding, table(config.vocab_size));
+        let position_table =
+            declare("transformer.wpe.weight".into(), Role::Embedding, table(config.block_size));
+        let blocks =
+            (0..config.n_layer).map(|layer| Block::declare(&config, layer, &mut declare)).collect();
         let final_norm = Norm::declare(&config, "transformer.ln_f", &mut declare);
-        Self { config, compute: Compute::default(), token_table, position_table, blocks, final_norm, declared }
+        Self {
+            config,
+            compute: Compute::default(),
+            token_table,
+            position_table,
+            blocks,
+            final_norm,
+            declared,
+        }
     }
 
     /// The same network, computing in this way.
@@ -132,9 +150,10 @@ impl Gpt {
 
     /// Fresh parameters, a pure function of the seed and each parameter's name.
     ///
-    /// Matrices and tables are N(0, 0.02²), those that write to the residual stream divided by √(2 n_layer); a low-rank W = U S Vᵀ,
-    /// its factors trained freely or not, or W = B A gets random orthonormal bases and the Frobenius norm its dense counterpart would have, σ√(mn), the
-    /// same W in each of these forms; norms are 1, biases 0.
+    /// Matrices and tables are N(0, 0.02²), those that write to the residual stream divided by √(2
+    /// n_layer); a low-rank W = U S Vᵀ, its factors trained freely or not, or W = B A gets random
+    /// orthonormal bases and the Frobenius norm its dense counterpart would have, σ√(mn), the same
+    /// W in each of these forms; norms are 1, biases 0.
     pub fn initialize(&self, seed: u64, dtype: DType, device: &Device) -> Result<ParamStore> {
         let parameter = |declared: &Declared| -> Result<Parameter> {
             let weight = declared.initial.draw(seed, &declared.name, dtype, device)?;
@@ -148,14 +167,22 @@ impl Gpt {
         self.declared.iter().map(|declared| declared.initial.dense_count()).sum()
     }
 
-    /// Final hidden states (B, T, C) after the last norm, for `tokens` (B, T) with T ≤ `block_size`.
+    /// Final hidden states (B, T, C) after the last norm, for `tokens` (B, T) with T ≤
+    /// `block_size`.
     ///
     /// `dropout` is only heeded when the configuration has dropout; evaluation passes `None`.
-    pub fn hidden(&self, params: &ParamStore, tape: &Tape, tokens: &Tensor, dropout: Option<DropoutKey>) -> Result<Value> {
+    pub fn hidden(
+        &self,
+        params: &ParamStore,
+        tape: &Tape,
+        tokens: &Tensor,
+        dropout: Option<DropoutKey>,
+    ) -> Result<Value> {
         self.hidden_observed(params, tape, tokens, dropout, &mut |_, _| Ok(()))
     }
 
-    /// [`Self::hidden`], showing each stage's name and output to `observe` (used to find where a number stopped being finite).
+    /// [`Self::hidden`], showing each stage's name and output to `observe` (used to find where a
+    /// number stopped being finite).
     pub fn hidden_observed(
         &self,
         params: &ParamStore,
@@ -165,7 +192,12 @@ impl Gpt {
         observe: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
     ) -> Result<Value> {
         let pass = Pass { params, tape, probability: self.config.dropout, key: dropout };
-        let embedded = ops::embedding(tape, tokens, &pass.dense(self.token_table)?, &pass.dense(self.position_table)?)?;
+        let embedded = ops::embedding(
+            tape,
+            tokens,
+            &pass.dense(self.token_table)?,
+            &pass.dense(self.position_table)?,
+        )?;
         let mut x = pass.dropout(&embedded, "embedding", 0)?;
         observe("transformer.wte", x.tensor())?;
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -179,17 +211,31 @@ impl Gpt {
         Ok(hidden)
     }
 
-    /// Mean cross-entropy in nats of `targets` (B, T) given `tokens` (B, T), as a value on the tape.
-    pub fn loss(&self, params: &ParamStore, tape: &Tape, tokens: &Tensor, targets: &Tensor, dropout: Option<DropoutKey>) -> Result<Value> {
+    /// Mean cross-entropy in nats of `targets` (B, T) given `tokens` (B, T), as a value on the
+    /// tape.
+    pub fn loss(
+        &self,
+        params: &ParamStore,
+        tape: &Tape,
+        tokens: &Tensor,
+        targets: &Tensor,
+        dropout: Option<DropoutKey>,
+    ) -> Result<Value> {
         let hidden = self.hidden(params, tape, tokens, dropout)?;
-        let table = tape.parameter(ParamStore::slot(self.token_table), params.dense(self.token_table)?);
+        let table =
+            tape.parameter(ParamStore::slot(self.token_table), params.dense(self.token_table)?);
         ops::cross_entropy_head(tape, &hidden, &table, targets)
     }
 
     /// Sum of the cross-entropies in nats over all targets, without gradients.
     pub fn loss_sum(&self, params: &ParamStore, tokens: &Tensor, targets: &Tensor) -> Result<f64> {
         let hidden = self.hidden(params, &self.inference_tape(), tokens, None)?;
-        ops::cross_entropy_sum(self.compute, hidden.tensor(), params.dense(self.token_table)?, targets)
+        ops::cross_entropy_sum(
+            self.compute,
+            hidden.tensor(),
+            params.dense(self.token_table)?,
+            targets,
+        )
     }
 
     /// Logits (V) of the token after the last of `tokens` (T ≤ `block_size`).
@@ -203,16 +249,24 @@ impl Gpt {
 }
 
 impl Block {
-    fn declare(config: &ModelConfig, layer: usize, declare: &mut impl FnMut(String, Role, Initial) -> ParamId) -> Self {
+    fn declare(
+        config: &ModelConfig,
+        layer: usize,
+        declare: &mut impl FnMut(String, Role, Initial) -> ParamId,
+    ) -> Self {
         let prefix = format!("transformer.h.{layer}");
         let norm_1 = Norm::declare(config, &format!("{prefix}.ln_1"), declare);
-        let mut linear = |name: &str, target| Linear::declare(config, format!("{prefix}.{name}"), Place { layer, target }, declare);
+        let mut linear = |name: &str, target| {
+            Linear::declare(config, format!("{prefix}.{name}"), Place { layer, target }, declare)
+        };
         let query = linear("attn.q", Target::Q);
         let key = linear("attn.k", Target::K);
         let value = linear("attn.v", Target::V);
         let output = linear("attn.o", Target::O);
         let norm_2 = Norm::declare(config, &format!("{prefix}.ln_2"), declare);
-        let mut linear = |name: &str, target| Linear::declare(config, format!("{prefix}.{name}"), Place { layer, target }, declare);
+        let mut linear = |name: &str, target| {
+            Linear::declare(config, format!("{prefix}.{name}"), Place { layer, target }, declare)
+        };
         let up = linear("mlp.up", Target::Up);
         let down = linear("mlp.down", Target::Down);
         Self { norm_1, query, key, value, output, norm_2, up, down }
@@ -221,9 +275,20 @@ impl Block {
     /// x + O(attention(Q, K, V)) of the normed x.
     fn attention(&self, pass: &Pass, layer: usize, x: &Value, n_head: usize) -> Result<Value> {
         let h = self.norm_1.forward(pass, x)?;
-        let (q, k, v) = (self.query.forward(pass, &h)?, self.key.forward(pass, &h)?, self.value.forward(pass, &h)?);
+        let (q, k, v) = (
+            self.query.forward(pass, &h)?,
+            self.key.forward(pass, &h)?,
+            self.value.forward(pass, &h)?,
+        );
         drop(h);
-        let mixed = ops::causal_attention(pass.tape, &q, &k, &v, n_head, pass.dropout_at("attention", layer))?;
+        let mixed = ops::causal_attention(
+            pass.tape,
+            &q,
+            &k,
+            &v,
+            n_head,
+            pass.dropout_at("attention", layer),
+        )?;
         drop((q, k, v));
         let out = self.output.forward(pass, &mixed)?;
         ops::add(pass.tape, x, &pass.dropout(&out, "attention output", layer)?)
@@ -240,7 +305,11 @@ impl Block {
 }
 
 impl Norm {
-    fn declare(config: &ModelConfig, name: &str, declare: &mut impl FnMut(String, Role, Initial) -> ParamId) -> Self {
+    fn declare(
+        config: &ModelConfig,
+        name: &str,
+        declare: &mut impl FnMut(String, Role, Initial) -> ParamId,
+    ) -> Self {
         let ones = Initial::Constant { size: config.n_embd, value: 1.0 };
         let zeros = Initial::Constant { size: config.n_embd, value: 0.0 };
         let weight = declare(format!("{name}.weight"), Role::Norm, ones);
@@ -255,14 +324,24 @@ impl Norm {
 }
 
 impl Linear {
-    fn declare(config: &ModelConfig, name: String, place: Place, declare: &mut impl FnMut(String, Role, Initial) -> ParamId) -> Self {
+    fn declare(
+        config: &ModelConfig,
+        name: String,
+        place: Place,
+        declare: &mut impl FnMut(String, Role, Initial) -> ParamId,
+    ) -> Self {
         let (rows, columns) = config.shape(place.target);
         let residual = matches!(place.target, Target::O | Target::Down);
-        let standard_deviation = INIT_STANDARD_DEVIATION / if residual { (2.0 * config.n_layer as f64).sqrt() } else { 1.0 };
+        let standard_deviation = INIT_STANDARD_DEVIATION
+            / if residual { (2.0 * config.n_layer as f64).sqrt() } else { 1.0 };
         let weight = match config.form(place.target) {
             WeightForm::Dense => {
                 let initial = Initial::Normal { rows, columns, standard_deviation };
-                LinearWeight::Matrix(declare(format!("{name}.weight"), Role::Matrix(place), initial))
+                LinearWeight::Matrix(declare(
+                    format!("{name}.weight"),
+                    Role::Matrix(place),
+                    initial,
+                ))
             }
             WeightForm::LowRank { rank } => {
                 let initial = Initial::LowRank { rows, columns, rank, standard_deviation };
@@ -270,14 +349,23 @@ impl Linear {
             }
             WeightForm::Factored { rank, form } => {
                 let mut factor = |factor: Factor| {
-                    let initial = Initial::Factor { factor, rows, columns, rank, standard_deviation };
-                    declare(format!("{name}.{}", factor.name()), Role::Factor(place, factor), initial)
+                    let initial =
+                        Initial::Factor { factor, rows, columns, rank, standard_deviation };
+                    declare(
+                        format!("{name}.{}", factor.name()),
+                        Role::Factor(place, factor),
+                        initial,
+                    )
                 };
                 match form {
-                    FactorForm::Ba => LinearWeight::TwoFactors { b: factor(Factor::B), a: factor(Factor::A) },
-                    FactorForm::Usv => {
-                        LinearWeight::ThreeFactors { u: factor(Factor::U), s: factor(Factor::S), vt: factor(Factor::VTransposed) }
+                    FactorForm::Ba => {
+                        LinearWeight::TwoFactors { b: factor(Factor::B), a: factor(Factor::A) }
                     }
+                    FactorForm::Usv => LinearWeight::ThreeFactors {
+                        u: factor(Factor::U),
+                        s: factor(Factor::S),
+                        vt: factor(Factor::VTransposed),
+                    },
                 }
             }
         };
@@ -301,7 +389,8 @@ impl Linear {
                 let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
                 ops::linear(pass.tape, &z, &pass.dense(b)?, bias.as_ref())
             }
-            // Plain products, so that every factor gets its partial derivative: G V Sᵀ, Uᵀ G V and (Gᵀ U S)ᵀ, with G the gradient by W.
+            // Plain products, so that every factor gets its partial derivative: G V Sᵀ, Uᵀ G V and
+            // (Gᵀ U S)ᵀ, with G the gradient by W.
             LinearWeight::ThreeFactors { u, s, vt } => {
                 let z = ops::linear(pass.tape, x, &pass.dense(vt)?, None)?;
                 let z = ops::linear(pass.tape, &z, &pass.dense(s)?, None)?;
@@ -318,31 +407,51 @@ impl Initial {
             Initial::Constant { size, .. } => size,
             Initial::Normal { rows, columns, .. }
             | Initial::LowRank { rows, columns, .. }
-            | Initial::Factor { factor: Factor::B | Factor::U, rows, columns, .. } => rows * columns,
+            | Initial::Factor { factor: Factor::B | Factor::U, rows, columns, .. } => {
+                rows * columns
+            }
             Initial::Factor { factor: Factor::A | Factor::S | Factor::VTransposed, .. } => 0,
         }
     }
 
     fn draw(self, seed: u64, name: &str, dtype: DType, device: &Device) -> Result<Weight> {
         let purpose = |name: &str| format!("init {name}");
-        let orthonormal = |name: &str, rows: usize, columns: usize, rank: usize, standard_deviation: f64| {
-            let norm = standard_deviation * ((rows * columns) as f64).sqrt();
-            LowRank::random(rows, columns, rank, norm, &mut rng::stream(seed, &purpose(name), &[]), dtype, device)
-        };
+        let orthonormal =
+            |name: &str, rows: usize, columns: usize, rank: usize, standard_deviation: f64| {
+                let norm = standard_deviation * ((rows * columns) as f64).sqrt();
+                LowRank::random(
+                    rows,
+                    columns,
+                    rank,
+                    norm,
+                    &mut rng::stream(seed, &purpose(name), &[]),
+                    dtype,
+                    device,
+                )
+            };
         Ok(match self {
-            Initial::Constant { size, value } => Weight::Dense((Tensor::ones(size, dtype, device)? * value)?),
+            Initial::Constant { size, value } => {
+                Weight::Dense((Tensor::ones(size, dtype, device)? * value)?)
+            }
             Initial::Normal { rows, columns, standard_deviation } => {
-                let mut numbers = rng::normals(&mut rng::stream(seed, &purpose(name), &[]), rows * columns);
+                let mut numbers =
+                    rng::normals(&mut rng::stream(seed, &purpose(name), &[]), rows * columns);
                 numbers.iter_mut().for_each(|x| *x *= standard_deviation);
-                Weight::Dense(Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+                Weight::Dense(
+                    Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)?
+                        .to_dtype(dtype)?
+                        .to_device(device)?,
+                )
             }
             Initial::LowRank { rows, columns, rank, standard_deviation } => {
                 Weight::LowRank(orthonormal(name, rows, columns, rank, standard_deviation)?)
             }
-            // The factors of one W = U S Vᵀ, B = U √S and A = √S Vᵀ balanced; all draw the same W, from the name without the factor's.
+            // The factors of one W = U S Vᵀ, B = U √S and A = √S Vᵀ balanced; all draw the same W,
+            // from the name without the factor's.
             Initial::Factor { factor, rows, columns, rank, standard_deviation } => {
                 let matrix = name.rsplit_once('.').map_or(name, |(matrix, _)| matrix);
-                let LowRank { u, s, v } = orthonormal(matrix, rows, columns, rank, standard_deviation)?;
+                let LowRank { u, s, v } =
+                    orthonormal(matrix, rows, columns, rank, standard_deviation)?;
                 Weight::Dense(match factor {
                     Factor::B => u.matmul(&s.sqrt()?)?,
                     Factor::A => s.sqrt()?.matmul(&v.t()?)?,
@@ -370,7 +479,8 @@ impl Pass<'_> {
 
     fn dropout_at(&self, site: &str, layer: usize) -> Option<Dropout> {
         let key = self.key.filter(|_| self.probability > 0.0)?;
-        let key = rng::key64(key.seed, &format!("dropout {site}"), &[layer as u64, key.step, key.micro]);
+        let key =
+            rng::key64(key.seed, &format!("dropout {site}"), &[layer as u64, key.step, key.micro]);
         Some(Dropout { probability: self.probability, key })
     }
 

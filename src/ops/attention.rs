@@ -1,8 +1,10 @@
-//! Causal self-attention, exact, without a T × T tensor (after FlashAttention: Dao et al. 2022, Algorithms 1 and 4).
+//! Causal self-attention, exact, without a T × T tensor (after FlashAttention: Dao et al. 2022,
+//! Algorithms 1 and 4).
 //!
-//! Shapes: B sequences, T tokens, H heads of width d, C = H d. Heads are strided views within C, nothing is transposed in memory.
-//! Queries go in tiles of rows against all keys up to the causal limit; only the log-sum-exp of each row is kept, and the backward
-//! recomputes the probabilities from it.
+//! Shapes: B sequences, T tokens, H heads of width d, C = H d. Heads are strided views within C,
+//! nothing is transposed in memory. Queries go in tiles of rows against all keys up to the causal
+//! limit; only the log-sum-exp of each row is kept, and the backward recomputes the probabilities
+//! from it.
 
 use super::compute::{wide, widened};
 use super::host::{Host, SharedOut, build, unwritten, with_real};
@@ -16,19 +18,35 @@ use rayon::prelude::*;
 /// Query rows per tile.
 const TILE: usize = 64;
 
-/// softmax(q kᵀ/√d + causal mask) v per head, for q, k, v of (B, T, C); dropout acts on the probabilities.
+/// softmax(q kᵀ/√d + causal mask) v per head, for q, k, v of (B, T, C); dropout acts on the
+/// probabilities.
 ///
 /// # Errors
 /// If the shapes differ or `n_head` does not divide C.
-pub fn causal_attention(tape: &Tape, q: &Value, k: &Value, v: &Value, n_head: usize, dropout: Option<Dropout>) -> Result<Value> {
+pub fn causal_attention(
+    tape: &Tape,
+    q: &Value,
+    k: &Value,
+    v: &Value,
+    n_head: usize,
+    dropout: Option<Dropout>,
+) -> Result<Value> {
     let (b, t, width) = q.tensor().dims3()?;
     if [k, v].iter().any(|x| x.tensor().dims() != [b, t, width]) || !width.is_multiple_of(n_head) {
-        bail!("causal_attention: q {:?}, k {:?}, v {:?} with {n_head} heads", q.tensor().dims(), k.tensor().dims(), v.tensor().dims())
+        bail!(
+            "causal_attention: q {:?}, k {:?}, v {:?} with {n_head} heads",
+            q.tensor().dims(),
+            k.tensor().dims(),
+            v.tensor().dims()
+        )
     }
     let shape = Shape { b, t, heads: n_head, d: width / n_head };
     let sources = [q.source(), k.source(), v.source()];
     let given = q.tensor().dtype();
-    if !tape.compute().kernels || !q.tensor().device().is_cpu() || !matches!(wide(given), DType::F32 | DType::F64) {
+    if !tape.compute().kernels
+        || !q.tensor().device().is_cpu()
+        || !matches!(wide(given), DType::F32 | DType::F64)
+    {
         return portable(tape, q, k, v, shape, dropout);
     }
     let contiguous = |x: &Value| widened(x.tensor())?.contiguous();
@@ -62,7 +80,13 @@ impl Shape {
         (task / self.heads * self.t + token) * self.width() + task % self.heads * self.d
     }
     /// The `rows` × d matrix of (sequence, head) from token `first` on.
-    fn rows<'a, T: Real>(&self, x: &'a [T], task: usize, first: usize, rows: usize) -> Matrix<'a, T> {
+    fn rows<'a, T: Real>(
+        &self,
+        x: &'a [T],
+        task: usize,
+        first: usize,
+        rows: usize,
+    ) -> Matrix<'a, T> {
         Matrix::strided(&x[self.offset(task, first)..], (rows, self.d), (self.width(), 1))
     }
     fn tensor(&self) -> (usize, usize, usize) {
@@ -70,7 +94,13 @@ impl Shape {
     }
 }
 
-fn forward<T: Real>(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, dropout: Option<Dropout>) -> Result<(Tensor, Tensor)> {
+fn forward<T: Real>(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    shape: Shape,
+    dropout: Option<Dropout>,
+) -> Result<(Tensor, Tensor)> {
     let hosts = [Host::new(q)?, Host::new(k)?, Host::new(v)?];
     let [q, k, v] = [hosts[0].numbers::<T>()?, hosts[1].numbers::<T>()?, hosts[2].numbers::<T>()?];
     let Shape { t, .. } = shape;
@@ -84,8 +114,11 @@ fn forward<T: Real>(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, dropout: O
             for first in (0..t).step_by(TILE) {
                 let rows = TILE.min(t - first);
                 let limit = first + rows;
-                let [queries, keys, values] =
-                    [shape.rows(q, task, first, rows), shape.rows(k, task, 0, limit), shape.rows(v, task, 0, limit)];
+                let [queries, keys, values] = [
+                    shape.rows(q, task, first, rows),
+                    shape.rows(k, task, 0, limit),
+                    shape.rows(v, task, 0, limit),
+                ];
                 // SAFETY: the scores are this task's own.
                 unsafe { multiply_at(scores.as_mut_ptr(), limit, queries, keys.t(), scale, false) };
                 for row in 0..rows {
@@ -95,7 +128,16 @@ fn forward<T: Real>(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, dropout: O
                 }
                 let probabilities = Matrix::new(&scores[..rows * limit], rows, limit);
                 // SAFETY: tasks write disjoint heads of `out`, tiles disjoint rows.
-                unsafe { multiply_at(shared.get().add(shape.offset(task, first)), stride, probabilities, values, T::ONE, false) };
+                unsafe {
+                    multiply_at(
+                        shared.get().add(shape.offset(task, first)),
+                        stride,
+                        probabilities,
+                        values,
+                        T::ONE,
+                        false,
+                    )
+                };
             }
         });
         Ok(())
@@ -103,7 +145,8 @@ fn forward<T: Real>(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape, dropout: O
     Ok((out, Tensor::from_vec(log_sums, (tasks, t), &Device::Cpu)?))
 }
 
-/// Turns the first `live` scores into probabilities, the rest into 0, and returns their log-sum-exp.
+/// Turns the first `live` scores into probabilities, the rest into 0, and returns their
+/// log-sum-exp.
 fn softmax<T: Real>(line: &mut [T], live: usize) -> T {
     vectorized!({
         let (scores, rest) = line.split_at_mut(live);
@@ -128,8 +171,13 @@ fn drop_out<T: Real>(line: &mut [T], mask: Option<Mask<T>>, first_index: usize, 
 
 /// dq, dk, dv from [q, k, v, out, log-sum-exp, d out].
 ///
-/// With P the probabilities, M the dropout factors and D = Σ_j dO ∘ O: dV = (P∘M)ᵀ dO, dP = (dO Vᵀ)∘M, dS = P∘(dP − D)/√d, dQ = dS K, dK = dSᵀ Q.
-fn backward<T: Real>(tensors: [&Tensor; 6], shape: Shape, dropout: Option<Dropout>) -> Result<[Tensor; 3]> {
+/// With P the probabilities, M the dropout factors and D = Σ_j dO ∘ O: dV = (P∘M)ᵀ dO, dP = (dO
+/// Vᵀ)∘M, dS = P∘(dP − D)/√d, dQ = dS K, dK = dSᵀ Q.
+fn backward<T: Real>(
+    tensors: [&Tensor; 6],
+    shape: Shape,
+    dropout: Option<Dropout>,
+) -> Result<[Tensor; 3]> {
     let mut hosts = Vec::with_capacity(6);
     for tensor in tensors {
         hosts.push(Host::new(tensor)?);
@@ -146,7 +194,8 @@ fn backward<T: Real>(tensors: [&Tensor; 6], shape: Shape, dropout: Option<Dropou
     let mask = dropout.map(|dropout| dropout.mask::<T>());
     (0..shape.b * shape.heads).into_par_iter().with_max_len(1).for_each(|task| {
         let (mut p, mut dp) = (unwritten::<T>(TILE.min(t) * t), unwritten::<T>(TILE.min(t) * t));
-        // From the last tile to the first: the last one reaches every key, so it writes dk and dv, and the others add.
+        // From the last tile to the first: the last one reaches every key, so it writes dk and dv,
+        // and the others add.
         for (nth, first) in (0..t).step_by(TILE).rev().enumerate() {
             let rows = TILE.min(t - first);
             let limit = first + rows;
@@ -161,7 +210,17 @@ fn backward<T: Real>(tensors: [&Tensor; 6], shape: Shape, dropout: Option<Dropou
                 let position = first + row;
                 let (p, dp) = (&mut p[row * limit..][..limit], &mut dp[row * limit..][..limit]);
                 let [o, delta] = [out, delta].map(|x| &x[shape.offset(task, position)..][..d]);
-                row_backward(p, dp, o, delta, log_sums[task * t + position], scale, position + 1, mask, (task * t + position) * t);
+                row_backward(
+                    p,
+                    dp,
+                    o,
+                    delta,
+                    log_sums[task * t + position],
+                    scale,
+                    position + 1,
+                    mask,
+                    (task * t + position) * t,
+                );
             }
             // p now holds P∘M and dp holds dS.
             let [p, ds] = [&p, &dp].map(|x| Matrix::new(&x[..rows * limit], rows, limit));
@@ -170,7 +229,14 @@ fn backward<T: Real>(tensors: [&Tensor; 6], shape: Shape, dropout: Option<Dropou
             unsafe {
                 multiply_at(dv.get().add(start), stride, p.t(), deltas, T::ONE, accumulate);
                 multiply_at(dk.get().add(start), stride, ds.t(), queries, T::ONE, accumulate);
-                multiply_at(dq.get().add(shape.offset(task, first)), stride, ds, keys, T::ONE, false);
+                multiply_at(
+                    dq.get().add(shape.offset(task, first)),
+                    stride,
+                    ds,
+                    keys,
+                    T::ONE,
+                    false,
+                );
             }
         }
     });
@@ -197,7 +263,10 @@ fn row_backward<T: Real>(
         let (dp_live, dp_rest) = dp.split_at_mut(live);
         p_live.iter_mut().for_each(|x| *x = (*x - log_sum).exponential());
         match mask {
-            None => dp_live.iter_mut().zip(p_live.iter()).for_each(|(dp, p)| *dp = *p * (*dp - d) * scale),
+            None => dp_live
+                .iter_mut()
+                .zip(p_live.iter())
+                .for_each(|(dp, p)| *dp = *p * (*dp - d) * scale),
             Some(mask) => {
                 for (column, (dp, p)) in dp_live.iter_mut().zip(p_live.iter_mut()).enumerate() {
                     let factor = mask.factor((first_index + column) as u64);
@@ -211,19 +280,36 @@ fn row_backward<T: Real>(
     })
 }
 
-/// The same by candle operations: tiles of query rows against the keys up to the causal limit, probabilities computed again in the backward.
+/// The same by candle operations: tiles of query rows against the keys up to the causal limit,
+/// probabilities computed again in the backward.
 ///
 /// Products are in the inputs' type, softmax and everything element-wise in f32 or wider.
-fn portable(tape: &Tape, q: &Value, k: &Value, v: &Value, shape: Shape, dropout: Option<Dropout>) -> Result<Value> {
+fn portable(
+    tape: &Tape,
+    q: &Value,
+    k: &Value,
+    v: &Value,
+    shape: Shape,
+    dropout: Option<Dropout>,
+) -> Result<Value> {
     let Shape { t, .. } = shape;
-    let heads = Heads { q: shape.split(q.tensor())?, k: shape.split(k.tensor())?, v: shape.split(v.tensor())?, shape, dropout };
+    let heads = Heads {
+        q: shape.split(q.tensor())?,
+        k: shape.split(k.tensor())?,
+        v: shape.split(v.tensor())?,
+        shape,
+        dropout,
+    };
     let tiles = Tile::all(t, heads.q.device())?;
     let parts = tiles.iter().map(|tile| heads.forward(tile)).collect::<Result<Vec<_>>>()?;
     let out = shape.merge(&Tensor::cat(&parts, 1)?)?;
     let sources = [q.source(), k.source(), v.source()];
     Ok(tape.record(&sources, out, move |delta, flow| {
         let gradients = heads.backward(&tiles, &shape.split(&delta)?)?;
-        sources.into_iter().zip(gradients).try_for_each(|(to, gradient)| flow.add(to, shape.merge(&gradient)?))
+        sources
+            .into_iter()
+            .zip(gradients)
+            .try_for_each(|(to, gradient)| flow.add(to, shape.merge(&gradient)?))
     }))
 }
 
@@ -251,15 +337,18 @@ struct Tile {
 }
 
 impl Tile {
-    /// Query rows per tile: large enough to keep a device busy, small enough to leave out most of what the mask would hide.
+    /// Query rows per tile: large enough to keep a device busy, small enough to leave out most of
+    /// what the mask would hide.
     const ROWS: usize = 256;
 
     fn all(t: usize, device: &Device) -> Result<Vec<Self>> {
         let tile = |first: usize| {
             let rows = Self::ROWS.min(t - first);
             let limit = first + rows;
-            let hidden = |i: usize| if i % limit > first + i / limit { f32::NEG_INFINITY } else { 0.0 };
-            let mask = Tensor::from_vec((0..rows * limit).map(hidden).collect(), (rows, limit), device)?;
+            let hidden =
+                |i: usize| if i % limit > first + i / limit { f32::NEG_INFINITY } else { 0.0 };
+            let mask =
+                Tensor::from_vec((0..rows * limit).map(hidden).collect(), (rows, limit), device)?;
             Ok(Self { first, rows, limit, mask })
         };
         (0..t).step_by(Self::ROWS).map(tile).collect()
@@ -282,21 +371,27 @@ impl Heads {
 
     /// softmax of a tile, (B H, rows, limit), in f32 or wider.
     fn probabilities(&self, tile: &Tile) -> Result<Tensor> {
-        let (q, k) = (Self::rows(&self.q, tile.first, tile.rows)?, Self::rows(&self.k, 0, tile.limit)?);
+        let (q, k) =
+            (Self::rows(&self.q, tile.first, tile.rows)?, Self::rows(&self.k, 0, tile.limit)?);
         let scores = (widened(&batched_product(&q, &k.t()?)?)? * self.shape.scale())?;
         // candle's fused softmax has no backward, and needs none here.
-        candle_nn::ops::softmax_last_dim(&scores.broadcast_add(&tile.mask.to_dtype(scores.dtype())?)?)
+        candle_nn::ops::softmax_last_dim(
+            &scores.broadcast_add(&tile.mask.to_dtype(scores.dtype())?)?,
+        )
     }
 
     /// Dropout factors of a tile's probabilities, those of [`Mask`] at the same (row, column).
     fn factors(&self, tile: &Tile, dtype: DType) -> Result<Option<Tensor>> {
         let Some(dropout) = self.dropout else { return Ok(None) };
-        let (mask, t, tasks) = (dropout.mask::<f64>(), self.shape.t, self.shape.b * self.shape.heads);
+        let (mask, t, tasks) =
+            (dropout.mask::<f64>(), self.shape.t, self.shape.b * self.shape.heads);
         let index = |i: usize| {
-            let (task, row, column) = (i / (tile.rows * tile.limit), i / tile.limit % tile.rows, i % tile.limit);
+            let (task, row, column) =
+                (i / (tile.rows * tile.limit), i / tile.limit % tile.rows, i % tile.limit);
             ((task * t + tile.first + row) * t + column) as u64
         };
-        let factors: Vec<f64> = (0..tasks * tile.rows * tile.limit).map(|i| mask.factor(index(i))).collect();
+        let factors: Vec<f64> =
+            (0..tasks * tile.rows * tile.limit).map(|i| mask.factor(index(i))).collect();
         let factors = Tensor::from_vec(factors, (tasks, tile.rows, tile.limit), &Device::Cpu)?;
         Ok(Some(factors.to_dtype(dtype)?.to_device(self.q.device())?))
     }
@@ -319,7 +414,10 @@ impl Heads {
             let p = self.probabilities(tile)?;
             let factors = self.factors(tile, p.dtype())?;
             let masked = |x: Tensor| if let Some(factors) = &factors { x * factors } else { Ok(x) };
-            let (delta, q) = (Self::rows(delta, tile.first, tile.rows)?, Self::rows(&self.q, tile.first, tile.rows)?);
+            let (delta, q) = (
+                Self::rows(delta, tile.first, tile.rows)?,
+                Self::rows(&self.q, tile.first, tile.rows)?,
+            );
             let (k, v) = (Self::rows(&self.k, 0, tile.limit)?, Self::rows(&self.v, 0, tile.limit)?);
             let dp = masked(widened(&batched_product(&delta, &v.t()?)?)?)?;
             let centered = dp.broadcast_sub(&(&dp * &p)?.sum_keepdim(2)?)?;
@@ -337,7 +435,9 @@ impl Heads {
             dv = add(dv, batched_product(&masked(p)?.to_dtype(given)?.t()?, &delta)?)?;
         }
         dq.reverse();
-        let whole = |sum: Option<Tensor>| sum.map_or_else(|| self.k.zeros_like(), |sum| sum.to_dtype(given));
+        let whole = |sum: Option<Tensor>| {
+            sum.map_or_else(|| self.k.zeros_like(), |sum| sum.to_dtype(given))
+        };
         Ok([Tensor::cat(&dq, 1)?, whole(dk)?, whole(dv)?])
     }
 }

@@ -6,10 +6,12 @@ use candle_core::{DType, Result, Tensor};
 /// What every operation of a forward and backward pass is done with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compute {
-    /// Whether CPU tensors take the kernels; without them they take the candle operations that other devices take.
+    /// Whether CPU tensors take the kernels; without them they take the candle operations that
+    /// other devices take.
     pub kernels: bool,
-    /// Type of the large products and of the activations between them; none: that of the parameters. Norms, softmax, loss, the residual stream and
-    /// parameter gradients stay in the parameters' type.
+    /// Type of the large products and of the activations between them; none: that of the
+    /// parameters. Norms, softmax, loss, the residual stream and parameter gradients stay in the
+    /// parameters' type.
     pub half: Option<DType>,
 }
 

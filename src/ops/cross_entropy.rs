@@ -1,4 +1,5 @@
-//! The head: logits h Wᵀ and their cross-entropy, fused in chunks of rows, so that the full logits (B·T × V) never exist.
+//! The head: logits h Wᵀ and their cross-entropy, fused in chunks of rows, so that the full logits
+//! (B·T × V) never exist.
 
 use super::compute::{Compute, widened};
 use super::host::{Host, build, scalar, unwritten, with_real};
@@ -13,23 +14,28 @@ const CHUNK: usize = 1 << 21;
 /// The same where candle's operations run: 256 MB in f32, enough for a device to be busy.
 const PORTABLE_CHUNK: usize = 1 << 26;
 
-/// Mean cross-entropy in nats of targets (B, T) under softmax(h Wᵀ), for h (B, T, C) and W (V, C), in W's type.
+/// Mean cross-entropy in nats of targets (B, T) under softmax(h Wᵀ), for h (B, T, C) and W (V, C),
+/// in W's type.
 ///
-/// The gradients are computed chunk by chunk in the forward pass, while the logits are there: with p the probabilities and N = B T,
-/// d logits = (p − onehot)/N, dh = d logits · W, dW = Σ d logitsᵀ h.
+/// The gradients are computed chunk by chunk in the forward pass, while the logits are there: with
+/// p the probabilities and N = B T, d logits = (p − onehot)/N, dh = d logits · W, dW = Σ d logitsᵀ
+/// h.
 ///
 /// # Errors
 /// If a target is outside the vocabulary or shapes do not fit.
 pub fn cross_entropy_head(tape: &Tape, h: &Value, w: &Value, targets: &Tensor) -> Result<Value> {
     let (to_h, to_w) = (h.source(), w.source());
     let wanted = tape.is_recording() && (to_h.is_some() || to_w.is_some());
-    let Summed { loss, count, gradients } = summed(tape.compute(), h.tensor(), w.tensor(), targets, wanted)?;
+    let Summed { loss, count, gradients } =
+        summed(tape.compute(), h.tensor(), w.tensor(), targets, wanted)?;
     let mean = (loss / count as f64)?.to_dtype(w.tensor().dtype())?;
     let Some((dh, dw)) = gradients else { return Ok(tape.constant(mean)) };
     let (shape, given) = (h.tensor().dims().to_vec(), h.tensor().dtype());
     Ok(tape.record(&[to_h, to_w], mean, move |delta, flow| {
-        // A loss is mostly the end of the tape, where its gradient is 1; where looking costs nothing, that saves two passes.
-        let is_one = delta.device().is_cpu() && delta.to_dtype(DType::F64)?.to_scalar::<f64>()? == 1.0;
+        // A loss is mostly the end of the tape, where its gradient is 1; where looking costs
+        // nothing, that saves two passes.
+        let is_one =
+            delta.device().is_cpu() && delta.to_dtype(DType::F64)?.to_scalar::<f64>()? == 1.0;
         let scaled = |x: Tensor| if is_one { Ok(x) } else { x.broadcast_mul(&delta) };
         flow.add(to_w, scaled(dw)?)?;
         flow.add(to_h, scaled(dh)?.to_dtype(given)?.reshape(shape)?)
@@ -37,13 +43,19 @@ pub fn cross_entropy_head(tape: &Tape, h: &Value, w: &Value, targets: &Tensor) -
 }
 
 /// Sum over all targets of the cross-entropy in nats; no gradient.
-pub fn cross_entropy_sum(compute: Compute, h: &Tensor, w: &Tensor, targets: &Tensor) -> Result<f64> {
+pub fn cross_entropy_sum(
+    compute: Compute,
+    h: &Tensor,
+    w: &Tensor,
+    targets: &Tensor,
+) -> Result<f64> {
     scalar(&summed(compute, h, w, targets, false)?.loss)
 }
 
 /// Logits h Wᵀ of rows h (N, C) for W (V, C), in W's type.
 pub fn logits(compute: Compute, h: &Tensor, w: &Tensor) -> Result<Tensor> {
-    product_by(compute, &compute.narrowed(h)?, &compute.narrowed(w)?, false, true)?.to_dtype(w.dtype())
+    product_by(compute, &compute.narrowed(h)?, &compute.narrowed(w)?, false, true)?
+        .to_dtype(w.dtype())
 }
 
 /// Losses of all targets.
@@ -55,7 +67,13 @@ struct Summed {
     gradients: Option<(Tensor, Tensor)>,
 }
 
-fn summed(compute: Compute, h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Result<Summed> {
+fn summed(
+    compute: Compute,
+    h: &Tensor,
+    w: &Tensor,
+    targets: &Tensor,
+    wanted: bool,
+) -> Result<Summed> {
     let rows = as_rows(h)?.contiguous()?;
     let count = rows.dim(0)?;
     let targets = checked_targets(targets, count, w)?;
@@ -65,7 +83,8 @@ fn summed(compute: Compute, h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bo
     if compute.takes_kernels(w) {
         // Half precision only rounds what goes into the products.
         let (rows, w) = (widened(&compute.narrowed(&rows)?)?, widened(&compute.narrowed(w)?)?);
-        let (sum, gradients) = with_real!(w.dtype(), T => chunks::<T>(&rows, &w, &targets, wanted)?);
+        let (sum, gradients) =
+            with_real!(w.dtype(), T => chunks::<T>(&rows, &w, &targets, wanted)?);
         return Ok(Summed { loss: Tensor::new(sum, rows.device())?, count, gradients });
     }
     portable(compute, &compute.narrowed(&rows)?, w, &targets, wanted)
@@ -78,7 +97,9 @@ fn checked_targets(targets: &Tensor, count: usize, w: &Tensor) -> Result<Tensor>
     }
     if targets.device().is_cpu() {
         let vocabulary = w.dim(0)?;
-        if let Some(outside) = Host::new(&targets)?.ids()?.iter().find(|id| **id as usize >= vocabulary) {
+        if let Some(outside) =
+            Host::new(&targets)?.ids()?.iter().find(|id| **id as usize >= vocabulary)
+        {
             bail!("target token {outside} is outside the vocabulary of {vocabulary}")
         }
     }
@@ -86,7 +107,12 @@ fn checked_targets(targets: &Tensor, count: usize, w: &Tensor) -> Result<Tensor>
 }
 
 /// Sum of losses and, if wanted, (dh, dW) of the mean loss.
-fn chunks<T: Real>(h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Result<(f64, Option<(Tensor, Tensor)>)> {
+fn chunks<T: Real>(
+    h: &Tensor,
+    w: &Tensor,
+    targets: &Tensor,
+    wanted: bool,
+) -> Result<(f64, Option<(Tensor, Tensor)>)> {
     let ((count, width), (vocabulary, _)) = (h.dims2()?, w.dims2()?);
     let w = w.contiguous()?;
     let (h_host, w_host, target_host) = (Host::new(h)?, Host::new(&w)?, Host::new(targets)?);
@@ -106,11 +132,13 @@ fn chunks<T: Real>(h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Re
             let losses: Vec<f64> = logits
                 .par_chunks_mut(vocabulary)
                 .zip(&targets[first..first + rows])
-                .map(
-                    |(row, target)| {
-                        if wanted { row_loss_and_gradient(row, *target as usize, scale) } else { row_loss(row, *target as usize) }
-                    },
-                )
+                .map(|(row, target)| {
+                    if wanted {
+                        row_loss_and_gradient(row, *target as usize, scale)
+                    } else {
+                        row_loss(row, *target as usize)
+                    }
+                })
                 .collect();
             sum += losses.iter().sum::<f64>();
             if wanted {
@@ -155,14 +183,23 @@ fn row_loss_and_gradient<T: Real>(row: &mut [T], target: usize, scale: T) -> f64
 }
 
 /// The same by candle operations, in larger chunks.
-fn portable(compute: Compute, h: &Tensor, w: &Tensor, targets: &Tensor, wanted: bool) -> Result<Summed> {
+fn portable(
+    compute: Compute,
+    h: &Tensor,
+    w: &Tensor,
+    targets: &Tensor,
+    wanted: bool,
+) -> Result<Summed> {
     let ((count, _), vocabulary) = (h.dims2()?, w.dim(0)?);
     let (narrow, wide) = (compute.narrowed(w)?, w.dtype());
     let rows_per_chunk = (PORTABLE_CHUNK / vocabulary).clamp(64, count.max(64));
     let (mut loss, mut dw, mut dh) = (Tensor::zeros((), wide, w.device())?, None, Vec::new());
     for first in (0..count).step_by(rows_per_chunk) {
         let rows = rows_per_chunk.min(count - first);
-        let (input, ids) = (h.narrow(0, first, rows)?, targets.narrow(0, first, rows)?.unsqueeze(1)?.contiguous()?);
+        let (input, ids) = (
+            h.narrow(0, first, rows)?,
+            targets.narrow(0, first, rows)?.unsqueeze(1)?.contiguous()?,
+        );
         let logits = product_by(compute, &input, &narrow, false, true)?.to_dtype(wide)?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
         drop(logits);
@@ -182,6 +219,8 @@ fn portable(compute: Compute, h: &Tensor, w: &Tensor, targets: &Tensor, wanted: 
             });
         }
     }
-    let gradients = dw.map(|dw| Ok::<_, candle_core::Error>((Tensor::cat(&dh, 0)?.to_dtype(wide)?, dw))).transpose()?;
+    let gradients = dw
+        .map(|dw| Ok::<_, candle_core::Error>((Tensor::cat(&dh, 0)?.to_dtype(wide)?, dw)))
+        .transpose()?;
     Ok(Summed { loss, count, gradients })
 }

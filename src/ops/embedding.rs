@@ -6,14 +6,21 @@ use super::tape::{Tape, Value};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Columns that one thread scatters; fixed, and every column adds its tokens in order, so the gradient repeats bit for bit.
+/// Columns that one thread scatters; fixed, and every column adds its tokens in order, so the
+/// gradient repeats bit for bit.
 const COLUMNS: usize = 64;
 
-/// Sum of token and position vectors: tokens (B, T) u32, token table (V, C), position table (at least T, C), result (B, T, C).
+/// Sum of token and position vectors: tokens (B, T) u32, token table (V, C), position table (at
+/// least T, C), result (B, T, C).
 ///
 /// # Errors
 /// If a token is outside the table, or T exceeds the positions.
-pub fn embedding(tape: &Tape, tokens: &Tensor, token_table: &Value, position_table: &Value) -> Result<Value> {
+pub fn embedding(
+    tape: &Tape,
+    tokens: &Tensor,
+    token_table: &Value,
+    position_table: &Value,
+) -> Result<Value> {
     let (b, t) = tokens.dims2()?;
     let (vocabulary, width) = token_table.tensor().dims2()?;
     let (positions, _) = position_table.tensor().dims2()?;
@@ -29,19 +36,28 @@ pub fn embedding(tape: &Tape, tokens: &Tensor, token_table: &Value, position_tab
         }
         with_real!(token_table.tensor().dtype(), T => forward::<T>(ids.ids()?, token_table.tensor(), position_table.tensor(), (b, t, width))?)
     } else {
-        let rows = token_table.tensor().index_select(&tokens.flatten_all()?, 0)?.reshape((b, t, width))?;
+        let rows =
+            token_table.tensor().index_select(&tokens.flatten_all()?, 0)?.reshape((b, t, width))?;
         rows.broadcast_add(&position_table.tensor().narrow(0, 0, t)?)?
     };
     let (to_tokens, to_positions) = (token_table.source(), position_table.source());
-    let (token_table, position_table) = (token_table.tensor().clone(), position_table.tensor().clone());
+    let (token_table, position_table) =
+        (token_table.tensor().clone(), position_table.tensor().clone());
     Ok(tape.record(&[to_tokens, to_positions], embedded, move |delta, flow| {
         let delta = delta.contiguous()?;
         if !kernels {
             let rows = delta.reshape((b * t, width))?;
-            flow.add(to_tokens, token_table.zeros_like()?.index_add(&tokens.flatten_all()?, &rows, 0)?)?;
+            flow.add(
+                to_tokens,
+                token_table.zeros_like()?.index_add(&tokens.flatten_all()?, &rows, 0)?,
+            )?;
             let zeros = position_table.zeros_like()?;
             let head = delta.sum(0)?;
-            let padded = if t < positions { Tensor::cat(&[&head, &zeros.narrow(0, t, positions - t)?], 0)? } else { head };
+            let padded = if t < positions {
+                Tensor::cat(&[&head, &zeros.narrow(0, t, positions - t)?], 0)?
+            } else {
+                head
+            };
             return flow.add(to_positions, padded);
         }
         let ids = Host::new(&tokens)?;
@@ -61,30 +77,49 @@ pub fn embedding(tape: &Tape, tokens: &Tensor, token_table: &Value, position_tab
     }))
 }
 
-fn forward<T: Real>(ids: &[u32], tokens: &Tensor, positions: &Tensor, (b, t, width): (usize, usize, usize)) -> Result<Tensor> {
+fn forward<T: Real>(
+    ids: &[u32],
+    tokens: &Tensor,
+    positions: &Tensor,
+    (b, t, width): (usize, usize, usize),
+) -> Result<Tensor> {
     let (tokens, positions) = (tokens.contiguous()?, positions.contiguous()?);
     let (token_host, position_host) = (Host::new(&tokens)?, Host::new(&positions)?);
     let (tokens, positions) = (token_host.numbers::<T>()?, position_host.numbers::<T>()?);
     build::<T>((b, t, width), |out| {
         out.par_chunks_mut(width).with_min_len(64).enumerate().for_each(|(row, out)| {
             let (id, position) = (ids[row] as usize, row % t);
-            let (token, position) = (&tokens[id * width..][..width], &positions[position * width..][..width]);
-            out.iter_mut().zip(token.iter().zip(position)).for_each(|(x, (token, position))| *x = *token + *position);
+            let (token, position) =
+                (&tokens[id * width..][..width], &positions[position * width..][..width]);
+            out.iter_mut()
+                .zip(token.iter().zip(position))
+                .for_each(|(x, (token, position))| *x = *token + *position);
         });
         Ok(())
     })
 }
 
 /// table[place(row)] += delta[row] for every row, in row order, columns shared out between threads.
-fn scatter<T: Real>(table: &mut [T], width: usize, delta: &[T], place: impl Fn(usize) -> usize + Sync) {
+fn scatter<T: Real>(
+    table: &mut [T],
+    width: usize,
+    delta: &[T],
+    place: impl Fn(usize) -> usize + Sync,
+) {
     let rows = delta.len() / width;
     let shared = SharedOut::new(table);
     (0..width.div_ceil(COLUMNS)).into_par_iter().for_each(|part| {
         let (start, end) = (part * COLUMNS, width.min((part + 1) * COLUMNS));
         for row in 0..rows {
             let source = &delta[row * width..][start..end];
-            // SAFETY: threads own disjoint columns; `place` was checked to lie within the table by the forward pass.
-            let target = unsafe { std::slice::from_raw_parts_mut(shared.get().add(place(row) * width + start), end - start) };
+            // SAFETY: threads own disjoint columns; `place` was checked to lie within the table by
+            // the forward pass.
+            let target = unsafe {
+                std::slice::from_raw_parts_mut(
+                    shared.get().add(place(row) * width + start),
+                    end - start,
+                )
+            };
             target.iter_mut().zip(source).for_each(|(x, d)| *x += *d);
         }
     });

@@ -1,7 +1,10 @@
-//! CPU access to candle tensors without copies, and output buffers that are not zeroed before they are overwritten.
+//! CPU access to candle tensors without copies, and output buffers that are not zeroed before they
+//! are overwritten.
 
 use super::real::Real;
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+use candle_core::{
+    CpuStorage, DType, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
+};
 use std::cell::RefCell;
 
 /// Whether the CPU kernels take this tensor.
@@ -32,11 +35,14 @@ impl<'a> Host<'a> {
     /// If it is not contiguous.
     pub fn new(x: &'a Tensor) -> Result<Self> {
         let (storage, layout) = x.storage_and_layout();
-        let Some((start, end)) = layout.contiguous_offsets() else { bail!("a CPU kernel needs a contiguous tensor, got {layout:?}") };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("a CPU kernel needs a contiguous tensor, got {layout:?}")
+        };
         Ok(Self { storage, start, end })
     }
 
-    /// Opens a tensor of any strides: its numbers then run from its first element to the end of its storage.
+    /// Opens a tensor of any strides: its numbers then run from its first element to the end of its
+    /// storage.
     pub fn strided(x: &'a Tensor) -> Self {
         let (storage, layout) = x.storage_and_layout();
         let end = match &*storage {
@@ -70,8 +76,12 @@ impl<'a> Host<'a> {
     }
 }
 
-/// A tensor filled by `fill`, which must write every number: the buffer it gets holds arbitrary old memory.
-pub fn build<T: Real>(shape: impl Into<Shape>, fill: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Tensor> {
+/// A tensor filled by `fill`, which must write every number: the buffer it gets holds arbitrary old
+/// memory.
+pub fn build<T: Real>(
+    shape: impl Into<Shape>,
+    fill: impl FnOnce(&mut [T]) -> Result<()>,
+) -> Result<Tensor> {
     let shape = shape.into();
     let mut numbers = unwritten::<T>(shape.elem_count());
     fill(&mut numbers)?;
@@ -81,8 +91,9 @@ pub fn build<T: Real>(shape: impl Into<Shape>, fill: impl FnOnce(&mut [T]) -> Re
 /// A vector of `count` numbers whose values are arbitrary, for kernels that overwrite all of them.
 pub fn unwritten<T: Real>(count: usize) -> Vec<T> {
     let mut numbers: Vec<T> = Vec::with_capacity(count);
-    // SAFETY: the capacity is `count`, f32 and f64 have no invalid bit patterns and no destructor, and every caller writes each number
-    // before reading it; page faults and zeroing are a measurable part of a training step.
+    // SAFETY: the capacity is `count`, f32 and f64 have no invalid bit patterns and no destructor,
+    // and every caller writes each number before reading it; page faults and zeroing are a
+    // measurable part of a training step.
     #[allow(clippy::uninit_vec)]
     unsafe {
         numbers.set_len(count)
@@ -105,7 +116,9 @@ pub fn mutate<T: Real>(x: &Tensor, change: impl FnOnce(&mut [T]) -> Result<()>) 
         }
     }
     let on_storage = |storage: &mut CpuStorage, layout: &Layout| {
-        let Some((start, end)) = layout.contiguous_offsets() else { bail!("an in-place change needs a contiguous tensor, got {layout:?}") };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("an in-place change needs a contiguous tensor, got {layout:?}")
+        };
         match T::of_storage_mut(storage) {
             Some(numbers) => change(&mut numbers[start..end]),
             None => bail!("an in-place change for {:?} met another type", T::TYPE),

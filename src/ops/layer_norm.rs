@@ -1,4 +1,5 @@
-//! Layer normalisation (Ba, Kiros & Hinton 2016): y = w ∘ (x − μ)/√(σ² + ε) + b over the last dimension C.
+//! Layer normalisation (Ba, Kiros & Hinton 2016): y = w ∘ (x − μ)/√(σ² + ε) + b over the last
+//! dimension C.
 
 use super::compute::widened;
 use super::host::{Host, SharedOut, build, unwritten, with_real};
@@ -9,16 +10,27 @@ use super::tape::{Tape, Value};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Layer norm of x (…, C) with weight and bias of C, in the type of the weight; the result is in the type of the products.
+/// Layer norm of x (…, C) with weight and bias of C, in the type of the weight; the result is in
+/// the type of the products.
 ///
-/// With x̂ the normalised row and g = w ∘ δ: dx = (g − mean g − x̂ mean(g ∘ x̂))/√(σ² + ε), dw = Σ δ ∘ x̂, db = Σ δ.
+/// With x̂ the normalised row and g = w ∘ δ: dx = (g − mean g − x̂ mean(g ∘ x̂))/√(σ² + ε), dw = Σ
+/// δ ∘ x̂, db = Σ δ.
 ///
 /// # Errors
 /// If the weight is not C wide.
-pub fn layer_norm(tape: &Tape, x: &Value, weight: &Value, bias: Option<&Value>, epsilon: f64) -> Result<Value> {
+pub fn layer_norm(
+    tape: &Tape,
+    x: &Value,
+    weight: &Value,
+    bias: Option<&Value>,
+    epsilon: f64,
+) -> Result<Value> {
     let (_, width) = rows_of(x.tensor())?;
     if weight.tensor().dims() != [width] {
-        bail!("layer_norm: the input is {width} wide, the weight has shape {:?}", weight.tensor().dims())
+        bail!(
+            "layer_norm: the input is {width} wide, the weight has shape {:?}",
+            weight.tensor().dims()
+        )
     }
     let input = widened(x.tensor())?.contiguous()?;
     let kernels = tape.uses_kernels(&input);
@@ -72,7 +84,12 @@ fn statistics<T: Real>(row: &[T], epsilon: T) -> (T, T) {
     (mean, T::ONE / (variance + epsilon).root())
 }
 
-fn forward<T: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f64) -> Result<Tensor> {
+fn forward<T: Real>(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    epsilon: f64,
+) -> Result<Tensor> {
     let (_, width) = rows_of(x)?;
     let (x_host, w_host) = (Host::new(x)?, Host::new(weight)?);
     let (x_numbers, w) = (x_host.numbers::<T>()?, w_host.numbers::<T>()?);
@@ -80,17 +97,19 @@ fn forward<T: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon:
     let b = b_host.as_ref().map(|host| host.numbers::<T>()).transpose()?;
     let epsilon = T::real(epsilon);
     build::<T>(x.shape().clone(), |out| {
-        out.par_chunks_mut(width).with_min_len(16).zip(x_numbers.par_chunks(width)).for_each(|(out, row)| {
-            vectorized!({
-                let (mean, inverse) = statistics(row, epsilon);
-                for ((y, x), w) in out.iter_mut().zip(row).zip(w) {
-                    *y = (*x - mean) * inverse * *w;
-                }
-                if let Some(b) = b {
-                    out.iter_mut().zip(b).for_each(|(y, b)| *y += *b);
-                }
-            })
-        });
+        out.par_chunks_mut(width).with_min_len(16).zip(x_numbers.par_chunks(width)).for_each(
+            |(out, row)| {
+                vectorized!({
+                    let (mean, inverse) = statistics(row, epsilon);
+                    for ((y, x), w) in out.iter_mut().zip(row).zip(w) {
+                        *y = (*x - mean) * inverse * *w;
+                    }
+                    if let Some(b) = b {
+                        out.iter_mut().zip(b).for_each(|(y, b)| *y += *b);
+                    }
+                })
+            },
+        );
         Ok(())
     })
 }
@@ -103,28 +122,38 @@ fn backward<T: Real>(
     epsilon: f64,
     with_bias: bool,
 ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
-    /// Rows whose share of dw is summed together; fixed, so that dw does not depend on the thread count.
+    /// Rows whose share of dw is summed together; fixed, so that dw does not depend on the thread
+    /// count.
     const ROWS: usize = 64;
     let (rows, width) = rows_of(x)?;
     let (x_host, w_host, d_host) = (Host::new(x)?, Host::new(weight)?, Host::new(delta)?);
-    let (x_numbers, w, d) = (x_host.numbers::<T>()?, w_host.numbers::<T>()?, d_host.numbers::<T>()?);
+    let (x_numbers, w, d) =
+        (x_host.numbers::<T>()?, w_host.numbers::<T>()?, d_host.numbers::<T>()?);
     let epsilon = T::real(epsilon);
     let parts = rows.div_ceil(ROWS);
     let mut weight_parts = unwritten::<T>(parts * width);
     let shared = SharedOut::new(&mut weight_parts);
     let dx = build::<T>(x.shape().clone(), |dx| {
-        dx.par_chunks_mut(ROWS * width).zip(x_numbers.par_chunks(ROWS * width)).zip(d.par_chunks(ROWS * width)).enumerate().for_each(
-            |(part, ((dx, x), d))| {
+        dx.par_chunks_mut(ROWS * width)
+            .zip(x_numbers.par_chunks(ROWS * width))
+            .zip(d.par_chunks(ROWS * width))
+            .enumerate()
+            .for_each(|(part, ((dx, x), d))| {
                 // SAFETY: each part writes its own row of `weight_parts`.
-                let dw = unsafe { std::slice::from_raw_parts_mut(shared.get().add(part * width), width) };
+                let dw = unsafe {
+                    std::slice::from_raw_parts_mut(shared.get().add(part * width), width)
+                };
                 dw.fill(T::ZERO);
                 vectorized!({
-                    for ((dx, x), d) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(d.chunks_exact(width)) {
+                    for ((dx, x), d) in dx
+                        .chunks_exact_mut(width)
+                        .zip(x.chunks_exact(width))
+                        .zip(d.chunks_exact(width))
+                    {
                         row_backward(dx, x, w, d, dw, epsilon);
                     }
                 })
-            },
-        );
+            });
         Ok(())
     })?;
     let d_weight = build::<T>(width, |out| {

@@ -1,4 +1,5 @@
-//! Linear layers: y = x Wᵀ + b with W dense (m × n) or W = U S Vᵀ. Rows of x: B = product of its leading dimensions.
+//! Linear layers: y = x Wᵀ + b with W dense (m × n) or W = U S Vᵀ. Rows of x: B = product of its
+//! leading dimensions.
 
 use super::compute::{Compute, widened};
 use super::host::{Host, build, mutate, with_real};
@@ -33,14 +34,23 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
 
 /// y = x V Sᵀ Uᵀ + b for x (…, n), U (m, r), S (r, r), V (n, r).
 ///
-/// With z = x V saved and δ the gradient of y, the backward gives U's slot the K-gradient G V = δᵀ z (m × r), V's slot the L-gradient
-/// Gᵀ U = xᵀ (δ U) (n × r), and dx = (δ U) S Vᵀ, where G = δᵀ x is never formed and nothing is divided by S. These are not the partial
-/// derivatives by U and V (algorithms.md §1); S needs no slot, since its gradient Uᵀ G V is Uᵀ times the K-gradient. Where [`Gradients`](super::Gradients)
-/// ask for Gram matrices, V's slot also gets zᵀ z, the inputs' second moment seen in V, and U's (δU)ᵀ (δU), the output gradients' in U: r × r each.
+/// With z = x V saved and δ the gradient of y, the backward gives U's slot the K-gradient G V = δᵀ
+/// z (m × r), V's slot the L-gradient Gᵀ U = xᵀ (δ U) (n × r), and dx = (δ U) S Vᵀ, where G = δᵀ x
+/// is never formed and nothing is divided by S. These are not the partial derivatives by U and V
+/// (algorithms.md §1); S needs no slot, since its gradient Uᵀ G V is Uᵀ times the K-gradient. Where
+/// [`Gradients`](super::Gradients) ask for Gram matrices, V's slot also gets zᵀ z, the inputs'
+/// second moment seen in V, and U's (δU)ᵀ (δU), the output gradients' in U: r × r each.
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn low_rank_linear(tape: &Tape, x: &Value, u: &Value, s: &Tensor, v: &Value, bias: Option<&Value>) -> Result<Value> {
+pub fn low_rank_linear(
+    tape: &Tape,
+    x: &Value,
+    u: &Value,
+    s: &Tensor,
+    v: &Value,
+    bias: Option<&Value>,
+) -> Result<Value> {
     let ((m, r), (n, r_v)) = (u.tensor().dims2()?, v.tensor().dims2()?);
     if r != r_v || s.dims() != [r, r] {
         bail!("low_rank_linear: U is {m} x {r}, S {:?}, V {n} x {r_v}", s.dims())
@@ -56,10 +66,17 @@ pub fn low_rank_linear(tape: &Tape, x: &Value, u: &Value, s: &Tensor, v: &Value,
         let us = product_by(compute, u.tensor(), s, false, false)?;
         product_by(compute, &z, &compute.narrowed(&us)?, false, true)?
     } else {
-        product_by(compute, &product_by(compute, &z, &compute.narrowed(s)?, false, true)?, &u_narrow, false, true)?
+        product_by(
+            compute,
+            &product_by(compute, &z, &compute.narrowed(s)?, false, true)?,
+            &u_narrow,
+            false,
+            true,
+        )?
     };
     let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
-    let (to_x, to_u, to_v, to_bias) = (x.source(), u.source(), v.source(), bias.and_then(Value::source));
+    let (to_x, to_u, to_v, to_bias) =
+        (x.source(), u.source(), v.source(), bias.and_then(Value::source));
     let (s, v, input) = (s.clone(), v.tensor().clone(), Input::of(x));
     Ok(tape.record(&[to_x, to_u, to_v, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
@@ -98,11 +115,21 @@ impl Input {
     }
 
     /// Adds a op(b) as its gradient.
-    fn add_product(&self, flow: &mut Flow, to: Option<Source>, a: &Tensor, b: &Tensor, transpose_b: bool) -> Result<()> {
+    fn add_product(
+        &self,
+        flow: &mut Flow,
+        to: Option<Source>,
+        a: &Tensor,
+        b: &Tensor,
+        transpose_b: bool,
+    ) -> Result<()> {
         if to.is_none() || a.dtype() == self.dtype {
             return flow.add_product(to, &self.shape, a, b, false, transpose_b);
         }
-        let gradient = flow.product(a, b, false, transpose_b)?.to_dtype(self.dtype)?.reshape(self.shape.as_slice())?;
+        let gradient = flow
+            .product(a, b, false, transpose_b)?
+            .to_dtype(self.dtype)?
+            .reshape(self.shape.as_slice())?;
         flow.add(to, gradient)
     }
 }
@@ -174,7 +201,10 @@ pub(super) fn sum_rows<T: Real>(x: &[T], rows: usize, columns: usize, out: &mut 
         .par_chunks(ROWS_PER_PART * columns)
         .map(|part| {
             let mut sum = vec![T::ZERO; columns];
-            vectorized!(part.chunks_exact(columns).for_each(|row| sum.iter_mut().zip(row).for_each(|(s, x)| *s += *x)));
+            vectorized!(
+                part.chunks_exact(columns)
+                    .for_each(|row| sum.iter_mut().zip(row).for_each(|(s, x)| *s += *x))
+            );
             sum
         })
         .collect();

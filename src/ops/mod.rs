@@ -1,9 +1,11 @@
 //! The differentiable operations that training spends its time in, on a tape of our own.
 //!
-//! Every operation has a CPU kernel (f32, and f64 for tests) and a portable path of candle operations for other devices; both give the same
-//! numbers within rounding, and the kernels the same bits on every run at a fixed number of threads. [`Compute`] says which is taken and in which
-//! type products are made; [`Tape::portable`] runs on the CPU what a GPU runs. candle's CPU has no product of half-precision matrices: there they are
-//! widened, multiplied in f32 and rounded.
+//! Every operation has a CPU kernel (f32, and f64 for tests) and a portable path of candle
+//! operations for other devices; both give the same numbers within rounding, and the kernels the
+//! same bits on every run at a fixed number of threads. [`Compute`] says which is taken and in
+//! which type products are made; [`Tape::portable`] runs on the CPU what a GPU runs. candle's CPU
+//! has no product of half-precision matrices: there they are widened, multiplied in f32 and
+//! rounded.
 
 mod attention;
 mod compute;
@@ -28,7 +30,8 @@ pub use pointwise::{Dropout, add, dropout, gelu};
 pub use product::{product, product_into};
 pub use tape::{Flow, Gradients, Source, Tape, Value};
 
-/// What a CPU kernel outside this module needs: access to a tensor's numbers, both number types, SIMD dispatch.
+/// What a CPU kernel outside this module needs: access to a tensor's numbers, both number types,
+/// SIMD dispatch.
 pub mod kernel {
     pub use super::host::{Host, has_kernel, mutate};
     pub use super::real::Real;

@@ -12,19 +12,25 @@ const ROOT: f64 = 0.797_884_560_802_865_4;
 /// Cubic coefficient of the tanh form of GELU.
 const CUBIC: f64 = 0.044_715;
 
-/// GELU in GPT-2's tanh form (Hendrycks & Gimpel 2016): ½x(1 + tanh u) = x σ(2u) with u = √(2/π)(x + 0.044715 x³).
+/// GELU in GPT-2's tanh form (Hendrycks & Gimpel 2016): ½x(1 + tanh u) = x σ(2u) with u = √(2/π)(x
+/// + 0.044715 x³).
 pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
     let x_kept = x.tensor().clone();
     let input = widened(&x_kept)?.contiguous()?;
     let kernels = tape.uses_kernels(&input);
-    let y = if kernels { with_real!(input.dtype(), T => map::<T>(&input, |x| x * gate(x))?) } else { (&input * portable_gate(&input)?)? };
+    let y = if kernels {
+        with_real!(input.dtype(), T => map::<T>(&input, |x| x * gate(x))?)
+    } else {
+        (&input * portable_gate(&input)?)?
+    };
     let to_x = x.source();
     Ok(tape.record(&[to_x], y.to_dtype(x_kept.dtype())?, move |delta, flow| {
         let (input, delta) = (widened(&x_kept)?.contiguous()?, widened(&delta)?);
         let dx = if kernels {
             let delta = delta.contiguous()?;
             with_real!(input.dtype(), T => map2::<T>(&input, &delta, |x, delta| {
-                // Beyond ±10 the slope is 0 or 1 to the last bit, and x² of a huge x would overflow.
+                // Beyond ±10 the slope is 0 or 1 to the last bit, and x² of a huge x would
+                // overflow.
                 let x = x.larger(T::real(-10.0)).smaller(T::real(10.0));
                 let s = gate(x);
                 let slope = T::real(2.0 * ROOT) * (T::ONE + T::real(3.0 * CUBIC) * x * x);
@@ -53,7 +59,8 @@ fn portable_gate(x: &Tensor) -> Result<Tensor> {
     (u2?.neg()?.exp()? + 1.0)?.recip()
 }
 
-/// a + b in a's type; the backward passes the gradient on to both, without a copy where their types are one.
+/// a + b in a's type; the backward passes the gradient on to both, without a copy where their types
+/// are one.
 pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
     if a.tensor().dims() != b.tensor().dims() {
         bail!("add: shapes {:?} and {:?} differ", a.tensor().dims(), b.tensor().dims())
@@ -77,7 +84,8 @@ pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
     }))
 }
 
-/// A dropout mask, as a function of (key, element index): nothing is stored, the backward draws it again.
+/// A dropout mask, as a function of (key, element index): nothing is stored, the backward draws it
+/// again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// Probability of dropping an element.
@@ -115,19 +123,24 @@ impl<T: Real> Mask<T> {
     }
 }
 
-/// x with elements dropped at random and the others scaled by 1/(1 − p) (Srivastava et al. 2014, inverted form).
+/// x with elements dropped at random and the others scaled by 1/(1 − p) (Srivastava et al. 2014,
+/// inverted form).
 pub fn dropout(tape: &Tape, x: &Value, dropout: Dropout) -> Result<Value> {
     let kernels = tape.uses_kernels(x.tensor());
     let y = masked(x.tensor(), dropout, kernels)?;
     let to_x = x.source();
-    Ok(tape.record(&[to_x], y, move |delta, flow| flow.add(to_x, masked(&delta, dropout, kernels)?)))
+    Ok(tape
+        .record(&[to_x], y, move |delta, flow| flow.add(to_x, masked(&delta, dropout, kernels)?)))
 }
 
 fn masked(x: &Tensor, dropout: Dropout, kernels: bool) -> Result<Tensor> {
     if !kernels {
         let mask = dropout.mask::<f64>();
-        let factors: Vec<f64> = (0..x.elem_count() as u64).map(|index| mask.factor(index)).collect();
-        return x * Tensor::from_vec(factors, x.shape(), &candle_core::Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
+        let factors: Vec<f64> =
+            (0..x.elem_count() as u64).map(|index| mask.factor(index)).collect();
+        return x * Tensor::from_vec(factors, x.shape(), &candle_core::Device::Cpu)?
+            .to_dtype(x.dtype())?
+            .to_device(x.device())?;
     }
     let x = x.contiguous()?;
     let host = Host::new(&x)?;
@@ -163,7 +176,11 @@ fn map2<T: Real>(a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Sync) -> Result
     build::<T>(a.shape().clone(), |out| {
         out.par_chunks_mut(PIECE)
             .zip(a_numbers.par_chunks(PIECE).zip(b_numbers.par_chunks(PIECE)))
-            .for_each(|(out, (a, b))| vectorized!(out.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = f(*a, *b))));
+            .for_each(|(out, (a, b))| {
+                vectorized!(
+                    out.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = f(*a, *b))
+                )
+            });
         Ok(())
     })
 }

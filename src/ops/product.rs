@@ -1,7 +1,8 @@
 //! Matrix products: the one place where the CPU multiplies matrices.
 //!
-//! Outputs are cut into tiles, each computed by one thread over the whole inner dimension; how an element is summed does not depend on
-//! its tile, so results depend neither on the schedule nor on the number of threads.
+//! Outputs are cut into tiles, each computed by one thread over the whole inner dimension; how an
+//! element is summed does not depend on its tile, so results depend neither on the schedule nor on
+//! the number of threads.
 
 use super::compute::{Compute, is_half, widened};
 use super::host::{Host, SharedOut, build, mutate, with_real};
@@ -38,42 +39,83 @@ impl<'a, T: Real> Matrix<'a, T> {
     ///
     /// # Panics
     /// If it reaches beyond `numbers`.
-    pub fn strided(numbers: &'a [T], (rows, columns): (usize, usize), (row_stride, column_stride): (usize, usize)) -> Self {
-        let extent = if rows * columns == 0 { 0 } else { (rows - 1) * row_stride + (columns - 1) * column_stride + 1 };
+    pub fn strided(
+        numbers: &'a [T],
+        (rows, columns): (usize, usize),
+        (row_stride, column_stride): (usize, usize),
+    ) -> Self {
+        let extent = if rows * columns == 0 {
+            0
+        } else {
+            (rows - 1) * row_stride + (columns - 1) * column_stride + 1
+        };
         assert!(extent <= numbers.len(), "a {rows} x {columns} matrix reaches beyond its memory");
         Self { numbers, rows, columns, row_stride, column_stride }
     }
 
     /// The transpose, without moving anything.
     pub fn t(self) -> Self {
-        Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
     }
 
     /// The rows × columns part whose first element is (row, column).
     fn part(&self, (row, column): (usize, usize), (rows, columns): (usize, usize)) -> Self {
         let start = row * self.row_stride + column * self.column_stride;
-        Self::strided(&self.numbers[start.min(self.numbers.len())..], (rows, columns), (self.row_stride, self.column_stride))
+        Self::strided(
+            &self.numbers[start.min(self.numbers.len())..],
+            (rows, columns),
+            (self.row_stride, self.column_stride),
+        )
     }
 
     fn view(&self) -> MatRef<'a, T> {
         // SAFETY: `strided` checked the extent against the slice.
         unsafe {
-            MatRef::from_raw_parts(self.numbers.as_ptr(), self.rows, self.columns, self.row_stride as isize, self.column_stride as isize)
+            MatRef::from_raw_parts(
+                self.numbers.as_ptr(),
+                self.rows,
+                self.columns,
+                self.row_stride as isize,
+                self.column_stride as isize,
+            )
         }
     }
 }
 
-/// out ← alpha · a b, or out ← out + alpha · a b with `accumulate`, on the calling thread alone; rows of `out` are `stride` apart.
+/// out ← alpha · a b, or out ← out + alpha · a b with `accumulate`, on the calling thread alone;
+/// rows of `out` are `stride` apart.
 ///
 /// # Safety
-/// `out` must be valid for a.rows × b.columns elements at that stride, nobody else may use them meanwhile, and a and b must not overlap them.
-pub unsafe fn multiply_at<T: Real>(out: *mut T, stride: usize, a: Matrix<T>, b: Matrix<T>, alpha: T, accumulate: bool) {
+/// `out` must be valid for a.rows × b.columns elements at that stride, nobody else may use them
+/// meanwhile, and a and b must not overlap them.
+pub unsafe fn multiply_at<T: Real>(
+    out: *mut T,
+    stride: usize,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    alpha: T,
+    accumulate: bool,
+) {
     // SAFETY: the caller's promise.
     let out = unsafe { MatMut::from_raw_parts_mut(out, a.rows, b.columns, stride as isize, 1) };
-    matmul(out, if accumulate { Accum::Add } else { Accum::Replace }, a.view(), b.view(), alpha, Par::Seq);
+    matmul(
+        out,
+        if accumulate { Accum::Add } else { Accum::Replace },
+        a.view(),
+        b.view(),
+        alpha,
+        Par::Seq,
+    );
 }
 
-/// out ← a b, or out ← out + a b with `accumulate`, on all threads; `out` is row-major, a.rows × b.columns.
+/// out ← a b, or out ← out + a b with `accumulate`, on all threads; `out` is row-major, a.rows ×
+/// b.columns.
 pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: bool) {
     let (rows, columns, inner) = (a.rows, b.columns, a.columns);
     assert_eq!(inner, b.rows, "inner dimensions of a product");
@@ -85,8 +127,11 @@ pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: 
         let (row, column) = (index / tiles_across * tile_rows, index % tiles_across * tile_columns);
         let (height, width) = (tile_rows.min(rows - row), tile_columns.min(columns - column));
         let (a, b) = (a.part((row, 0), (height, inner)), b.part((0, column), (inner, width)));
-        // SAFETY: tiles are disjoint parts of `out`, which nothing else refers to until this function returns.
-        unsafe { multiply_at(shared.get().add(row * columns + column), columns, a, b, T::ONE, accumulate) }
+        // SAFETY: tiles are disjoint parts of `out`, which nothing else refers to until this
+        // function returns.
+        unsafe {
+            multiply_at(shared.get().add(row * columns + column), columns, a, b, T::ONE, accumulate)
+        }
     };
     match rows.div_ceil(tile_rows) * tiles_across {
         1 => tile(0),
@@ -131,19 +176,34 @@ pub fn product(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> 
     product_by(Compute::default(), a, b, transpose_a, transpose_b)
 }
 
-/// out ← op(a) op(b), or out ← out + op(a) op(b) with `accumulate`; in place on the CPU, where `out` must not share memory with a or b.
+/// out ← op(a) op(b), or out ← out + op(a) op(b) with `accumulate`; in place on the CPU, where
+/// `out` must not share memory with a or b.
 ///
 /// # Errors
 /// If a shape does not fit.
-pub fn product_into(out: &mut Tensor, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool, accumulate: bool) -> Result<()> {
+pub fn product_into(
+    out: &mut Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    transpose_a: bool,
+    transpose_b: bool,
+    accumulate: bool,
+) -> Result<()> {
     product_into_by(Compute::default(), out, a, b, transpose_a, transpose_b, accumulate)
 }
 
 /// [`product`], by kernels or candle's operations.
-pub(super) fn product_by(compute: Compute, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
+pub(super) fn product_by(
+    compute: Compute,
+    a: &Tensor,
+    b: &Tensor,
+    transpose_a: bool,
+    transpose_b: bool,
+) -> Result<Tensor> {
     let shape = product_shape(a, b, transpose_a, transpose_b)?;
     if is_half(a.dtype()) && a.device().is_cpu() {
-        return product_by(compute, &widened(a)?, &widened(b)?, transpose_a, transpose_b)?.to_dtype(a.dtype());
+        return product_by(compute, &widened(a)?, &widened(b)?, transpose_a, transpose_b)?
+            .to_dtype(a.dtype());
     }
     if !compute.takes_kernels(a) {
         return view(a, transpose_a)?.matmul(&view(b, transpose_b)?);
@@ -182,19 +242,32 @@ pub(super) fn batched_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     whole(a)?.matmul(&whole(b)?)
 }
 
-fn product_shape(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<(usize, usize)> {
+fn product_shape(
+    a: &Tensor,
+    b: &Tensor,
+    transpose_a: bool,
+    transpose_b: bool,
+) -> Result<(usize, usize)> {
     let oriented = |x: &Tensor, transpose: bool| -> Result<(usize, usize)> {
         let (rows, columns) = x.dims2()?;
         Ok(if transpose { (columns, rows) } else { (rows, columns) })
     };
-    let ((rows, inner), (inner_b, columns)) = (oriented(a, transpose_a)?, oriented(b, transpose_b)?);
+    let ((rows, inner), (inner_b, columns)) =
+        (oriented(a, transpose_a)?, oriented(b, transpose_b)?);
     if inner != inner_b {
         bail!("a {rows} x {inner} matrix cannot be multiplied by a {inner_b} x {columns} one")
     }
     Ok((rows, columns))
 }
 
-fn apply<T: Real>(out: &mut [T], a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool, accumulate: bool) -> Result<()> {
+fn apply<T: Real>(
+    out: &mut [T],
+    a: &Tensor,
+    b: &Tensor,
+    transpose_a: bool,
+    transpose_b: bool,
+    accumulate: bool,
+) -> Result<()> {
     let (a, b) = (unit_stride(a)?, unit_stride(b)?);
     let (a_host, b_host) = (Host::strided(&a), Host::strided(&b));
     multiply(out, matrix(&a, &a_host, transpose_a)?, matrix(&b, &b_host, transpose_b)?, accumulate);

@@ -36,7 +36,8 @@ pub trait Real:
     fn wide(self) -> f64;
     /// Square root.
     fn root(self) -> Self;
-    /// eˣ; in f32 a polynomial that vectorises, relative error below 3·10⁻⁷, 0 below −87.3 and at most 2·10³⁸.
+    /// eˣ; in f32 a polynomial that vectorises, relative error below 3·10⁻⁷, 0 below −87.3 and at
+    /// most 2·10³⁸.
     fn exponential(self) -> Self;
     /// The larger of two numbers; `self` if either is NaN.
     fn larger(self, other: Self) -> Self;
@@ -67,7 +68,8 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn exponential(self) -> Self {
-        // x = n ln 2 + r with |r| ≤ ln 2 / 2 (ln 2 in two parts), eˣ = 2ⁿ eʳ; eʳ by a minimax polynomial (Cephes expf).
+        // x = n ln 2 + r with |r| ≤ ln 2 / 2 (ln 2 in two parts), eˣ = 2ⁿ eʳ; eʳ by a minimax
+        // polynomial (Cephes expf).
         const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest whole number
         let x = if self > 88.0 { 88.0 } else { self };
         let x = if x < -87.3 { -87.3 } else { x };
@@ -139,10 +141,12 @@ impl Real for f64 {
     }
 }
 
-/// Runs a loop compiled for the best SIMD level of this processor (AVX-512, AVX2 or the baseline, found at run time).
+/// Runs a loop compiled for the best SIMD level of this processor (AVX-512, AVX2 or the baseline,
+/// found at run time).
 ///
-/// What the loop calls must be `#[inline(always)]` all the way down: a function of its own is compiled for the baseline. Kernels use
-/// separate multiplications and additions, never fused ones, so every level gives the same bits.
+/// What the loop calls must be `#[inline(always)]` all the way down: a function of its own is
+/// compiled for the baseline. Kernels use separate multiplications and additions, never fused ones,
+/// so every level gives the same bits.
 macro_rules! vectorized {
     ($kernel:expr) => {
         $crate::ops::real::dispatch(
@@ -167,7 +171,8 @@ pub fn dispatch<R>(kernel: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Kernel(kernel))
 }
 
-/// Number of partial results kept side by side, so that reductions vectorise and always combine in the same order.
+/// Number of partial results kept side by side, so that reductions vectorise and always combine in
+/// the same order.
 const LANES: usize = 32;
 
 /// Σ term(element i of every row) over rows of equal length, in [`LANES`] interleaved partial sums.
@@ -233,7 +238,10 @@ mod tests {
             is_x86_feature_detected!("avx512vl"),
         ];
         let wide = matches!(pulp::Arch::new(), pulp::Arch::V4(_));
-        assert!(wide || has.contains(&false), "the processor has AVX-512, the kernels do not use it");
+        assert!(
+            wide || has.contains(&false),
+            "the processor has AVX-512, the kernels do not use it"
+        );
     }
 
     #[test]
@@ -248,7 +256,10 @@ mod tests {
     fn lanes_add_everything_once() {
         for count in [0, 1, 31, 32, 33, 100] {
             let (x, ones) = ((0..count).map(|i| i as f64).collect::<Vec<_>>(), vec![1.0; count]);
-            assert_eq!(lane_sum([&x, &ones], |[x, one]| x + one), (count * count.saturating_sub(1) / 2 + count) as f64);
+            assert_eq!(
+                lane_sum([&x, &ones], |[x, one]| x + one),
+                (count * count.saturating_sub(1) / 2 + count) as f64
+            );
         }
     }
 

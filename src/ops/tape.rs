@@ -1,8 +1,9 @@
 //! The tape: what training differentiates through.
 //!
-//! candle's own autograd zero-fills and adds every gradient and its custom operations take three arguments at most; on the CPU that costs
-//! more than the products. Here an operation records one closure; the backward pass runs them in reverse, moves a first gradient in
-//! instead of adding it to zeros, and frees each saved activation as soon as it is used.
+//! candle's own autograd zero-fills and adds every gradient and its custom operations take three
+//! arguments at most; on the CPU that costs more than the products. Here an operation records one
+//! closure; the backward pass runs them in reverse, moves a first gradient in instead of adding it
+//! to zeros, and frees each saved activation as soon as it is used.
 
 use super::compute::{Compute, is_half, widened};
 use super::host::{mutate, with_real};
@@ -61,7 +62,8 @@ impl Tape {
         Self { recording: false, ..Self::training() }
     }
 
-    /// The same tape with the CPU kernels turned off: every operation takes the path of candle operations that other devices take.
+    /// The same tape with the CPU kernels turned off: every operation takes the path of candle
+    /// operations that other devices take.
     pub fn portable(mut self) -> Self {
         self.compute.kernels = false;
         self
@@ -97,7 +99,8 @@ impl Tape {
         Value { tensor: tensor.clone(), source: self.recording.then_some(Source::Slot(slot)) }
     }
 
-    /// Records an operation's output; `backward` gets the output's gradient and passes gradients on.
+    /// Records an operation's output; `backward` gets the output's gradient and passes gradients
+    /// on.
     ///
     /// Nothing is recorded in inference, or if no input wants a gradient.
     pub fn record(
@@ -119,9 +122,15 @@ impl Tape {
     /// # Errors
     /// If `loss` was not recorded on this tape, or an operation fails.
     pub fn backward(self, loss: &Value, gradients: &mut Gradients) -> Result<()> {
-        let Some(source) = loss.source else { bail!("backward: no parameter influences this value, or the tape does not record") };
+        let Some(source) = loss.source else {
+            bail!("backward: no parameter influences this value, or the tape does not record")
+        };
         let nodes = self.nodes.into_inner();
-        let mut flow = Flow { arrived: (0..nodes.len()).map(|_| None).collect(), gradients, compute: self.compute };
+        let mut flow = Flow {
+            arrived: (0..nodes.len()).map(|_| None).collect(),
+            gradients,
+            compute: self.compute,
+        };
         flow.add(Some(source), loss.tensor.ones_like()?)?;
         for (index, backward) in nodes.into_iter().enumerate().rev() {
             if let Some(arrived) = flow.arrived[index].take() {
@@ -141,7 +150,8 @@ pub struct Flow<'a> {
 
 struct Arrived {
     tensor: Tensor,
-    /// Whether another value's gradient may share the numbers, so that they must not be changed in place.
+    /// Whether another value's gradient may share the numbers, so that they must not be changed in
+    /// place.
     shared: bool,
 }
 
@@ -159,13 +169,19 @@ impl Flow<'_> {
     fn arrive(&mut self, to: Option<Source>, new: Arrived) -> Result<()> {
         match to {
             None => Ok(()),
-            Some(Source::Slot(slot)) => self.gradients.add(self.compute, slot, new.tensor, new.shared),
+            Some(Source::Slot(slot)) => {
+                self.gradients.add(self.compute, slot, new.tensor, new.shared)
+            }
             Some(Source::Node(index)) => {
                 let add = |a: Tensor, b: &Tensor| add_in_place(self.compute, a, b);
                 let sum = match self.arrived[index].take() {
                     None => new,
-                    Some(old) if !old.shared => Arrived { tensor: add(old.tensor, &new.tensor)?, shared: false },
-                    Some(old) if !new.shared => Arrived { tensor: add(new.tensor, &old.tensor)?, shared: false },
+                    Some(old) if !old.shared => {
+                        Arrived { tensor: add(old.tensor, &new.tensor)?, shared: false }
+                    }
+                    Some(old) if !new.shared => {
+                        Arrived { tensor: add(new.tensor, &old.tensor)?, shared: false }
+                    }
                     Some(old) => Arrived { tensor: (old.tensor + new.tensor)?, shared: false },
                 };
                 self.arrived[index] = Some(sum);
@@ -174,7 +190,8 @@ impl Flow<'_> {
         }
     }
 
-    /// Adds op(a) op(b), seen in this shape, straight into the buffer that is there already where it can be.
+    /// Adds op(a) op(b), seen in this shape, straight into the buffer that is there already where
+    /// it can be.
     pub fn add_product(
         &mut self,
         to: Option<Source>,
@@ -186,15 +203,31 @@ impl Flow<'_> {
     ) -> Result<()> {
         match to {
             None => Ok(()),
-            Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => {
-                self.gradients.add_product(self.compute, slot, shape, a, b, transpose_a, transpose_b)
-            }
-            Some(Source::Node(index)) if self.compute.takes_kernels(a) => match &self.arrived[index] {
-                Some(old) if !old.shared && old.tensor.dtype() == a.dtype() && old.tensor.is_contiguous() => {
-                    product_into_by(self.compute, &mut as_rows(&old.tensor)?, a, b, transpose_a, transpose_b, true)
+            Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => self
+                .gradients
+                .add_product(self.compute, slot, shape, a, b, transpose_a, transpose_b),
+            Some(Source::Node(index)) if self.compute.takes_kernels(a) => {
+                match &self.arrived[index] {
+                    Some(old)
+                        if !old.shared
+                            && old.tensor.dtype() == a.dtype()
+                            && old.tensor.is_contiguous() =>
+                    {
+                        product_into_by(
+                            self.compute,
+                            &mut as_rows(&old.tensor)?,
+                            a,
+                            b,
+                            transpose_a,
+                            transpose_b,
+                            true,
+                        )
+                    }
+                    _ => {
+                        self.add(to, self.product(a, b, transpose_a, transpose_b)?.reshape(shape)?)
+                    }
                 }
-                _ => self.add(to, self.product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
-            },
+            }
             Some(_) => self.add(to, self.product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
         }
     }
@@ -202,13 +235,21 @@ impl Flow<'_> {
     /// Adds the Gram matrix xᵀ x of rows x to a parameter's slot, if the gradients ask for them.
     pub fn add_gram(&mut self, to: Option<Source>, x: &Tensor) -> Result<()> {
         match to {
-            Some(Source::Slot(slot)) if self.gradients.wants_grams => self.gradients.add_gram(self.compute, slot, x),
+            Some(Source::Slot(slot)) if self.gradients.wants_grams => {
+                self.gradients.add_gram(self.compute, slot, x)
+            }
             _ => Ok(()),
         }
     }
 
     /// op(a) op(b), computed as the tape computes.
-    pub fn product(&self, a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
+    pub fn product(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        transpose_a: bool,
+        transpose_b: bool,
+    ) -> Result<Tensor> {
         product_by(self.compute, a, b, transpose_a, transpose_b)
     }
 
@@ -217,8 +258,14 @@ impl Flow<'_> {
         self.compute
     }
 
-    /// Changes a parameter's buffer in place, filled with zeros of this tensor's kind if nothing has arrived yet; CPU only.
-    pub fn update_slot<T: Real>(&mut self, to: Option<Source>, like: &Tensor, change: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
+    /// Changes a parameter's buffer in place, filled with zeros of this tensor's kind if nothing
+    /// has arrived yet; CPU only.
+    pub fn update_slot<T: Real>(
+        &mut self,
+        to: Option<Source>,
+        like: &Tensor,
+        change: impl FnOnce(&mut [T]) -> Result<()>,
+    ) -> Result<()> {
         match to {
             None => Ok(()),
             Some(Source::Slot(slot)) => mutate(self.gradients.zeroed(slot, like)?, change),
@@ -233,10 +280,12 @@ impl Flow<'_> {
 
 /// Parameter gradients by slot; buffers are kept from step to step.
 ///
-/// A low-rank weight W = U S Vᵀ uses two slots: U's receives the K-gradient G V (m × r) and V's the L-gradient Gᵀ U (n × r), with G the
-/// Euclidean gradient at W. These are not the partial derivatives by U and V, which would carry a factor S (algorithms.md §1).
+/// A low-rank weight W = U S Vᵀ uses two slots: U's receives the K-gradient G V (m × r) and V's the
+/// L-gradient Gᵀ U (n × r), with G the Euclidean gradient at W. These are not the partial
+/// derivatives by U and V, which would carry a factor S (algorithms.md §1).
 ///
-/// A gradient of half precision is widened before it is stored or added: sums over micro-batches are in f32.
+/// A gradient of half precision is widened before it is stored or added: sums over micro-batches
+/// are in f32.
 #[derive(Debug)]
 pub struct Gradients {
     slots: Vec<Slot>,
@@ -253,7 +302,11 @@ struct Slot {
 impl Gradients {
     /// Empty slots.
     pub fn new(count: usize) -> Self {
-        Self { slots: (0..count).map(|_| Slot::default()).collect(), wants_grams: false, grams: BTreeMap::new() }
+        Self {
+            slots: (0..count).map(|_| Slot::default()).collect(),
+            wants_grams: false,
+            grams: BTreeMap::new(),
+        }
     }
 
     /// The gradient of a slot, if one has arrived since the last [`Self::reset`].
@@ -261,14 +314,16 @@ impl Gradients {
         self.slots.get(slot).filter(|slot| slot.filled).and_then(|slot| slot.buffer.as_ref())
     }
 
-    /// Forgets all gradients but keeps their buffers; Gram matrices are forgotten and no longer asked for.
+    /// Forgets all gradients but keeps their buffers; Gram matrices are forgotten and no longer
+    /// asked for.
     pub fn reset(&mut self) {
         self.slots.iter_mut().for_each(|slot| slot.filled = false);
         self.wants_grams = false;
         self.grams.clear();
     }
 
-    /// Asks the low-rank layers for the second moments of what passes through them; see [`low_rank_linear`](super::low_rank_linear).
+    /// Asks the low-rank layers for the second moments of what passes through them; see
+    /// [`low_rank_linear`](super::low_rank_linear).
     pub fn want_grams(&mut self) {
         self.wants_grams = true;
     }
@@ -316,9 +371,20 @@ impl Gradients {
         let slot = &mut self.slots[slot];
         match &slot.buffer {
             Some(buffer) if slot.filled || buffer.dims() == shape => {
-                product_into_by(compute, &mut as_rows(buffer)?, a, b, transpose_a, transpose_b, slot.filled)?;
+                product_into_by(
+                    compute,
+                    &mut as_rows(buffer)?,
+                    a,
+                    b,
+                    transpose_a,
+                    transpose_b,
+                    slot.filled,
+                )?;
             }
-            _ => slot.buffer = Some(product_by(compute, a, b, transpose_a, transpose_b)?.reshape(shape)?),
+            _ => {
+                slot.buffer =
+                    Some(product_by(compute, a, b, transpose_a, transpose_b)?.reshape(shape)?)
+            }
         }
         slot.filled = true;
         Ok(())

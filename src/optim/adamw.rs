@@ -41,12 +41,31 @@ impl AdamwState {
         Ok(Self { first: weight.zeros_like()?, second: weight.zeros_like()? })
     }
 
-    /// One step: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², w ← (1 − ηλ)w − η m̂/(√v̂ + ε), with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ).
-    pub fn step(&mut self, weight: &mut Tensor, gradient: &Tensor, hyper: &AdamwStep) -> Result<()> {
+    /// One step: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², w ← (1 − ηλ)w − η m̂/(√v̂ + ε), with m̂ =
+    /// m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ).
+    pub fn step(
+        &mut self,
+        weight: &mut Tensor,
+        gradient: &Tensor,
+        hyper: &AdamwStep,
+    ) -> Result<()> {
         let correction1 = 1.0 - hyper.beta1.powi(hyper.step as i32);
         let correction2 = 1.0 - hyper.beta2.powi(hyper.step as i32);
-        elementwise::decay_and_add(hyper.compute, &mut self.first, hyper.beta1, gradient, (1.0 - hyper.beta1) * hyper.gradient_scale)?;
-        elementwise::decay_and_add_square(hyper.compute, &mut self.second, hyper.beta2, gradient, hyper.gradient_scale, 1.0 - hyper.beta2)?;
+        elementwise::decay_and_add(
+            hyper.compute,
+            &mut self.first,
+            hyper.beta1,
+            gradient,
+            (1.0 - hyper.beta1) * hyper.gradient_scale,
+        )?;
+        elementwise::decay_and_add_square(
+            hyper.compute,
+            &mut self.second,
+            hyper.beta2,
+            gradient,
+            hyper.gradient_scale,
+            1.0 - hyper.beta2,
+        )?;
         elementwise::subtract_quotient(
             hyper.compute,
             weight,
@@ -59,17 +78,25 @@ impl AdamwState {
         )
     }
 
-    /// Adam's direction m̂/(√v̂ + ε) of a gradient and the new moments; nothing is changed in place, and learning rate and decay play no part.
+    /// Adam's direction m̂/(√v̂ + ε) of a gradient and the new moments; nothing is changed in
+    /// place, and learning rate and decay play no part.
     pub fn direction(&self, gradient: &Tensor, hyper: &AdamwStep) -> Result<(Tensor, Self)> {
         let mut moments = Self { first: self.first.copy()?, second: self.second.copy()? };
         let mut from_zero = gradient.zeros_like()?;
-        moments.step(&mut from_zero, gradient, &AdamwStep { learning_rate: 1.0, weight_decay: 0.0, ..*hyper })?;
+        moments.step(
+            &mut from_zero,
+            gradient,
+            &AdamwStep { learning_rate: 1.0, weight_decay: 0.0, ..*hyper },
+        )?;
         Ok((from_zero.neg()?, moments))
     }
 
     /// The moments from named tensors; the shapes must be those of `self`.
     pub fn load(&self, reader: &mut StateReader) -> anyhow::Result<Self> {
-        Ok(Self { first: reader.take_like("first", &self.first)?, second: reader.take_like("second", &self.second)? })
+        Ok(Self {
+            first: reader.take_like("first", &self.first)?,
+            second: reader.take_like("second", &self.second)?,
+        })
     }
 }
 

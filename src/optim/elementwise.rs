@@ -1,4 +1,5 @@
-//! Element-wise passes of the dense rules and sums of squares: in place and parallel by kernels on the CPU, candle operations elsewhere.
+//! Element-wise passes of the dense rules and sums of squares: in place and parallel by kernels on
+//! the CPU, candle operations elsewhere.
 
 use crate::ops::Compute;
 use crate::ops::kernel::{Host, Real, mutate, vectorized, with_real};
@@ -9,7 +10,13 @@ use rayon::prelude::*;
 const PIECE: usize = 1 << 15;
 
 /// x ← decay · x + factor · g.
-pub fn decay_and_add(compute: Compute, x: &mut Tensor, decay: f64, g: &Tensor, factor: f64) -> Result<()> {
+pub fn decay_and_add(
+    compute: Compute,
+    x: &mut Tensor,
+    decay: f64,
+    g: &Tensor,
+    factor: f64,
+) -> Result<()> {
     if !compute.takes_kernels(x) {
         *x = ((&*x * decay)? + (g * factor)?)?;
         return Ok(());
@@ -21,7 +28,14 @@ pub fn decay_and_add(compute: Compute, x: &mut Tensor, decay: f64, g: &Tensor, f
 }
 
 /// x ← decay · x + weight · (scale · g)².
-pub fn decay_and_add_square(compute: Compute, x: &mut Tensor, decay: f64, g: &Tensor, scale: f64, weight: f64) -> Result<()> {
+pub fn decay_and_add_square(
+    compute: Compute,
+    x: &mut Tensor,
+    decay: f64,
+    g: &Tensor,
+    scale: f64,
+    weight: f64,
+) -> Result<()> {
     let factor = weight * scale * scale;
     if !compute.takes_kernels(x) {
         *x = ((&*x * decay)? + (g.sqr()? * factor)?)?;
@@ -79,12 +93,14 @@ fn update<T: Real>(x: &Tensor, g: &Tensor, f: impl Fn(T, T) -> T + Sync) -> Resu
     })
 }
 
-/// Σ xᵢ² of every tensor, accumulated in f64 over pieces of fixed size, or on the device with one transfer for all; not finite where an element is
-/// not finite.
+/// Σ xᵢ² of every tensor, accumulated in f64 over pieces of fixed size, or on the device with one
+/// transfer for all; not finite where an element is not finite.
 pub fn sums_of_squares(compute: Compute, tensors: &[&Tensor]) -> Result<Vec<f64>> {
     match tensors.first() {
         None => Ok(Vec::new()),
-        Some(first) if compute.takes_kernels(first) => tensors.par_iter().map(|x| sum_of_squares(x)).collect(),
+        Some(first) if compute.takes_kernels(first) => {
+            tensors.par_iter().map(|x| sum_of_squares(x)).collect()
+        }
         Some(_) => {
             let sums = tensors.iter().map(|x| x.sqr()?.sum_all()).collect::<Result<Vec<_>>>()?;
             Tensor::stack(&sums, 0)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()
@@ -120,7 +136,11 @@ mod tests {
     fn sum_of_squares_of_many_pieces() -> Result<()> {
         let x: Vec<f32> = (0..3 * PIECE + 5).map(|i| (i % 17) as f32 - 8.0).collect();
         let exact: f64 = x.iter().map(|v| (*v as f64).powi(2)).sum();
-        assert_eq!(sum_of_squares(&Tensor::new(x, &Device::Cpu)?)?, exact, "whole numbers add up exactly");
+        assert_eq!(
+            sum_of_squares(&Tensor::new(x, &Device::Cpu)?)?,
+            exact,
+            "whole numbers add up exactly"
+        );
         Ok(())
     }
 

@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 /// Where the linear algebra of low-rank and full matrices runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Placement {
-    /// On the CPU by faer, weight beside weight on all threads; tensors of another device travel there and back.
+    /// On the CPU by faer, weight beside weight on all threads; tensors of another device travel
+    /// there and back.
     #[default]
     Host,
-    /// Where the tensors live, by candle's products, all weights of one shape and rank as one stack.
+    /// Where the tensors live, by candle's products, all weights of one shape and rank as one
+    /// stack.
     Device,
 }
 
@@ -34,11 +36,14 @@ pub struct Execution {
 /// Indices of equal keys together, each group and all groups in a fixed order.
 pub fn groups<K: Ord>(keys: impl IntoIterator<Item = K>) -> Vec<Vec<usize>> {
     let mut groups: BTreeMap<K, Vec<usize>> = BTreeMap::new();
-    keys.into_iter().enumerate().for_each(|(index, key)| groups.entry(key).or_default().push(index));
+    keys.into_iter()
+        .enumerate()
+        .for_each(|(index, key)| groups.entry(key).or_default().push(index));
     groups.into_values().collect()
 }
 
-/// `change` of every item: side by side on the host; one after another on a device, whose queue of work is one.
+/// `change` of every item: side by side on the host; one after another on a device, whose queue of
+/// work is one.
 pub fn map_all<T: Send, R: Send>(
     placement: Placement,
     items: Vec<T>,
@@ -50,7 +55,8 @@ pub fn map_all<T: Send, R: Send>(
     }
 }
 
-/// Waits until the tensor's device has done its work, so that a clock can be read; nothing on the CPU.
+/// Waits until the tensor's device has done its work, so that a clock can be read; nothing on the
+/// CPU.
 pub fn wait_for(like: Option<&Tensor>) -> Result<()> {
     match like.map(Tensor::device) {
         None | Some(Device::Cpu) => Ok(()),

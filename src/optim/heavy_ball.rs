@@ -29,7 +29,13 @@ impl HeavyBallState {
         gradient_scale: f64,
     ) -> Result<()> {
         decay_and_add(compute, &mut self.first, rule.beta1, gradient, gradient_scale)?;
-        decay_and_add(compute, weight, 1.0 - learning_rate * rule.weight_decay, &self.first, -learning_rate)
+        decay_and_add(
+            compute,
+            weight,
+            1.0 - learning_rate * rule.weight_decay,
+            &self.first,
+            -learning_rate,
+        )
     }
 }
 
@@ -52,7 +58,14 @@ mod tests {
                 w[i] = (1.0 - 0.5 * 0.1) * w[i] - 0.5 * m[i];
             }
             // The gradient arrives as a sum over four micro-batches and is scaled by a quarter.
-            state.step(Compute::default(), &mut weight, &Tensor::new(&gradient.map(|g| 4.0 * g), &Device::Cpu)?, &rule, 0.5, 0.25)?;
+            state.step(
+                Compute::default(),
+                &mut weight,
+                &Tensor::new(&gradient.map(|g| 4.0 * g), &Device::Cpu)?,
+                &rule,
+                0.5,
+                0.25,
+            )?;
             for (ours, textbook) in weight.to_vec1::<f64>()?.iter().zip(&w) {
                 assert!((ours - textbook).abs() < 1e-14, "{ours} {textbook}");
             }

@@ -1,4 +1,5 @@
-//! The steps of an [`Optimizer`] that take factorisations of dense matrices: full ones under Muon and GaLore, pairs of factors under LORO.
+//! The steps of an [`Optimizer`] that take factorisations of dense matrices: full ones under Muon
+//! and GaLore, pairs of factors under LORO.
 
 use super::adamw::{AdamwState, AdamwStep};
 use super::execution::{Placement, groups, map_all};
@@ -33,12 +34,21 @@ impl Optimizer {
     ) -> anyhow::Result<Vec<(ParamId, Tensor, State)>> {
         match &self.settings.matrices {
             None => Ok(Vec::new()),
-            Some(MatrixOptimizerSpec::Muon(rule)) => {
-                self.muon_updates(params, trained, rule, gradient_scale, rule.learning_rate * schedule_factor)
-            }
-            Some(MatrixOptimizerSpec::Galore(rule)) => {
-                self.galore_updates(params, trained, rule, step, gradient_scale, rule.learning_rate * schedule_factor)
-            }
+            Some(MatrixOptimizerSpec::Muon(rule)) => self.muon_updates(
+                params,
+                trained,
+                rule,
+                gradient_scale,
+                rule.learning_rate * schedule_factor,
+            ),
+            Some(MatrixOptimizerSpec::Galore(rule)) => self.galore_updates(
+                params,
+                trained,
+                rule,
+                step,
+                gradient_scale,
+                rule.learning_rate * schedule_factor,
+            ),
         }
     }
 
@@ -55,9 +65,17 @@ impl Optimizer {
         for (id, parameter) in params.iter() {
             match (&self.states[id.0], &trained.gradients[id.0]) {
                 (State::Muon(state), Gradient::Dense(gradient)) => {
-                    matrices.push(MuonItem { id, name: &parameter.name, weight: params.dense(id)?, state, gradient });
+                    matrices.push(MuonItem {
+                        id,
+                        name: &parameter.name,
+                        weight: params.dense(id)?,
+                        state,
+                        gradient,
+                    });
                 }
-                (State::Muon(_), Gradient::Tangent(_)) => bail!("`{}` is a full matrix but its gradient is not", parameter.name),
+                (State::Muon(_), Gradient::Tangent(_)) => {
+                    bail!("`{}` is a full matrix but its gradient is not", parameter.name)
+                }
                 _ => {}
             }
         }
@@ -75,13 +93,21 @@ impl Optimizer {
         let mut updates = Vec::with_capacity(matrices.len());
         for group in groups(matrices.iter().map(|item| item.weight.dims())) {
             let stacked = |part: &dyn Fn(&MuonItem) -> Tensor| {
-                Tensor::stack(&group.iter().map(|&index| part(&matrices[index])).collect::<Vec<_>>(), 0)
+                Tensor::stack(
+                    &group.iter().map(|&index| part(&matrices[index])).collect::<Vec<_>>(),
+                    0,
+                )
             };
             let state = MuonState { first: stacked(&|item| item.state.first.clone())? };
-            let (weight, gradient) = (stacked(&|item| item.weight.clone())?, stacked(&|item| item.gradient.clone())?);
+            let (weight, gradient) =
+                (stacked(&|item| item.weight.clone())?, stacked(&|item| item.gradient.clone())?);
             let (weights, state) = step(&matrices[group[0]], &weight, &state, &gradient)?;
             for (place, &index) in group.iter().enumerate() {
-                updates.push((matrices[index].id, weights.get(place)?, State::Muon(MuonState { first: state.first.get(place)? })));
+                updates.push((
+                    matrices[index].id,
+                    weights.get(place)?,
+                    State::Muon(MuonState { first: state.first.get(place)? }),
+                ));
             }
         }
         Ok(updates)
@@ -99,14 +125,30 @@ impl Optimizer {
     ) -> anyhow::Result<Vec<(ParamId, Tensor, State)>> {
         let GaloreSpec { beta1, beta2, epsilon, weight_decay, .. } = *rule;
         let compute = self.settings.execution.compute;
-        let hyper = AdamwStep { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, compute };
-        let ids: Vec<ParamId> = params.iter().map(|(id, _)| id).filter(|id| matches!(self.states[id.0], State::Galore(_))).collect();
+        let hyper = AdamwStep {
+            learning_rate,
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            step,
+            gradient_scale,
+            compute,
+        };
+        let ids: Vec<ParamId> = params
+            .iter()
+            .map(|(id, _)| id)
+            .filter(|id| matches!(self.states[id.0], State::Galore(_)))
+            .collect();
         map_all(self.settings.execution.linalg, ids, |id| {
-            let (State::Galore(state), Gradient::Dense(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
+            let (State::Galore(state), Gradient::Dense(gradient)) =
+                (&self.states[id.0], &trained.gradients[id.0])
+            else {
                 bail!("`{}` is a full matrix but its gradient is not", params.get(id).name)
             };
             let step = state.step(params.dense(id)?, gradient, rule, &hyper);
-            let (weight, state) = step.with_context(|| format!("the GaLore step of `{}` failed", params.get(id).name))?;
+            let (weight, state) = step
+                .with_context(|| format!("the GaLore step of `{}` failed", params.get(id).name))?;
             Ok((id, weight, State::Galore(state)))
         })
     }
@@ -120,15 +162,28 @@ impl Optimizer {
         gradient_scale: f64,
         schedule_factor: f64,
     ) -> anyhow::Result<Vec<(ParamId, Tensor, State)>> {
-        let (FactorRule::Loro(rule), Some(LoroCycle { exact: true, moment_step, .. })) = (&self.settings.factors, cycle) else {
+        let (FactorRule::Loro(rule), Some(LoroCycle { exact: true, moment_step, .. })) =
+            (&self.settings.factors, cycle)
+        else {
             return Ok(Vec::new());
         };
         let compute = self.settings.execution.compute;
         let LoroSpec { learning_rate, beta1, beta2, epsilon, .. } = *rule;
         let learning_rate = learning_rate * schedule_factor;
-        let hyper = AdamwStep { learning_rate, beta1, beta2, epsilon, weight_decay: 0.0, step: moment_step, gradient_scale, compute };
+        let hyper = AdamwStep {
+            learning_rate,
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay: 0.0,
+            step: moment_step,
+            gradient_scale,
+            compute,
+        };
         let direction = |id: ParamId| -> anyhow::Result<(Tensor, State)> {
-            let (State::Adamw(state), Gradient::Dense(gradient)) = (&self.states[id.0], &trained.gradients[id.0]) else {
+            let (State::Adamw(state), Gradient::Dense(gradient)) =
+                (&self.states[id.0], &trained.gradients[id.0])
+            else {
                 bail!("`{}` has the state of another rule", params.get(id).name)
             };
             let (direction, state) = state.direction(gradient, &hyper)?;
@@ -136,8 +191,15 @@ impl Optimizer {
         };
         let updates = map_all(self.settings.execution.linalg, params.factor_pairs(), |(b, a)| {
             let ((direction_b, state_b), (direction_a, state_a)) = (direction(b)?, direction(a)?);
-            let step = loro::exact_step(params.dense(b)?, params.dense(a)?, &direction_b, &direction_a, learning_rate);
-            let (new_b, new_a) = step.with_context(|| format!("LORO's exact step of `{}` failed", params.get(b).name))?;
+            let step = loro::exact_step(
+                params.dense(b)?,
+                params.dense(a)?,
+                &direction_b,
+                &direction_a,
+                learning_rate,
+            );
+            let (new_b, new_a) = step
+                .with_context(|| format!("LORO's exact step of `{}` failed", params.get(b).name))?;
             Ok([(b, new_b, state_b), (a, new_a, state_a)])
         })?;
         Ok(updates.into_iter().flatten().collect())

@@ -1,7 +1,8 @@
-//! How parameters move: AdamW for everything dense, Muon and GaLore for full matrices, heavy ball and LORO on factors, the DLRA step for low-rank
-//! weights, rank policies, schedules, clipping.
+//! How parameters move: AdamW for everything dense, Muon and GaLore for full matrices, heavy ball
+//! and LORO on factors, the DLRA step for low-rank weights, rank policies, schedules, clipping.
 //!
-//! Knows no model: it sees named parameters and asks a [`GradientOracle`] for gradients, as often as its rule needs.
+//! Knows no model: it sees named parameters and asks a [`GradientOracle`] for gradients, as often
+//! as its rule needs.
 
 mod adamw;
 mod dlra;
@@ -26,6 +27,10 @@ pub use gradient::{Gradient, TrainedGradients, clip_factor};
 pub use heavy_ball::HeavyBallState;
 pub use loro::{LoroCycle, exact_step as loro_exact_step};
 pub use muon::MuonState;
-pub use optimizer::{Evaluation, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport};
-pub use rank::{BudgetSchedule, RankBounds, RankCycle, RankDecision, RankSchedule, Tolerance, ToleranceSchedule};
+pub use optimizer::{
+    Evaluation, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport,
+};
+pub use rank::{
+    BudgetSchedule, RankBounds, RankCycle, RankDecision, RankSchedule, Tolerance, ToleranceSchedule,
+};
 pub use schedule::Schedule;

@@ -1,4 +1,5 @@
-//! One optimizer step over all parameters: gradients, clipping, the rule of each parameter, rank changes.
+//! One optimizer step over all parameters: gradients, clipping, the rule of each parameter, rank
+//! changes.
 
 mod low_rank;
 
@@ -26,8 +27,13 @@ use std::time::{Duration, Instant};
 
 /// Loss and gradients of the current step's batch, micro-batches inside.
 pub trait GradientOracle {
-    /// Evaluates at these parameters, which need not be those of the last call: adds every micro-batch's gradients into `gradients` and returns the mean loss.
-    fn evaluate(&mut self, params: &ParamStore, gradients: &mut Gradients) -> anyhow::Result<Evaluation>;
+    /// Evaluates at these parameters, which need not be those of the last call: adds every
+    /// micro-batch's gradients into `gradients` and returns the mean loss.
+    fn evaluate(
+        &mut self,
+        params: &ParamStore,
+        gradients: &mut Gradients,
+    ) -> anyhow::Result<Evaluation>;
 }
 
 /// The result of one gradient evaluation.
@@ -93,11 +99,18 @@ impl State {
     fn new(settings: &OptimizerSettings, parameter: &Parameter) -> candle_core::Result<Self> {
         Ok(match (&parameter.weight, parameter.role, &settings.factors, &settings.matrices) {
             (Weight::LowRank(point), ..) => State::Dlra(DlraState::new(point, &settings.low_rank)?),
-            (Weight::Dense(tensor), Role::Matrix(_), _, Some(MatrixOptimizerSpec::Muon(_))) => State::Muon(MuonState::new(tensor)?),
-            (Weight::Dense(tensor), Role::Matrix(_), _, Some(MatrixOptimizerSpec::Galore(rule))) => {
-                State::Galore(GaloreState::new(tensor, rule.rank)?)
+            (Weight::Dense(tensor), Role::Matrix(_), _, Some(MatrixOptimizerSpec::Muon(_))) => {
+                State::Muon(MuonState::new(tensor)?)
             }
-            (Weight::Dense(tensor), Role::Factor(..), FactorRule::HeavyBall(_), _) => State::HeavyBall(HeavyBallState::new(tensor)?),
+            (
+                Weight::Dense(tensor),
+                Role::Matrix(_),
+                _,
+                Some(MatrixOptimizerSpec::Galore(rule)),
+            ) => State::Galore(GaloreState::new(tensor, rule.rank)?),
+            (Weight::Dense(tensor), Role::Factor(..), FactorRule::HeavyBall(_), _) => {
+                State::HeavyBall(HeavyBallState::new(tensor)?)
+            }
             (Weight::Dense(tensor), ..) => State::Adamw(AdamwState::new(tensor)?),
         })
     }
@@ -123,7 +136,10 @@ pub struct StepReport {
 impl Optimizer {
     /// Fresh state for these parameters.
     pub fn new(settings: OptimizerSettings, params: &ParamStore) -> anyhow::Result<Self> {
-        let states = params.iter().map(|(_, parameter)| State::new(&settings, parameter)).collect::<candle_core::Result<_>>()?;
+        let states = params
+            .iter()
+            .map(|(_, parameter)| State::new(&settings, parameter))
+            .collect::<candle_core::Result<_>>()?;
         Ok(Self { settings, states })
     }
 
@@ -140,7 +156,8 @@ impl Optimizer {
     /// One step, counted from 1.
     ///
     /// # Errors
-    /// If a parameter has no gradient, a gradient is not finite, or a factorisation fails; then no parameter and no state has changed.
+    /// If a parameter has no gradient, a gradient is not finite, or a factorisation fails; then no
+    /// parameter and no state has changed.
     pub fn step(
         &mut self,
         params: &mut ParamStore,
@@ -160,16 +177,25 @@ impl Optimizer {
         let gradient_norm = trained.norm * mean;
         let gradient_scale = mean * clip_factor(gradient_norm, self.settings.grad_clip);
         let cycle = self.loro_cycle(step);
-        let schedule_factor = self.settings.schedule.factor(step) * cycle.map_or(1.0, |cycle| cycle.warmup);
+        let schedule_factor =
+            self.settings.schedule.factor(step) * cycle.map_or(1.0, |cycle| cycle.warmup);
 
         let first = FirstGradients { trained: &trained, step, gradient_scale, schedule_factor };
-        let LowRankUpdates { updates, evaluation_time } = self.low_rank_updates(params, oracle, first, change)?;
+        let LowRankUpdates { updates, evaluation_time } =
+            self.low_rank_updates(params, oracle, first, change)?;
         let updates = self.cut(params, updates, gradients, change)?;
         wait_for(updates.first().map(|(_, update)| &update.point.u))?;
         let low_rank_computed = low_rank_started.elapsed().saturating_sub(evaluation_time);
         let dense_started = Instant::now();
-        let mut matrices = self.matrix_updates(params, &trained, step, gradient_scale, schedule_factor)?;
-        matrices.extend(self.pair_updates(params, &trained, cycle, gradient_scale, schedule_factor)?);
+        let mut matrices =
+            self.matrix_updates(params, &trained, step, gradient_scale, schedule_factor)?;
+        matrices.extend(self.pair_updates(
+            params,
+            &trained,
+            cycle,
+            gradient_scale,
+            schedule_factor,
+        )?);
         let matrix_time = dense_started.elapsed();
         let low_rank_started = Instant::now();
         let mut truncations = Vec::new();
@@ -189,9 +215,18 @@ impl Optimizer {
         if cycle.is_some_and(|cycle| cycle.exact) {
             self.restart_moments()?;
         }
-        wait_for(params.iter().next().and_then(|(_, parameter)| parameter.weight.leaves().first().map(|(_, tensor)| *tensor)))?;
+        wait_for(params.iter().next().and_then(|(_, parameter)| {
+            parameter.weight.leaves().first().map(|(_, tensor)| *tensor)
+        }))?;
         let dense_time = matrix_time + dense_started.elapsed();
-        Ok(StepReport { loss: evaluation.loss, gradient_norm, schedule_factor, truncations, dense_time, low_rank_time })
+        Ok(StepReport {
+            loss: evaluation.loss,
+            gradient_norm,
+            schedule_factor,
+            truncations,
+            dense_time,
+            low_rank_time,
+        })
     }
 
     fn dense_updates(
@@ -203,7 +238,8 @@ impl Optimizer {
         gradient_scale: f64,
         schedule_factor: f64,
     ) -> anyhow::Result<()> {
-        let rank_shares = if cycle.is_some() { loro::rank_shares(params)? } else { BTreeMap::new() };
+        let rank_shares =
+            if cycle.is_some() { loro::rank_shares(params)? } else { BTreeMap::new() };
         for index in 0..params.len() {
             let id = ParamId(index);
             let Gradient::Dense(gradient) = &trained.gradients[index] else { continue };
@@ -215,11 +251,16 @@ impl Optimizer {
                     let rule = match (factors, rank_shares.get(&id)) {
                         (FactorRule::Adamw(rule), _) if is_factor => rule,
                         // Computed with the matrices, side by side.
-                        (FactorRule::Loro(_), Some(_)) if cycle.is_some_and(|cycle| cycle.exact) => continue,
+                        (FactorRule::Loro(_), Some(_))
+                            if cycle.is_some_and(|cycle| cycle.exact) =>
+                        {
+                            continue;
+                        }
                         (FactorRule::Loro(rule), Some(share)) => &rule.between_exact_steps(*share),
                         _ => &self.settings.dense,
                     };
-                    // Decay acts on matrices only: norms and biases are offsets and scales that should not shrink.
+                    // Decay acts on matrices only: norms and biases are offsets and scales that
+                    // should not shrink.
                     let weight_decay = if weight.rank() > 1 { rule.weight_decay } else { 0.0 };
                     let hyper = AdamwStep {
                         learning_rate: rule.learning_rate * schedule_factor,
@@ -235,7 +276,14 @@ impl Optimizer {
                 }
                 (State::HeavyBall(state), FactorRule::HeavyBall(rule)) => {
                     let compute = self.settings.execution.compute;
-                    state.step(compute, &mut weight, gradient, rule, rule.learning_rate * schedule_factor, gradient_scale)?;
+                    state.step(
+                        compute,
+                        &mut weight,
+                        gradient,
+                        rule,
+                        rule.learning_rate * schedule_factor,
+                        gradient_scale,
+                    )?;
                 }
                 // Computed with the low-rank weights, side by side.
                 (State::Muon(_) | State::Galore(_) | State::Dlra(_), _) => continue,
@@ -253,12 +301,19 @@ impl Optimizer {
         let mut tensors = Vec::new();
         for (id, parameter) in params.iter() {
             let leaves = match &self.states[id.0] {
-                State::Adamw(state) => vec![("first".to_string(), state.first.clone()), ("second".to_string(), state.second.clone())],
-                State::Muon(MuonState { first }) | State::HeavyBall(HeavyBallState { first }) => vec![("first".to_string(), first.clone())],
+                State::Adamw(state) => vec![
+                    ("first".to_string(), state.first.clone()),
+                    ("second".to_string(), state.second.clone()),
+                ],
+                State::Muon(MuonState { first }) | State::HeavyBall(HeavyBallState { first }) => {
+                    vec![("first".to_string(), first.clone())]
+                }
                 State::Galore(state) => state.named_tensors(),
                 State::Dlra(state) => state.named_tensors(),
             };
-            tensors.extend(leaves.into_iter().map(|(leaf, tensor)| (name(&parameter.name, &leaf), tensor)));
+            tensors.extend(
+                leaves.into_iter().map(|(leaf, tensor)| (name(&parameter.name, &leaf), tensor)),
+            );
         }
         tensors
     }
@@ -267,17 +322,29 @@ impl Optimizer {
     ///
     /// # Errors
     /// If a leaf is missing, has another shape, or is left over.
-    pub fn load(settings: OptimizerSettings, params: &ParamStore, mut reader: TensorReader) -> anyhow::Result<Self> {
+    pub fn load(
+        settings: OptimizerSettings,
+        params: &ParamStore,
+        mut reader: TensorReader,
+    ) -> anyhow::Result<Self> {
         let mut states = Vec::with_capacity(params.len());
         for (_, parameter) in params.iter() {
             let mut leaves = StateReader::new(&mut reader, &parameter.name);
             states.push(match (State::new(&settings, parameter)?, &parameter.weight) {
-                (State::Dlra(_), Weight::LowRank(point)) => State::Dlra(DlraState::load(point, &settings.low_rank, &mut leaves)?),
-                (State::Muon(like), _) => State::Muon(MuonState { first: leaves.take_like("first", &like.first)? }),
-                (State::HeavyBall(like), _) => State::HeavyBall(HeavyBallState { first: leaves.take_like("first", &like.first)? }),
+                (State::Dlra(_), Weight::LowRank(point)) => {
+                    State::Dlra(DlraState::load(point, &settings.low_rank, &mut leaves)?)
+                }
+                (State::Muon(like), _) => {
+                    State::Muon(MuonState { first: leaves.take_like("first", &like.first)? })
+                }
+                (State::HeavyBall(like), _) => State::HeavyBall(HeavyBallState {
+                    first: leaves.take_like("first", &like.first)?,
+                }),
                 (State::Galore(like), _) => State::Galore(like.load(&mut leaves)?),
                 (State::Adamw(like), _) => State::Adamw(like.load(&mut leaves)?),
-                (State::Dlra(_), Weight::Dense(_)) => bail!("`{}` is dense and has the state of a low-rank weight", parameter.name),
+                (State::Dlra(_), Weight::Dense(_)) => {
+                    bail!("`{}` is dense and has the state of a low-rank weight", parameter.name)
+                }
             });
         }
         reader.finish()?;

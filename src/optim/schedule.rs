@@ -20,17 +20,26 @@ impl Schedule {
         self.max_steps
     }
 
-    /// The factor of step t: t/w during the w warm-up steps, 1 at t = w, `final_ratio` at the last step and after it.
+    /// The factor of step t: t/w during the w warm-up steps, 1 at t = w, `final_ratio` at the last
+    /// step and after it.
     ///
-    /// With p = (t − w)/(T − w): cosine f + (1 − f)(1 + cos πp)/2, linear 1 − (1 − f)p; warm-up–stable–decay is linear over its last steps.
+    /// With p = (t − w)/(T − w): cosine f + (1 − f)(1 + cos πp)/2, linear 1 − (1 − f)p;
+    /// warm-up–stable–decay is linear over its last steps.
     pub fn factor(&self, step: u64) -> f64 {
         let (warmup, decay_start, final_ratio, cosine) = match &self.shape {
             ScheduleSpec::Constant(keys) => (keys.warmup_steps.0, self.max_steps, 1.0, false),
-            ScheduleSpec::Cosine(keys) => (keys.warmup_steps.0, keys.warmup_steps.0, keys.final_ratio, true),
-            ScheduleSpec::Linear(keys) => (keys.warmup_steps.0, keys.warmup_steps.0, keys.final_ratio, false),
-            ScheduleSpec::WarmupStableDecay(keys) => {
-                (keys.warmup_steps.0, self.max_steps.saturating_sub(keys.decay_steps.0), keys.final_ratio, false)
+            ScheduleSpec::Cosine(keys) => {
+                (keys.warmup_steps.0, keys.warmup_steps.0, keys.final_ratio, true)
             }
+            ScheduleSpec::Linear(keys) => {
+                (keys.warmup_steps.0, keys.warmup_steps.0, keys.final_ratio, false)
+            }
+            ScheduleSpec::WarmupStableDecay(keys) => (
+                keys.warmup_steps.0,
+                self.max_steps.saturating_sub(keys.decay_steps.0),
+                keys.final_ratio,
+                false,
+            ),
         };
         if step < warmup {
             return step as f64 / warmup as f64;
@@ -42,7 +51,11 @@ impl Schedule {
             return final_ratio;
         }
         let progress = (step - decay_start) as f64 / (self.max_steps - decay_start) as f64;
-        let remaining = if cosine { 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()) } else { 1.0 - progress };
+        let remaining = if cosine {
+            0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+        } else {
+            1.0 - progress
+        };
         final_ratio + (1.0 - final_ratio) * remaining
     }
 }
@@ -87,11 +100,17 @@ mod tests {
     fn middle_values() {
         let cosine = Schedule::new(ScheduleSpec::Cosine(decay(0)), 100);
         assert!((cosine.factor(50) - 0.55).abs() < 1e-12);
-        assert!((cosine.factor(25) - (0.1 + 0.45 * (1.0 + (std::f64::consts::PI / 4.0).cos()))).abs() < 1e-12);
+        assert!(
+            (cosine.factor(25) - (0.1 + 0.45 * (1.0 + (std::f64::consts::PI / 4.0).cos()))).abs()
+                < 1e-12
+        );
         let linear = Schedule::new(ScheduleSpec::Linear(decay(20)), 100);
         assert!((linear.factor(60) - 0.55).abs() < 1e-12);
-        let wsd =
-            ScheduleSpec::WarmupStableDecay(WarmupStableDecaySpec { warmup_steps: Count(5), decay_steps: Count(20), final_ratio: 0.0 });
+        let wsd = ScheduleSpec::WarmupStableDecay(WarmupStableDecaySpec {
+            warmup_steps: Count(5),
+            decay_steps: Count(20),
+            final_ratio: 0.0,
+        });
         let wsd = Schedule::new(wsd, 100);
         assert_eq!(wsd.factor(80), 1.0);
         assert!((wsd.factor(90) - 0.5).abs() < 1e-12);
@@ -100,6 +119,13 @@ mod tests {
     #[test]
     fn no_warmup_starts_at_one() {
         assert!(Schedule::new(ScheduleSpec::Cosine(decay(0)), 10).factor(1) < 1.0);
-        assert_eq!(Schedule::new(ScheduleSpec::Constant(ConstantScheduleSpec { warmup_steps: Count(0) }), 10).factor(1), 1.0);
+        assert_eq!(
+            Schedule::new(
+                ScheduleSpec::Constant(ConstantScheduleSpec { warmup_steps: Count(0) }),
+                10
+            )
+            .factor(1),
+            1.0
+        );
     }
 }

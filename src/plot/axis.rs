@@ -42,10 +42,15 @@ pub(super) struct Span {
 const MARGIN: f64 = 0.04;
 
 impl Span {
-    /// The range of these values; those that cannot be placed (not finite, or not positive on a logarithmic axis) do not count.
+    /// The range of these values; those that cannot be placed (not finite, or not positive on a
+    /// logarithmic axis) do not count.
     pub fn of(scale: Scale, values: impl Iterator<Item = f64>) -> Self {
-        let placed = values.filter(|value| placeable(scale, *value)).map(|value| forward(scale, value));
-        let (mut low, mut high) = placed.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+        let placed =
+            values.filter(|value| placeable(scale, *value)).map(|value| forward(scale, value));
+        let (mut low, mut high) = placed
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+                (low.min(value), high.max(value))
+            });
         if low > high {
             (low, high) = (0.0, 1.0);
         }
@@ -57,9 +62,11 @@ impl Span {
         Self { scale, low: low - margin, high: high + margin }
     }
 
-    /// Where a value lies, 0 at the low end and 1 at the high end; none for one that cannot be placed.
+    /// Where a value lies, 0 at the low end and 1 at the high end; none for one that cannot be
+    /// placed.
     pub fn place(&self, value: f64) -> Option<f64> {
-        placeable(self.scale, value).then(|| (forward(self.scale, value) - self.low) / (self.high - self.low))
+        placeable(self.scale, value)
+            .then(|| (forward(self.scale, value) - self.low) / (self.high - self.low))
     }
 
     /// Values worth a tick, about `count` of them, with their texts.
@@ -87,25 +94,37 @@ fn forward(scale: Scale, value: f64) -> f64 {
 fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let rough = (high - low) / count.max(1) as f64;
     let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= rough * 0.75).unwrap_or(10.0 * power);
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * power)
+        .into_iter()
+        .find(|step| *step >= rough * 0.75)
+        .unwrap_or(10.0 * power);
     let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
-    (first..=last).map(|index| index as f64 * step).map(|value| if value.abs() < step * 1e-9 { 0.0 } else { value }).collect()
+    (first..=last)
+        .map(|index| index as f64 * step)
+        .map(|value| if value.abs() < step * 1e-9 { 0.0 } else { value })
+        .collect()
 }
 
-/// Powers of ten, or 1, 2, 5 times them, or every digit: the coarsest that gives at least three; equal differences where the range is
-/// less than a digit.
+/// Powers of ten, or 1, 2, 5 times them, or every digit: the coarsest that gives at least three;
+/// equal differences where the range is less than a digit.
 fn log_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
-    let digits: [&[f64]; 3] = [&[1.0], &[1.0, 2.0, 5.0], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]];
+    let digits: [&[f64]; 3] =
+        [&[1.0], &[1.0, 2.0, 5.0], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]];
     for digits in digits {
         let decades = low.floor() as i32..=high.ceil() as i32;
-        let all = decades.flat_map(|power| digits.iter().map(move |digit| digit * 10f64.powi(power)));
+        let all =
+            decades.flat_map(|power| digits.iter().map(move |digit| digit * 10f64.powi(power)));
         let inside: Vec<f64> = all.filter(|value| (low..=high).contains(&value.log10())).collect();
         if inside.len() >= 3 {
             let every = inside.len().div_ceil(count.max(3) + 2);
             return inside.into_iter().step_by(every).collect();
         }
     }
-    linear_ticks(10f64.powf(low), 10f64.powf(high), count).into_iter().filter(|value| *value > 0.0).collect()
+    linear_ticks(10f64.powf(low), 10f64.powf(high), count)
+        .into_iter()
+        .filter(|value| *value > 0.0)
+        .collect()
 }
 
 /// A number as short as it can be read: `0.02`, `1.5k`, `20M`, `1e-6`.
@@ -126,14 +145,17 @@ pub(super) fn tick_text(value: f64) -> String {
     // Six figures tell neighbouring ticks apart; zeros at the end say nothing.
     let decimals = (5 - scaled.abs().log10().floor() as i32).clamp(0, 9) as usize;
     let text = format!("{scaled:.decimals$}");
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    let text =
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{text}{unit}")
 }
 
 fn exponent_text(value: f64) -> String {
     let text = format!("{value:.5e}");
     match text.split_once('e') {
-        Some((digits, power)) => format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.')),
+        Some((digits, power)) => {
+            format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
+        }
         None => text,
     }
 }
@@ -143,7 +165,11 @@ mod tests {
     use super::*;
 
     fn texts(scale: Scale, values: &[f64], count: usize) -> Vec<String> {
-        Span::of(scale, values.iter().copied()).ticks(count).into_iter().map(|(_, text)| text).collect()
+        Span::of(scale, values.iter().copied())
+            .ticks(count)
+            .into_iter()
+            .map(|(_, text)| text)
+            .collect()
     }
 
     #[test]
@@ -151,7 +177,10 @@ mod tests {
         assert_eq!(texts(Scale::Linear, &[1.93, 2.41], 5), ["2", "2.1", "2.2", "2.3", "2.4"]);
         assert_eq!(texts(Scale::Linear, &[0.0, 800.0], 5), ["0", "200", "400", "600", "800"]);
         assert_eq!(texts(Scale::Log, &[2.5e-3, 4e-2], 5), ["0.005", "0.01", "0.02"]);
-        assert_eq!(texts(Scale::Log, &[1.0, 1e6], 6), ["1", "10", "100", "1k", "10k", "100k", "1M"]);
+        assert_eq!(
+            texts(Scale::Log, &[1.0, 1e6], 6),
+            ["1", "10", "100", "1k", "10k", "100k", "1M"]
+        );
         assert_eq!(texts(Scale::Log, &[2.0, 2.2], 4), ["2", "2.05", "2.1", "2.15", "2.2"]);
     }
 
@@ -167,6 +196,9 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!([0.0, 0.02, 1500.0, 2e7, 1e-6, 384.0, 1.95].map(tick_text), ["0", "0.02", "1.5k", "20M", "1e-6", "384", "1.95"]);
+        assert_eq!(
+            [0.0, 0.02, 1500.0, 2e7, 1e-6, 384.0, 1.95].map(tick_text),
+            ["0", "0.02", "1.5k", "20M", "1e-6", "384", "1.95"]
+        );
     }
 }

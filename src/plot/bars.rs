@@ -27,12 +27,19 @@ impl Bars {
     /// The bars as an SVG image of its own.
     pub fn to_svg(&self) -> String {
         let mut drawing = Drawing::default();
-        let left = self.bars.iter().map(|(name, _)| text_width(name, 12.0)).fold(60.0, f64::max) + 14.0;
+        let left =
+            self.bars.iter().map(|(name, _)| text_width(name, 12.0)).fold(60.0, f64::max) + 14.0;
         let bottom = TOP + self.bars.len() as f64 * (BAR + GAP);
         let total = |parts: &[f64]| parts.iter().filter(|x| x.is_finite()).sum::<f64>();
-        let span = Span::of(Scale::Linear, std::iter::once(0.0).chain(self.bars.iter().map(|(_, parts)| total(parts))));
+        let span = Span::of(
+            Scale::Linear,
+            std::iter::once(0.0).chain(self.bars.iter().map(|(_, parts)| total(parts))),
+        );
         let zero = span.place(0.0).unwrap_or(0.0);
-        let x_of = |value: f64| left + (span.place(value).unwrap_or(zero) - zero) / (1.0 - zero) * (WIDTH - left - RIGHT);
+        let x_of = |value: f64| {
+            left + (span.place(value).unwrap_or(zero) - zero) / (1.0 - zero)
+                * (WIDTH - left - RIGHT)
+        };
         drawing.text("title", (14.0, 18.0), Anchor::Start, &self.title);
         let mut x = 14.0;
         for (part, name) in self.parts.iter().enumerate() {
@@ -44,13 +51,24 @@ impl Bars {
             drawing.line("grid", (x_of(value), TOP - 6.0), (x_of(value), bottom));
             drawing.text("tick", (x_of(value), bottom + 14.0), Anchor::Middle, &text);
         }
-        drawing.text("label", ((left + WIDTH - RIGHT) / 2.0, bottom + 34.0), Anchor::Middle, &self.label);
+        drawing.text(
+            "label",
+            ((left + WIDTH - RIGHT) / 2.0, bottom + 34.0),
+            Anchor::Middle,
+            &self.label,
+        );
         for (row, (name, parts)) in self.bars.iter().enumerate() {
             let y = TOP + row as f64 * (BAR + GAP);
             drawing.text("legend", (left - 8.0, y + BAR / 2.0 + 4.0), Anchor::End, name);
             let mut sum = 0.0;
-            for (part, length) in parts.iter().enumerate().filter(|(_, length)| length.is_finite() && **length > 0.0) {
-                drawing.rectangle(&class(part), (x_of(sum), y), (x_of(sum + length) - x_of(sum), BAR));
+            for (part, length) in
+                parts.iter().enumerate().filter(|(_, length)| length.is_finite() && **length > 0.0)
+            {
+                drawing.rectangle(
+                    &class(part),
+                    (x_of(sum), y),
+                    (x_of(sum + length) - x_of(sum), BAR),
+                );
                 sum += length;
             }
         }
@@ -78,9 +96,20 @@ mod tests {
         let widths: Vec<f64> = svg
             .lines()
             .filter(|line| line.contains("<rect") && line.contains(&format!("height=\"{BAR:.1}\"")))
-            .map(|line| line.split("width=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a width").parse().expect("a number"))
+            .map(|line| {
+                line.split("width=\"")
+                    .nth(1)
+                    .and_then(|rest| rest.split('"').next())
+                    .expect("a width")
+                    .parse()
+                    .expect("a number")
+            })
             .collect();
         assert_eq!(widths.len(), 3, "{svg}");
-        assert!((widths[1] / widths[0] - 3.0).abs() < 0.01 && (widths[2] / widths[0] - 2.0).abs() < 0.01, "{widths:?}");
+        assert!(
+            (widths[1] / widths[0] - 3.0).abs() < 0.01
+                && (widths[2] / widths[0] - 2.0).abs() < 0.01,
+            "{widths:?}"
+        );
     }
 }

@@ -45,7 +45,12 @@ pub struct Series {
 
 impl Series {
     /// A series without error bars.
-    pub fn new(name: impl Into<String>, mark: Mark, colour: usize, points: Vec<(f64, f64)>) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        mark: Mark,
+        colour: usize,
+        points: Vec<(f64, f64)>,
+    ) -> Self {
         Self { name: name.into(), points, errors: Vec::new(), mark, colour }
     }
 
@@ -87,15 +92,25 @@ impl Chart {
         figure(&self.title, std::slice::from_ref(self), 1)
     }
 
-    /// Draws into a frame of the usual size whose upper left corner is at `origin`; `legend_rows` rows are kept for the legend.
-    fn draw(&self, drawing: &mut Drawing, origin: (f64, f64), legend: &[Vec<usize>], legend_rows: usize) {
+    /// Draws into a frame of the usual size whose upper left corner is at `origin`; `legend_rows`
+    /// rows are kept for the legend.
+    fn draw(
+        &self,
+        drawing: &mut Drawing,
+        origin: (f64, f64),
+        legend: &[Vec<usize>],
+        legend_rows: usize,
+    ) {
         let top = origin.1 + TITLE + LEGEND_ROW * legend_rows as f64 + 8.0;
         let frame = Frame {
             left: origin.0 + LEFT,
             right: origin.0 + SIZE.0 - RIGHT,
             top,
             bottom: origin.1 + SIZE.1 + LEGEND_ROW * legend_rows as f64 - BOTTOM,
-            x: Span::of(self.x.scale, self.series.iter().flat_map(|series| series.points.iter().map(|(x, _)| *x))),
+            x: Span::of(
+                self.x.scale,
+                self.series.iter().flat_map(|series| series.points.iter().map(|(x, _)| *x)),
+            ),
             y: Span::of(self.y.scale, self.series.iter().flat_map(Series::heights)),
         };
         drawing.text("title", (origin.0 + LEFT, origin.1 + 18.0), Anchor::Start, &self.title);
@@ -117,16 +132,32 @@ impl Chart {
             drawing.line("grid", (frame.left, y), (frame.right, y));
             drawing.text("tick", (frame.left - 6.0, y + 4.0), Anchor::End, &text);
         }
-        drawing.rectangle("frame", (frame.left, frame.top), (frame.right - frame.left, frame.bottom - frame.top));
-        drawing.text("label", ((frame.left + frame.right) / 2.0, frame.bottom + 36.0), Anchor::Middle, &self.x.label);
-        drawing.upright_text("label", (frame.left - LEFT + 14.0, (frame.top + frame.bottom) / 2.0), &self.y.label);
+        drawing.rectangle(
+            "frame",
+            (frame.left, frame.top),
+            (frame.right - frame.left, frame.bottom - frame.top),
+        );
+        drawing.text(
+            "label",
+            ((frame.left + frame.right) / 2.0, frame.bottom + 36.0),
+            Anchor::Middle,
+            &self.x.label,
+        );
+        drawing.upright_text(
+            "label",
+            (frame.left - LEFT + 14.0, (frame.top + frame.bottom) / 2.0),
+            &self.y.label,
+        );
     }
 
-    /// Rows of series' indices that fit side by side; nothing for a single series, which the title describes.
+    /// Rows of series' indices that fit side by side; nothing for a single series, which the title
+    /// describes.
     fn legend(&self) -> Vec<Vec<usize>> {
         let mut named: Vec<usize> = Vec::new();
         for (index, series) in self.series.iter().enumerate() {
-            if !series.name.is_empty() && !named.iter().any(|other| self.series[*other].name == series.name) {
+            if !series.name.is_empty()
+                && !named.iter().any(|other| self.series[*other].name == series.name)
+            {
                 named.push(index);
             }
         }
@@ -153,8 +184,13 @@ impl Chart {
                 let class = series.class();
                 match series.mark {
                     Mark::Dots => {}
-                    Mark::Dashed => drawing.polyline(&format!("{class} dashed"), &[(x, y), (x + LEGEND_SWATCH - 4.0, y)]),
-                    Mark::Line | Mark::LineWithDots => drawing.polyline(&class, &[(x, y), (x + LEGEND_SWATCH - 4.0, y)]),
+                    Mark::Dashed => drawing.polyline(
+                        &format!("{class} dashed"),
+                        &[(x, y), (x + LEGEND_SWATCH - 4.0, y)],
+                    ),
+                    Mark::Line | Mark::LineWithDots => {
+                        drawing.polyline(&class, &[(x, y), (x + LEGEND_SWATCH - 4.0, y)])
+                    }
                 }
                 if series.has_dots() {
                     drawing.dot(&class, (x + LEGEND_SWATCH / 2.0 - 2.0, y), 3.5, &series.name);
@@ -182,11 +218,17 @@ struct Frame {
 
 impl Frame {
     fn x_of(&self, value: f64) -> Option<f64> {
-        self.x.place(value).filter(|place| (0.0..=1.0).contains(place)).map(|place| self.left + place * (self.right - self.left))
+        self.x
+            .place(value)
+            .filter(|place| (0.0..=1.0).contains(place))
+            .map(|place| self.left + place * (self.right - self.left))
     }
 
     fn y_of(&self, value: f64) -> Option<f64> {
-        self.y.place(value).filter(|place| (0.0..=1.0).contains(place)).map(|place| self.bottom - place * (self.bottom - self.top))
+        self.y
+            .place(value)
+            .filter(|place| (0.0..=1.0).contains(place))
+            .map(|place| self.bottom - place * (self.bottom - self.top))
     }
 }
 
@@ -208,10 +250,15 @@ fn draw_series(drawing: &mut Drawing, frame: &Frame, series: &Series) {
         Mark::Line | Mark::LineWithDots => Some(class.clone()),
     };
     if let Some(line) = line {
-        pieces.iter().filter(|piece| piece.len() > 1).for_each(|piece| drawing.polyline(&line, piece));
+        pieces
+            .iter()
+            .filter(|piece| piece.len() > 1)
+            .for_each(|piece| drawing.polyline(&line, piece));
     }
     for ((x, y), error) in series.points.iter().zip(&series.errors) {
-        if let (Some(x), Some(low), Some(high)) = (frame.x_of(*x), frame.y_of(y - error), frame.y_of(y + error)) {
+        if let (Some(x), Some(low), Some(high)) =
+            (frame.x_of(*x), frame.y_of(y - error), frame.y_of(y + error))
+        {
             let class = format!("{class} error");
             drawing.line(&class, (x, low), (x, high));
             [low, high].iter().for_each(|y| drawing.line(&class, (x - 4.0, *y), (x + 4.0, *y)));
@@ -220,7 +267,12 @@ fn draw_series(drawing: &mut Drawing, frame: &Frame, series: &Series) {
     if series.has_dots() {
         for point in &series.points {
             if let Some(place) = placed(*point) {
-                drawing.dot(&class, place, 3.5, &format!("{}: {}, {}", series.name, tick_text(point.0), tick_text(point.1)));
+                drawing.dot(
+                    &class,
+                    place,
+                    3.5,
+                    &format!("{}: {}, {}", series.name, tick_text(point.0), tick_text(point.1)),
+                );
             }
         }
     }
@@ -249,11 +301,21 @@ mod tests {
 
     fn chart() -> Chart {
         let lines = vec![
-            Series::new("spectral", Mark::LineWithDots, 0, vec![(1e-3, 2.0), (1e-2, 1.9), (1e-1, f64::NAN), (1.0, 2.5)])
-                .with_errors(vec![0.1; 4]),
+            Series::new(
+                "spectral",
+                Mark::LineWithDots,
+                0,
+                vec![(1e-3, 2.0), (1e-2, 1.9), (1e-1, f64::NAN), (1.0, 2.5)],
+            )
+            .with_errors(vec![0.1; 4]),
             Series::new("dense <AdamW>", Mark::Dashed, 1, vec![(1e-3, 2.2), (1.0, 2.1)]),
         ];
-        Chart { title: "loss".into(), x: Axis::log("learning rate"), y: Axis::linear("validation loss (nats)"), series: lines }
+        Chart {
+            title: "loss".into(),
+            x: Axis::log("learning rate"),
+            y: Axis::linear("validation loss (nats)"),
+            series: lines,
+        }
     }
 
     #[test]
@@ -263,7 +325,8 @@ mod tests {
             assert!(svg.contains(name), "{name} in {svg}");
         }
         for element in ["svg", "text", "style", "circle"] {
-            let opened = svg.matches(&format!("<{element} ")).count() + svg.matches(&format!("<{element}>")).count();
+            let opened = svg.matches(&format!("<{element} ")).count()
+                + svg.matches(&format!("<{element}>")).count();
             assert_eq!(opened, svg.matches(&format!("</{element}>")).count(), "{element}");
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
@@ -272,7 +335,8 @@ mod tests {
     #[test]
     fn a_missing_value_breaks_the_line() {
         let svg = chart().to_svg();
-        // Two points before the gap make a line; the one after it is a dot only. Then the legend's two swatches and the dashed line.
+        // Two points before the gap make a line; the one after it is a dot only. Then the legend's
+        // two swatches and the dashed line.
         assert_eq!(svg.matches("<polyline class=\"s0\"").count(), 2);
         assert_eq!(svg.matches("<polyline class=\"s1 dashed\"").count(), 2);
         // Three dots that can be placed and the legend's.

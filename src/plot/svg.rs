@@ -2,7 +2,8 @@
 
 use std::fmt::{Display, Write};
 
-/// Colours of series, told apart by most forms of colour vision (Okabe & Ito 2008), as light-background and dark-background pairs.
+/// Colours of series, told apart by most forms of colour vision (Okabe & Ito 2008), as
+/// light-background and dark-background pairs.
 pub(super) const COLOURS: [(&str, &str); 8] = [
     ("#0072b2", "#56b4e9"),
     ("#d55e00", "#ff9a4d"),
@@ -55,7 +56,9 @@ pub(super) struct Drawing {
 
 impl Drawing {
     pub fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
-        self.element(format_args!(r#"<line class="{class}" x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}"/>"#));
+        self.element(format_args!(
+            r#"<line class="{class}" x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}"/>"#
+        ));
     }
 
     pub fn polyline(&mut self, class: &str, points: &[(f64, f64)]) {
@@ -75,7 +78,9 @@ impl Drawing {
 
     pub fn text(&mut self, class: &str, (x, y): (f64, f64), anchor: Anchor, text: &str) {
         let (anchor, text) = (anchor.name(), escape(text));
-        self.element(format_args!(r#"<text class="{class}" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{text}</text>"#));
+        self.element(format_args!(
+            r#"<text class="{class}" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{text}</text>"#
+        ));
     }
 
     /// Text that reads from the bottom up.
@@ -120,7 +125,9 @@ fn style() -> String {
          .plot .frame{stroke:#8c959f;stroke-width:1;fill:none}.plot .grid{stroke:#d8dee4;stroke-width:1}\
          .plot polyline{fill:none;stroke-width:2;stroke-linejoin:round}.plot .error{stroke-width:1.2}.plot .dashed{stroke-dasharray:6 4}",
     );
-    let series = |sheet: &mut String, prefix: &str, pick: &dyn Fn(&(&'static str, &'static str)) -> &'static str| {
+    let series = |sheet: &mut String,
+                  prefix: &str,
+                  pick: &dyn Fn(&(&'static str, &'static str)) -> &'static str| {
         for (index, pair) in COLOURS.iter().enumerate() {
             let colour = pick(pair);
             let _ = write!(

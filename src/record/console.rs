@@ -1,6 +1,8 @@
 //! Progress for people: a bar on a terminal, lines elsewhere.
 
-use super::format::{bar_message, evaluation_line, ranks_line, run_started, seconds_left, step_line};
+use super::format::{
+    bar_message, evaluation_line, ranks_line, run_started, seconds_left, step_line,
+};
 use super::{Event, Observer, RunStarted, Step, Terminal};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -8,7 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub const STEP_TARGET: &str = "lrpt::progress::step";
 const TARGET: &str = "lrpt::progress";
 
-/// Shows a bar where the terminal has one, and says everything else as log lines, so that it is in `log.txt` too.
+/// Shows a bar where the terminal has one, and says everything else as log lines, so that it is in
+/// `log.txt` too.
 pub struct Console {
     terminal: Terminal,
     bar: ProgressBar,
@@ -20,7 +23,13 @@ pub struct Console {
 impl Console {
     /// A console on this terminal, which must be the one the log lines go to.
     pub fn new(terminal: Terminal) -> Self {
-        Self { terminal, bar: ProgressBar::hidden(), max_steps: 0, tokens_per_step: 0, validation_loss: None }
+        Self {
+            terminal,
+            bar: ProgressBar::hidden(),
+            max_steps: 0,
+            tokens_per_step: 0,
+            validation_loss: None,
+        }
     }
 
     fn start(&mut self, run: &RunStarted) {
@@ -28,8 +37,11 @@ impl Console {
         self.max_steps = run.max_steps;
         self.tokens_per_step = run.tokens_per_step;
         if self.terminal.is_interactive() {
-            let style = ProgressStyle::with_template("{bar:16.cyan} {pos}/{len}  {wide_msg}").expect("the template is valid");
-            self.bar = self.terminal.add(ProgressBar::new(run.max_steps).with_style(style).with_position(run.start_step));
+            let style = ProgressStyle::with_template("{bar:16.cyan} {pos}/{len}  {wide_msg}")
+                .expect("the template is valid");
+            self.bar = self.terminal.add(
+                ProgressBar::new(run.max_steps).with_style(style).with_position(run.start_step),
+            );
             self.bar.tick();
         }
     }
@@ -46,7 +58,9 @@ impl Observer for Console {
     fn on(&mut self, event: &Event) -> anyhow::Result<()> {
         match event {
             Event::RunStarted(run) => self.start(run),
-            Event::Resumed { step, path } => tracing::info!(target: TARGET, "resumed at step {step} from {}", path.display()),
+            Event::Resumed { step, path } => {
+                tracing::info!(target: TARGET, "resumed at step {step} from {}", path.display())
+            }
             Event::Progress { step } => self.bar.set_position(*step),
             Event::Step(step) => self.step(step),
             Event::Evaluation(evaluation) => {
@@ -55,8 +69,12 @@ impl Observer for Console {
             }
             Event::Ranks(ranks) => tracing::debug!(target: TARGET, "{}", ranks_line(ranks)),
             Event::Spectra(_) => {}
-            Event::Sample(sample) => tracing::info!(target: TARGET, "sample at step {}:\n{}", sample.step, sample.text),
-            Event::CheckpointSaved { step, path } => tracing::info!(target: TARGET, "checkpoint of step {step} in {}", path.display()),
+            Event::Sample(sample) => {
+                tracing::info!(target: TARGET, "sample at step {}:\n{}", sample.step, sample.text)
+            }
+            Event::CheckpointSaved { step, path } => {
+                tracing::info!(target: TARGET, "checkpoint of step {step} in {}", path.display())
+            }
             Event::Warning { message } => tracing::warn!(target: TARGET, "{message}"),
             Event::Finished { step, reason, seconds } => {
                 self.bar.finish_and_clear();

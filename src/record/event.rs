@@ -84,7 +84,8 @@ pub struct Step {
     pub step: u64,
     /// Tokens trained on, this step's included.
     pub tokens: u64,
-    /// Counted operations of the training so far: model, attention, head, low-rank optimizer with its augmentation, at the ranks in force.
+    /// Counted operations of the training so far: model, attention, head, low-rank optimizer with
+    /// its augmentation, at the ranks in force.
     pub flops: u64,
     /// Trained numbers after the step.
     pub parameters: u64,
@@ -100,7 +101,8 @@ pub struct Step {
     pub tokens_per_second: f64,
     /// Mean rank of the low-rank weights, where there are any.
     pub rank_mean: Option<f64>,
-    /// Seconds per step since the last such event by phase: data, forward, backward, optimizer, linalg.
+    /// Seconds per step since the last such event by phase: data, forward, backward, optimizer,
+    /// linalg.
     pub times: BTreeMap<&'static str, f64>,
     /// Bytes of memory by what they are: resident, device, ...
     pub memory: BTreeMap<&'static str, u64>,
@@ -145,7 +147,8 @@ pub struct Ranks {
 pub struct Spectra {
     /// Steps taken.
     pub step: u64,
-    /// Name of each low-rank weight and its singular values in decreasing order, in the model's order.
+    /// Name of each low-rank weight and its singular values in decreasing order, in the model's
+    /// order.
     pub layers: Vec<(String, Vec<f64>)>,
 }
 

@@ -42,10 +42,14 @@ pub fn count(value: f64) -> String {
 pub(super) fn run_started(run: &RunStarted) -> String {
     let parameters = match run.dense_parameters {
         dense if dense == run.parameters => format!("{} parameters", count(run.parameters as f64)),
-        dense => format!("{} parameters (dense: {})", count(run.parameters as f64), count(dense as f64)),
+        dense => {
+            format!("{} parameters (dense: {})", count(run.parameters as f64), count(dense as f64))
+        }
     };
-    let from = if run.start_step == 0 { String::new() } else { format!(", from step {}", run.start_step) };
-    let threads = if run.threads == 1 { "1 thread".into() } else { format!("{} threads", run.threads) };
+    let from =
+        if run.start_step == 0 { String::new() } else { format!(", from step {}", run.start_step) };
+    let threads =
+        if run.threads == 1 { "1 thread".into() } else { format!("{} threads", run.threads) };
     format!(
         "{}: {parameters}, {} steps of {} tokens{from}, on {} with {threads}, in {}",
         run.name,
@@ -72,9 +76,19 @@ pub(super) fn bar_message(step: &Step, validation_loss: Option<f64>, seconds_lef
 }
 
 /// The figures of a step in a line of their own.
-pub(super) fn step_line(step: &Step, max_steps: u64, validation_loss: Option<f64>, seconds_left: f64) -> String {
+pub(super) fn step_line(
+    step: &Step,
+    max_steps: u64,
+    validation_loss: Option<f64>,
+    seconds_left: f64,
+) -> String {
     let width = max_steps.to_string().len();
-    format!("step {:>width$}/{max_steps}  {}  {} left", step.step, figures(step, validation_loss), duration(seconds_left))
+    format!(
+        "step {:>width$}/{max_steps}  {}  {} left",
+        step.step,
+        figures(step, validation_loss),
+        duration(seconds_left)
+    )
 }
 
 /// Seconds until the last step, at the present rate; NaN where the rate is unknown.
@@ -88,7 +102,8 @@ pub(super) fn seconds_left(step: &Step, max_steps: u64, tokens_per_step: u64) ->
 
 /// A validation in a line.
 pub(super) fn evaluation_line(evaluation: &Evaluation) -> String {
-    let bits = evaluation.bits_per_byte.map(|bits| format!("  bits/byte {bits:.4}")).unwrap_or_default();
+    let bits =
+        evaluation.bits_per_byte.map(|bits| format!("  bits/byte {bits:.4}")).unwrap_or_default();
     format!(
         "validation at step {}: loss {:.4}  perplexity {:.2}{bits}  ({} tokens, {})",
         evaluation.step,
@@ -101,7 +116,12 @@ pub(super) fn evaluation_line(evaluation: &Evaluation) -> String {
 
 /// The ranks of a model in a line.
 pub(super) fn ranks_line(ranks: &Ranks) -> String {
-    let layers = ranks.layers.iter().map(|layer| format!("{} {}", layer.name, layer.rank)).collect::<Vec<_>>().join(", ");
+    let layers = ranks
+        .layers
+        .iter()
+        .map(|layer| format!("{} {}", layer.name, layer.rank))
+        .collect::<Vec<_>>()
+        .join(", ");
     format!("ranks at step {}: {layers}", ranks.step)
 }
 
@@ -111,20 +131,45 @@ mod tests {
 
     #[test]
     fn durations_round_into_the_next_unit() {
-        let texts = [0.4, 59.4, 59.6, 312.0, 3599.6, 7380.0, 86_399.0, 273_600.0, f64::NAN, -1.0].map(duration);
-        assert_eq!(texts, ["0s", "59s", "1m00s", "5m12s", "1h00m", "2h03m", "23h59m", "3d04h", "?", "?"]);
+        let texts = [0.4, 59.4, 59.6, 312.0, 3599.6, 7380.0, 86_399.0, 273_600.0, f64::NAN, -1.0]
+            .map(duration);
+        assert_eq!(
+            texts,
+            ["0s", "59s", "1m00s", "5m12s", "1h00m", "2h03m", "23h59m", "3d04h", "?", "?"]
+        );
     }
 
     #[test]
     fn counts_keep_three_figures() {
-        let texts = [0.0, 950.0, 999.6, 1234.0, 9996.0, 12_345.0, 999_600.0, 4.567e6, 7.89e9, f64::INFINITY].map(count);
-        assert_eq!(texts, ["0", "950", "1.00k", "1.23k", "10.0k", "12.3k", "1.00M", "4.57M", "7.89G", "?"]);
+        let texts = [
+            0.0,
+            950.0,
+            999.6,
+            1234.0,
+            9996.0,
+            12_345.0,
+            999_600.0,
+            4.567e6,
+            7.89e9,
+            f64::INFINITY,
+        ]
+        .map(count);
+        assert_eq!(
+            texts,
+            ["0", "950", "1.00k", "1.23k", "10.0k", "12.3k", "1.00M", "4.57M", "7.89G", "?"]
+        );
     }
 
     #[test]
     fn lines() {
-        let step =
-            Step { step: 10, loss: 4.123_44, learning_rate: 3e-3, tokens_per_second: 12_345.0, rank_mean: Some(64.0), ..Step::default() };
+        let step = Step {
+            step: 10,
+            loss: 4.123_44,
+            learning_rate: 3e-3,
+            tokens_per_second: 12_345.0,
+            rank_mean: Some(64.0),
+            ..Step::default()
+        };
         assert_eq!(seconds_left(&step, 500, 4096), 490.0 * 4096.0 / 12_345.0);
         let left = seconds_left(&step, 500, 4096);
         insta::assert_snapshot!(
@@ -163,7 +208,8 @@ mod tests {
             run_started(&run),
             @"gpt-small: 2.35M parameters (dense: 4.20M), 500 steps of 4.10k tokens, on cpu with 2 threads, in runs/gpt-small"
         );
-        let resumed_dense = RunStarted { dense_parameters: run.parameters, start_step: 250, threads: 1, ..run };
+        let resumed_dense =
+            RunStarted { dense_parameters: run.parameters, start_step: 250, threads: 1, ..run };
         insta::assert_snapshot!(
             run_started(&resumed_dense),
             @"gpt-small: 2.35M parameters, 500 steps of 4.10k tokens, from step 250, on cpu with 1 thread, in runs/gpt-small"

@@ -7,7 +7,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-/// What an event says on a line, if anything: [`metrics`](super::metrics) or [`spectra`](super::spectra).
+/// What an event says on a line, if anything: [`metrics`](super::metrics) or
+/// [`spectra`](super::spectra).
 pub type LineOf = fn(&Event) -> Option<Map<String, Value>>;
 
 /// Writes what every event says as a line of JSON.
@@ -28,8 +29,9 @@ impl JsonLines {
         Self::append(path, line_of)
     }
 
-    /// Goes on with the file of a run that is resumed at `step`: lines of later steps go, as does what is no whole JSON object (a process that
-    /// is killed may leave half a line). The file is replaced in one instant or not at all.
+    /// Goes on with the file of a run that is resumed at `step`: lines of later steps go, as does
+    /// what is no whole JSON object (a process that is killed may leave half a line). The file is
+    /// replaced in one instant or not at all.
     ///
     /// # Errors
     /// When it cannot be read or written.
@@ -39,15 +41,25 @@ impl JsonLines {
             read => read.with_context(|| format!("{}: not read", path.display()))?,
         };
         let mut kept = Vec::with_capacity(old.len());
-        for (number, line) in old.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+        for (number, line) in
+            old.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
+        {
             match serde_json::from_slice::<Value>(line) {
                 Ok(Value::Object(object)) => {
-                    if object.get("step").and_then(Value::as_u64).is_none_or(|of_line| of_line <= step) {
+                    if object
+                        .get("step")
+                        .and_then(Value::as_u64)
+                        .is_none_or(|of_line| of_line <= step)
+                    {
                         kept.extend_from_slice(line);
                         kept.push(b'\n');
                     }
                 }
-                _ => tracing::warn!("{}:{}: dropped, since it is no whole JSON object", path.display(), number + 1),
+                _ => tracing::warn!(
+                    "{}:{}: dropped, since it is no whole JSON object",
+                    path.display(),
+                    number + 1
+                ),
             }
         }
         if kept != old {
@@ -57,7 +69,11 @@ impl JsonLines {
     }
 
     fn append(path: &Path, line_of: LineOf) -> anyhow::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).open(path).with_context(|| format!("{}: not opened", path.display()))?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .with_context(|| format!("{}: not opened", path.display()))?;
         Ok(Self { path: path.to_path_buf(), file, line_of })
     }
 }
@@ -99,10 +115,14 @@ mod tests {
     fn floats_come_back_to_the_bit_and_what_is_not_finite_is_null() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let losses = [0.1 + 0.2, 1.0 / 3.0, f64::MIN_POSITIVE, 5e-324, 123_456_789.123_456_79, f64::NAN];
+        let losses =
+            [0.1 + 0.2, 1.0 / 3.0, f64::MIN_POSITIVE, 5e-324, 123_456_789.123_456_79, f64::NAN];
         record(&mut JsonLines::create(&path, metrics).unwrap(), &losses.map(|loss| step(1, loss)));
         let text = std::fs::read_to_string(&path).unwrap();
-        let read: Vec<Value> = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["train/loss"].clone()).collect();
+        let read: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["train/loss"].clone())
+            .collect();
         for (read, written) in read.iter().zip(&losses[..5]) {
             assert_eq!(read.as_f64().unwrap().to_bits(), written.to_bits());
         }

@@ -3,12 +3,14 @@
 use super::{Evaluation, Event, Ranks, Spectra, Step};
 use serde_json::{Map, Value, json};
 
-/// Whether the values under this key depend on the clock or the machine, and so differ between two runs that are otherwise equal.
+/// Whether the values under this key depend on the clock or the machine, and so differ between two
+/// runs that are otherwise equal.
 pub fn is_wall_clock_key(key: &str) -> bool {
     key == "train/tok_per_sec" || key.starts_with("time/") || key.starts_with("mem/")
 }
 
-/// The line of `metrics.jsonl` for an event, keys in a fixed order; none for an event without figures.
+/// The line of `metrics.jsonl` for an event, keys in a fixed order; none for an event without
+/// figures.
 ///
 /// A value that is not a finite number is `null`, since JSON has no other word for it.
 pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
@@ -20,7 +22,8 @@ pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
     }
 }
 
-/// The line of `spectra.jsonl` for an event: the singular values of each low-rank weight under its name.
+/// The line of `spectra.jsonl` for an event: the singular values of each low-rank weight under its
+/// name.
 pub fn spectra(event: &Event) -> Option<Map<String, Value>> {
     let Event::Spectra(Spectra { step, layers }) = event else { return None };
     let mut line = Map::new();
@@ -137,7 +140,12 @@ mod tests {
             text(Event::Evaluation(evaluation)),
             @r#"{"step":10,"tokens":40960,"flops":123000000000,"params":2000000,"val/loss":2.0,"val/ppl":7.38905609893065,"val/bpb":1.25,"val/tokens":65536,"time/eval":2.5}"#
         );
-        let truncated = LayerRank { name: "h.1.attn.q".into(), rank: 32, truncation_error: Some(0.01), discarded_energy: Some(2.5e-3) };
+        let truncated = LayerRank {
+            name: "h.1.attn.q".into(),
+            rank: 32,
+            truncation_error: Some(0.01),
+            discarded_energy: Some(2.5e-3),
+        };
         let kept = LayerRank { name: "h.0.attn.q".into(), rank: 64, ..LayerRank::default() };
         let ranks = Ranks { step: 10, layers: vec![truncated, kept], defect: Some(1e-7) };
         insta::assert_snapshot!(
@@ -149,9 +157,23 @@ mod tests {
 
     #[test]
     fn only_rates_times_and_memory_depend_on_the_clock() {
-        assert!(["train/tok_per_sec", "time/data", "time/eval", "mem/resident"].into_iter().all(is_wall_clock_key));
         assert!(
-            !["step", "tokens", "train/loss", "train/lr", "val/loss", "rank/mean", "lowrank/defect"].into_iter().any(is_wall_clock_key)
+            ["train/tok_per_sec", "time/data", "time/eval", "mem/resident"]
+                .into_iter()
+                .all(is_wall_clock_key)
+        );
+        assert!(
+            ![
+                "step",
+                "tokens",
+                "train/loss",
+                "train/lr",
+                "val/loss",
+                "rank/mean",
+                "lowrank/defect"
+            ]
+            .into_iter()
+            .any(is_wall_clock_key)
         );
     }
 }

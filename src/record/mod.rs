@@ -1,7 +1,9 @@
-//! What happens during training, as one [`Event`] enum, and those who watch: metrics, console, samples.
+//! What happens during training, as one [`Event`] enum, and those who watch: metrics, console,
+//! samples.
 //!
-//! The training loop tells an [`Observer`]; an observer cannot change the training. Everything a step has to say is said before the
-//! checkpoint of that step is saved, so that a resumed run repeats no line and misses none.
+//! The training loop tells an [`Observer`]; an observer cannot change the training. Everything a
+//! step has to say is said before the checkpoint of that step is saved, so that a resumed run
+//! repeats no line and misses none.
 
 mod console;
 mod event;
@@ -12,7 +14,10 @@ mod samples;
 mod terminal;
 
 pub use console::{Console, STEP_TARGET};
-pub use event::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Spectra, Step};
+pub use event::{
+    EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample,
+    Spectra, Step,
+};
 pub use format::{count, duration};
 pub use json_lines::{JsonLines, LineOf};
 pub use metrics::{is_wall_clock_key, metrics, spectra};

@@ -3,7 +3,8 @@
 use super::{Event, Observer};
 use std::path::{Path, PathBuf};
 
-/// Writes every sample to `samples/step-00000100.txt` in the run's folder. The console shows it too, on its own account.
+/// Writes every sample to `samples/step-00000100.txt` in the run's folder. The console shows it
+/// too, on its own account.
 #[derive(Debug)]
 pub struct Samples {
     folder: PathBuf,
@@ -19,7 +20,10 @@ impl Samples {
 impl Observer for Samples {
     fn on(&mut self, event: &Event) -> anyhow::Result<()> {
         if let Event::Sample(sample) = event {
-            crate::fs::write_atomic(&self.folder.join(format!("step-{:08}.txt", sample.step)), sample.text.as_bytes())?;
+            crate::fs::write_atomic(
+                &self.folder.join(format!("step-{:08}.txt", sample.step)),
+                sample.text.as_bytes(),
+            )?;
         }
         Ok(())
     }
@@ -38,8 +42,14 @@ mod tests {
             samples.on(&Event::Sample(Sample { step: 100, text: text.into() })).unwrap();
         }
         samples.on(&Event::Progress { step: 100 }).unwrap();
-        let names: Vec<_> = std::fs::read_dir(run.path().join("samples")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let names: Vec<_> = std::fs::read_dir(run.path().join("samples"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         assert_eq!(names, ["step-00000100.txt"]);
-        assert_eq!(std::fs::read_to_string(run.path().join("samples/step-00000100.txt")).unwrap(), "fn main() {\n");
+        assert_eq!(
+            std::fs::read_to_string(run.path().join("samples/step-00000100.txt")).unwrap(),
+            "fn main() {\n"
+        );
     }
 }

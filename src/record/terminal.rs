@@ -5,7 +5,8 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Standard error as log lines and a progress bar share it: the bar steps aside for every line. Clones are the same terminal.
+/// Standard error as log lines and a progress bar share it: the bar steps aside for every line.
+/// Clones are the same terminal.
 #[derive(Clone)]
 pub struct Terminal {
     bars: MultiProgress,
@@ -18,12 +19,17 @@ impl Terminal {
     pub fn stderr() -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let interactive = std::io::stderr().is_terminal() && !dumb;
-        let target = if interactive { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target =
+            if interactive { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         Self::new(interactive, target, Box::new(std::io::stderr()))
     }
 
     fn new(interactive: bool, target: ProgressDrawTarget, lines: Box<dyn Write + Send>) -> Self {
-        Self { bars: MultiProgress::with_draw_target(target), interactive, lines: Arc::new(Mutex::new(lines)) }
+        Self {
+            bars: MultiProgress::with_draw_target(target),
+            interactive,
+            lines: Arc::new(Mutex::new(lines)),
+        }
     }
 
     /// Whether a progress bar is shown here, and lines about single steps are not needed.

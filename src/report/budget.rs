@@ -36,9 +36,11 @@ impl Spending {
     }
 }
 
-/// The validation loss at this spending, linear between two validations; none where the run spent less or validated later first.
+/// The validation loss at this spending, linear between two validations; none where the run spent
+/// less or validated later first.
 ///
-/// A run whose schedule is longer has not decayed its learning rate by then, so the comparison favours the run that ends there.
+/// A run whose schedule is longer has not decayed its learning rate by then, so the comparison
+/// favours the run that ends there.
 pub fn loss_at(validations: &[Point], spending: Spending, budget: f64) -> Option<f64> {
     // A run that ends at the budget, but for rounding of the last figure, got there.
     let reached = |spent: f64| spent >= budget * (1.0 - 1e-9);

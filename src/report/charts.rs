@@ -33,7 +33,8 @@ pub fn charts(comparison: &Comparison) -> Vec<Explained> {
 }
 
 fn loss_curves(comparison: &Comparison) -> Explained {
-    let panels: Vec<Chart> = Spending::ALL.iter().map(|spending| loss_curve(comparison, *spending)).collect();
+    let panels: Vec<Chart> =
+        Spending::ALL.iter().map(|spending| loss_curve(comparison, *spending)).collect();
     Explained {
         name: "loss",
         caption: "Validation loss over the run, mean over the seeds of each method's best learning rate; bars are standard errors. \
@@ -50,7 +51,8 @@ fn loss_curve(comparison: &Comparison, spending: Spending) -> Chart {
         let count = runs.iter().map(|run| run.validations.len()).min().unwrap_or(0);
         let at = |index: usize| {
             let points: Vec<_> = runs.iter().map(|run| run.validations[index]).collect();
-            let x = Estimate::of(&points.iter().map(|point| spending.of(point)).collect::<Vec<_>>())?;
+            let x =
+                Estimate::of(&points.iter().map(|point| spending.of(point)).collect::<Vec<_>>())?;
             let y = Estimate::of(&points.iter().map(|point| point.loss).collect::<Vec<_>>())?;
             Some(((x.mean, y.mean), y.standard_error.unwrap_or(0.0)))
         };
@@ -72,8 +74,12 @@ fn loss_curve(comparison: &Comparison, spending: Spending) -> Chart {
 
 fn pareto(comparison: &Comparison) -> Explained {
     let mut series = Vec::new();
-    let mut points: Vec<(f64, f64)> =
-        comparison.groups.iter().map(|(_, s)| (s.parameters, s.loss.mean)).filter(|(p, _)| p.is_finite()).collect();
+    let mut points: Vec<(f64, f64)> = comparison
+        .groups
+        .iter()
+        .map(|(_, s)| (s.parameters, s.loss.mean))
+        .filter(|(p, _)| p.is_finite())
+        .collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let mut front: Vec<(f64, f64)> = Vec::new();
     for point in points {
@@ -86,7 +92,10 @@ fn pareto(comparison: &Comparison) -> Explained {
     }
     for (colour, (group, summary)) in comparison.groups.iter().enumerate() {
         let point = vec![(summary.parameters, summary.loss.mean)];
-        series.push(Series::new(&group.name, Mark::Dots, colour, point).with_errors(vec![summary.loss.standard_error.unwrap_or(0.0)]));
+        series.push(
+            Series::new(&group.name, Mark::Dots, colour, point)
+                .with_errors(vec![summary.loss.standard_error.unwrap_or(0.0)]),
+        );
     }
     let chart = Chart {
         title: "Final loss against parameters".into(),
@@ -120,7 +129,9 @@ fn learning_rates(comparison: &Comparison) -> Option<Explained> {
             let mut found: Vec<_> = group.candidates.iter().filter_map(at).collect();
             found.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
             let (points, errors): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-            (points.len() > 1).then(|| Series::new(&group.name, Mark::LineWithDots, colour, points).with_errors(errors))
+            (points.len() > 1).then(|| {
+                Series::new(&group.name, Mark::LineWithDots, colour, points).with_errors(errors)
+            })
         })
         .collect();
     if series.is_empty() {
@@ -134,19 +145,37 @@ fn learning_rates(comparison: &Comparison) -> Option<Explained> {
     };
     let caption = "Each method over its list of learning rates. A curve that still falls at its end was not tuned; one that is flat \
                    near its lowest point is easy to tune.";
-    Some(Explained { name: "learning-rates", caption: caption.into(), wide: false, svg: chart.to_svg() })
+    Some(Explained {
+        name: "learning-rates",
+        caption: caption.into(),
+        wide: false,
+        svg: chart.to_svg(),
+    })
 }
 
-/// One run of each of the methods that have such charts, the first `most` of them: the method's name and what `of` makes of the run.
-fn of_low_rank_runs<T>(comparison: &Comparison, most: usize, of: impl Fn(&RunResults) -> Option<T>) -> Vec<(String, T)> {
-    let runs = groups(comparison).filter_map(|group| Some((group.name.clone(), of(group.chosen().runs.values().next()?)?)));
+/// One run of each of the methods that have such charts, the first `most` of them: the method's
+/// name and what `of` makes of the run.
+fn of_low_rank_runs<T>(
+    comparison: &Comparison,
+    most: usize,
+    of: impl Fn(&RunResults) -> Option<T>,
+) -> Vec<(String, T)> {
+    let runs = groups(comparison)
+        .filter_map(|group| Some((group.name.clone(), of(group.chosen().runs.values().next()?)?)));
     runs.take(most).collect()
 }
 
 fn ranks(comparison: &Comparison) -> Option<Explained> {
     let (name, panels) = of_low_rank_runs(comparison, 1, ranks_over_time).pop()?;
-    let caption = format!("{name}: rank of every low-rank weight over the run, by kind of weight, first seed.");
-    Some(Explained { name: "ranks", caption, wide: true, svg: crate::plot::figure("Ranks over the run", &charts_of(panels), 3) })
+    let caption = format!(
+        "{name}: rank of every low-rank weight over the run, by kind of weight, first seed."
+    );
+    Some(Explained {
+        name: "ranks",
+        caption,
+        wide: true,
+        svg: crate::plot::figure("Ranks over the run", &charts_of(panels), 3),
+    })
 }
 
 fn effective_ranks(comparison: &Comparison) -> Option<Explained> {
@@ -164,10 +193,11 @@ fn charts_of(panels: Vec<(Target, Chart)>) -> Vec<Chart> {
 }
 
 fn spectra(comparison: &Comparison) -> Option<Explained> {
-    let panels: Vec<Chart> = of_low_rank_runs(comparison, 4, |run| spectra_of_middle_block(&run.spectra.last()?.layers))
-        .into_iter()
-        .map(|(name, chart)| Chart { title: format!("{}: {name}", chart.title), ..chart })
-        .collect();
+    let panels: Vec<Chart> =
+        of_low_rank_runs(comparison, 4, |run| spectra_of_middle_block(&run.spectra.last()?.layers))
+            .into_iter()
+            .map(|(name, chart)| Chart { title: format!("{}: {name}", chart.title), ..chart })
+            .collect();
     if panels.is_empty() {
         return None;
     }
@@ -193,7 +223,11 @@ fn times(comparison: &Comparison) -> Option<Explained> {
         .map(|group| {
             let runs: Vec<&RunResults> = group.chosen().runs.values().collect();
             let of = |phase: &str| {
-                let values: Vec<f64> = runs.iter().filter_map(|run| run.seconds_by_phase.get(phase)).map(|seconds| 1e3 * seconds).collect();
+                let values: Vec<f64> = runs
+                    .iter()
+                    .filter_map(|run| run.seconds_by_phase.get(phase))
+                    .map(|seconds| 1e3 * seconds)
+                    .collect();
                 Estimate::of(&values).map_or(0.0, |estimate| estimate.mean)
             };
             (group.name.clone(), PHASES.iter().map(|(phase, _)| of(phase)).collect())

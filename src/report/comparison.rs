@@ -37,10 +37,11 @@ pub struct GroupSummary {
     pub seconds: f64,
     /// Largest memory of the process in bytes; none where the system did not tell.
     pub peak_memory: Option<f64>,
-    /// Loss when as much had been spent as the thriftiest of all runs compared spent in all, in the order of [`Spending::ALL`]; none where
-    /// no validation had been made by then.
+    /// Loss when as much had been spent as the thriftiest of all runs compared spent in all, in the
+    /// order of [`Spending::ALL`]; none where no validation had been made by then.
     pub loss_at_equal: [Option<f64>; 3],
-    /// Final loss less the baseline's on the same seeds; none for the baseline and where no seed is shared.
+    /// Final loss less the baseline's on the same seeds; none for the baseline and where no seed is
+    /// shared.
     pub difference: Option<PairedDifference>,
 }
 
@@ -58,61 +59,97 @@ pub struct PairedDifference {
 /// Compares groups; the baseline is named, or else the first group.
 ///
 /// # Errors
-/// [`Failure::Usage`] if no run is finished, the baseline is not among the groups, or runs differ in their data, tokenizer or
-/// evaluation, naming two that do.
-pub fn compare(name: &str, groups: Vec<Group>, baseline: Option<&str>, rule: Option<String>) -> Result<Comparison> {
+/// [`Failure::Usage`] if no run is finished, the baseline is not among the groups, or runs differ
+/// in their data, tokenizer or evaluation, naming two that do.
+pub fn compare(
+    name: &str,
+    groups: Vec<Group>,
+    baseline: Option<&str>,
+    rule: Option<String>,
+) -> Result<Comparison> {
     let first = groups.first().map(|group| group.name.clone());
-    let (with, empty): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| group.loss().is_some());
+    let (with, empty): (Vec<_>, Vec<_>) =
+        groups.into_iter().partition(|group| group.loss().is_some());
     refuse_unequal(&with)?;
     if with.is_empty() {
-        let reasons: Vec<String> = empty.iter().flat_map(|group| &group.missing).map(|(id, why)| format!("  {id}: {why}")).collect();
-        return Err(usage(format!("{name}: no run is finished yet, so there is nothing to compare\n{}", reasons.join("\n"))));
+        let reasons: Vec<String> = empty
+            .iter()
+            .flat_map(|group| &group.missing)
+            .map(|(id, why)| format!("  {id}: {why}"))
+            .collect();
+        return Err(usage(format!(
+            "{name}: no run is finished yet, so there is nothing to compare\n{}",
+            reasons.join("\n")
+        )));
     }
     let names: Vec<&str> = with.iter().map(|group| group.name.as_str()).collect();
-    let of_name = |wanted: &str| with.iter().position(|group| group.name == wanted || group.name.split(", ").next() == Some(wanted));
+    let of_name = |wanted: &str| {
+        with.iter()
+            .position(|group| group.name == wanted || group.name.split(", ").next() == Some(wanted))
+    };
     let base = match baseline {
         Some(wanted) => Some(of_name(wanted).ok_or_else(|| {
             usage(format!("no finished group is called `{wanted}`, so it cannot be the baseline; there are: {}", names.join("; ")))
         })?),
         None => first.and_then(|first| of_name(&first)),
     };
-    let chosen = || with.iter().flat_map(|group| group.chosen().runs.values()).filter_map(RunResults::last);
-    let budgets = Spending::ALL.map(|spending| chosen().map(|point| spending.of(&point)).fold(f64::INFINITY, f64::min));
+    let chosen =
+        || with.iter().flat_map(|group| group.chosen().runs.values()).filter_map(RunResults::last);
+    let budgets = Spending::ALL
+        .map(|spending| chosen().map(|point| spending.of(&point)).fold(f64::INFINITY, f64::min));
     let base_name = base.map(|index| with[index].name.clone());
     let base_group = base.map(|index| with[index].clone());
-    let mut summarised: Vec<(Group, GroupSummary)> =
-        with.into_iter().filter_map(|group| Some((group.clone(), summary(&group, base_group.as_ref(), &budgets)?))).collect();
+    let mut summarised: Vec<(Group, GroupSummary)> = with
+        .into_iter()
+        .filter_map(|group| Some((group.clone(), summary(&group, base_group.as_ref(), &budgets)?)))
+        .collect();
     summarised.sort_by(|(_, a), (_, b)| a.loss.mean.total_cmp(&b.loss.mean));
-    let baseline = base_name.and_then(|name| summarised.iter().position(|(group, _)| group.name == name));
+    let baseline =
+        base_name.and_then(|name| summarised.iter().position(|(group, _)| group.name == name));
     Ok(Comparison { name: name.to_owned(), rule, groups: summarised, baseline, empty })
 }
 
 fn summary(group: &Group, baseline: Option<&Group>, budgets: &[f64; 3]) -> Option<GroupSummary> {
     let runs: Vec<&RunResults> = group.chosen().runs.values().collect();
-    let mean = |of: &dyn Fn(&Point) -> f64| mean(runs.iter().filter_map(|run| run.last()).map(|point| of(&point)));
+    let mean = |of: &dyn Fn(&Point) -> f64| {
+        mean(runs.iter().filter_map(|run| run.last()).map(|point| of(&point)))
+    };
     let at_equal = |(spending, budget): (Spending, &f64)| {
-        let losses: Option<Vec<f64>> = runs.iter().map(|run| loss_at(&run.validations, spending, *budget)).collect();
+        let losses: Option<Vec<f64>> =
+            runs.iter().map(|run| loss_at(&run.validations, spending, *budget)).collect();
         self::mean(losses?.into_iter())
     };
     let mut loss_at_equal = [None; 3];
-    loss_at_equal.iter_mut().zip(Spending::ALL.into_iter().zip(budgets)).for_each(|(loss, at)| *loss = at_equal(at));
+    loss_at_equal
+        .iter_mut()
+        .zip(Spending::ALL.into_iter().zip(budgets))
+        .for_each(|(loss, at)| *loss = at_equal(at));
     Some(GroupSummary {
         loss: group.loss()?,
         parameters: mean(&|point| point.parameters)?,
         tokens: mean(&|point| point.tokens)?,
         flops: mean(&|point| point.flops)?,
         seconds: mean(&|point| point.seconds)?,
-        peak_memory: self::mean(runs.iter().filter_map(|run| run.peak_memory).map(|bytes| bytes as f64)),
+        peak_memory: self::mean(
+            runs.iter().filter_map(|run| run.peak_memory).map(|bytes| bytes as f64),
+        ),
         loss_at_equal,
-        difference: baseline.filter(|baseline| baseline.name != group.name).and_then(|baseline| difference(group, baseline)),
+        difference: baseline
+            .filter(|baseline| baseline.name != group.name)
+            .and_then(|baseline| difference(group, baseline)),
     })
 }
 
 fn difference(group: &Group, baseline: &Group) -> Option<PairedDifference> {
     let (ours, theirs) = (group.chosen().losses(), baseline.chosen().losses());
-    let pairs: Vec<(f64, f64)> = ours.iter().filter_map(|(seed, loss)| Some((*theirs.get(seed)?, *loss))).collect();
+    let pairs: Vec<(f64, f64)> =
+        ours.iter().filter_map(|(seed, loss)| Some((*theirs.get(seed)?, *loss))).collect();
     let estimate = paired_difference(&pairs)?;
-    Some(PairedDifference { estimate, half_interval: estimate.half_interval(), p: estimate.p_of_zero() })
+    Some(PairedDifference {
+        estimate,
+        half_interval: estimate.half_interval(),
+        p: estimate.p_of_zero(),
+    })
 }
 
 /// The mean; none of none, or if a value is unknown.
@@ -124,9 +161,13 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// Something two runs must have in common.
 type Fact = fn(&RunResults) -> String;
 
-/// Losses can be compared only if they are of the same text in the same tokens, validated on the same windows.
+/// Losses can be compared only if they are of the same text in the same tokens, validated on the
+/// same windows.
 fn refuse_unequal(groups: &[Group]) -> Result<()> {
-    let mut runs = groups.iter().flat_map(|group| &group.candidates).flat_map(|candidate| candidate.runs.values());
+    let mut runs = groups
+        .iter()
+        .flat_map(|group| &group.candidates)
+        .flat_map(|candidate| candidate.runs.values());
     let Some(first) = runs.next() else { return Ok(()) };
     for other in runs {
         let facts: [(&str, Fact); 4] = [
@@ -190,18 +231,27 @@ mod tests {
         }
     }
 
-    /// Differences -0.1, -0.3, -0.2: mean -0.2, s = 0.1, standard error 0.0577350; t at 97.5% with two degrees of freedom 4.302653.
+    /// Differences -0.1, -0.3, -0.2: mean -0.2, s = 0.1, standard error 0.0577350; t at 97.5% with
+    /// two degrees of freedom 4.302653.
     #[test]
     fn differences_are_paired_by_seed() {
         let runs = [("dense", [2.0, 2.4, 2.2]), ("spectral", [1.9, 2.1, 2.0])];
-        let runs = runs.iter().flat_map(|(name, losses)| (1..).zip(losses).map(|(seed, loss)| run(name, seed, *loss)));
-        let comparison = compare("t", group_runs(runs.collect()), Some("dense"), None).expect("comparable");
-        assert_eq!(comparison.groups.iter().map(|(group, _)| group.name.as_str()).collect::<Vec<_>>(), ["spectral", "dense"]);
+        let runs = runs.iter().flat_map(|(name, losses)| {
+            (1..).zip(losses).map(|(seed, loss)| run(name, seed, *loss))
+        });
+        let comparison =
+            compare("t", group_runs(runs.collect()), Some("dense"), None).expect("comparable");
+        assert_eq!(
+            comparison.groups.iter().map(|(group, _)| group.name.as_str()).collect::<Vec<_>>(),
+            ["spectral", "dense"]
+        );
         assert_eq!(comparison.baseline, Some(1));
         assert_eq!(comparison.groups[1].1.difference, None);
         let difference = comparison.groups[0].1.difference.expect("three shared seeds");
         assert!((difference.estimate.mean + 0.2).abs() < 1e-12);
-        assert!((difference.half_interval.expect("an interval") - 4.302653 * 0.05773503).abs() < 1e-6);
+        assert!(
+            (difference.half_interval.expect("an interval") - 4.302653 * 0.05773503).abs() < 1e-6
+        );
         let summary = &comparison.groups[0].1;
         assert_eq!((summary.tokens, summary.flops, summary.parameters), (1200.0, 1e8, 5000.0));
         assert!((summary.loss_at_equal[0].expect("the same tokens") - 2.0).abs() < 1e-12);
@@ -213,13 +263,17 @@ mod tests {
         let results = other.results.as_mut().expect("results");
         results.data.content_hash = "0ther0ther0ther".into();
         results.plan.eval.tokens = crate::spec::Count(999);
-        let error = compare("t", group_runs(vec![run("dense", 1, 2.0), other]), None, None).unwrap_err().to_string();
+        let error = compare("t", group_runs(vec![run("dense", 1, 2.0), other]), None, None)
+            .unwrap_err()
+            .to_string();
         insta::assert_snapshot!(error, @"runs/tiny-1 and runs/tiny-1 cannot be compared, their losses are not of the same thing: data c0ffee and 0ther0ther0t, eval.tokens 65536 and 999; compare runs of one text, tokenizer and evaluation");
     }
 
     #[test]
     fn an_unknown_baseline_and_nothing_finished_are_refused() {
-        let error = compare("t", group_runs(vec![run("dense", 1, 2.0)]), Some("muon"), None).unwrap_err().to_string();
+        let error = compare("t", group_runs(vec![run("dense", 1, 2.0)]), Some("muon"), None)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("`muon`") && error.contains("dense"), "{error}");
         let pending = LabelledRun { results: None, ..run("dense", 1, 2.0) };
         let error = compare("t", group_runs(vec![pending]), None, None).unwrap_err().to_string();

@@ -1,5 +1,6 @@
-//! Runs put together: those that differ by their seed alone are one candidate, those that differ by a searched setting (a learning rate)
-//! are candidates of one group, of which the best stands for it.
+//! Runs put together: those that differ by their seed alone are one candidate, those that differ by
+//! a searched setting (a learning rate) are candidates of one group, of which the best stands for
+//! it.
 
 use super::run_results::RunResults;
 use super::statistics::Estimate;
@@ -20,7 +21,8 @@ pub struct LabelledRun {
     pub results: Option<RunResults>,
     /// Why it has no result, if it failed.
     pub failure: Option<String>,
-    /// A plan that is not run by the experiment's own rule, such as a learning rate that was not the best on the first seed.
+    /// A plan that is not run by the experiment's own rule, such as a learning rate that was not
+    /// the best on the first seed.
     pub not_needed: bool,
 }
 
@@ -46,7 +48,11 @@ impl Candidate {
 
     /// The searched settings in words: `learning_rate 0.01`.
     pub fn label(&self) -> String {
-        self.tuned.iter().map(|(key, value)| format!("{} {value}", last_key(key))).collect::<Vec<_>>().join(", ")
+        self.tuned
+            .iter()
+            .map(|(key, value)| format!("{} {value}", last_key(key)))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -57,7 +63,8 @@ pub enum Search {
     None,
     /// The best lies inside its list of this many values.
     Inside(usize),
-    /// The best lies at the end of its list, the setting and its value: not tuned, a value beyond may be better.
+    /// The best lies at the end of its list, the setting and its value: not tuned, a value beyond
+    /// may be better.
     Edge(String),
 }
 
@@ -94,19 +101,37 @@ pub fn group_runs(runs: Vec<LabelledRun>) -> Vec<Group> {
     for run in runs {
         let index = groups.iter().position(|group| group.name == run.group).unwrap_or_else(|| {
             let (name, search) = (run.group.clone(), Search::None);
-            groups.push(Group { name, candidates: Vec::new(), best: 0, search, missing: Vec::new() });
+            groups.push(Group {
+                name,
+                candidates: Vec::new(),
+                best: 0,
+                search,
+                missing: Vec::new(),
+            });
             groups.len() - 1
         });
         let group = &mut groups[index];
-        let candidate = group.candidates.iter().position(|candidate| candidate.tuned == run.tuned).unwrap_or_else(|| {
-            group.candidates.push(Candidate { tuned: run.tuned.clone(), runs: BTreeMap::new() });
-            group.candidates.len() - 1
-        });
+        let candidate = group
+            .candidates
+            .iter()
+            .position(|candidate| candidate.tuned == run.tuned)
+            .unwrap_or_else(|| {
+                group
+                    .candidates
+                    .push(Candidate { tuned: run.tuned.clone(), runs: BTreeMap::new() });
+                group.candidates.len() - 1
+            });
         match run.results {
-            Some(results) if results.last().is_some() => drop(group.candidates[candidate].runs.insert(run.seed, results)),
+            Some(results) if results.last().is_some() => {
+                drop(group.candidates[candidate].runs.insert(run.seed, results))
+            }
             _ if run.not_needed => {}
-            Some(results) => group.missing.push((run.id, run.failure.unwrap_or_else(|| unfinished(&results)))),
-            None => group.missing.push((run.id, run.failure.unwrap_or_else(|| "not begun".to_owned()))),
+            Some(results) => {
+                group.missing.push((run.id, run.failure.unwrap_or_else(|| unfinished(&results))))
+            }
+            None => {
+                group.missing.push((run.id, run.failure.unwrap_or_else(|| "not begun".to_owned())))
+            }
         }
     }
     for group in &mut groups {
@@ -121,19 +146,27 @@ fn unfinished(results: &RunResults) -> String {
     format!("not finished, last validated at step {step} of {}", results.plan.train.max_steps.0)
 }
 
-/// The candidate of the smallest mean loss over the seeds that all finished candidates share; the first of equals. Those that share none
-/// are compared over what they have.
+/// The candidate of the smallest mean loss over the seeds that all finished candidates share; the
+/// first of equals. Those that share none are compared over what they have.
 fn best(candidates: &[Candidate]) -> usize {
     let losses: Vec<BTreeMap<u64, f64>> = candidates.iter().map(Candidate::losses).collect();
     let mut shared: Option<BTreeSet<u64>> = None;
-    for seeds in losses.iter().filter(|losses| !losses.is_empty()).map(|losses| losses.keys().copied().collect::<BTreeSet<_>>()) {
+    for seeds in losses
+        .iter()
+        .filter(|losses| !losses.is_empty())
+        .map(|losses| losses.keys().copied().collect::<BTreeSet<_>>())
+    {
         shared = Some(shared.map_or(seeds.clone(), |shared| &shared & &seeds));
     }
     let shared = shared.filter(|seeds| !seeds.is_empty());
     let score = |losses: &BTreeMap<u64, f64>| {
-        let counted = losses.iter().filter(|(seed, _)| shared.as_ref().is_none_or(|shared| shared.contains(seed)));
+        let counted = losses
+            .iter()
+            .filter(|(seed, _)| shared.as_ref().is_none_or(|shared| shared.contains(seed)));
         let values: Vec<f64> = counted.map(|(_, loss)| *loss).collect();
-        Estimate::of(&values).map_or(f64::INFINITY, |estimate| if estimate.mean.is_finite() { estimate.mean } else { f64::INFINITY })
+        Estimate::of(&values).map_or(f64::INFINITY, |estimate| {
+            if estimate.mean.is_finite() { estimate.mean } else { f64::INFINITY }
+        })
     };
     let scores: Vec<f64> = losses.iter().map(score).collect();
     (0..scores.len()).min_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b))).unwrap_or(0)
@@ -143,7 +176,10 @@ fn best(candidates: &[Candidate]) -> usize {
 fn search(candidates: &[Candidate], best: usize) -> Search {
     let mut count = 0;
     for (key, chosen) in &candidates[best].tuned {
-        let mut values: Vec<f64> = candidates.iter().filter_map(|candidate| candidate.tuned.get(key)?.parse().ok()).collect();
+        let mut values: Vec<f64> = candidates
+            .iter()
+            .filter_map(|candidate| candidate.tuned.get(key)?.parse().ok())
+            .collect();
         values.sort_by(f64::total_cmp);
         values.dedup();
         let Ok(chosen) = chosen.parse::<f64>() else { continue };
@@ -167,7 +203,10 @@ mod tests {
         LabelledRun {
             id: format!("{group}-{rate}-{seed}"),
             group: group.into(),
-            tuned: BTreeMap::from([("optimizer.dense.adamw.learning_rate".to_owned(), rate.to_owned())]),
+            tuned: BTreeMap::from([(
+                "optimizer.dense.adamw.learning_rate".to_owned(),
+                rate.to_owned(),
+            )]),
             seed,
             results: loss.map(|loss| finished(seed, loss)),
             failure: None,
@@ -186,12 +225,18 @@ mod tests {
             run("spectral", "0.02", 1, None),
         ];
         let groups = group_runs(runs);
-        assert_eq!(groups.iter().map(|group| group.name.as_str()).collect::<Vec<_>>(), ["dense", "spectral"]);
+        assert_eq!(
+            groups.iter().map(|group| group.name.as_str()).collect::<Vec<_>>(),
+            ["dense", "spectral"]
+        );
         // 3e-3 is best on seed 1, which all rates share, though its mean over both seeds is 2.2.
         assert_eq!(groups[0].chosen().tuned["optimizer.dense.adamw.learning_rate"], "3e-3");
         assert_eq!(groups[0].search, Search::Inside(3));
         assert_eq!(groups[0].loss().map(|loss| (loss.count, loss.mean)), Some((2, 2.2)));
-        assert_eq!(groups[1].search, Search::Edge("optimizer.dense.adamw.learning_rate = 0.01".into()));
+        assert_eq!(
+            groups[1].search,
+            Search::Edge("optimizer.dense.adamw.learning_rate = 0.01".into())
+        );
         assert_eq!(groups[1].missing, [("spectral-0.02-1".to_owned(), "not begun".to_owned())]);
     }
 
@@ -199,7 +244,11 @@ mod tests {
     fn a_rate_that_diverged_still_bounds_the_list() {
         let mut diverged = run("dense", "1", 1, None);
         diverged.failure = Some("diverged".into());
-        let groups = group_runs(vec![run("dense", "0.1", 1, Some(2.2)), run("dense", "0.3", 1, Some(2.0)), diverged]);
+        let groups = group_runs(vec![
+            run("dense", "0.1", 1, Some(2.2)),
+            run("dense", "0.3", 1, Some(2.0)),
+            diverged,
+        ]);
         assert_eq!(groups[0].search, Search::Inside(3));
         assert_eq!(groups[0].missing, [("dense-1-1".to_owned(), "diverged".to_owned())]);
     }

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// If a file cannot be written.
 pub fn write_report(comparison: &Comparison, folder: &Path) -> Result<PathBuf> {
-    std::fs::create_dir_all(folder).map_err(|error| anyhow::anyhow!("cannot create {}: {error}", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .map_err(|error| anyhow::anyhow!("cannot create {}: {error}", folder.display()))?;
     let charts = charts(comparison);
     for chart in &charts {
         write_atomic(&folder.join(format!("{}.svg", chart.name)), chart.svg.as_bytes())?;
@@ -27,7 +28,9 @@ pub fn write_report(comparison: &Comparison, folder: &Path) -> Result<PathBuf> {
 /// How the runs were made, one fact a line.
 fn protocol(comparison: &Comparison) -> Vec<String> {
     let mut lines = Vec::new();
-    if let Some(run) = comparison.groups.iter().find_map(|(group, _)| group.chosen().runs.values().next()) {
+    if let Some(run) =
+        comparison.groups.iter().find_map(|(group, _)| group.chosen().runs.values().next())
+    {
         let (plan, data) = (&run.plan, &run.data);
         lines.push(format!(
             "Text: {}; {} training and {} validation tokens; tokenizer: {}; content {}.",
@@ -48,7 +51,12 @@ fn protocol(comparison: &Comparison) -> Vec<String> {
         let (count, seeds) = (group.candidates.len(), summary.loss.count);
         let chosen = group.chosen().label();
         let chosen = if chosen.is_empty() { String::new() } else { format!(", the best {chosen}") };
-        lines.push(format!("{}: {count} setting{} tried{chosen}; {seeds} seed{}.", group.name, plural(count), plural(seeds)));
+        lines.push(format!(
+            "{}: {count} setting{} tried{chosen}; {seeds} seed{}.",
+            group.name,
+            plural(count),
+            plural(seeds)
+        ));
     }
     lines
 }
@@ -61,8 +69,12 @@ fn plural(count: usize) -> &'static str {
 fn headline(comparison: &Comparison) -> String {
     let (best, summary) = &comparison.groups[0];
     let loss = super::table::estimate(&summary.loss);
-    let baseline = comparison.baseline.filter(|index| *index != 0).map(|index| &comparison.groups[index]);
-    match (baseline, summary.difference.and_then(|difference| Some((difference, difference.half_interval?)))) {
+    let baseline =
+        comparison.baseline.filter(|index| *index != 0).map(|index| &comparison.groups[index]);
+    match (
+        baseline,
+        summary.difference.and_then(|difference| Some((difference, difference.half_interval?))),
+    ) {
         (Some((group, base)), Some((difference, half))) => format!(
             "Lowest validation loss: {} with {loss}, {:+.4} ± {half:.4} from {} (95% interval, paired by seed) with {:.2} of its parameters.",
             best.name,
@@ -75,8 +87,13 @@ fn headline(comparison: &Comparison) -> String {
 }
 
 fn markdown(comparison: &Comparison, charts: &[Explained]) -> String {
-    let list = |lines: Vec<String>| lines.iter().map(|line| format!("* {line}")).collect::<Vec<_>>().join("\n");
-    let images: String = charts.iter().map(|chart| format!("![{0}]({0}.svg)\n\n{1}\n\n", chart.name, chart.caption)).collect();
+    let list = |lines: Vec<String>| {
+        lines.iter().map(|line| format!("* {line}")).collect::<Vec<_>>().join("\n")
+    };
+    let images: String = charts
+        .iter()
+        .map(|chart| format!("![{0}]({0}.svg)\n\n{1}\n\n", chart.name, chart.caption))
+        .collect();
     format!(
         "# {}\n\n{}\n\n{}\n\n{}\n\n{images}## How the runs were made\n\n{}\n",
         comparison.name,
@@ -101,12 +118,18 @@ figure{margin:0}figcaption{max-width:60rem;color:#57606a;font-size:.9rem}ul{max-
 figcaption,ul{color:#9198a1}}";
 
 fn html(comparison: &Comparison, charts: &[Explained]) -> String {
-    let list = |lines: Vec<String>| lines.iter().map(|line| format!("<li>{}</li>", escape(line))).collect::<String>();
+    let list = |lines: Vec<String>| {
+        lines.iter().map(|line| format!("<li>{}</li>", escape(line))).collect::<String>()
+    };
     let figures: String = charts
         .iter()
         .map(|chart| {
             let class = if chart.wide { " class=\"full\"" } else { "" };
-            format!("<figure{class}><div class=\"wide\">{}</div><figcaption>{}</figcaption></figure>\n", chart.svg, escape(&chart.caption))
+            format!(
+                "<figure{class}><div class=\"wide\">{}</div><figcaption>{}</figcaption></figure>\n",
+                chart.svg,
+                escape(&chart.caption)
+            )
         })
         .collect();
     let name = escape(&comparison.name);
@@ -134,7 +157,10 @@ mod tests {
         let run = |group: &str, rate: &str, seed: u64, loss: f64| LabelledRun {
             id: format!("{group}-{rate}-{seed}"),
             group: group.into(),
-            tuned: BTreeMap::from([("optimizer.dense.adamw.learning_rate".to_owned(), rate.to_owned())]),
+            tuned: BTreeMap::from([(
+                "optimizer.dense.adamw.learning_rate".to_owned(),
+                rate.to_owned(),
+            )]),
             seed,
             results: Some(finished(seed, loss)),
             failure: None,
@@ -143,22 +169,38 @@ mod tests {
         let mut runs = Vec::new();
         for seed in [1, 2, 3] {
             let noise = 0.01 * seed as f64;
-            runs.extend([("dense <AdamW>", 2.0), ("spectral", 1.9)].iter().flat_map(|(group, loss)| {
-                [("0.001", 0.2), ("0.003", 0.0), ("0.006", 0.1)].map(|(rate, worse)| run(group, rate, seed, loss + worse + noise))
-            }));
+            runs.extend([("dense <AdamW>", 2.0), ("spectral", 1.9)].iter().flat_map(
+                |(group, loss)| {
+                    [("0.001", 0.2), ("0.003", 0.0), ("0.006", 0.1)]
+                        .map(|(rate, worse)| run(group, rate, seed, loss + worse + noise))
+                },
+            ));
         }
-        let comparison = compare("a sweep", group_runs(runs), Some("dense <AdamW>"), None).expect("comparable");
+        let comparison =
+            compare("a sweep", group_runs(runs), Some("dense <AdamW>"), None).expect("comparable");
         let folder = tempfile::tempdir().expect("a folder");
-        let page = std::fs::read_to_string(write_report(&comparison, folder.path()).expect("written")).expect("the page");
-        for part in ["dense &lt;AdamW&gt;", "best of 3", "-0.1000 ± 0.0000", "Lowest validation loss: spectral with 1.9200 ± 0.0058"] {
+        let page =
+            std::fs::read_to_string(write_report(&comparison, folder.path()).expect("written"))
+                .expect("the page");
+        for part in [
+            "dense &lt;AdamW&gt;",
+            "best of 3",
+            "-0.1000 ± 0.0000",
+            "Lowest validation loss: spectral with 1.9200 ± 0.0058",
+        ] {
             assert!(page.contains(part), "{part} in {page}");
         }
         assert!(!page.contains("<AdamW>") && !page.contains("NaN"));
         let markdown = std::fs::read_to_string(folder.path().join("report.md")).expect("Markdown");
-        for name in ["loss", "parameters", "learning-rates", "effective-ranks", "spectra", "times"] {
+        for name in ["loss", "parameters", "learning-rates", "effective-ranks", "spectra", "times"]
+        {
             assert!(markdown.contains(&format!("({name}.svg)")), "{name}");
             assert!(folder.path().join(format!("{name}.svg")).exists(), "{name}");
         }
-        assert_eq!(page.matches("<figure").count(), 6, "no ranks changed, so there is no chart of ranks");
+        assert_eq!(
+            page.matches("<figure").count(),
+            6,
+            "no ranks changed, so there is no chart of ranks"
+        );
     }
 }

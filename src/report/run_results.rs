@@ -112,7 +112,9 @@ impl RunResults {
                 let values = values.as_array()?.iter().filter_map(Value::as_f64).collect();
                 Some((name.clone(), values))
             });
-            results.spectra.push(SpectrumAt { step: integer(&line, "step"), layers: layers.collect() });
+            results
+                .spectra
+                .push(SpectrumAt { step: integer(&line, "step"), layers: layers.collect() });
         }
         Ok(results)
     }
@@ -139,7 +141,9 @@ impl RunResults {
         let layers: Vec<_> = line
             .iter()
             .filter(|(key, _)| *key != "rank/mean")
-            .filter_map(|(key, value)| Some((key.strip_prefix("rank/")?.to_owned(), value.as_u64()? as usize)))
+            .filter_map(|(key, value)| {
+                Some((key.strip_prefix("rank/")?.to_owned(), value.as_u64()? as usize))
+            })
             .collect();
         if !layers.is_empty() && self.ranks.last().is_none_or(|last| last.step < step) {
             self.ranks.push(RanksAt { step, layers });
@@ -148,13 +152,29 @@ impl RunResults {
 
     fn take_truncations(&mut self, step: u64, line: &Map<String, Value>) {
         for (key, value) in line {
-            let (Some(name), Some(relative_error)) = (key.strip_prefix("lowrank/truncation_error/"), value.as_f64()) else { continue };
+            let (Some(name), Some(relative_error)) =
+                (key.strip_prefix("lowrank/truncation_error/"), value.as_f64())
+            else {
+                continue;
+            };
             // A step that is also validated has its ranks on two lines.
-            if self.truncations.iter().rev().take_while(|known| known.step == step).any(|known| known.name == name) {
+            if self
+                .truncations
+                .iter()
+                .rev()
+                .take_while(|known| known.step == step)
+                .any(|known| known.name == name)
+            {
                 continue;
             }
-            let discarded_energy = line.get(&format!("lowrank/discarded_energy/{name}")).and_then(Value::as_f64);
-            self.truncations.push(TruncationAt { step, name: name.to_owned(), relative_error, discarded_energy });
+            let discarded_energy =
+                line.get(&format!("lowrank/discarded_energy/{name}")).and_then(Value::as_f64);
+            self.truncations.push(TruncationAt {
+                step,
+                name: name.to_owned(),
+                relative_error,
+                discarded_energy,
+            });
         }
     }
 
@@ -176,7 +196,9 @@ struct Clock {
 impl Clock {
     fn advance(&mut self, step: u64, line: &Map<String, Value>) {
         let steps = step.saturating_sub(self.step) as f64;
-        let times = line.iter().filter_map(|(key, value)| Some((key.strip_prefix("time/")?, value.as_f64()?)));
+        let times = line
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix("time/")?, value.as_f64()?)));
         for (phase, seconds) in times {
             if phase == "step" {
                 self.seconds += steps * seconds;
@@ -202,7 +224,8 @@ fn integer(line: &Map<String, Value>, key: &str) -> u64 {
     line.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// The JSON objects of a file, one a line; a last line cut short by a killed process is left out. Empty if there is no file.
+/// The JSON objects of a file, one a line; a last line cut short by a killed process is left out.
+/// Empty if there is no file.
 fn lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let text = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -214,17 +237,29 @@ fn lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
         match serde_json::from_str(line) {
             Ok(object) => objects.push(object),
             Err(_) if index + 1 == count => {}
-            Err(error) => return Err(error).with_context(|| format!("{}:{}: not a JSON object", path.display(), index + 1)),
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!("{}:{}: not a JSON object", path.display(), index + 1)
+                });
+            }
         }
     }
     Ok(objects)
 }
 
 fn machine(env: &Path) -> String {
-    let value: Value = std::fs::read_to_string(env).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let value: Value = std::fs::read_to_string(env)
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_default();
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("?").to_lowercase();
     let threads = value.get("threads").and_then(Value::as_u64).unwrap_or(0);
-    format!("{}, {threads} thread{} a run, {}", text("device"), if threads == 1 { "" } else { "s" }, text("arch"))
+    format!(
+        "{}, {threads} thread{} a run, {}",
+        text("device"),
+        if threads == 1 { "" } else { "s" },
+        text("arch")
+    )
 }
 
 #[cfg(test)]
@@ -254,7 +289,14 @@ pub(super) mod tests_support {
         };
         let point = |step: u64, loss: f64| {
             let spent = step as f64;
-            Point { step, tokens: 12.0 * spent, flops: 1e6 * spent, seconds: 0.1 * spent, parameters: 5000.0, loss }
+            Point {
+                step,
+                tokens: 12.0 * spent,
+                flops: 1e6 * spent,
+                seconds: 0.1 * spent,
+                parameters: 5000.0,
+                loss,
+            }
         };
         RunResults {
             folder: PathBuf::from(format!("runs/tiny-{seed}")),
@@ -263,9 +305,18 @@ pub(super) mod tests_support {
             machine: "cpu, 2 threads, x86_64".into(),
             validations: vec![point(50, loss + 0.5), point(100, loss)],
             ranks: vec![RanksAt { step: 100, layers: vec![("transformer.h.0.attn.q".into(), 2)] }],
-            spectra: [50, 100].map(|step| SpectrumAt { step, layers: vec![("transformer.h.0.attn.q".into(), vec![1.0, 0.5])] }).into(),
+            spectra: [50, 100]
+                .map(|step| SpectrumAt {
+                    step,
+                    layers: vec![("transformer.h.0.attn.q".into(), vec![1.0, 0.5])],
+                })
+                .into(),
             truncations: Vec::new(),
-            seconds_by_phase: BTreeMap::from([("forward".into(), 0.04), ("backward".into(), 0.06), ("step".into(), 0.1)]),
+            seconds_by_phase: BTreeMap::from([
+                ("forward".into(), 0.04),
+                ("backward".into(), 0.06),
+                ("step".into(), 0.1),
+            ]),
             peak_memory: Some(1 << 28),
         }
     }

@@ -1,4 +1,5 @@
-//! The ranks and singular values of one run's low-rank weights, now and over the run: numbers, a table, charts.
+//! The ranks and singular values of one run's low-rank weights, now and over the run: numbers, a
+//! table, charts.
 
 use super::run_results::{RanksAt, RunResults, SpectrumAt, TruncationAt};
 use crate::plot::{Axis, Chart, Mark, Series, figure};
@@ -16,7 +17,8 @@ pub struct SpectrumSummary {
     pub rank: usize,
     /// σ₁, the values a quarter, half and three quarters down the list, and σᵣ.
     pub quantiles: [f64; 5],
-    /// exp(−Σ p ln p) with p = σ²/Σσ² (Roy & Vetterli 2007): r for r equal singular values, 1 for a single one; none of zeros.
+    /// exp(−Σ p ln p) with p = σ²/Σσ² (Roy & Vetterli 2007): r for r equal singular values, 1 for a
+    /// single one; none of zeros.
     pub effective_rank: Option<f64>,
     /// Fewest leading singular values that hold 90% and 99% of the energy Σσ².
     pub holding: [usize; 2],
@@ -35,7 +37,8 @@ impl SpectrumSummary {
 
 fn effective_rank(singular_values: &[f64]) -> Option<f64> {
     let total: f64 = singular_values.iter().map(|value| value * value).sum();
-    let shares = singular_values.iter().map(|value| value * value / total).filter(|share| *share > 0.0);
+    let shares =
+        singular_values.iter().map(|value| value * value / total).filter(|share| *share > 0.0);
     (total > 0.0).then(|| (-shares.map(|share| share * share.ln()).sum::<f64>()).exp())
 }
 
@@ -55,10 +58,22 @@ fn last_truncation<'a>(history: Option<&'a RunResults>, name: &str) -> Option<&'
     history?.truncations.iter().rev().find(|truncation| truncation.name == name)
 }
 
-/// A line for each low-rank weight: its singular values, what they hold, and what the run's last truncation of it discarded.
+/// A line for each low-rank weight: its singular values, what they hold, and what the run's last
+/// truncation of it discarded.
 pub fn spectra_table(now: &Layers, history: Option<&RunResults>) -> String {
-    let header =
-        ["weight", "rank", "σ max", "upper quarter", "median", "lower quarter", "σ min", "effective rank", "90% of σ²", "99%", "discarded"];
+    let header = [
+        "weight",
+        "rank",
+        "σ max",
+        "upper quarter",
+        "median",
+        "lower quarter",
+        "σ min",
+        "effective rank",
+        "90% of σ²",
+        "99%",
+        "discarded",
+    ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for (name, values) in now {
         let Some(summary) = SpectrumSummary::of(values) else { continue };
@@ -71,11 +86,14 @@ pub fn spectra_table(now: &Layers, history: Option<&RunResults>) -> String {
         }));
         rows.push(row);
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).enumerate();
-        let cells = cells.map(|(column, (cell, &width))| if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
+        let cells = cells.map(|(column, (cell, &width))| {
+            if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
         cells.collect::<Vec<_>>().join("  ")
     };
     let mut lines: Vec<String> = rows.iter().map(line).collect();
@@ -87,11 +105,14 @@ pub fn spectra_table(now: &Layers, history: Option<&RunResults>) -> String {
     lines.join("\n")
 }
 
-/// The table's figures of each weight as JSON, with all singular values now and at each validation of the run.
+/// The table's figures of each weight as JSON, with all singular values now and at each validation
+/// of the run.
 pub fn spectra_json(now: &Layers, history: Option<&RunResults>) -> Vec<Value> {
     let of = |(name, values): &(String, Vec<f64>)| {
         let summary = SpectrumSummary::of(values)?;
-        let truncations = history.map(|run| run.truncations.iter().filter(|truncation| truncation.name == *name).collect::<Vec<_>>());
+        let truncations = history.map(|run| {
+            run.truncations.iter().filter(|truncation| truncation.name == *name).collect::<Vec<_>>()
+        });
         let truncations = truncations.unwrap_or_default().into_iter().map(|truncation| {
             json!({
                 "step": truncation.step,
@@ -99,7 +120,8 @@ pub fn spectra_json(now: &Layers, history: Option<&RunResults>) -> Vec<Value> {
                 "discarded_energy": truncation.discarded_energy,
             })
         });
-        let at = |(step, values): (u64, &Vec<f64>)| json!({"step": step, "singular_values": values});
+        let at =
+            |(step, values): (u64, &Vec<f64>)| json!({"step": step, "singular_values": values});
         Some(json!({
             "name": name, "rank": summary.rank, "singular_values": values, "effective_rank": summary.effective_rank,
             "holding_90_percent": summary.holding[0], "holding_99_percent": summary.holding[1],
@@ -112,11 +134,13 @@ pub fn spectra_json(now: &Layers, history: Option<&RunResults>) -> Vec<Value> {
 
 /// The singular values of a weight at each validation.
 fn spectra_of<'a>(run: &'a RunResults, name: &'a str) -> impl Iterator<Item = (u64, &'a Vec<f64>)> {
-    run.spectra.iter().filter_map(move |at| Some((at.step, &at.layers.iter().find(|(of, _)| of == name)?.1)))
+    run.spectra
+        .iter()
+        .filter_map(move |at| Some((at.step, &at.layers.iter().find(|(of, _)| of == name)?.1)))
 }
 
-/// A row for each kind of weight, with a line for each block: singular values now, and over the run largest, median and smallest, effective rank, and
-/// rank where ranks changed; as one SVG image.
+/// A row for each kind of weight, with a line for each block: singular values now, and over the run
+/// largest, median and smallest, effective rank, and rank where ranks changed; as one SVG image.
 pub fn spectra_figure(title: &str, now: &Layers, history: Option<&RunResults>) -> String {
     let mut columns = vec![spectra_now(now)];
     if let Some(run) = history {
@@ -125,10 +149,13 @@ pub fn spectra_figure(title: &str, now: &Layers, history: Option<&RunResults>) -
         columns.extend(ranks_over_time(run));
     }
     let in_row = |target: Target| {
-        let of_target = |column: &Vec<(Target, Chart)>| column.iter().find(|(of, _)| *of == target).map(|(_, chart)| chart.clone());
+        let of_target = |column: &Vec<(Target, Chart)>| {
+            column.iter().find(|(of, _)| *of == target).map(|(_, chart)| chart.clone())
+        };
         columns.iter().filter_map(of_target).collect::<Vec<_>>()
     };
-    let rows: Vec<Vec<Chart>> = Target::ALL.into_iter().map(in_row).filter(|row| !row.is_empty()).collect();
+    let rows: Vec<Vec<Chart>> =
+        Target::ALL.into_iter().map(in_row).filter(|row| !row.is_empty()).collect();
     let width = rows.iter().map(Vec::len).max().unwrap_or(1);
     figure(title, &rows.concat(), width)
 }
@@ -141,20 +168,45 @@ fn spectra_now(now: &Layers) -> Vec<(Target, Chart)> {
         Some(vec![Series::new(block_name(block), Mark::Line, block, points)])
     })
     .into_iter()
-    .map(|(target, series)| (target, chart(format!("{}: singular values", target.name()), "index", Axis::log("singular value"), series)))
+    .map(|(target, series)| {
+        (
+            target,
+            chart(
+                format!("{}: singular values", target.name()),
+                "index",
+                Axis::log("singular value"),
+                series,
+            ),
+        )
+    })
     .collect()
 }
 
-/// Largest, median and smallest singular value of every block at each validation, a panel for each kind of weight.
+/// Largest, median and smallest singular value of every block at each validation, a panel for each
+/// kind of weight.
 fn values_over_time(run: &RunResults) -> Vec<(Target, Chart)> {
-    panels(blocks(run.spectra.iter().flat_map(|at| at.layers.iter().map(|(name, _)| name.as_str()))), |target, block| {
-        let quantile = |index: usize, mark: Mark| {
-            let at = |at: &SpectrumAt| Some((at.step as f64, SpectrumSummary::of(weight(&at.layers, target, block)?)?.quantiles[index]));
-            Series::new(block_name(block), mark, block, run.spectra.iter().filter_map(at).collect())
-        };
-        let series = vec![quantile(2, Mark::Line), quantile(0, Mark::Dashed), quantile(4, Mark::Dashed)];
-        (!series[0].points.is_empty()).then_some(series)
-    })
+    panels(
+        blocks(run.spectra.iter().flat_map(|at| at.layers.iter().map(|(name, _)| name.as_str()))),
+        |target, block| {
+            let quantile = |index: usize, mark: Mark| {
+                let at = |at: &SpectrumAt| {
+                    Some((
+                        at.step as f64,
+                        SpectrumSummary::of(weight(&at.layers, target, block)?)?.quantiles[index],
+                    ))
+                };
+                Series::new(
+                    block_name(block),
+                    mark,
+                    block,
+                    run.spectra.iter().filter_map(at).collect(),
+                )
+            };
+            let series =
+                vec![quantile(2, Mark::Line), quantile(0, Mark::Dashed), quantile(4, Mark::Dashed)];
+            (!series[0].points.is_empty()).then_some(series)
+        },
+    )
     .into_iter()
     .map(|(target, series)| {
         let title = format!("{}: median, and largest and smallest dashed", target.name());
@@ -163,38 +215,57 @@ fn values_over_time(run: &RunResults) -> Vec<(Target, Chart)> {
     .collect()
 }
 
-/// Effective ranks over the run, a panel for each kind of weight; none where they were recorded once at most.
+/// Effective ranks over the run, a panel for each kind of weight; none where they were recorded
+/// once at most.
 pub fn effective_ranks_over_time(run: &RunResults) -> Option<Vec<(Target, Chart)>> {
     let of = |at: &SpectrumAt| {
-        let layers = at.layers.iter().filter_map(|(name, values)| Some((name.clone(), effective_rank(values)?)));
+        let layers = at
+            .layers
+            .iter()
+            .filter_map(|(name, values)| Some((name.clone(), effective_rank(values)?)));
         (at.step, layers.collect())
     };
-    (run.spectra.len() > 1).then(|| over_time("effective rank", &run.spectra.iter().map(of).collect::<Vec<_>>()))
+    (run.spectra.len() > 1)
+        .then(|| over_time("effective rank", &run.spectra.iter().map(of).collect::<Vec<_>>()))
 }
 
 /// Ranks over the run, a panel for each kind of weight; none where they did not change.
 ///
-/// Every change is recorded, so between two records a rank is that of the first: lines go up and down in steps.
+/// Every change is recorded, so between two records a rank is that of the first: lines go up and
+/// down in steps.
 pub fn ranks_over_time(run: &RunResults) -> Option<Vec<(Target, Chart)>> {
     let changes = run.ranks.windows(2).any(|pair| pair[0].layers != pair[1].layers);
-    let of = |step: u64, at: &RanksAt| (step, at.layers.iter().map(|(name, rank)| (name.clone(), *rank as f64)).collect());
+    let of = |step: u64, at: &RanksAt| {
+        (step, at.layers.iter().map(|(name, rank)| (name.clone(), *rank as f64)).collect())
+    };
     let first = run.ranks.first().map(|at| of(at.step, at));
-    let steps = run.ranks.windows(2).flat_map(|pair| [of(pair[1].step, &pair[0]), of(pair[1].step, &pair[1])]);
+    let steps = run
+        .ranks
+        .windows(2)
+        .flat_map(|pair| [of(pair[1].step, &pair[0]), of(pair[1].step, &pair[1])]);
     changes.then(|| over_time("rank", &first.into_iter().chain(steps).collect::<Vec<_>>()))
 }
 
-/// The singular values of the middle block, one line for each kind of weight; none where nothing is low-rank.
+/// The singular values of the middle block, one line for each kind of weight; none where nothing is
+/// low-rank.
 pub fn spectra_of_middle_block(layers: &Layers) -> Option<Chart> {
     let middle = blocks(layers.iter().map(|(name, _)| name.as_str())).last()? / 2;
     let line = |(colour, target): (usize, Target)| {
         let values = weight(layers, target, middle)?;
-        Some(Series::new(target.name(), Mark::Line, colour, (1..).map(f64::from).zip(values.iter().copied()).collect()))
+        Some(Series::new(
+            target.name(),
+            Mark::Line,
+            colour,
+            (1..).map(f64::from).zip(values.iter().copied()).collect(),
+        ))
     };
     let series: Vec<Series> = Target::ALL.into_iter().enumerate().filter_map(line).collect();
-    (!series.is_empty()).then(|| chart(format!("Block {middle}"), "index", Axis::log("singular value"), series))
+    (!series.is_empty())
+        .then(|| chart(format!("Block {middle}"), "index", Axis::log("singular value"), series))
 }
 
-/// A value of every low-rank weight at some steps, by name, as a panel for each kind of weight with a line for each block.
+/// A value of every low-rank weight at some steps, by name, as a panel for each kind of weight with
+/// a line for each block.
 fn over_time(label: &str, values: &[(u64, Vec<(String, f64)>)]) -> Vec<(Target, Chart)> {
     let names = values.iter().flat_map(|(_, layers)| layers.iter().map(|(name, _)| name.as_str()));
     panels(blocks(names), |target, block| {
@@ -202,25 +273,38 @@ fn over_time(label: &str, values: &[(u64, Vec<(String, f64)>)]) -> Vec<(Target, 
             Some((*step as f64, layers.iter().find(|(name, _)| is_weight(name, target, block))?.1))
         };
         let points: Vec<(f64, f64)> = values.iter().filter_map(at).collect();
-        (!points.is_empty()).then(|| vec![Series::new(block_name(block), Mark::Line, block, points)])
+        (!points.is_empty())
+            .then(|| vec![Series::new(block_name(block), Mark::Line, block, points)])
     })
     .into_iter()
-    .map(|(target, series)| (target, chart(format!("{}: {label}", target.name()), "step", Axis::linear(label), series)))
+    .map(|(target, series)| {
+        (target, chart(format!("{}: {label}", target.name()), "step", Axis::linear(label), series))
+    })
     .collect()
 }
 
 /// The series of each kind of weight that has any, over these blocks.
-fn panels(blocks: BTreeSet<usize>, series: impl Fn(Target, usize) -> Option<Vec<Series>>) -> Vec<(Target, Vec<Series>)> {
+fn panels(
+    blocks: BTreeSet<usize>,
+    series: impl Fn(Target, usize) -> Option<Vec<Series>>,
+) -> Vec<(Target, Vec<Series>)> {
     let shown = shown(&blocks);
-    let of = |target: Target| (target, shown.iter().filter_map(|block| series(target, *block)).flatten().collect());
-    Target::ALL.into_iter().map(of).filter(|(_, series): &(Target, Vec<Series>)| !series.is_empty()).collect()
+    let of = |target: Target| {
+        (target, shown.iter().filter_map(|block| series(target, *block)).flatten().collect())
+    };
+    Target::ALL
+        .into_iter()
+        .map(of)
+        .filter(|(_, series): &(Target, Vec<Series>)| !series.is_empty())
+        .collect()
 }
 
 fn chart(title: String, x: &str, y: Axis, series: Vec<Series>) -> Chart {
     Chart { title, x: Axis::linear(x), y, series }
 }
 
-/// As many blocks as there are colours, the first and the last among them and the others evenly between.
+/// As many blocks as there are colours, the first and the last among them and the others evenly
+/// between.
 const MOST_BLOCKS: usize = 8;
 
 fn shown(blocks: &BTreeSet<usize>) -> Vec<usize> {
@@ -245,7 +329,10 @@ fn is_weight(name: &str, target: Target, block: usize) -> bool {
 }
 
 fn weight(layers: &Layers, target: Target, block: usize) -> Option<&[f64]> {
-    layers.iter().find(|(name, _)| is_weight(name, target, block)).map(|(_, values)| values.as_slice())
+    layers
+        .iter()
+        .find(|(name, _)| is_weight(name, target, block))
+        .map(|(_, values)| values.as_slice())
 }
 
 fn block_name(block: usize) -> String {
@@ -278,7 +365,10 @@ mod tests {
     fn blocks_are_read_from_names_and_thinned() {
         assert_eq!(block_of("transformer.h.12.attn.q"), Some(12));
         assert_eq!(block_of("transformer.wte.weight"), None);
-        assert!(is_weight("transformer.h.0.mlp.up", Target::Up, 0) && !is_weight("transformer.h.0.mlp.up", Target::Up, 1));
+        assert!(
+            is_weight("transformer.h.0.mlp.up", Target::Up, 0)
+                && !is_weight("transformer.h.0.mlp.up", Target::Up, 1)
+        );
         assert_eq!(shown(&(0..12).collect()), [0, 1, 3, 4, 6, 7, 9, 11]);
         assert_eq!(shown(&(0..3).collect()), [0, 1, 2]);
     }
@@ -287,9 +377,21 @@ mod tests {
     fn a_run_with_changing_ranks_gets_a_table_and_all_panels() {
         let name = |block: usize| format!("transformer.h.{block}.attn.q");
         let mut run = finished(1, 2.0);
-        run.ranks = [(50, 3), (100, 2)].map(|(step, rank)| RanksAt { step, layers: vec![(name(0), rank), (name(1), 2)] }).into();
-        run.spectra = [50, 100].map(|step| SpectrumAt { step, layers: vec![(name(0), vec![2.0, 1.0]), (name(1), vec![1.0, 1.0])] }).into();
-        run.truncations = vec![TruncationAt { step: 80, name: name(0), relative_error: 0.1, discarded_energy: Some(0.05) }];
+        run.ranks = [(50, 3), (100, 2)]
+            .map(|(step, rank)| RanksAt { step, layers: vec![(name(0), rank), (name(1), 2)] })
+            .into();
+        run.spectra = [50, 100]
+            .map(|step| SpectrumAt {
+                step,
+                layers: vec![(name(0), vec![2.0, 1.0]), (name(1), vec![1.0, 1.0])],
+            })
+            .into();
+        run.truncations = vec![TruncationAt {
+            step: 80,
+            name: name(0),
+            relative_error: 0.1,
+            discarded_energy: Some(0.05),
+        }];
         let now = run.spectra[1].layers.clone();
         let table = spectra_table(&now, Some(&run));
         assert!(table.contains("1.00% at step 80"), "{table}");
@@ -298,10 +400,16 @@ mod tests {
             assert!(svg.contains(part), "{part}");
         }
         let fixed = finished(1, 2.0);
-        assert!(!spectra_figure("Spectra", &now, Some(&fixed)).contains("q: rank"), "its ranks did not change");
+        assert!(
+            !spectra_figure("Spectra", &now, Some(&fixed)).contains("q: rank"),
+            "its ranks did not change"
+        );
         let json = spectra_json(&now, Some(&run));
         assert_eq!(json[0]["truncations"][0]["discarded_energy"], 0.05);
         assert_eq!(json[1]["history"].as_array().map(Vec::len), Some(2));
-        assert!(spectra_table(&now, None).lines().nth(1).is_some_and(|line| line.ends_with('–')), "a checkpoint without its run");
+        assert!(
+            spectra_table(&now, None).lines().nth(1).is_some_and(|line| line.ends_with('–')),
+            "a checkpoint without its run"
+        );
     }
 }

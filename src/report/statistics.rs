@@ -21,11 +21,17 @@ impl Estimate {
         }
         let count = values.len();
         let mean = values.iter().sum::<f64>() / count as f64;
-        let variance = (count > 1).then(|| values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (count - 1) as f64);
-        Some(Self { count, mean, standard_error: variance.map(|variance| (variance / count as f64).sqrt()) })
+        let variance = (count > 1)
+            .then(|| values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (count - 1) as f64);
+        Some(Self {
+            count,
+            mean,
+            standard_error: variance.map(|variance| (variance / count as f64).sqrt()),
+        })
     }
 
-    /// Half the width of the 95% interval of the mean by Student's t with n − 1 degrees of freedom; none for a single value.
+    /// Half the width of the 95% interval of the mean by Student's t with n − 1 degrees of freedom;
+    /// none for a single value.
     pub fn half_interval(&self) -> Option<f64> {
         Some(t_quantile(0.975, self.count - 1)? * self.standard_error?)
     }
@@ -61,8 +67,9 @@ mod tests {
         assert!((a - b).abs() < tolerance, "{a} is not {b}");
     }
 
-    /// Student's 1908 data on hours of sleep gained under two drugs, ten patients (R's data set `sleep`). scipy 1.17.1,
-    /// `scipy.stats.ttest_rel`: t = -4.062128, 9 degrees of freedom, p = 0.002832890, 95% interval -2.459885763 to -0.700114237.
+    /// Student's 1908 data on hours of sleep gained under two drugs, ten patients (R's data set
+    /// `sleep`). scipy 1.17.1, `scipy.stats.ttest_rel`: t = -4.062128, 9 degrees of freedom, p =
+    /// 0.002832890, 95% interval -2.459885763 to -0.700114237.
     #[test]
     fn students_own_data() {
         let first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0];
@@ -87,7 +94,10 @@ mod tests {
     #[test]
     fn one_value_has_no_error() {
         let one = Estimate::of(&[2.5]).expect("a mean");
-        assert_eq!((one.mean, one.standard_error, one.half_interval(), one.p_of_zero()), (2.5, None, None, None));
+        assert_eq!(
+            (one.mean, one.standard_error, one.half_interval(), one.p_of_zero()),
+            (2.5, None, None, None)
+        );
         assert_eq!(Estimate::of(&[]), None);
         assert_eq!(Estimate::of(&[1.0, 1.0]).expect("a mean").standard_error, Some(0.0));
     }

@@ -23,7 +23,8 @@ const HEADER: [&str; 13] = [
 
 fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
     let rows = comparison.groups.iter().enumerate();
-    rows.map(|(index, (group, summary))| row(group, summary, comparison.baseline == Some(index))).collect()
+    rows.map(|(index, (group, summary))| row(group, summary, comparison.baseline == Some(index)))
+        .collect()
 }
 
 fn row(group: &Group, summary: &GroupSummary, is_baseline: bool) -> Vec<String> {
@@ -35,11 +36,11 @@ fn row(group: &Group, summary: &GroupSummary, is_baseline: bool) -> Vec<String> 
         },
         None => "–".to_owned(),
     };
-    let p = summary
-        .difference
-        .and_then(|difference| difference.p)
-        .map_or("–".to_owned(), |p| if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") });
-    let count = |value: f64| if value.is_finite() { scaled(value as u64, "") } else { "–".to_owned() };
+    let p = summary.difference.and_then(|difference| difference.p).map_or("–".to_owned(), |p| {
+        if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") }
+    });
+    let count =
+        |value: f64| if value.is_finite() { scaled(value as u64, "") } else { "–".to_owned() };
     let loss = |value: &Option<f64>| value.map_or("–".to_owned(), |loss| format!("{loss:.4}"));
     vec![
         group.name.clone(),
@@ -79,7 +80,10 @@ pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
     remarks.extend(comparison.rule.clone());
     for (group, _) in &comparison.groups {
         if let super::groups::Search::Edge(setting) = &group.search {
-            remarks.push(format!("{}: not tuned: {setting} is at the edge of its list; try values beyond.", group.name));
+            remarks.push(format!(
+                "{}: not tuned: {setting} is at the edge of its list; try values beyond.",
+                group.name
+            ));
         }
     }
     let groups = comparison.groups.iter().map(|(group, _)| group).chain(&comparison.empty);
@@ -93,7 +97,8 @@ pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
 pub fn text_table(comparison: &Comparison) -> String {
     let mut all = vec![HEADER.map(str::to_owned).to_vec()];
     all.extend(rows(comparison));
-    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..HEADER.len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
@@ -107,8 +112,14 @@ pub fn text_table(comparison: &Comparison) -> String {
 
 /// The comparison as a Markdown table, without remarks.
 pub fn markdown_table(comparison: &Comparison) -> String {
-    let line = |cells: Vec<String>| format!("| {} |", cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>().join(" | "));
-    let mut lines = vec![line(HEADER.map(str::to_owned).to_vec()), format!("|{}", "---|".repeat(HEADER.len()))];
+    let line = |cells: Vec<String>| {
+        format!(
+            "| {} |",
+            cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>().join(" | ")
+        )
+    };
+    let mut lines =
+        vec![line(HEADER.map(str::to_owned).to_vec()), format!("|{}", "---|".repeat(HEADER.len()))];
     lines.extend(rows(comparison).into_iter().map(line));
     lines.join("\n")
 }
@@ -116,9 +127,15 @@ pub fn markdown_table(comparison: &Comparison) -> String {
 /// The comparison as an HTML table, without remarks.
 pub(super) fn html_table(comparison: &Comparison) -> String {
     let row = |cells: Vec<String>, tag: &str| {
-        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", crate::plot::escape(cell))).collect();
+        let cells: String = cells
+            .iter()
+            .map(|cell| format!("<{tag}>{}</{tag}>", crate::plot::escape(cell)))
+            .collect();
         format!("<tr>{cells}</tr>")
     };
     let body: String = rows(comparison).into_iter().map(|cells| row(cells, "td")).collect();
-    format!("<table><thead>{}</thead><tbody>{body}</tbody></table>", row(HEADER.map(str::to_owned).to_vec(), "th"))
+    format!(
+        "<table><thead>{}</thead><tbody>{body}</tbody></table>",
+        row(HEADER.map(str::to_owned).to_vec(), "th")
+    )
 }

@@ -2,8 +2,8 @@
 
 use super::{Check, distance, numbers, placed};
 use crate::linalg::{
-    cholesky_qr, inverse_square_root, multiply, orthonormal_directions, orthonormality_defect, polar, polar_newton_schulz, qr,
-    reorthonormalize, stack, unstack,
+    cholesky_qr, inverse_square_root, multiply, orthonormal_directions, orthonormality_defect,
+    polar, polar_newton_schulz, qr, reorthonormalize, stack, unstack,
 };
 use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent};
 use crate::rng;
@@ -18,18 +18,25 @@ const RANK: usize = 12;
 
 /// Compares all factorisations and the steps of the geometry.
 pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
-    let mut check =
-        |name: &str, bound: f64, error: Result<f64>| found(Check::new("linear algebra", name, bound, error.map_err(Into::into)));
+    let mut check = |name: &str, bound: f64, error: Result<f64>| {
+        found(Check::new("linear algebra", name, bound, error.map_err(Into::into)))
+    };
     let on = |x: &Tensor| placed(x, DType::F32, device);
-    let normals = |draw, rows, columns| stack(&matrices(draw, rows, columns)?.iter().collect::<Vec<_>>());
+    let normals =
+        |draw, rows, columns| stack(&matrices(draw, rows, columns)?.iter().collect::<Vec<_>>());
 
-    check("QR: columns orthonormal", 1e-5, (|| orthonormality_defect(&cholesky_qr(&on(&normals(1, ROWS, COLUMNS)?)?)?.0))());
+    check(
+        "QR: columns orthonormal",
+        1e-5,
+        (|| orthonormality_defect(&cholesky_qr(&on(&normals(1, ROWS, COLUMNS)?)?)?.0))(),
+    );
     check(
         "QR: factors",
         1e-4,
         (|| {
             let (q, r) = cholesky_qr(&on(&normals(1, ROWS, COLUMNS)?)?)?;
-            let expected = matrices(1, ROWS, COLUMNS)?.iter().map(qr).collect::<Result<Vec<_>>>()?;
+            let expected =
+                matrices(1, ROWS, COLUMNS)?.iter().map(qr).collect::<Result<Vec<_>>>()?;
             let (expected_q, expected_r): (Vec<_>, Vec<_>) = expected.into_iter().unzip();
             Ok(against(&q, &expected_q)?.max(against(&r, &expected_r)?))
         })(),
@@ -39,19 +46,36 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
         1e-5,
         (|| {
             // Columns from 1 down to 1e-5, mixed: the Gram matrix is singular to f32.
-            let scales: Vec<f64> = (0..RANK).map(|j| 10f64.powf(-5.0 * j as f64 / (RANK - 1) as f64)).collect();
-            let scaled = normals(2, ROWS, RANK)?.broadcast_mul(&Tensor::from_vec(scales, (1, 1, RANK), &Device::Cpu)?)?;
-            orthonormality_defect(&cholesky_qr(&on(&multiply(&scaled, &normals(3, RANK, RANK)?)?)?)?.0)
+            let scales: Vec<f64> =
+                (0..RANK).map(|j| 10f64.powf(-5.0 * j as f64 / (RANK - 1) as f64)).collect();
+            let scaled = normals(2, ROWS, RANK)?.broadcast_mul(&Tensor::from_vec(
+                scales,
+                (1, 1, RANK),
+                &Device::Cpu,
+            )?)?;
+            orthonormality_defect(
+                &cholesky_qr(&on(&multiply(&scaled, &normals(3, RANK, RANK)?)?)?)?.0,
+            )
         })(),
     );
     check(
         "new directions beside bases",
         1e-4,
         (|| {
-            let bases = matrices(4, ROWS, RANK)?.iter().map(|x| Ok(qr(x)?.0)).collect::<Result<Vec<_>>>()?;
+            let bases = matrices(4, ROWS, RANK)?
+                .iter()
+                .map(|x| Ok(qr(x)?.0))
+                .collect::<Result<Vec<_>>>()?;
             let directions = matrices(5, ROWS, RANK)?;
-            let (q, r) = orthonormal_directions(&on(&stack(&bases.iter().collect::<Vec<_>>())?)?, &on(&normals(5, ROWS, RANK)?)?)?;
-            let expected = bases.iter().zip(&directions).map(|(b, d)| orthonormal_directions(b, d)).collect::<Result<Vec<_>>>()?;
+            let (q, r) = orthonormal_directions(
+                &on(&stack(&bases.iter().collect::<Vec<_>>())?)?,
+                &on(&normals(5, ROWS, RANK)?)?,
+            )?;
+            let expected = bases
+                .iter()
+                .zip(&directions)
+                .map(|(b, d)| orthonormal_directions(b, d))
+                .collect::<Result<Vec<_>>>()?;
             let (expected_q, expected_r): (Vec<_>, Vec<_>) = expected.into_iter().unzip();
             Ok(against(&q, &expected_q)?.max(against(&r, &expected_r)?))
         })(),
@@ -61,7 +85,9 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
         ("polar factor by polynomials", (COLUMNS, COLUMNS), 1e-3, polar_newton_schulz),
         ("polar factor by polynomials, wide", (COLUMNS, ROWS), 1e-3, polar_newton_schulz),
         ("polar factor by SVD", (ROWS, COLUMNS), 1e-4, polar),
-        ("inverse square root", (COLUMNS, COLUMNS), 1e-3, |x| inverse_square_root(&multiply(&x.t()?, x)?, 1e-2)),
+        ("inverse square root", (COLUMNS, COLUMNS), 1e-3, |x| {
+            inverse_square_root(&multiply(&x.t()?, x)?, 1e-2)
+        }),
         ("re-orthonormalisation", (ROWS, RANK), 1e-4, |x| reorthonormalize(&qr(x)?.0)),
     ];
     for (name, (rows, columns), bound, apply) in each {
@@ -69,18 +95,24 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
             name,
             bound,
             (|| {
-                let expected = matrices(6, rows, columns)?.iter().map(apply).collect::<Result<Vec<_>>>()?;
+                let expected =
+                    matrices(6, rows, columns)?.iter().map(apply).collect::<Result<Vec<_>>>()?;
                 against(&apply(&on(&normals(6, rows, columns)?)?)?, &expected)
             })(),
         );
     }
-    for (name, subspace) in [("retraction by subspace iteration", true), ("retraction by SVD", false)] {
+    for (name, subspace) in
+        [("retraction by subspace iteration", true), ("retraction by SVD", false)]
+    {
         check(
             name,
             1e-4,
             (|| {
                 let points = points()?;
-                let expected = points.iter().map(|(point, vector)| Ok(step(point, vector, subspace)?.0)).collect::<Result<Vec<_>>>()?;
+                let expected = points
+                    .iter()
+                    .map(|(point, vector)| Ok(step(point, vector, subspace)?.0))
+                    .collect::<Result<Vec<_>>>()?;
                 let (point, vector) = stacked(&points, device)?;
                 against(&step(&point, &vector, subspace)?.0, &expected)
             })(),
@@ -91,7 +123,10 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
         1e-4,
         (|| {
             let points = points()?;
-            let expected = points.iter().map(|(point, vector)| Ok(step(point, vector, true)?.1)).collect::<Result<Vec<_>>>()?;
+            let expected = points
+                .iter()
+                .map(|(point, vector)| Ok(step(point, vector, true)?.1))
+                .collect::<Result<Vec<_>>>()?;
             let (point, vector) = stacked(&points, device)?;
             against(&step(&point, &vector, true)?.1, &expected)
         })(),
@@ -107,7 +142,9 @@ fn step(point: &LowRank, vector: &Tangent, subspace: bool) -> Result<(Tensor, Te
         false => augmentation.truncate(point, &coefficients, &|_| point.rank())?,
     };
     let new = retracted.point;
-    let moved = BasisChange::from_rotations(point, &new, retracted.rotation_u, retracted.rotation_v).transport(vector)?;
+    let moved =
+        BasisChange::from_rotations(point, &new, retracted.rotation_u, retracted.rotation_v)
+            .transport(vector)?;
     Ok((new.to_dense()?, moved.to_dense(&new)?))
 }
 
@@ -115,7 +152,8 @@ fn step(point: &LowRank, vector: &Tangent, subspace: bool) -> Result<(Tensor, Te
 fn points() -> Result<Vec<(LowRank, Tangent)>> {
     let one = |index: usize| {
         let mut random = rng::stream(3, "selftest points", &[index as u64]);
-        let point = LowRank::random(ROWS, COLUMNS, RANK, 5.0, &mut random, DType::F64, &Device::Cpu)?;
+        let point =
+            LowRank::random(ROWS, COLUMNS, RANK, 5.0, &mut random, DType::F64, &Device::Cpu)?;
         let vector = Tangent::project(&point, &matrices(7, ROWS, COLUMNS)?[index])?;
         Ok((point, vector))
     };
@@ -131,7 +169,10 @@ fn stacked(points: &[(LowRank, Tangent)], device: &Device) -> Result<(LowRank, T
 
 fn matrices(draw: u64, rows: usize, columns: usize) -> Result<Vec<Tensor>> {
     let one = |index: usize| {
-        let numbers = rng::normals(&mut rng::stream(3, "selftest matrices", &[draw, index as u64]), rows * columns);
+        let numbers = rng::normals(
+            &mut rng::stream(3, "selftest matrices", &[draw, index as u64]),
+            rows * columns,
+        );
         Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)
     };
     (0..MATRICES).map(one).collect()
@@ -139,6 +180,12 @@ fn matrices(draw: u64, rows: usize, columns: usize) -> Result<Vec<Tensor>> {
 
 /// The worst distance of a stack's matrices from those expected.
 fn against(found: &Tensor, expected: &[Tensor]) -> Result<f64> {
-    let errors = unstack(found)?.iter().zip(expected).map(|(a, b)| distance(&numbers(a)?, &numbers(b)?)).collect::<Result<Vec<_>>>()?;
-    Ok(errors.into_iter().fold(0.0, |worst, error| if error.is_nan() { error } else { error.max(worst) }))
+    let errors = unstack(found)?
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| distance(&numbers(a)?, &numbers(b)?))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(errors
+        .into_iter()
+        .fold(0.0, |worst, error| if error.is_nan() { error } else { error.max(worst) }))
 }

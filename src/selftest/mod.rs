@@ -1,5 +1,5 @@
-//! Does a device compute what the CPU computes? Every operation with its gradient, the linear algebra, a step of every optimizer, a short training,
-//! checkpoints between devices, memory.
+//! Does a device compute what the CPU computes? Every operation with its gradient, the linear
+//! algebra, a step of every optimizer, a short training, checkpoints between devices, memory.
 //!
 //! ```text
 //! operations   each operation on the device, in f32 and with bf16 products, against the CPU kernels in f64
@@ -7,7 +7,8 @@
 //! training     steps and a short run on the device against the CPU kernels, a checkpoint carried over, memory after a run
 //! ```
 //!
-//! On the CPU the device's side is the portable path with the device linear algebra: the code that a GPU runs.
+//! On the CPU the device's side is the portable path with the device linear algebra: the code that
+//! a GPU runs.
 
 mod algebra;
 mod operations;
@@ -29,7 +30,12 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(group: &'static str, name: impl Into<String>, bound: f64, error: anyhow::Result<f64>) -> Self {
+    fn new(
+        group: &'static str,
+        name: impl Into<String>,
+        bound: f64,
+        error: anyhow::Result<f64>,
+    ) -> Self {
         Self { group, name: name.into(), error: error.map_err(|error| format!("{error:#}")), bound }
     }
 
@@ -40,7 +46,8 @@ impl Check {
     }
 }
 
-/// Runs all comparisons, handing over each as it is made; `steps` is the length of the short training.
+/// Runs all comparisons, handing over each as it is made; `steps` is the length of the short
+/// training.
 pub fn run(device: &Device, steps: u64, found: &mut dyn FnMut(Check)) {
     operations::run(device, found);
     algebra::run(device, found);
@@ -66,7 +73,10 @@ fn distance(found: &[f64], expected: &[f64]) -> Result<f64> {
     let largest = expected.iter().fold(f64::MIN_POSITIVE, |max, x| max.max(x.abs()));
     // A sum keeps NaN, which `max` would drop.
     let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs() / largest);
-    Ok(worst.fold(0.0, |max: f64, error| if error.is_nan() { f64::NAN } else { max.max(error) + 0.0 * max }))
+    Ok(worst.fold(
+        0.0,
+        |max: f64, error| if error.is_nan() { f64::NAN } else { max.max(error) + 0.0 * max },
+    ))
 }
 
 #[cfg(test)]

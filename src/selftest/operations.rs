@@ -16,7 +16,8 @@ type Apply = Box<dyn Fn(&Tape, &[Value], Place) -> Result<Value>>;
 /// An operation with its arguments in f64.
 struct Operation {
     name: &'static str,
-    /// Arguments that get a gradient: activations, which half precision rounds, and parameters, which it does not.
+    /// Arguments that get a gradient: activations, which half precision rounds, and parameters,
+    /// which it does not.
     arguments: Vec<(Tensor, Kind)>,
     apply: Apply,
 }
@@ -44,25 +45,41 @@ impl Place<'_> {
 pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
     let operations = match operations() {
         Ok(operations) => operations,
-        Err(error) => return found(Check::new("operations", "their arguments", 0.0, Err(error.into()))),
+        Err(error) => {
+            return found(Check::new("operations", "their arguments", 0.0, Err(error.into())));
+        }
     };
     for operation in &operations {
         for (half, bound) in [(None, BOUND), (Some(DType::BF16), BOUND_BF16)] {
             let name = format!("{}, {}", operation.name, half.map_or("f32", |half| half.as_str()));
-            found(Check::new("operations", name, bound, compare(operation, half, device).map_err(Into::into)));
+            found(Check::new(
+                "operations",
+                name,
+                bound,
+                compare(operation, half, device).map_err(Into::into),
+            ));
         }
     }
 }
 
 /// The worst error of the output and of every gradient.
 fn compare(operation: &Operation, half: Option<DType>, device: &Device) -> Result<f64> {
-    let exact = results(operation, Compute::default(), Place { dtype: DType::F64, device: &Device::Cpu })?;
-    let computed = results(operation, Compute { kernels: false, half }, Place { dtype: DType::F32, device })?;
-    let errors = computed.iter().zip(&exact).map(|(computed, exact)| distance(computed, exact)).collect::<Result<Vec<_>>>()?;
-    Ok(errors.into_iter().fold(0.0, |worst, error| if error.is_nan() { error } else { error.max(worst) }))
+    let exact =
+        results(operation, Compute::default(), Place { dtype: DType::F64, device: &Device::Cpu })?;
+    let computed =
+        results(operation, Compute { kernels: false, half }, Place { dtype: DType::F32, device })?;
+    let errors = computed
+        .iter()
+        .zip(&exact)
+        .map(|(computed, exact)| distance(computed, exact))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(errors
+        .into_iter()
+        .fold(0.0, |worst, error| if error.is_nan() { error } else { error.max(worst) }))
 }
 
-/// The output and every argument's gradient, for a loss on which each element of the output has its own influence.
+/// The output and every argument's gradient, for a loss on which each element of the output has its
+/// own influence.
 fn results(operation: &Operation, compute: Compute, place: Place) -> Result<Vec<Vec<f64>>> {
     let tape = Tape::training().computing(compute);
     let value = |(slot, (x, kind)): (usize, &(Tensor, Kind))| {
@@ -93,20 +110,23 @@ fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
 }
 
 fn ids(below: u32, (rows, columns): (usize, usize)) -> Result<Tensor> {
-    let ids: Vec<u32> = (0..(rows * columns) as u32).map(|i| i.wrapping_mul(2_654_435_761) % below).collect();
+    let ids: Vec<u32> =
+        (0..(rows * columns) as u32).map(|i| i.wrapping_mul(2_654_435_761) % below).collect();
     Tensor::from_vec(ids, (rows, columns), &Device::Cpu)
 }
 
 fn operations() -> Result<Vec<Operation>> {
     use Kind::{Activation, Parameter};
-    // Sequences longer than a tile of queries, widths that are no multiple of a vector, fewer and more rows than outputs.
+    // Sequences longer than a tile of queries, widths that are no multiple of a vector, fewer and
+    // more rows than outputs.
     let (b, t, width, rank) = (2, 300, 24, 7);
     let x = || normal(1, &[b, t, width]);
     let mut all: Vec<Operation> = Vec::new();
     let mut add = |name, arguments, apply: Apply| {
         all.push(Operation { name, arguments, apply });
     };
-    let weight = |draw, shape: &[usize]| Ok::<_, candle_core::Error>((normal(draw, shape)?, Parameter));
+    let weight =
+        |draw, shape: &[usize]| Ok::<_, candle_core::Error>((normal(draw, shape)?, Parameter));
     add(
         "linear",
         vec![(x()?, Activation), weight(2, &[33, width])?, weight(3, &[33])?],
@@ -116,8 +136,15 @@ fn operations() -> Result<Vec<Operation>> {
         let s = normal(4, &[rank, rank])?;
         add(
             name,
-            vec![(x()?, Activation), weight(5, &[outputs, rank])?, weight(6, &[width, rank])?, weight(7, &[outputs])?],
-            Box::new(move |tape, v, place| ops::low_rank_linear(tape, &v[0], &v[1], &place.put(&s)?, &v[2], Some(&v[3]))),
+            vec![
+                (x()?, Activation),
+                weight(5, &[outputs, rank])?,
+                weight(6, &[width, rank])?,
+                weight(7, &[outputs])?,
+            ],
+            Box::new(move |tape, v, place| {
+                ops::low_rank_linear(tape, &v[0], &v[1], &place.put(&s)?, &v[2], Some(&v[3]))
+            }),
         );
     }
     add(
@@ -126,16 +153,25 @@ fn operations() -> Result<Vec<Operation>> {
         Box::new(|tape, v, _| ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5)),
     );
     add("GELU", vec![((x()? * 3.0)?, Activation)], Box::new(|tape, v, _| ops::gelu(tape, &v[0])));
-    add("dropout", vec![(x()?, Activation)], Box::new(|tape, v, _| ops::dropout(tape, &v[0], Dropout { probability: 0.3, key: 5 })));
+    add(
+        "dropout",
+        vec![(x()?, Activation)],
+        Box::new(|tape, v, _| ops::dropout(tape, &v[0], Dropout { probability: 0.3, key: 5 })),
+    );
     add("sum of branches", vec![(x()?, Parameter), (normal(8, &[b, t, width])?, Activation)], {
         Box::new(|tape, v, _| ops::add(tape, &v[0], &v[1]))
     });
-    for (name, dropout) in [("causal attention", None), ("causal attention, dropout", Some(Dropout { probability: 0.2, key: 9 }))] {
+    for (name, dropout) in [
+        ("causal attention", None),
+        ("causal attention, dropout", Some(Dropout { probability: 0.2, key: 9 })),
+    ] {
         let arguments = [1, 9, 10].map(|draw| Ok((normal(draw, &[b, t, width])?, Activation)));
         add(
             name,
             arguments.into_iter().collect::<Result<_>>()?,
-            Box::new(move |tape, v, _| ops::causal_attention(tape, &v[0], &v[1], &v[2], 3, dropout)),
+            Box::new(move |tape, v, _| {
+                ops::causal_attention(tape, &v[0], &v[1], &v[2], 3, dropout)
+            }),
         );
     }
     let tokens = ids(50, (b, t))?;
@@ -148,7 +184,9 @@ fn operations() -> Result<Vec<Operation>> {
     add(
         "head and loss",
         vec![(x()?, Activation), weight(11, &[50, width])?],
-        Box::new(move |tape, v, place| ops::cross_entropy_head(tape, &v[0], &v[1], &place.put(&tokens)?)),
+        Box::new(move |tape, v, place| {
+            ops::cross_entropy_head(tape, &v[0], &v[1], &place.put(&tokens)?)
+        }),
     );
     Ok(all)
 }

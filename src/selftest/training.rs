@@ -30,19 +30,48 @@ const RULES: [(&str, &str, &str); 15] = [
     ("GaLore", "dense", "{matrices: {galore: {rank: 8}}}"),
     ("AdamW on factors", "{factored: {rank: 8}}", "{}"),
     ("heavy ball on factors", "{factored: {rank: 8}}", "{low_rank: {heavy_ball: {}}}"),
-    ("LORO", "{factored: {rank: 8}}", "{low_rank: {loro: {exact_every: 2, restart_warmup_steps: 1}}}"),
+    (
+        "LORO",
+        "{factored: {rank: 8}}",
+        "{low_rank: {loro: {exact_every: 2, restart_warmup_steps: 1}}}",
+    ),
     ("DLRA spectral", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: spectral}}}"),
-    ("DLRA spectral, SVD", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: spectral, retraction: svd}}}"),
+    (
+        "DLRA spectral, SVD",
+        "{low_rank: {rank: 8}}",
+        "{low_rank: {dlra: {momentum: spectral, retraction: svd}}}",
+    ),
     ("DLRA adam", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: adam}}}"),
-    ("DLRA adam, Nesterov", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: adam, nesterov: true}}}"),
+    (
+        "DLRA adam, Nesterov",
+        "{low_rank: {rank: 8}}",
+        "{low_rank: {dlra: {momentum: adam, nesterov: true}}}",
+    ),
     ("DLRA matrix adam", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: matrix_adam}}}"),
-    ("DLRA heavy ball", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: heavy_ball, retraction: svd}}}"),
-    ("DLRA augmented BUG", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {integrator: augmented_bug}}}"),
-    ("DLRA coefficient cycle", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {integrator: coefficient_cycle}}}"),
-    ("DLRA truncated every second step", "{low_rank: {rank: 8}}", "{low_rank: {dlra: {retraction: svd, truncate_every: 2}}}"),
+    (
+        "DLRA heavy ball",
+        "{low_rank: {rank: 8}}",
+        "{low_rank: {dlra: {momentum: heavy_ball, retraction: svd}}}",
+    ),
+    (
+        "DLRA augmented BUG",
+        "{low_rank: {rank: 8}}",
+        "{low_rank: {dlra: {integrator: augmented_bug}}}",
+    ),
+    (
+        "DLRA coefficient cycle",
+        "{low_rank: {rank: 8}}",
+        "{low_rank: {dlra: {integrator: coefficient_cycle}}}",
+    ),
+    (
+        "DLRA truncated every second step",
+        "{low_rank: {rank: 8}}",
+        "{low_rank: {dlra: {retraction: svd, truncate_every: 2}}}",
+    ),
 ];
 /// The rule of the longer comparisons.
-const SPECTRAL: (&str, &str) = ("{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: spectral, learning_rate: 2e-2}}}");
+const SPECTRAL: (&str, &str) =
+    ("{low_rank: {rank: 8}}", "{low_rank: {dlra: {momentum: spectral, learning_rate: 2e-2}}}");
 
 /// What is added to a plan so that the CPU takes the path of a GPU.
 const ON_DEVICE: &str = "linalg: device\nkernels: portable\n";
@@ -52,21 +81,48 @@ pub fn run(device: &Device, steps: u64, found: &mut dyn FnMut(Check)) {
     let text = text();
     let reference = Device::Cpu;
     for (name, weights, optimizer) in RULES {
-        found(Check::new("one step", name, STEP_BOUND, step_difference(&text, weights, optimizer, device)));
+        found(Check::new(
+            "one step",
+            name,
+            STEP_BOUND,
+            step_difference(&text, weights, optimizer, device),
+        ));
     }
-    found(Check::new("one step", "transfers do not grow with depth", 0.0, extra_transfers(&text, device)));
+    found(Check::new(
+        "one step",
+        "transfers do not grow with depth",
+        0.0,
+        extra_transfers(&text, device),
+    ));
 
     let name = |what: &str| format!("{steps} steps, {what}");
-    let trained = |extra: &str, device: &Device| Ok(losses(&plan(SPECTRAL.0, SPECTRAL.1, 2, steps, extra)?, device, &text)?.1);
+    let trained = |extra: &str, device: &Device| {
+        Ok(losses(&plan(SPECTRAL.0, SPECTRAL.1, 2, steps, extra)?, device, &text)?.1)
+    };
     let expected: Result<f64> = trained("", &reference);
     let against = |loss: Result<f64>| match &expected {
         Ok(expected) => Ok((loss? - expected).abs()),
         Err(error) => Err(anyhow::anyhow!("the CPU's own training failed: {error:#}")),
     };
-    found(Check::new("training", name("f32 against the CPU"), LOSS_BOUND, against(trained(ON_DEVICE, device))));
+    found(Check::new(
+        "training",
+        name("f32 against the CPU"),
+        LOSS_BOUND,
+        against(trained(ON_DEVICE, device)),
+    ));
     let bf16 = format!("{ON_DEVICE}dtype: {{compute: bf16}}\n");
-    found(Check::new("training", name("bf16 products against f32"), LOSS_BOUND_BF16, against(trained(&bf16, device))));
-    found(Check::new("training", name("loss falls (its share of the first)"), 0.95, share_of_first_loss(steps, device, &text)));
+    found(Check::new(
+        "training",
+        name("bf16 products against f32"),
+        LOSS_BOUND_BF16,
+        against(trained(&bf16, device)),
+    ));
+    found(Check::new(
+        "training",
+        name("loss falls (its share of the first)"),
+        0.95,
+        share_of_first_loss(steps, device, &text),
+    ));
 
     let there = resumed(&text, ("", &reference), (ON_DEVICE, device));
     found(Check::new("checkpoint", "written on the CPU, resumed here", LOSS_BOUND, there));
@@ -110,7 +166,9 @@ fn losses(plan: &Plan, device: &Device, text: &Arc<TokenShard>) -> Result<(f64, 
     for step in 1..=plan.train.max_steps.0 {
         losses.push(trainer.step(step)?.report.loss);
     }
-    let (Some(first), Some(last)) = (losses.first(), losses.last()) else { anyhow::bail!("a training of no steps has no loss") };
+    let (Some(first), Some(last)) = (losses.first(), losses.last()) else {
+        anyhow::bail!("a training of no steps has no loss")
+    };
     Ok((*first, *last))
 }
 
@@ -132,17 +190,29 @@ fn weights(trainer: &Trainer) -> Result<Vec<f64>> {
 }
 
 /// ‖W_device − W_cpu‖ / ‖W_cpu − W_0‖ over all weights after two steps.
-fn step_difference(text: &Arc<TokenShard>, form: &str, optimizer: &str, device: &Device) -> Result<f64> {
+fn step_difference(
+    text: &Arc<TokenShard>,
+    form: &str,
+    optimizer: &str,
+    device: &Device,
+) -> Result<f64> {
     let (here, there) = (plan(form, optimizer, 2, 2, "")?, plan(form, optimizer, 2, 2, ON_DEVICE)?);
-    let (mut reference, mut tested) = (trainer(&here, &Device::Cpu, text)?, trainer(&there, device, text)?);
+    let (mut reference, mut tested) =
+        (trainer(&here, &Device::Cpu, text)?, trainer(&there, device, text)?);
     let start = weights(&reference)?;
     for step in 1..=2 {
         reference.step(step)?;
         tested.step(step)?;
     }
-    let norm = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+    let norm =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
     let (expected, found) = (weights(&reference)?, weights(&tested)?);
-    anyhow::ensure!(expected.len() == found.len(), "{} weights where there should be {}", found.len(), expected.len());
+    anyhow::ensure!(
+        expected.len() == found.len(),
+        "{} weights where there should be {}",
+        found.len(),
+        expected.len()
+    );
     Ok(norm(&found, &expected) / norm(&expected, &start))
 }
 
@@ -157,16 +227,26 @@ fn extra_transfers(text: &Arc<TokenShard>, device: &Device) -> Result<f64> {
         trainer.step(2)?;
         *count = linalg::transfers() - before;
     }
-    anyhow::ensure!(count[0] > 0, "no transfer was counted: the linear algebra did not run on the device");
+    anyhow::ensure!(
+        count[0] > 0,
+        "no transfer was counted: the linear algebra did not run on the device"
+    );
     Ok(count[1].abs_diff(count[0]) as f64)
 }
 
 /// |loss − loss of a run of ten steps on the CPU|, for a run that changes place after five, through a checkpoint on disk.
-fn resumed(text: &Arc<TokenShard>, (extra_before, before): (&str, &Device), (extra_after, after): (&str, &Device)) -> Result<f64> {
+fn resumed(
+    text: &Arc<TokenShard>,
+    (extra_before, before): (&str, &Device),
+    (extra_after, after): (&str, &Device),
+) -> Result<f64> {
     let (_, expected) = losses(&plan(SPECTRAL.0, SPECTRAL.1, 2, 10, "")?, &Device::Cpu, text)?;
     let folder = tempfile::tempdir().context("a temporary folder for checkpoints")?;
     let mut checkpoints = Checkpoints::open(folder.path());
-    let (first, second) = (plan(SPECTRAL.0, SPECTRAL.1, 2, 10, extra_before)?, plan(SPECTRAL.0, SPECTRAL.1, 2, 10, extra_after)?);
+    let (first, second) = (
+        plan(SPECTRAL.0, SPECTRAL.1, 2, 10, extra_before)?,
+        plan(SPECTRAL.0, SPECTRAL.1, 2, 10, extra_after)?,
+    );
     {
         let mut trainer = trainer(&first, before, text)?;
         for step in 1..=5 {
@@ -183,7 +263,8 @@ fn resumed(text: &Arc<TokenShard>, (extra_before, before): (&str, &Device), (ext
     Ok((loss - expected).abs())
 }
 
-/// MiB that a second run leaves behind: of the device's memory where it has its own, else of the process.
+/// MiB that a second run leaves behind: of the device's memory where it has its own, else of the
+/// process.
 fn kept_memory(text: &Arc<TokenShard>, device: &Device) -> Result<f64> {
     let used = || -> Result<u64> {
         device.synchronize()?;

@@ -7,12 +7,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-/// A whole number of steps, tokens or bytes: digits with `_` between them, a decimal fraction or exponent, and one of the
-/// suffixes `k` (10³), `M` (10⁶), `B` or `G` (10⁹), `T` (10¹²), as long as the product is whole.
+/// A whole number of steps, tokens or bytes: digits with `_` between them, a decimal fraction or
+/// exponent, and one of the suffixes `k` (10³), `M` (10⁶), `B` or `G` (10⁹), `T` (10¹²), as long as
+/// the product is whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Count(pub u64);
 
-const EXPECTED: &str = "a whole number of at least 0 such as `500`, `60_000`, `1e6`, `64k` or `10M`";
+const EXPECTED: &str =
+    "a whole number of at least 0 such as `500`, `60_000`, `1e6`, `64k` or `10M`";
 
 /// Text that is no [`Count`].
 #[derive(Debug, PartialEq, Eq)]
@@ -32,7 +34,8 @@ impl FromStr for Count {
     /// Reads a count exactly, in integers: no rounding through floating point.
     ///
     /// # Errors
-    /// The text is not a number in one of the forms above, is negative, is not whole, or does not fit 64 bits.
+    /// The text is not a number in one of the forms above, is negative, is not whole, or does not
+    /// fit 64 bits.
     fn from_str(text: &str) -> Result<Self, NotACount> {
         parse(text.trim()).map(Count).ok_or_else(|| NotACount(text.to_owned()))
     }
@@ -48,18 +51,26 @@ fn parse(text: &str) -> Option<u64> {
         _ => (text, 0),
     };
     let (mantissa, exponent) = match text.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, exponent.strip_prefix('+').unwrap_or(exponent).parse::<i32>().ok()?),
+        Some((mantissa, exponent)) => {
+            (mantissa, exponent.strip_prefix('+').unwrap_or(exponent).parse::<i32>().ok()?)
+        }
         None => (text, 0),
     };
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let is_digit_group =
-        |part: &str| !part.starts_with('_') && !part.ends_with('_') && part.chars().all(|c| c.is_ascii_digit() || c == '_');
+    let is_digit_group = |part: &str| {
+        !part.starts_with('_')
+            && !part.ends_with('_')
+            && part.chars().all(|c| c.is_ascii_digit() || c == '_')
+    };
     if whole.is_empty() || !is_digit_group(whole) || !is_digit_group(fraction) {
         return None;
     }
     let digits: String = [whole, fraction].concat().replace('_', "");
     let fraction_digits = fraction.chars().filter(char::is_ascii_digit).count() as i32;
-    scale(digits.trim_start_matches('0'), exponent.checked_add(suffix_exponent)?.checked_sub(fraction_digits)?)
+    scale(
+        digits.trim_start_matches('0'),
+        exponent.checked_add(suffix_exponent)?.checked_sub(fraction_digits)?,
+    )
 }
 
 /// digits · 10^exponent, if whole and in range.
@@ -107,13 +118,19 @@ impl Visitor<'_> for CountVisitor {
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Count, E> {
-        u64::try_from(value).map(Count).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
+        u64::try_from(value)
+            .map(Count)
+            .map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
     }
 
     /// `1e6` reaches us as a floating-point number; every whole number below 2⁵³ is exact in it.
     fn visit_f64<E: Error>(self, value: f64) -> Result<Count, E> {
         let whole = value >= 0.0 && value.fract() == 0.0 && value <= (1u64 << 53) as f64;
-        if whole { Ok(Count(value as u64)) } else { Err(E::invalid_value(Unexpected::Float(value), &self)) }
+        if whole {
+            Ok(Count(value as u64))
+        } else {
+            Err(E::invalid_value(Unexpected::Float(value), &self))
+        }
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Count, E> {
@@ -166,9 +183,27 @@ mod tests {
 
     #[test]
     fn what_is_no_count_is_refused_by_name() {
-        for text in ["", "-1", "1.5", "1e-1", "10m", "M", "_1", "1_", "1e", "ten", "1 000", ".5k", "18446744073709551616", "1e99"] {
+        for text in [
+            "",
+            "-1",
+            "1.5",
+            "1e-1",
+            "10m",
+            "M",
+            "_1",
+            "1_",
+            "1e",
+            "ten",
+            "1 000",
+            ".5k",
+            "18446744073709551616",
+            "1e99",
+        ] {
             let error = text.parse::<Count>().expect_err(text).to_string();
-            assert!(error.contains(&format!("found `{text}`")) && error.contains("60_000"), "{error}");
+            assert!(
+                error.contains(&format!("found `{text}`")) && error.contains("60_000"),
+                "{error}"
+            );
         }
     }
 

@@ -11,7 +11,8 @@ use std::path::PathBuf;
 pub struct DataSpec {
     /// Where the text comes from.
     pub source: SourceSpec,
-    /// How text becomes tokens; a `bin` or `tinystories` source is tokenized already and takes `file` (or `bytes`) to decode.
+    /// How text becomes tokens; a `bin` or `tinystories` source is tokenized already and takes
+    /// `file` (or `bytes`) to decode.
     pub tokenizer: TokenizerSpec,
 }
 
@@ -27,7 +28,8 @@ pub enum SourceSpec {
     Jsonl(JsonlSourceSpec),
     /// nanoGPT's `train.bin` and `val.bin` of little-endian uint16 tokens.
     Bin(BinSourceSpec),
-    /// Pre-tokenized shards as llama2.c writes them for TinyStories: the first `.bin` file of the folder is validation.
+    /// Pre-tokenized shards as llama2.c writes them for TinyStories: the first `.bin` file of the
+    /// folder is validation.
     Tinystories(TinystoriesSourceSpec),
 }
 

@@ -1,13 +1,17 @@
 //! Turns a parsed YAML value into a typed one and reports what does not fit with its key path.
 //!
-//! serde_yaml's own deserializer describes a mistake as one line of text. This one keeps what serde knows about it (the unknown
-//! name, the names there are, the type expected), so that messages can suggest a name and point at the right place, and it
-//! reads enums as people write them: `dense`, `{low_rank: {rank: 64}}`.
+//! serde_yaml's own deserializer describes a mistake as one line of text. This one keeps what serde
+//! knows about it (the unknown name, the names there are, the type expected), so that messages can
+//! suggest a name and point at the right place, and it reads enums as people write them: `dense`,
+//! `{low_rank: {rank: 64}}`.
 
 use super::count::Count;
 use super::key_path::{KeyPath, Segment};
 use super::problem::{PointsAt, Problem, suggestion};
-use serde::de::{self, DeserializeOwned, DeserializeSeed, Expected, IntoDeserializer, Unexpected, Visitor, value::StrDeserializer};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Expected, IntoDeserializer, Unexpected, Visitor,
+    value::StrDeserializer,
+};
 use serde_yaml::{Mapping, Value};
 use std::fmt::{self, Display};
 
@@ -52,17 +56,27 @@ impl Refusal {
     fn into_problem(self) -> Problem {
         let here = KeyPath(self.way.into_iter().rev().collect());
         let (path, points_at, message) = match self.reason {
-            Reason::UnknownKey { key, known } => {
-                (here.with_key(&key), PointsAt::Key, format!("unknown key{}", suggestion(&key, known, "keys")))
-            }
+            Reason::UnknownKey { key, known } => (
+                here.with_key(&key),
+                PointsAt::Key,
+                format!("unknown key{}", suggestion(&key, known, "keys")),
+            ),
             Reason::MissingKey(key) => {
-                let place = if here.is_root() { "at the top of the spec".to_owned() } else { format!("under `{here}`") };
+                let place = if here.is_root() {
+                    "at the top of the spec".to_owned()
+                } else {
+                    format!("under `{here}`")
+                };
                 (here, PointsAt::Key, format!("missing key `{key}`; add `{key}: ...` {place}"))
             }
-            Reason::UnknownChoice { choice, known } => {
-                (here, PointsAt::Value, format!("unknown choice `{choice}`{}", suggestion(&choice, known, "choices")))
+            Reason::UnknownChoice { choice, known } => (
+                here,
+                PointsAt::Value,
+                format!("unknown choice `{choice}`{}", suggestion(&choice, known, "choices")),
+            ),
+            Reason::WrongType { expected, found, hint } => {
+                (here, PointsAt::Value, format!("expected {expected}, found {found}{hint}"))
             }
-            Reason::WrongType { expected, found, hint } => (here, PointsAt::Value, format!("expected {expected}, found {found}{hint}")),
             Reason::Other(message) => (here, PointsAt::Value, message),
         };
         Problem { path, points_at, message }
@@ -85,16 +99,27 @@ impl de::Error for Refusal {
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
         let wants_integer = matches!(expected.to_string().as_str(), "usize" | "u64" | "u32");
         let hint = match found {
-            Unexpected::Str(text) if wants_integer => text.parse::<Count>().map(|count| format!("; write `{count}`")).unwrap_or_default(),
-            Unexpected::Float(value) if wants_integer && value.fract() == 0.0 => format!("; write `{value}`"),
-            Unexpected::Unsigned(_) | Unexpected::Signed(_) | Unexpected::Float(_) | Unexpected::Bool(_)
+            Unexpected::Str(text) if wants_integer => {
+                text.parse::<Count>().map(|count| format!("; write `{count}`")).unwrap_or_default()
+            }
+            Unexpected::Float(value) if wants_integer && value.fract() == 0.0 => {
+                format!("; write `{value}`")
+            }
+            Unexpected::Unsigned(_)
+            | Unexpected::Signed(_)
+            | Unexpected::Float(_)
+            | Unexpected::Bool(_)
                 if expected.to_string().contains("string") =>
             {
                 "; put it in quotes".to_owned()
             }
             _ => String::new(),
         };
-        Refusal::new(Reason::WrongType { expected: expected_in_words(expected), found: found_in_words(found), hint })
+        Refusal::new(Reason::WrongType {
+            expected: expected_in_words(expected),
+            found: found_in_words(found),
+            hint,
+        })
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -122,7 +147,9 @@ fn expected_in_words(expected: &dyn Expected) -> String {
         "a boolean" => "`true` or `false`".to_owned(),
         "a string" | "path string" => "text".to_owned(),
         "a sequence" => "a list such as `[a, b]`".to_owned(),
-        text if text.starts_with("struct ") || text == "a map" => "a mapping of keys to values".to_owned(),
+        text if text.starts_with("struct ") || text == "a map" => {
+            "a mapping of keys to values".to_owned()
+        }
         _ => expected,
     }
 }
@@ -180,7 +207,9 @@ impl<'de> de::Deserializer<'de> for Node<'de> {
             Value::Tagged(tagged) => {
                 let name = tagged.tag.to_string();
                 let name = name.trim_start_matches('!');
-                Err(Refusal::other(format!("YAML tags such as `!{name}` are not used here; write `{{{name}: ...}}`")))
+                Err(Refusal::other(format!(
+                    "YAML tags such as `!{name}` are not used here; write `{{{name}: ...}}`"
+                )))
             }
         }
     }
@@ -189,12 +218,21 @@ impl<'de> de::Deserializer<'de> for Node<'de> {
         if self.0.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Refusal> {
         visitor.visit_newtype_struct(self)
     }
 
     /// A key with nothing after it, `eval:`, is an empty block.
-    fn deserialize_struct<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Refusal> {
         match self.0 {
             Value::Null => visitor.visit_map(Entries { entries: None, value: None }),
             Value::Mapping(_) | Value::Tagged(_) => self.deserialize_any(visitor),
@@ -202,23 +240,44 @@ impl<'de> de::Deserializer<'de> for Node<'de> {
         }
     }
 
-    fn deserialize_enum<V: Visitor<'de>>(self, _: &'static str, choices: &'static [&'static str], visitor: V) -> Result<V::Value, Refusal> {
-        let expected = || format!("one of {}", choices.iter().map(|choice| format!("`{choice}`")).collect::<Vec<_>>().join(", "));
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        choices: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Refusal> {
+        let expected = || {
+            format!(
+                "one of {}",
+                choices.iter().map(|choice| format!("`{choice}`")).collect::<Vec<_>>().join(", ")
+            )
+        };
         match self.0 {
             Value::String(choice) => visitor.visit_enum(Choice { name: choice, settings: None }),
             Value::Mapping(mapping) => match mapping.iter().collect::<Vec<_>>().as_slice() {
-                [(Value::String(choice), settings)] => visitor.visit_enum(Choice { name: choice, settings: Some(settings) }),
+                [(Value::String(choice), settings)] => {
+                    visitor.visit_enum(Choice { name: choice, settings: Some(settings) })
+                }
                 [] => Err(Refusal::other(format!("an empty mapping; write {}", expected()))),
                 [_] => Err(Refusal::other(format!("expected {}", expected()))),
                 several => {
-                    let names = several.iter().filter_map(|(key, _)| key.as_str()).collect::<Vec<_>>().join("` and `");
-                    Err(Refusal::other(format!("`{names}` exclude each other; keep {}", expected())))
+                    let names = several
+                        .iter()
+                        .filter_map(|(key, _)| key.as_str())
+                        .collect::<Vec<_>>()
+                        .join("` and `");
+                    Err(Refusal::other(format!(
+                        "`{names}` exclude each other; keep {}",
+                        expected()
+                    )))
                 }
             },
             Value::Tagged(_) => self.deserialize_any(visitor),
-            other => {
-                Err(Refusal::new(Reason::WrongType { expected: expected(), found: found_in_words(unexpected(other)), hint: String::new() }))
-            }
+            other => Err(Refusal::new(Reason::WrongType {
+                expected: expected(),
+                found: found_in_words(unexpected(other)),
+                hint: String::new(),
+            })),
         }
     }
 
@@ -235,9 +294,14 @@ struct Items<'a> {
 impl<'de> de::SeqAccess<'de> for Items<'de> {
     type Error = Refusal;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Refusal> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Refusal> {
         let Some((index, item)) = self.items.next() else { return Ok(None) };
-        seed.deserialize(Node(item)).map(Some).map_err(|refusal| refusal.under(Segment::Index(index)))
+        seed.deserialize(Node(item))
+            .map(Some)
+            .map_err(|refusal| refusal.under(Segment::Index(index)))
     }
 }
 
@@ -256,21 +320,34 @@ impl<'a> Entries<'a> {
 impl<'de> de::MapAccess<'de> for Entries<'de> {
     type Error = Refusal;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Refusal> {
-        let Some((key, value)) = self.entries.as_mut().and_then(Iterator::next) else { return Ok(None) };
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Refusal> {
+        let Some((key, value)) = self.entries.as_mut().and_then(Iterator::next) else {
+            return Ok(None);
+        };
         let Value::String(key) = key else {
-            return Err(Refusal::other(format!("a key is {}; keys are names", found_in_words(unexpected(key)))));
+            return Err(Refusal::other(format!(
+                "a key is {}; keys are names",
+                found_in_words(unexpected(key))
+            )));
         };
         self.value = Some((key, value));
         let name: StrDeserializer<'_, Refusal> = key.as_str().into_deserializer();
         seed.deserialize(name).map(Some).map_err(|refusal| match refusal.reason {
-            Reason::UnknownChoice { choice, known } => Refusal::new(Reason::UnknownKey { key: choice, known }),
+            Reason::UnknownChoice { choice, known } => {
+                Refusal::new(Reason::UnknownKey { key: choice, known })
+            }
             _ => refusal,
         })
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Refusal> {
-        let (key, value) = self.value.take().ok_or_else(|| Refusal::other("a value was asked for before its key"))?;
+        let (key, value) = self
+            .value
+            .take()
+            .ok_or_else(|| Refusal::other("a value was asked for before its key"))?;
         seed.deserialize(Node(value)).map_err(|refusal| refusal.under(Segment::Key(key.to_owned())))
     }
 }
@@ -295,8 +372,11 @@ impl<'de> de::EnumAccess<'de> for Choice<'de> {
 impl<'de> Choice<'de> {
     fn settings(self) -> Result<Node<'de>, Refusal> {
         let name = self.name;
-        let missing =
-            || Refusal::other(format!("`{name}` needs settings; write `{{{name}: ...}}`, or `{{{name}: {{}}}}` where all have defaults"));
+        let missing = || {
+            Refusal::other(format!(
+                "`{name}` needs settings; write `{{{name}: ...}}`, or `{{{name}: {{}}}}` where all have defaults"
+            ))
+        };
         self.settings.map(Node).ok_or_else(missing)
     }
 
@@ -311,7 +391,9 @@ impl<'de> de::VariantAccess<'de> for Choice<'de> {
     fn unit_variant(self) -> Result<(), Refusal> {
         match self.settings {
             None => Ok(()),
-            Some(_) => Err(Refusal::other(format!("`{0}` takes no settings; write just `{0}`", self.name))),
+            Some(_) => {
+                Err(Refusal::other(format!("`{0}` takes no settings; write just `{0}`", self.name)))
+            }
         }
     }
 
@@ -320,10 +402,16 @@ impl<'de> de::VariantAccess<'de> for Choice<'de> {
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Refusal> {
-        de::Deserializer::deserialize_any(self.settings()?, visitor).map_err(|refusal| refusal.under(self.named()))
+        de::Deserializer::deserialize_any(self.settings()?, visitor)
+            .map_err(|refusal| refusal.under(self.named()))
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, keys: &'static [&'static str], visitor: V) -> Result<V::Value, Refusal> {
-        de::Deserializer::deserialize_struct(self.settings()?, "", keys, visitor).map_err(|refusal| refusal.under(self.named()))
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        keys: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Refusal> {
+        de::Deserializer::deserialize_struct(self.settings()?, "", keys, visitor)
+            .map_err(|refusal| refusal.under(self.named()))
     }
 }

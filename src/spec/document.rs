@@ -21,10 +21,12 @@ pub(crate) struct Document {
     value: Value,
 }
 
-/// Reads a value from the YAML of a document that is no run spec; `problems` gives the key path and what is wrong with the value there.
+/// Reads a value from the YAML of a document that is no run spec; `problems` gives the key path and
+/// what is wrong with the value there.
 ///
 /// # Errors
-/// `name:line:column: key: what is wrong; the remedy`: no YAML, a key twice, a key or value that does not fit, and all problems at once.
+/// `name:line:column: key: what is wrong; the remedy`: no YAML, a key twice, a key or value that
+/// does not fit, and all problems at once.
 pub(crate) fn decode_document<T: serde::de::DeserializeOwned>(
     text: &str,
     name: &str,
@@ -32,7 +34,8 @@ pub(crate) fn decode_document<T: serde::de::DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let document = Document::parse(text, name, &[])?;
     let decoded: T = decode(&document.value).map_err(|problem| document.refusal(&[problem]))?;
-    let problems: Vec<Problem> = problems(&decoded).into_iter().map(|(path, message)| Problem::at(&path, message)).collect();
+    let problems: Vec<Problem> =
+        problems(&decoded).into_iter().map(|(path, message)| Problem::at(&path, message)).collect();
     if problems.is_empty() { Ok(decoded) } else { Err(document.refusal(&problems)) }
 }
 
@@ -58,12 +61,16 @@ impl Document {
             let message = format!("{path}: this key is here twice; remove one of them");
             return Err(usage(format!("{name}:{}:{}: {message}", place.line, place.column)));
         }
-        let mut value: Value = serde_yaml::from_str(text).map_err(|error| usage(not_yaml(name, &error)))?;
+        let mut value: Value =
+            serde_yaml::from_str(text).map_err(|error| usage(not_yaml(name, &error)))?;
         let schema = schema();
         let mut parsed = Vec::with_capacity(overrides.len());
         for written in overrides {
-            let setting = Override::parse(written).map_err(|message| usage(format!("--set {written}: {message}")))?;
-            setting.apply(&mut value, &schema).map_err(|problem| usage(format!("--set {written}: {problem}")))?;
+            let setting = Override::parse(written)
+                .map_err(|message| usage(format!("--set {written}: {message}")))?;
+            setting
+                .apply(&mut value, &schema)
+                .map_err(|problem| usage(format!("--set {written}: {problem}")))?;
             parsed.push(setting);
         }
         Ok(Document { name: name.to_owned(), text: text.to_owned(), overrides: parsed, value })
@@ -80,7 +87,8 @@ impl Document {
     /// The spec and the plan made from it.
     ///
     /// # Errors
-    /// As for [`Document::spec`], and for values that do not fit together; all of those at once, one per line.
+    /// As for [`Document::spec`], and for values that do not fit together; all of those at once,
+    /// one per line.
     pub fn plan(&self) -> anyhow::Result<(RunSpec, Plan)> {
         let spec = self.spec()?;
         let plan = Plan::derive(&spec);
@@ -89,22 +97,32 @@ impl Document {
     }
 
     fn refusal(&self, problems: &[Problem]) -> anyhow::Error {
-        let lines: Vec<String> = problems.iter().map(|problem| format!("{}: {problem}", self.place(problem))).collect();
+        let lines: Vec<String> =
+            problems.iter().map(|problem| format!("{}: {problem}", self.place(problem))).collect();
         usage(lines.join("\n"))
     }
 
-    /// `file:line:column`, or the setting that is to blame, or the file alone for a default that was never written.
+    /// `file:line:column`, or the setting that is to blame, or the file alone for a default that
+    /// was never written.
     fn place(&self, problem: &Problem) -> String {
         if problem.path.is_root() {
             return format!("{}:1:1", self.name);
         }
         let in_text = |path: &KeyPath, points_at| {
-            locate(&self.text, path, points_at).map(|place| format!("{}:{}:{}", self.name, place.line, place.column))
+            locate(&self.text, path, points_at)
+                .map(|place| format!("{}:{}:{}", self.name, place.line, place.column))
         };
         let set = |to_blame: &dyn Fn(&Override) -> bool| {
-            self.overrides.iter().rev().find(|setting| to_blame(setting)).map(|setting| format!("--set {}", setting.written))
+            self.overrides
+                .iter()
+                .rev()
+                .find(|setting| to_blame(setting))
+                .map(|setting| format!("--set {}", setting.written))
         };
-        let ancestors = || std::iter::successors(problem.path.parent(), KeyPath::parent).filter(|path| !path.is_root());
+        let ancestors = || {
+            std::iter::successors(problem.path.parent(), KeyPath::parent)
+                .filter(|path| !path.is_root())
+        };
         set(&|setting| setting.path.holds(&problem.path))
             .or_else(|| in_text(&problem.path, problem.points_at))
             .or_else(|| set(&|setting| problem.path.holds(&setting.path)))
@@ -114,8 +132,13 @@ impl Document {
 }
 
 fn not_yaml(name: &str, error: &serde_yaml::Error) -> String {
-    let place = error.location().map(|location| format!(":{}:{}", location.line(), location.column())).unwrap_or_default();
-    format!("{name}{place}: not YAML: {error}; look for a wrong indentation or an unclosed bracket or quote near this place")
+    let place = error
+        .location()
+        .map(|location| format!(":{}:{}", location.line(), location.column()))
+        .unwrap_or_default();
+    format!(
+        "{name}{place}: not YAML: {error}; look for a wrong indentation or an unclosed bracket or quote near this place"
+    )
 }
 
 /// An error of the user's making: exit code 2.

@@ -1,11 +1,15 @@
 //! Lines and columns of keys in a YAML text, for block and flow style alike.
 //!
-//! serde_yaml tells the place only of an error. So to find a key, the text is walked again and the walk fails on purpose when it
-//! stands on that key: the place of that error is the place of the key, by the parser's own count.
+//! serde_yaml tells the place only of an error. So to find a key, the text is walked again and the
+//! walk fails on purpose when it stands on that key: the place of that error is the place of the
+//! key, by the parser's own count.
 
 use super::key_path::{KeyPath, Segment};
 use super::problem::PointsAt;
-use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, IgnoredAny, MapAccess, SeqAccess, VariantAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, Error, IgnoredAny, MapAccess, SeqAccess,
+    VariantAccess, Visitor,
+};
 use std::cell::RefCell;
 use std::fmt;
 
@@ -25,7 +29,8 @@ impl From<serde_yaml::Location> for Place {
 /// The place of a key, or of its value; none where the text does not have the key.
 pub(crate) fn locate(text: &str, path: &KeyPath, points_at: PointsAt) -> Option<Place> {
     let found = RefCell::new(None);
-    walk(text, Walk { aim: Aim::Path(&path.0, points_at), way: KeyPath::default(), found: &found }).filter(|_| found.borrow().is_some())
+    walk(text, Walk { aim: Aim::Path(&path.0, points_at), way: KeyPath::default(), found: &found })
+        .filter(|_| found.borrow().is_some())
 }
 
 /// The first key that a mapping holds twice, and the place of its second appearance.
@@ -74,7 +79,9 @@ impl<'a> Walk<'a> {
     /// The walk over the part that `segment` leads to.
     fn below(&self, segment: Segment) -> Walk<'a> {
         let aim = match self.aim {
-            Aim::Path([first, rest @ ..], points_at) if *first == segment => Aim::Path(rest, points_at),
+            Aim::Path([first, rest @ ..], points_at) if *first == segment => {
+                Aim::Path(rest, points_at)
+            }
             Aim::Duplicate => Aim::Duplicate,
             _ => Aim::Nothing,
         };
@@ -168,7 +175,10 @@ struct Key<'k, 'a> {
 impl<'de> DeserializeSeed<'de> for Key<'_, '_> {
     type Value = Option<String>;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<String>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> Result<Option<String>, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
@@ -186,7 +196,11 @@ impl<'de> Visitor<'de> for Key<'_, '_> {
             Aim::Duplicate => self.earlier.iter().any(|earlier| earlier == key),
             _ => false,
         };
-        if is_aim { Err(self.walk.stop(self.walk.way.with_key(key))) } else { Ok(Some(key.to_owned())) }
+        if is_aim {
+            Err(self.walk.stop(self.walk.way.with_key(key)))
+        } else {
+            Ok(Some(key.to_owned()))
+        }
     }
 }
 
@@ -209,7 +223,9 @@ data:
 
     #[test]
     fn keys_and_values_are_found_in_block_and_flow_style() {
-        let place = |path: &str, points_at| locate(TEXT, &KeyPath::of_keys(path), points_at).map(|at| (at.line, at.column));
+        let place = |path: &str, points_at| {
+            locate(TEXT, &KeyPath::of_keys(path), points_at).map(|at| (at.line, at.column))
+        };
         assert_eq!(place("name", PointsAt::Key), Some((2, 1)));
         assert_eq!(place("name", PointsAt::Value), Some((2, 7)));
         assert_eq!(place("model.n_layer", PointsAt::Key), Some((3, 9)));
@@ -231,8 +247,13 @@ data:
     #[test]
     fn the_second_of_two_equal_keys_is_reported() {
         assert_eq!(duplicate_key(TEXT), None);
-        let (path, place) = duplicate_key("a: {b: 1, c: 2}\nd:\n  e: 1\n  f: 2\n  e: 3\n").expect("e is there twice");
+        let (path, place) = duplicate_key("a: {b: 1, c: 2}\nd:\n  e: 1\n  f: 2\n  e: 3\n")
+            .expect("e is there twice");
         assert_eq!((path.to_string().as_str(), place), ("d.e", Place { line: 5, column: 3 }));
-        assert_eq!(duplicate_key("a: {b: 1}\nc: {b: 1}\n"), None, "the same key in two mappings is no duplicate");
+        assert_eq!(
+            duplicate_key("a: {b: 1}\nc: {b: 1}\n"),
+            None,
+            "the same key in two mappings is no duplicate"
+        );
     }
 }

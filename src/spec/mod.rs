@@ -1,6 +1,7 @@
 //! The YAML spec of a run and the plan made from it.
 //!
-//! `text + --set` → [`RunSpec`] (what was written) → [`Plan`] (everything resolved and checked). No candle here.
+//! `text + --set` → [`RunSpec`] (what was written) → [`Plan`] (everything resolved and checked). No
+//! candle here.
 
 mod count;
 mod data_spec;
@@ -41,8 +42,9 @@ use std::path::Path;
 /// Reads the spec in a file, with `key.path=value` settings laid over it.
 ///
 /// # Errors
-/// [`Failure::Usage`](crate::error::Failure::Usage) with `file:line:column: key.path: what is wrong; the remedy`: the file
-/// cannot be read, is not YAML, or holds an unknown, missing, doubled or mistyped key. Whether values fit together shows only in
+/// [`Failure::Usage`](crate::error::Failure::Usage) with `file:line:column: key.path: what is
+/// wrong; the remedy`: the file cannot be read, is not YAML, or holds an unknown, missing, doubled
+/// or mistyped key. Whether values fit together shows only in
 /// [`load_plan`].
 pub fn load(path: &Path, overrides: &[String]) -> anyhow::Result<RunSpec> {
     Document::read(path, overrides)?.spec()
@@ -59,7 +61,8 @@ pub fn parse(text: &str, name: &str, overrides: &[String]) -> anyhow::Result<Run
 /// Reads the spec in a file and resolves it.
 ///
 /// # Errors
-/// As for [`load`], and one line for each value that does not fit with others, with its place in the file.
+/// As for [`load`], and one line for each value that does not fit with others, with its place in
+/// the file.
 pub fn load_plan(path: &Path, overrides: &[String]) -> anyhow::Result<(RunSpec, Plan)> {
     Document::read(path, overrides)?.plan()
 }
@@ -78,6 +81,9 @@ pub fn parse_plan(text: &str, name: &str, overrides: &[String]) -> anyhow::Resul
 /// The value holds something that YAML cannot say; specs and plans do not.
 pub fn to_yaml<T: serde::Serialize>(value: &T) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
-    serde_yaml::with::singleton_map_recursive::serialize(value, &mut serde_yaml::Serializer::new(&mut bytes))?;
+    serde_yaml::with::singleton_map_recursive::serialize(
+        value,
+        &mut serde_yaml::Serializer::new(&mut bytes),
+    )?;
     Ok(String::from_utf8(bytes)?)
 }

@@ -95,7 +95,9 @@ impl FactorForm {
 }
 
 /// A weight matrix W of a transformer block, m × n in y = W x.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     /// Attention query, n_embd × n_embd.
@@ -123,7 +125,8 @@ pub enum TargetRank {
 
 impl Target {
     /// Every target, in the order in which a block applies them.
-    pub const ALL: [Target; 6] = [Target::Q, Target::K, Target::V, Target::O, Target::Up, Target::Down];
+    pub const ALL: [Target; 6] =
+        [Target::Q, Target::K, Target::V, Target::O, Target::Up, Target::Down];
 
     /// Name as written in a spec: `q`, `k`, `v`, `o`, `up`, `down`.
     pub fn name(self) -> &'static str {
@@ -147,9 +150,11 @@ impl Target {
     }
 }
 
-/// Schema of a map from targets to `T` that lists the targets, so that editors offer them and refuse others.
+/// Schema of a map from targets to `T` that lists the targets, so that editors offer them and
+/// refuse others.
 pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    let entry = |target: Target| (target.name().to_owned(), generator.subschema_for::<T>().to_value());
+    let entry =
+        |target: Target| (target.name().to_owned(), generator.subschema_for::<T>().to_value());
     let properties: serde_json::Map<_, _> = Target::ALL.into_iter().map(entry).collect();
     json_schema!({ "type": "object", "properties": properties, "additionalProperties": false })
 }

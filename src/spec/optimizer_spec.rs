@@ -13,7 +13,8 @@ pub struct OptimizerSpec {
     /// Rule for the blocks' full matrices. Default: `dense`'s rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub matrices: Option<MatrixOptimizerSpec>,
-    /// Rule for `low_rank` and `factored` weights. Default: `dlra` for low-rank, `dense`'s rule for factored ones.
+    /// Rule for `low_rank` and `factored` weights. Default: `dlra` for low-rank, `dense`'s rule for
+    /// factored ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub low_rank: Option<LowRankOptimizerSpec>,
 }
@@ -36,7 +37,8 @@ impl Default for DenseOptimizerSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MatrixOptimizerSpec {
-    /// Momentum whose polar factor is the direction (Jordan et al. 2024), scaled to Adam's learning rates.
+    /// Momentum whose polar factor is the direction (Jordan et al. 2024), scaled to Adam's learning
+    /// rates.
     Muon(MuonSpec),
     /// Adam in a low-rank projection of the gradient (Zhao et al. 2024, GaLore).
     Galore(GaloreSpec),
@@ -84,7 +86,8 @@ pub struct GaloreSpec {
     pub weight_decay: f64,
 }
 
-/// What the authors pre-train with, except for β₂, 0.999 there, and ε, 1e-6 there, which are those of the other rules here.
+/// What the authors pre-train with, except for β₂, 0.999 there, and ε, 1e-6 there, which are those
+/// of the other rules here.
 impl Default for GaloreSpec {
     fn default() -> Self {
         Self {
@@ -128,7 +131,8 @@ pub enum LowRankOptimizerSpec {
     Adamw(AdamwSpec),
     /// Heavy ball on every factor, for `weights: factored`.
     HeavyBall(HeavyBallSpec),
-    /// LORO (Mo et al. 2025): AdamW on B and A with an exact Riemannian step of W = B A now and then, for `weights: {factored: {form: ba}}`.
+    /// LORO (Mo et al. 2025): AdamW on B and A with an exact Riemannian step of W = B A now and
+    /// then, for `weights: {factored: {form: ba}}`.
     Loro(LoroSpec),
 }
 
@@ -138,7 +142,8 @@ pub enum LowRankOptimizerSpec {
 pub struct LoroSpec {
     /// Steps between two exact steps; after each, all moments of Adam start anew.
     pub exact_every: Count,
-    /// Steps in which every learning rate rises from 0 again after an exact step; less than `exact_every`.
+    /// Steps in which every learning rate rises from 0 again after an exact step; less than
+    /// `exact_every`.
     pub restart_warmup_steps: Count,
     /// Peak learning rate of exact steps; that between them is rank / min(m, n) times as large.
     pub learning_rate: f64,
@@ -152,7 +157,8 @@ pub struct LoroSpec {
     pub weight_decay: f64,
 }
 
-/// What the authors pre-train with, except for β₂, 0.999 there, and ε, 1e-6 there, which are those of the other rules here.
+/// What the authors pre-train with, except for β₂, 0.999 there, and ε, 1e-6 there, which are those
+/// of the other rules here.
 impl Default for LoroSpec {
     fn default() -> Self {
         Self {
@@ -213,17 +219,19 @@ pub struct DlraSpec {
     pub epsilon: f64,
     /// Decoupled weight decay on S.
     pub weight_decay: f64,
-    /// Strength β of the regulariser β‖SSᵀ − (‖S‖_F²/r) I‖_F, which draws singular values together; 0 turns it off.
+    /// Strength β of the regulariser β‖SSᵀ − (‖S‖_F²/r) I‖_F, which draws singular values together;
+    /// 0 turns it off.
     #[serde(skip_serializing_if = "is_zero")]
     pub spectral_regularization: f64,
     /// Steps between re-orthonormalisations of the bases.
     pub reorthonormalize_every: Count,
-    /// Coefficient steps between an augmentation and its truncation: on the same batch (`augmented_bug`, default 1) or on one more batch each
-    /// (`coefficient_cycle`, default 9).
+    /// Coefficient steps between an augmentation and its truncation: on the same batch
+    /// (`augmented_bug`, default 1) or on one more batch each (`coefficient_cycle`, default 9).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coefficient_steps: Option<Count>,
-    /// Steps between two truncations by SVD with `retraction: svd`; the steps between them take the `subspace` retraction, which is right to first order: it
-    /// holds up while a step is small against the singular values that are kept.
+    /// Steps between two truncations by SVD with `retraction: svd`; the steps between them take the
+    /// `subspace` retraction, which is right to first order: it holds up while a step is small
+    /// against the singular values that are kept.
     #[serde(skip_serializing_if = "is_every_step")]
     pub truncate_every: Count,
 }
@@ -264,9 +272,11 @@ impl Default for DlraSpec {
 pub enum Integrator {
     /// One gradient; augment by the tangent direction, Galerkin step, truncate (algorithms.md §2).
     Tangent,
-    /// One gradient to augment, then one more per coefficient step on the same batch, in the augmented bases; truncate (Ceruti, Kusch & Lubich 2022).
+    /// One gradient to augment, then one more per coefficient step on the same batch, in the
+    /// augmented bases; truncate (Ceruti, Kusch & Lubich 2022).
     AugmentedBug,
-    /// Augment on one batch, train the coefficients alone on the next ones with the bases frozen, truncate.
+    /// Augment on one batch, train the coefficients alone on the next ones with the bases frozen,
+    /// truncate.
     CoefficientCycle,
 }
 
@@ -274,7 +284,8 @@ pub enum Integrator {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Momentum {
-    /// The tangent first moment itself, m ← β₁ m + g (SGD-with-momentum form; the paper's λ is √learning_rate and γ = 1 − β₁).
+    /// The tangent first moment itself, m ← β₁ m + g (SGD-with-momentum form; the paper's λ is
+    /// √learning_rate and γ = 1 − β₁).
     HeavyBall,
     /// Element-wise second moments of the tangent coordinates.
     Adam,
@@ -290,7 +301,8 @@ pub enum Momentum {
 pub enum SecondMomentTransport {
     /// As variances of independent coordinates: squares of the rotation.
     Variance,
-    /// √v by the rotation itself, then squared: underestimates v where terms cancel; here to show what that does.
+    /// √v by the rotation itself, then squared: underestimates v where terms cancel; here to show
+    /// what that does.
     Linear,
 }
 

@@ -1,16 +1,18 @@
-//! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether two runs are the same.
+//! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether
+//! two runs are the same.
 
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::document::usage;
 use super::model_spec::{Architecture, FactorForm, ModelSpec, Target, TargetRank, WeightsSpec};
 use super::optimizer_spec::{
-    AdamwSpec, DenseOptimizerSpec, DlraSpec, GaloreSpec, HeavyBallSpec, LoroSpec, LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec,
-    OptimizerSpec,
+    AdamwSpec, DenseOptimizerSpec, DlraSpec, GaloreSpec, HeavyBallSpec, LoroSpec,
+    LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
 };
 use super::rank_plan::{RankPlan, rank_plan};
 use super::run_spec::{
-    CheckpointSpec, DeviceSpec, DtypeSpec, EvalSpec, KernelsSpec, LinalgSpec, RunSpec, SampleSpec, ScheduleSpec, TrainSpec,
+    CheckpointSpec, DeviceSpec, DtypeSpec, EvalSpec, KernelsSpec, LinalgSpec, RunSpec, SampleSpec,
+    ScheduleSpec, TrainSpec,
 };
 use super::validate::problems;
 use serde::{Deserialize, Serialize};
@@ -54,7 +56,8 @@ pub struct Plan {
     pub checkpoint: CheckpointSpec,
     /// Text generated at each evaluation.
     pub sample: SampleSpec,
-    /// Tokens a step sees: batch_size × gradient_accumulation_steps × block_size, however often it evaluates them.
+    /// Tokens a step sees: batch_size × gradient_accumulation_steps × block_size, however often it
+    /// evaluates them.
     pub tokens_per_step: u64,
     /// Tokens the run sees: tokens_per_step × max_steps.
     pub total_tokens: u64,
@@ -190,11 +193,22 @@ impl OptimizerPlan {
 
 /// Settings that leave every loss and every weight as it is, and figures that follow from others.
 ///
-/// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere, just not bit for bit.
-const NOT_OF_THE_TRAJECTORY: [&str; 9] =
-    ["name", "device", "linalg", "kernels", "train.log_every", "checkpoint", "sample", "tokens_per_step", "total_tokens"];
+/// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere, just
+/// not bit for bit.
+const NOT_OF_THE_TRAJECTORY: [&str; 9] = [
+    "name",
+    "device",
+    "linalg",
+    "kernels",
+    "train.log_every",
+    "checkpoint",
+    "sample",
+    "tokens_per_step",
+    "total_tokens",
+];
 
-/// Whether a setting is what it is where nothing is said, so that plans of before it existed stay as they were.
+/// Whether a setting is what it is where nothing is said, so that plans of before it existed stay
+/// as they were.
 fn is_default<T: Default + PartialEq>(setting: &T) -> bool {
     *setting == T::default()
 }
@@ -203,7 +217,8 @@ impl Plan {
     /// Decides everything a spec leaves open and checks that its values fit together.
     ///
     /// # Errors
-    /// [`Failure::Usage`](crate::error::Failure::Usage) with one line per problem: key path, what is wrong, the remedy.
+    /// [`Failure::Usage`](crate::error::Failure::Usage) with one line per problem: key path, what
+    /// is wrong, the remedy.
     /// [`load_plan`](super::load_plan) adds the places in the file.
     pub fn resolve(spec: &RunSpec) -> anyhow::Result<Plan> {
         let plan = Plan::derive(spec);
@@ -214,7 +229,8 @@ impl Plan {
     /// Decides everything a spec leaves open, whether or not its values make sense.
     pub(crate) fn derive(spec: &RunSpec) -> Plan {
         let model = model_plan(&spec.model);
-        let sequences = (spec.train.batch_size as u64).saturating_mul(spec.train.gradient_accumulation_steps as u64);
+        let sequences = (spec.train.batch_size as u64)
+            .saturating_mul(spec.train.gradient_accumulation_steps as u64);
         let tokens_per_step = sequences.saturating_mul(spec.model.block_size as u64);
         Plan {
             name: spec.name.clone(),
@@ -237,33 +253,46 @@ impl Plan {
         }
     }
 
-    /// Reads a plan back that [`to_yaml`](super::to_yaml) wrote; `name` stands for the file in messages.
+    /// Reads a plan back that [`to_yaml`](super::to_yaml) wrote; `name` stands for the file in
+    /// messages.
     ///
     /// # Errors
     /// The text is not such a plan, for instance because another version of lrpt wrote it.
     pub fn from_yaml(text: &str, name: &str) -> anyhow::Result<Plan> {
-        let value = serde_yaml::from_str(text).map_err(|error| usage(format!("{name}: not YAML: {error}")))?;
+        let value = serde_yaml::from_str(text)
+            .map_err(|error| usage(format!("{name}: not YAML: {error}")))?;
         let remedy = "the plan was edited or comes from another version of lrpt; make it anew from the spec beside it";
         decode(&value).map_err(|problem| usage(format!("{name}: {problem}; {remedy}")))
     }
 
-    /// Identity of the run's trajectory: BLAKE3 (hexadecimal) of the canonical JSON, sorted by key path, of every setting that can
-    /// change a loss or a weight by more than rounding. Left out are the name, `device`, `linalg`, `kernels`, `train.log_every`, `checkpoint` and `sample`.
+    /// Identity of the run's trajectory: BLAKE3 (hexadecimal) of the canonical JSON, sorted by key
+    /// path, of every setting that can change a loss or a weight by more than rounding. Left out
+    /// are the name, `device`, `linalg`, `kernels`, `train.log_every`, `checkpoint` and `sample`.
     pub fn hash(&self) -> String {
-        let canonical = serde_json::to_string(&self.trajectory()).expect("a map of texts to JSON values is JSON");
-        blake3::Hasher::new_derive_key("lrpt plan v1").update(canonical.as_bytes()).finalize().to_hex().to_string()
+        let canonical = serde_json::to_string(&self.trajectory())
+            .expect("a map of texts to JSON values is JSON");
+        blake3::Hasher::new_derive_key("lrpt plan v1")
+            .update(canonical.as_bytes())
+            .finalize()
+            .to_hex()
+            .to_string()
     }
 
-    /// The settings in which the trajectories of two plans differ, from `self` to `other`, as in `train.batch_size: 16 -> 8`;
-    /// empty exactly when their hashes are equal.
+    /// The settings in which the trajectories of two plans differ, from `self` to `other`, as in
+    /// `train.batch_size: 16 -> 8`; empty exactly when their hashes are equal.
     pub fn trajectory_differences(&self, other: &Plan) -> Vec<String> {
         let (ours, theirs) = (self.trajectory(), other.trajectory());
         let mut paths: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
         paths.sort();
         paths.dedup();
-        let shown =
-            |value: Option<&Value>| value.map_or("not set".to_owned(), |value| value.as_str().map_or(value.to_string(), str::to_owned));
-        let line = |path: &String| format!("{path}: {} -> {}", shown(ours.get(path)), shown(theirs.get(path)));
+        let shown = |value: Option<&Value>| {
+            value.map_or("not set".to_owned(), |value| {
+                value.as_str().map_or(value.to_string(), str::to_owned)
+            })
+        };
+        let line = |path: &String| {
+            format!("{path}: {} -> {}", shown(ours.get(path)), shown(theirs.get(path)))
+        };
         paths.into_iter().filter(|path| ours.get(*path) != theirs.get(*path)).map(line).collect()
     }
 
@@ -293,9 +322,8 @@ fn collect_leaves(value: &Value, path: &str, leaves: &mut BTreeMap<String, Value
 fn model_plan(spec: &ModelSpec) -> ModelPlan {
     let form = |target| match &spec.weights {
         WeightsSpec::Dense => WeightForm::Dense,
-        WeightsSpec::LowRank(low_rank) => {
-            rank_of(low_rank.rank, &low_rank.targets, target).map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank })
-        }
+        WeightsSpec::LowRank(low_rank) => rank_of(low_rank.rank, &low_rank.targets, target)
+            .map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank }),
         WeightsSpec::Factored(factored) => rank_of(factored.rank, &factored.targets, target)
             .map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank, form: factored.form }),
     };
@@ -326,8 +354,12 @@ const DEFAULT_VAL_FRACTION: f64 = 0.1;
 fn data_plan(spec: &DataSpec) -> DataSpec {
     let mut data = spec.clone();
     match &mut data.source {
-        SourceSpec::Text(text) if text.path.is_some() => drop(text.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION)),
-        SourceSpec::Jsonl(jsonl) if jsonl.val.is_none() => drop(jsonl.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION)),
+        SourceSpec::Text(text) if text.path.is_some() => {
+            text.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION);
+        }
+        SourceSpec::Jsonl(jsonl) if jsonl.val.is_none() => {
+            jsonl.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION);
+        }
         _ => {}
     }
     data
@@ -343,8 +375,11 @@ fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec, model: &ModelPlan
         }
     };
     let written = match (&spec.low_rank, weights) {
-        (_, WeightsSpec::Dense) | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => None,
-        (Some(LowRankOptimizerSpec::Dlra(dlra)), _) => Some(LowRankOptimizerSpec::Dlra(dlra.resolved())),
+        (_, WeightsSpec::Dense)
+        | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => None,
+        (Some(LowRankOptimizerSpec::Dlra(dlra)), _) => {
+            Some(LowRankOptimizerSpec::Dlra(dlra.resolved()))
+        }
         (rule, _) => rule.clone(),
     };
     let has_full_matrices = model.weights.values().any(|form| *form == WeightForm::Dense);

@@ -25,33 +25,51 @@ pub(crate) enum PointsAt {
 impl Problem {
     /// A problem with the value at a dotted path.
     pub fn at(path: &str, message: impl Into<String>) -> Self {
-        Problem { path: KeyPath::of_keys(path), points_at: PointsAt::Value, message: message.into() }
+        Problem {
+            path: KeyPath::of_keys(path),
+            points_at: PointsAt::Value,
+            message: message.into(),
+        }
     }
 }
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.path.is_root() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+        if self.path.is_root() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
     }
 }
 
-/// The name among `known` that `written` was probably meant to be: nearest in edits with at most a third of the letters wrong, or
-/// else one that contains it or is contained in it.
+/// The name among `known` that `written` was probably meant to be: nearest in edits with at most a
+/// third of the letters wrong, or else one that contains it or is contained in it.
 pub(crate) fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
     let written = written.to_lowercase();
     let allowed = |name: &str| (written.chars().count().max(name.chars().count()) / 3).max(1);
     let near = known.iter().map(|name| (*name, strsim::damerau_levenshtein(&written, name)));
-    let near = near.filter(|(name, edits)| *edits <= allowed(name) && *edits < name.chars().count()).min_by_key(|(_, edits)| *edits);
+    let near = near
+        .filter(|(name, edits)| *edits <= allowed(name) && *edits < name.chars().count())
+        .min_by_key(|(_, edits)| *edits);
     let part = || {
-        known.iter().copied().find(|name| written.len() >= 3 && (name.contains(&written) || (name.len() >= 3 && written.contains(name))))
+        known.iter().copied().find(|name| {
+            written.len() >= 3
+                && (name.contains(&written) || (name.len() >= 3 && written.contains(name)))
+        })
     };
     near.map(|(name, _)| name).or_else(part)
 }
 
 /// The end of a message about a name that is not one of `known`.
 pub(crate) fn suggestion(written: &str, known: &[&str], kind: &str) -> String {
-    let guess = nearest(written, known).map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
-    if known.is_empty() { "; nothing is set here, remove it".to_owned() } else { format!("{guess} ({kind} here: {})", known.join(", ")) }
+    let guess =
+        nearest(written, known).map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
+    if known.is_empty() {
+        "; nothing is set here, remove it".to_owned()
+    } else {
+        format!("{guess} ({kind} here: {})", known.join(", "))
+    }
 }
 
 #[cfg(test)]

@@ -97,14 +97,26 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
     if !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
         return RankPlan::Fixed;
     }
-    let low_rank: Vec<(Target, usize)> = model.weights.iter().filter_map(|(target, form)| Some((*target, form.rank()?))).collect();
+    let low_rank: Vec<(Target, usize)> =
+        model.weights.iter().filter_map(|(target, form)| Some((*target, form.rank()?))).collect();
     match &spec.rank {
         RankSpec::Fixed(_) => RankPlan::Fixed,
         RankSpec::Tolerance(tolerance) => RankPlan::Tolerance(TolerancePlan {
-            cycle: rank_cycle(spec, [tolerance.grow_every, tolerance.settle], tolerance.grow_by, tolerance.start, tolerance.freeze),
+            cycle: rank_cycle(
+                spec,
+                [tolerance.grow_every, tolerance.settle],
+                tolerance.grow_by,
+                tolerance.start,
+                tolerance.freeze,
+            ),
             norm: tolerance.norm,
             tau_schedule: tolerance.tau_schedule,
-            targets: low_rank.iter().map(|&(target, rank)| (target, tolerance_of(tolerance, target, rank, model.shape(target)))).collect(),
+            targets: low_rank
+                .iter()
+                .map(|&(target, rank)| {
+                    (target, tolerance_of(tolerance, target, rank, model.shape(target)))
+                })
+                .collect(),
         }),
         RankSpec::Budget(budget) => {
             let settle = budget.settle.unwrap_or(Count(budget.every.0 / 2));
@@ -116,36 +128,62 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
                 stored.sum::<u64>().saturating_mul(model.n_layer as u64)
             };
             RankPlan::Budget(BudgetPlan {
-                cycle: rank_cycle(spec, [budget.every, settle], budget.grow_by, budget.start, budget.freeze),
+                cycle: rank_cycle(
+                    spec,
+                    [budget.every, settle],
+                    budget.grow_by,
+                    budget.start,
+                    budget.freeze,
+                ),
                 schedule: budget.schedule,
                 norm: budget.norm,
                 initial_parameters: parameters(&|start| start),
                 final_parameters: parameters(&|_| budget.final_rank),
-                targets: low_rank.iter().map(|&(target, rank)| (target, bounds_of(budget, target, rank))).collect(),
+                targets: low_rank
+                    .iter()
+                    .map(|&(target, rank)| (target, bounds_of(budget, target, rank)))
+                    .collect(),
             })
         }
     }
 }
 
-fn rank_cycle(spec: &RunSpec, [every, settle]: [Count; 2], grow_by: usize, start: Option<Count>, freeze: Option<Count>) -> RankCyclePlan {
-    let freeze = freeze.map_or(spec.train.max_steps.0 - spec.train.max_steps.0 / 4, |freeze| freeze.0);
-    let start = start.map_or(warmup_steps(&spec.schedule).min(freeze.saturating_sub(1)), |start| start.0);
+fn rank_cycle(
+    spec: &RunSpec,
+    [every, settle]: [Count; 2],
+    grow_by: usize,
+    start: Option<Count>,
+    freeze: Option<Count>,
+) -> RankCyclePlan {
+    let freeze =
+        freeze.map_or(spec.train.max_steps.0 - spec.train.max_steps.0 / 4, |freeze| freeze.0);
+    let start =
+        start.map_or(warmup_steps(&spec.schedule).min(freeze.saturating_sub(1)), |start| start.0);
     RankCyclePlan { every: every.0, settle: settle.0, grow_by, start, freeze }
 }
 
 /// Tolerance and bounds of one target; the largest rank is twice the starting rank unless given.
-fn tolerance_of(spec: &ToleranceSpec, target: Target, rank: usize, (rows, columns): (usize, usize)) -> ToleranceTargetPlan {
+fn tolerance_of(
+    spec: &ToleranceSpec,
+    target: Target,
+    rank: usize,
+    (rows, columns): (usize, usize),
+) -> ToleranceTargetPlan {
     let exception = spec.targets.get(&target).copied().unwrap_or_default();
     let tau = exception.tau.unwrap_or(spec.tau);
     ToleranceTargetPlan {
         tau,
         final_tau: exception.final_tau.or(spec.final_tau).unwrap_or(tau),
         min_rank: exception.min_rank.unwrap_or(spec.min_rank),
-        max_rank: exception.max_rank.or(spec.max_rank).unwrap_or(rank.saturating_mul(2).min(rows.min(columns))),
+        max_rank: exception
+            .max_rank
+            .or(spec.max_rank)
+            .unwrap_or(rank.saturating_mul(2).min(rows.min(columns))),
     }
 }
 
-/// Bounds of one target under a budget; unless given, a quarter of the final rank and the starting rank.
+/// Bounds of one target under a budget; unless given, a quarter of the final rank and the starting
+/// rank.
 fn bounds_of(spec: &BudgetSpec, target: Target, rank: usize) -> RankBoundsPlan {
     let exception = spec.targets.get(&target).copied().unwrap_or_default();
     RankBoundsPlan {

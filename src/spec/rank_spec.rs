@@ -14,7 +14,8 @@ pub enum RankSpec {
     Fixed(FixedRankSpec),
     /// Cycles: grow, let the new directions settle, truncate by tolerance (algorithms.md §4).
     Tolerance(ToleranceSpec),
-    /// One budget of parameters for all low-rank weights, from the starting ranks' to `final_rank`'s: the best directions of all keep it.
+    /// One budget of parameters for all low-rank weights, from the starting ranks' to
+    /// `final_rank`'s: the best directions of all keep it.
     Budget(BudgetSpec),
 }
 
@@ -174,7 +175,8 @@ pub enum RampShape {
     Linear,
     /// Half a cosine.
     Cosine,
-    /// Fast at first: the rest goes by the cube of what remains of the time (AdaLoRA's budget, Zhang et al. 2023).
+    /// Fast at first: the rest goes by the cube of what remains of the time (AdaLoRA's budget,
+    /// Zhang et al. 2023).
     Cubic,
 }
 
@@ -184,8 +186,9 @@ pub enum RampShape {
 pub enum RankNorm {
     /// ‖W‖_F.
     Frobenius,
-    /// ‖A^½ W C^½‖_F with the second moments C of the weight's inputs and A of its output gradients in the step's batch: the loss that giving up a direction
-    /// costs to second order (Kronecker-factored Fisher approximation), comparable between weights.
+    /// ‖A^½ W C^½‖_F with the second moments C of the weight's inputs and A of its output gradients
+    /// in the step's batch: the loss that giving up a direction costs to second order
+    /// (Kronecker-factored Fisher approximation), comparable between weights.
     #[default]
     Fisher,
 }

@@ -1,6 +1,7 @@
 //! What a user may write in a run's YAML file: plain data, serde only, no candle.
 //!
-//! Every optional key has its default beside its definition and nowhere else; the files `*_spec.rs` hold one block each.
+//! Every optional key has its default beside its definition and nowhere else; the files `*_spec.rs`
+//! hold one block each.
 
 use super::count::Count;
 use super::data_spec::DataSpec;
@@ -82,9 +83,11 @@ pub enum LinalgSpec {
     /// `host` where the device is the CPU, else `device`.
     #[default]
     Auto,
-    /// On the CPU, weight beside weight; tensors of another device travel there and back at every step.
+    /// On the CPU, weight beside weight; tensors of another device travel there and back at every
+    /// step.
     Host,
-    /// On the device: products of all weights of one shape at once, small factorisations on the host. On the CPU this is what a GPU does, slower.
+    /// On the device: products of all weights of one shape at once, small factorisations on the
+    /// host. On the CPU this is what a GPU does, slower.
     Device,
 }
 
@@ -95,7 +98,8 @@ pub enum KernelsSpec {
     /// Kernels of its own wherever there is one.
     #[default]
     Auto,
-    /// The operations that a GPU takes, several times slower; to try on the CPU what a GPU would run.
+    /// The operations that a GPU takes, several times slower; to try on the CPU what a GPU would
+    /// run.
     Portable,
 }
 
@@ -116,7 +120,8 @@ pub enum ComputeType {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits with f32's range and 8 digits of binary precision: for GPUs; the CPU has no such product, and rounds the factors of an f32 one.
+    /// 16 bits with f32's range and 8 digits of binary precision: for GPUs; the CPU has no such
+    /// product, and rounds the factors of an f32 one.
     Bf16,
 }
 
@@ -168,7 +173,8 @@ pub enum ScheduleSpec {
     Cosine(DecayScheduleSpec),
     /// Warm-up, then a straight line down to `final_ratio` at the last step.
     Linear(DecayScheduleSpec),
-    /// Warm-up, stable at 1, then a straight line down to `final_ratio` over the last `decay_steps`.
+    /// Warm-up, stable at 1, then a straight line down to `final_ratio` over the last
+    /// `decay_steps`.
     WarmupStableDecay(WarmupStableDecaySpec),
 }
 
@@ -226,7 +232,8 @@ pub struct WarmupStableDecaySpec {
 pub struct EvalSpec {
     /// Steps between validations; the last step is always validated.
     pub every: Count,
-    /// Tokens of a validation: windows spread evenly over the validation text, the same for every run.
+    /// Tokens of a validation: windows spread evenly over the validation text, the same for every
+    /// run.
     pub tokens: Count,
 }
 
@@ -272,6 +279,12 @@ pub struct SampleSpec {
 
 impl Default for SampleSpec {
     fn default() -> Self {
-        Self { tokens: Count(100), prompt: String::new(), temperature: 0.8, top_p: Some(0.95), top_k: None }
+        Self {
+            tokens: Count(100),
+            prompt: String::new(),
+            temperature: 0.8,
+            top_p: Some(0.95),
+            top_k: None,
+        }
     }
 }

@@ -36,7 +36,9 @@ impl FromStr for DeviceSpec {
             "metal" => Ok(DeviceSpec::Metal),
             _ => {
                 let index = text.strip_prefix("cuda:").and_then(|index| index.parse().ok());
-                index.map(DeviceSpec::Cuda).ok_or_else(|| format!("expected a device ({DEVICES}), found `{text}`"))
+                index
+                    .map(DeviceSpec::Cuda)
+                    .ok_or_else(|| format!("expected a device ({DEVICES}), found `{text}`"))
             }
         }
     }
@@ -101,15 +103,23 @@ impl<'de> Deserialize<'de> for TargetRank {
             }
 
             fn visit_u64<E: Error>(self, value: u64) -> Result<TargetRank, E> {
-                usize::try_from(value).map(TargetRank::Rank).map_err(|_| E::invalid_value(Unexpected::Unsigned(value), &self))
+                usize::try_from(value)
+                    .map(TargetRank::Rank)
+                    .map_err(|_| E::invalid_value(Unexpected::Unsigned(value), &self))
             }
 
             fn visit_i64<E: Error>(self, value: i64) -> Result<TargetRank, E> {
-                usize::try_from(value).map(TargetRank::Rank).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
+                usize::try_from(value)
+                    .map(TargetRank::Rank)
+                    .map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
             }
 
             fn visit_str<E: Error>(self, value: &str) -> Result<TargetRank, E> {
-                if value == "dense" { Ok(TargetRank::Dense) } else { Err(E::invalid_value(Unexpected::Str(value), &self)) }
+                if value == "dense" {
+                    Ok(TargetRank::Dense)
+                } else {
+                    Err(E::invalid_value(Unexpected::Str(value), &self))
+                }
             }
         }
         deserializer.deserialize_any(RankOrDense)

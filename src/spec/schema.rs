@@ -5,12 +5,14 @@ use super::run_spec::RunSpec;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
-/// JSON Schema (draft 7) of [`RunSpec`]: `configs/lrpt.schema.json` holds it, so that editors complete and explain keys.
+/// JSON Schema (draft 7) of [`RunSpec`]: `configs/lrpt.schema.json` holds it, so that editors
+/// complete and explain keys.
 pub fn schema() -> Value {
     SchemaSettings::draft07().into_generator().into_root_schema_for::<RunSpec>().to_value()
 }
 
-/// The choices at a path where one is to be made, as `dense`, `low_rank`, `factored` at `model.weights`; empty elsewhere.
+/// The choices at a path where one is to be made, as `dense`, `low_rank`, `factored` at
+/// `model.weights`; empty elsewhere.
 pub(crate) fn choices_at(schema: &Value, path: &KeyPath) -> Vec<String> {
     let Some(node) = node_at(schema, path) else { return Vec::new() };
     let Some(alternatives) = node.get("oneOf").and_then(Value::as_array) else { return Vec::new() };
@@ -20,7 +22,11 @@ pub(crate) fn choices_at(schema: &Value, path: &KeyPath) -> Vec<String> {
 fn names_of_choice(alternative: &Value) -> Vec<String> {
     let word = alternative.get("const").into_iter();
     let words = alternative.get("enum").and_then(Value::as_array).into_iter().flatten();
-    let keys = alternative.get("properties").and_then(Value::as_object).into_iter().flat_map(|properties| properties.keys());
+    let keys = alternative
+        .get("properties")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flat_map(|properties| properties.keys());
     word.chain(words).filter_map(Value::as_str).map(str::to_owned).chain(keys.cloned()).collect()
 }
 
@@ -33,15 +39,28 @@ fn node_at<'a>(schema: &'a Value, path: &KeyPath) -> Option<&'a Value> {
 
 /// The schema of the value under `key`: a property, or the settings of a choice.
 fn child<'a>(schema: &'a Value, node: &'a Value, key: &str) -> Option<&'a Value> {
-    let of_choice = || node.get("oneOf")?.as_array()?.iter().find_map(|alternative| alternative.get("properties")?.get(key));
-    let found = node.get("properties").and_then(|properties| properties.get(key)).or_else(of_choice)?;
+    let of_choice = || {
+        node.get("oneOf")?
+            .as_array()?
+            .iter()
+            .find_map(|alternative| alternative.get("properties")?.get(key))
+    };
+    let found =
+        node.get("properties").and_then(|properties| properties.get(key)).or_else(of_choice)?;
     Some(resolved(schema, found))
 }
 
-/// The schema behind a reference, also where the reference is wrapped to carry a description or to allow null.
+/// The schema behind a reference, also where the reference is wrapped to carry a description or to
+/// allow null.
 fn resolved<'a>(schema: &'a Value, node: &'a Value) -> &'a Value {
-    let wrapped = ["allOf", "anyOf"].iter().find_map(|key| node.get(key)?.as_array()?.iter().find(|part| part.get("$ref").is_some()));
-    let reference = wrapped.unwrap_or(node).get("$ref").and_then(Value::as_str).and_then(|text| text.strip_prefix('#'));
+    let wrapped = ["allOf", "anyOf"]
+        .iter()
+        .find_map(|key| node.get(key)?.as_array()?.iter().find(|part| part.get("$ref").is_some()));
+    let reference = wrapped
+        .unwrap_or(node)
+        .get("$ref")
+        .and_then(Value::as_str)
+        .and_then(|text| text.strip_prefix('#'));
     reference.and_then(|pointer| schema.pointer(pointer)).unwrap_or(node)
 }
 
@@ -56,7 +75,10 @@ mod tests {
         assert_eq!(choices("model.weights"), ["dense", "low_rank", "factored"]);
         assert_eq!(choices("rank"), ["fixed", "tolerance", "budget"]);
         assert_eq!(choices("optimizer.low_rank"), ["dlra", "adamw", "heavy_ball", "loro"]);
-        assert_eq!(choices("optimizer.low_rank.dlra.momentum"), ["heavy_ball", "adam", "matrix_adam", "spectral"]);
+        assert_eq!(
+            choices("optimizer.low_rank.dlra.momentum"),
+            ["heavy_ball", "adam", "matrix_adam", "spectral"]
+        );
         assert_eq!(choices("data.tokenizer"), ["bytes", "chars", "bpe", "file"]);
         assert!(choices("train").is_empty());
         assert!(choices("model.n_layr").is_empty());
@@ -68,15 +90,21 @@ mod tests {
             if let Some(properties) = node.get("properties").and_then(Value::as_object) {
                 for (key, property) in properties {
                     let is_choice = node.get("description").is_some();
-                    let described = property.get("description").is_some() || property.get("$ref").is_some();
+                    let described =
+                        property.get("description").is_some() || property.get("$ref").is_some();
                     if !described && !is_choice {
                         missing.push(format!("{at}/{key}"));
                     }
                 }
             }
             match node {
-                Value::Object(entries) => entries.iter().for_each(|(key, child)| check(child, &format!("{at}/{key}"), missing)),
-                Value::Array(items) => items.iter().enumerate().for_each(|(index, item)| check(item, &format!("{at}/{index}"), missing)),
+                Value::Object(entries) => entries
+                    .iter()
+                    .for_each(|(key, child)| check(child, &format!("{at}/{key}"), missing)),
+                Value::Array(items) => items
+                    .iter()
+                    .enumerate()
+                    .for_each(|(index, item)| check(item, &format!("{at}/{index}"), missing)),
                 _ => {}
             }
         }

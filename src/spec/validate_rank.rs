@@ -14,24 +14,51 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
         (RankSpec::Tolerance(tolerance), RankPlan::Tolerance(resolved)) => {
             let path = "rank.tolerance";
             found.require_positive(resolved.cycle.grow_by as u64, &format!("{path}.grow_by"));
-            check_cycle(found, &resolved.cycle, path, "grow_every", [tolerance.start.is_some(), tolerance.freeze.is_some()]);
+            check_cycle(
+                found,
+                &resolved.cycle,
+                path,
+                "grow_every",
+                [tolerance.start.is_some(), tolerance.freeze.is_some()],
+            );
             check_tau(found, tolerance, resolved);
-            let exceptions = tolerance.targets.iter().map(|(target, own)| (*target, [own.min_rank.is_some(), own.max_rank.is_some()]));
-            let bounds = |target: &Target| resolved.targets.get(target).map(|target| [target.min_rank, target.max_rank]);
+            let exceptions = tolerance
+                .targets
+                .iter()
+                .map(|(target, own)| (*target, [own.min_rank.is_some(), own.max_rank.is_some()]));
+            let bounds = |target: &Target| {
+                resolved.targets.get(target).map(|target| [target.min_rank, target.max_rank])
+            };
             check_rank_bounds(found, path, exceptions.collect(), &bounds, plan);
         }
         (RankSpec::Budget(budget), RankPlan::Budget(resolved)) => {
             let path = "rank.budget";
-            check_cycle(found, &resolved.cycle, path, "every", [budget.start.is_some(), budget.freeze.is_some()]);
-            let exceptions = budget.targets.iter().map(|(target, own)| (*target, [own.min_rank.is_some(), own.max_rank.is_some()]));
-            let bounds = |target: &Target| resolved.targets.get(target).map(|target| [target.min_rank, target.max_rank]);
+            check_cycle(
+                found,
+                &resolved.cycle,
+                path,
+                "every",
+                [budget.start.is_some(), budget.freeze.is_some()],
+            );
+            let exceptions = budget
+                .targets
+                .iter()
+                .map(|(target, own)| (*target, [own.min_rank.is_some(), own.max_rank.is_some()]));
+            let bounds = |target: &Target| {
+                resolved.targets.get(target).map(|target| [target.min_rank, target.max_rank])
+            };
             check_rank_bounds(found, path, exceptions.collect(), &bounds, plan);
-            let is_within =
-                budget.final_rank >= 1 && (resolved.final_parameters <= resolved.initial_parameters || resolved.cycle.grow_by > 0);
+            let is_within = budget.final_rank >= 1
+                && (resolved.final_parameters <= resolved.initial_parameters
+                    || resolved.cycle.grow_by > 0);
             found.require(is_within, &format!("{path}.final_rank"), || {
                 format!("is {}; set at least 1, and no more than the starting ranks unless `grow_by` lets them grow", budget.final_rank)
             });
-            let least: u64 = resolved.targets.iter().map(|(target, bounds)| parameters(plan, *target, bounds.min_rank)).sum();
+            let least: u64 = resolved
+                .targets
+                .iter()
+                .map(|(target, bounds)| parameters(plan, *target, bounds.min_rank))
+                .sum();
             found.require(!is_within || least <= resolved.final_parameters, &format!("{path}.min_rank"), || {
                 format!(
                     "the smallest ranks store {least} numbers, more than the {} of rank {} everywhere; lower `min_rank` or raise `final_rank`",
@@ -50,13 +77,26 @@ fn parameters(plan: &Plan, target: Target, rank: usize) -> u64 {
 }
 
 /// The rhythm of rank changes; `every` is what the spec calls it.
-fn check_cycle(found: &mut Findings, cycle: &RankCyclePlan, path: &str, every: &str, [start_is_given, freeze_is_given]: [bool; 2]) {
+fn check_cycle(
+    found: &mut Findings,
+    cycle: &RankCyclePlan,
+    path: &str,
+    every: &str,
+    [start_is_given, freeze_is_given]: [bool; 2],
+) {
     found.require_positive(cycle.every, &format!("{path}.{every}"));
     // New directions need a step of their own; a cycle without growth may cut at every step.
     let least = u64::from(cycle.grow_by > 0);
-    found.require((least..cycle.every.max(least + 1)).contains(&cycle.settle), &format!("{path}.settle"), || {
-        format!("is {}; set at least {least} and less than `{every}`, {}", cycle.settle, cycle.every)
-    });
+    found.require(
+        (least..cycle.every.max(least + 1)).contains(&cycle.settle),
+        &format!("{path}.settle"),
+        || {
+            format!(
+                "is {}; set at least {least} and less than `{every}`, {}",
+                cycle.settle, cycle.every
+            )
+        },
+    );
     let bound = if freeze_is_given || !start_is_given { "freeze" } else { "start" };
     found.require(cycle.start < cycle.freeze, &format!("{path}.{bound}"), || {
         let (start, freeze) = (cycle.start, cycle.freeze);
@@ -68,11 +108,19 @@ fn check_cycle(found: &mut Findings, cycle: &RankCyclePlan, path: &str, every: &
 fn check_tau(found: &mut Findings, tolerance: &ToleranceSpec, resolved: &TolerancePlan) {
     for (target, bounds) in &resolved.targets {
         let own = tolerance.targets.get(target).copied().unwrap_or_default();
-        for (key, is_own, tau) in [("tau", own.tau.is_some(), bounds.tau), ("final_tau", own.final_tau.is_some(), bounds.final_tau)] {
+        for (key, is_own, tau) in [
+            ("tau", own.tau.is_some(), bounds.tau),
+            ("final_tau", own.final_tau.is_some(), bounds.final_tau),
+        ] {
             let follows_tau = key == "final_tau" && !is_own && tolerance.final_tau.is_none();
             let at = exception_path("rank.tolerance", is_own, *target, key);
             if !follows_tau && !found.has(&at) {
-                found.require_number(tau, tau > 0.0 && tau < 1.0, "greater than 0 and less than 1", &at);
+                found.require_number(
+                    tau,
+                    tau > 0.0 && tau < 1.0,
+                    "greater than 0 and less than 1",
+                    &at,
+                );
             }
         }
     }
@@ -82,8 +130,8 @@ fn exception_path(path: &str, is_own: bool, target: Target, key: &str) -> String
     if is_own { format!("{path}.targets.{}.{key}", target.name()) } else { format!("{path}.{key}") }
 }
 
-/// Per target: 1 ≤ min_rank ≤ starting rank ≤ max_rank ≤ min(m, n). A shared setting is refused once. `exceptions` says which of the two bounds a
-/// target sets itself.
+/// Per target: 1 ≤ min_rank ≤ starting rank ≤ max_rank ≤ min(m, n). A shared setting is refused
+/// once. `exceptions` says which of the two bounds a target sets itself.
 fn check_rank_bounds(
     found: &mut Findings,
     path: &str,
@@ -92,13 +140,16 @@ fn check_rank_bounds(
     plan: &Plan,
 ) {
     for target in exceptions.keys().filter(|target| bounds(target).is_none()) {
-        found.require(false, &format!("{path}.targets.{}", target.name()), || "unused: this target is dense; remove it".into());
+        found.require(false, &format!("{path}.targets.{}", target.name()), || {
+            "unused: this target is dense; remove it".into()
+        });
     }
     for (target, form) in &plan.model.weights {
         let Some([min_rank, max_rank]) = bounds(target) else { continue };
         let rank = form.rank().unwrap_or(0);
         let (rows, columns) = plan.model.shape(*target);
-        let ([own_min, own_max], name) = (exceptions.get(target).copied().unwrap_or_default(), target.name());
+        let ([own_min, own_max], name) =
+            (exceptions.get(target).copied().unwrap_or_default(), target.name());
         let at = exception_path(path, own_min, *target, "min_rank");
         if !found.has(&at) {
             found.require((1..=rank.max(1)).contains(&min_rank), &at, || {

@@ -1,4 +1,5 @@
-//! What the plans of a sweep need beside themselves: the vocabulary of their data and the seconds of their steps, here.
+//! What the plans of a sweep need beside themselves: the vocabulary of their data and the seconds
+//! of their steps, here.
 
 use super::equal::Solver;
 use crate::bench::{StepCounts, seconds_per_step};
@@ -26,9 +27,12 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Timings with this many threads; those a sweep's folder has already stay, so that it solves its budgets once.
+    /// Timings with this many threads; those a sweep's folder has already stay, so that it solves
+    /// its budgets once.
     pub fn new(threads: usize, device: Device, folder: &Path) -> Self {
-        let known = std::fs::read_to_string(folder.join(FILE)).ok().and_then(|text| serde_json::from_str(&text).ok());
+        let known = std::fs::read_to_string(folder.join(FILE))
+            .ok()
+            .and_then(|text| serde_json::from_str(&text).ok());
         Self { threads, device, vocabularies: BTreeMap::new(), seconds: known.unwrap_or_default() }
     }
 
@@ -59,7 +63,10 @@ impl Solver for Calibration {
         if let Some(seconds) = self.seconds.get(&key) {
             return Ok(*seconds);
         }
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build().context("cannot start threads for the calibration")?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .build()
+            .context("cannot start threads for the calibration")?;
         let seconds = pool.install(|| seconds_per_step(plan, vocabulary, COUNTS, &self.device))?;
         tracing::debug!("{}: {seconds:.4} s a step", plan.name);
         self.seconds.insert(key, seconds);

@@ -28,16 +28,21 @@ pub trait Solver {
         let steps = plan.train.max_steps.0 as f64;
         Ok(match equal {
             Equal::Tokens(_) => plan.total_tokens as f64,
-            Equal::Parameters(_) => Ledger::new(plan, self.vocabulary_size(plan)?, 1).parameters.total() as f64,
-            Equal::Flops(_) => steps * Ledger::new(plan, self.vocabulary_size(plan)?, 1).flops_per_step() as f64,
+            Equal::Parameters(_) => {
+                Ledger::new(plan, self.vocabulary_size(plan)?, 1).parameters.total() as f64
+            }
+            Equal::Flops(_) => {
+                steps * Ledger::new(plan, self.vocabulary_size(plan)?, 1).flops_per_step() as f64
+            }
             Equal::Seconds(_) => steps * self.seconds_per_step(plan)?,
         })
     }
 
-    /// The setting that makes a plan spend this much; none where it has nothing to set (a dense network has no rank).
+    /// The setting that makes a plan spend this much; none where it has nothing to set (a dense
+    /// network has no rank).
     ///
-    /// Steps are the nearest whole number, so that tokens, FLOPs and seconds are met within half a step; the rank, one for all targets, is the
-    /// largest whose parameters are within the budget.
+    /// Steps are the nearest whole number, so that tokens, FLOPs and seconds are met within half a
+    /// step; the rank, one for all targets, is the largest whose parameters are within the budget.
     ///
     /// # Errors
     /// If even one step, or rank 1, is above the budget.
@@ -48,7 +53,10 @@ pub trait Solver {
         }
         let per_step = self.spending(equal, plan)? / plan.train.max_steps.0 as f64;
         let steps = (amount / per_step).round();
-        ensure!(steps >= 1.0, "a step spends {per_step:.3e}, more than the budget of {amount:.3e}; raise the budget or shrink the run");
+        ensure!(
+            steps >= 1.0,
+            "a step spends {per_step:.3e}, more than the budget of {amount:.3e}; raise the budget or shrink the run"
+        );
         Ok(Some(format!("train.max_steps={steps:.0}")))
     }
 }
@@ -56,7 +64,10 @@ pub trait Solver {
 impl Equal {
     /// How much of it.
     pub fn budget(self) -> Budget {
-        let (Equal::Tokens(budget) | Equal::Parameters(budget) | Equal::Flops(budget) | Equal::Seconds(budget)) = self;
+        let (Equal::Tokens(budget)
+        | Equal::Parameters(budget)
+        | Equal::Flops(budget)
+        | Equal::Seconds(budget)) = self;
         budget
     }
 }
@@ -73,10 +84,14 @@ fn rank_within(amount: f64, plan: &Plan, vocabulary: usize) -> Result<Option<Str
         plan.model.weights = with_rank(&plan.model.weights, rank);
         Ledger::new(&plan, vocabulary, 1).parameters.total() as f64
     };
-    let largest = plan.model.weights.keys().map(|target| smaller_side(plan, *target)).min().unwrap_or(1);
+    let largest =
+        plan.model.weights.keys().map(|target| smaller_side(plan, *target)).min().unwrap_or(1);
     match (1..=largest).rev().find(|rank| parameters(*rank) <= amount) {
         Some(rank) => Ok(Some(format!("{key}.rank={rank}"))),
-        None => bail!("rank 1 has {:.0} parameters, more than the budget of {amount:.0}; raise the budget", parameters(1)),
+        None => bail!(
+            "rank 1 has {:.0} parameters, more than the budget of {amount:.0}; raise the budget",
+            parameters(1)
+        ),
     }
 }
 

@@ -1,4 +1,5 @@
-//! A sweep's runs: every combination of variant, axes, searched values and seed, as a complete spec.
+//! A sweep's runs: every combination of variant, axes, searched values and seed, as a complete
+//! spec.
 
 use super::equal::Solver;
 use super::sweep_spec::{Budget, SearchSpec, SweepSpec, VariantSpec};
@@ -55,19 +56,30 @@ impl Sweep {
     /// Expands a sweep; `solver` finds the steps or ranks of equal budgets.
     ///
     /// # Errors
-    /// [`Failure::Usage`] if a run's settings make no good spec (naming the run), two runs have one name, or a budget cannot be met.
+    /// [`Failure::Usage`] if a run's settings make no good spec (naming the run), two runs have one
+    /// name, or a budget cannot be met.
     pub fn expand(sweep: &SweepSpec, file: &Path, solver: &mut dyn Solver) -> Result<Self> {
         let base = file.parent().unwrap_or(Path::new(".")).join(&sweep.base);
-        let baseline = sweep
-            .baseline
-            .as_ref()
-            .map_or(&sweep.variants[0], |name| sweep.variants.iter().find(|variant| variant.name == *name).unwrap_or(&sweep.variants[0]));
+        let baseline = sweep.baseline.as_ref().map_or(&sweep.variants[0], |name| {
+            sweep
+                .variants
+                .iter()
+                .find(|variant| variant.name == *name)
+                .unwrap_or(&sweep.variants[0])
+        });
         let mut runs = Vec::new();
         for (position, seed) in sweep.seeds.iter().enumerate() {
             for variant in &sweep.variants {
                 for axes in combinations(&sweep.axes) {
                     for tuned in combinations(&variant.tune) {
-                        let point = Point { sweep, base: &base, variant, axes: &axes, tuned: &tuned, seed: *seed };
+                        let point = Point {
+                            sweep,
+                            base: &base,
+                            variant,
+                            axes: &axes,
+                            tuned: &tuned,
+                            seed: *seed,
+                        };
                         let (spec, plan) = point.solved(baseline, solver)?;
                         runs.push(PlannedRun {
                             id: spec.name.clone(),
@@ -87,7 +99,8 @@ impl Sweep {
         }
         for (index, run) in runs.iter().enumerate() {
             if runs[..index].iter().any(|other| other.id == run.id) {
-                let message = format!("two runs are named `{}`; give the variants other names", run.id);
+                let message =
+                    format!("two runs are named `{}`; give the variants other names", run.id);
                 return Err(Failure::Usage(format!("{}: {message}", file.display())).into());
             }
         }
@@ -113,7 +126,11 @@ impl Point<'_> {
         let (spec, plan) = self.load(&[])?;
         let Some(equal) = self.sweep.equal else { return Ok((spec, plan)) };
         let of_baseline = |solver: &mut dyn Solver| {
-            let first: Choice = baseline.tune.iter().filter_map(|(key, values)| Some((key.clone(), values.first()?.clone()))).collect();
+            let first: Choice = baseline
+                .tune
+                .iter()
+                .filter_map(|(key, values)| Some((key.clone(), values.first()?.clone())))
+                .collect();
             let point = Point { variant: baseline, tuned: &first, ..*self };
             solver.spending(equal, &point.load(&[])?.1)
         };
@@ -140,22 +157,33 @@ impl Point<'_> {
     }
 
     fn failed(&self, error: &anyhow::Error) -> anyhow::Error {
-        Failure::Usage(format!("run `{}` of sweep `{}`: {error:#}", self.id(), self.sweep.name)).into()
+        Failure::Usage(format!("run `{}` of sweep `{}`: {error:#}", self.id(), self.sweep.name))
+            .into()
     }
 
     /// `spectral-rank-32-learning_rate-0.01-seed-1337`.
     fn id(&self) -> String {
-        let values = self.axes.iter().chain(self.tuned).map(|(key, value)| format!("-{}-{}", last_key(key), text(value)));
+        let values = self
+            .axes
+            .iter()
+            .chain(self.tuned)
+            .map(|(key, value)| format!("-{}-{}", last_key(key), text(value)));
         let id = format!("{}{}-seed-{}", self.variant.name, values.collect::<String>(), self.seed);
-        id.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' }).collect()
+        id.chars()
+            .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
+            .collect()
     }
 }
 
-/// All combinations of one value for each key, the last key's values changing fastest; one empty choice of no keys.
+/// All combinations of one value for each key, the last key's values changing fastest; one empty
+/// choice of no keys.
 fn combinations(axes: &BTreeMap<String, Vec<Value>>) -> Vec<Choice> {
     axes.iter().fold(vec![Choice::new()], |choices, (key, values)| {
-        let extend =
-            |choice: Choice| values.iter().map(move |value| [(key.clone(), value.clone())].into_iter().chain(choice.clone()).collect());
+        let extend = |choice: Choice| {
+            values.iter().map(move |value| {
+                [(key.clone(), value.clone())].into_iter().chain(choice.clone()).collect()
+            })
+        };
         choices.into_iter().flat_map(extend).collect()
     })
 }

@@ -1,4 +1,5 @@
-//! Runs as child processes, side by side: each resumed where it stopped, none started twice, none lost.
+//! Runs as child processes, side by side: each resumed where it stopped, none started twice, none
+//! lost.
 
 use super::manifest::{Manifest, RunState, Stage, spec_path};
 use crate::checkpoint::RunLock;
@@ -58,15 +59,20 @@ struct Running {
 
 /// Runs everything that is not finished.
 ///
-/// A child writes its messages to `logs/<run>.log` and stops with a checkpoint when this process dies, since its stdin closes.
+/// A child writes its messages to `logs/<run>.log` and stops with a checkpoint when this process
+/// dies, since its stdin closes.
 ///
 /// # Errors
-/// [`Failure::Interrupted`] after a signal, when all children have saved their state; or if a child cannot be started or the folder not be read.
+/// [`Failure::Interrupted`] after a signal, when all children have saved their state; or if a child
+/// cannot be started or the folder not be read.
 pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Result<Launched> {
     let mut states = manifest.states(folder)?;
     let mut launched = Launched::default();
     for (index, run) in manifest.runs.iter().enumerate() {
-        if options.retry_failed && matches!(states[index], RunState::Failed(..)) && (options.wanted)(&run.id) {
+        if options.retry_failed
+            && matches!(states[index], RunState::Failed(..))
+            && (options.wanted)(&run.id)
+        {
             run.forget_failure(folder);
             states[index] = run.state(folder)?;
         }
@@ -77,7 +83,10 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
     let mut waited_for: BTreeSet<usize> = BTreeSet::new();
     for look in 0u64.. {
         let (mut index, mut waits_for_lock) = (0, false);
-        while running.len() < options.jobs && options.stop.requested().is_none() && index < manifest.runs.len() {
+        while running.len() < options.jobs
+            && options.stop.requested().is_none()
+            && index < manifest.runs.len()
+        {
             let busy: Vec<usize> = running.iter().map(|running| running.index).collect();
             if startable(manifest, options, &states, &busy, index) {
                 match start(manifest, folder, options, index)? {
@@ -85,7 +94,10 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
                     None => {
                         waits_for_lock = true;
                         if waited_for.insert(index) {
-                            tracing::info!("{}: another process is training in its folder; waiting for it", manifest.runs[index].id);
+                            tracing::info!(
+                                "{}: another process is training in its folder; waiting for it",
+                                manifest.runs[index].id
+                            );
                         }
                     }
                 }
@@ -101,21 +113,24 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
                 Some(status) => {
                     run.bar.finish_and_clear();
                     let planned = &manifest.runs[run.index];
-                    let interrupted = matches!(status.code(), Some(130 | 143)) || options.stop.requested().is_some();
+                    let interrupted = matches!(status.code(), Some(130 | 143))
+                        || options.stop.requested().is_some();
                     if !status.success() && !interrupted {
                         let message = last_line(&log_path(folder, &planned.id));
                         planned.note_failure(folder, status.code(), &message)?;
                     }
                     states[run.index] = planned.state(folder)?;
                     tell(&planned.id, &states[run.index]);
-                    launched.finished += usize::from(matches!(states[run.index], RunState::Finished(_)));
+                    launched.finished +=
+                        usize::from(matches!(states[run.index], RunState::Finished(_)));
                 }
                 None => still.push(run),
             }
         }
         running = still;
-        // Ctrl-C reaches the children by itself, as they share the terminal; a signal to this process alone does not. Each is asked once: a
-        // second signal would make it leave without a checkpoint.
+        // Ctrl-C reaches the children by itself, as they share the terminal; a signal to this
+        // process alone does not. Each is asked once: a second signal would make it leave without a
+        // checkpoint.
         if options.stop.requested().is_some() {
             for run in running.iter_mut().filter(|run| !run.asked_to_stop) {
                 terminate(&run.child);
@@ -136,20 +151,32 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
             launched.failed.push((run.id.clone(), message.clone()));
         }
         let is_open = matches!(states[index], RunState::Pending | RunState::Begun(_));
-        launched.not_needed += usize::from(is_open && manifest.stage(index, &states) == Stage::NotNeeded);
+        launched.not_needed +=
+            usize::from(is_open && manifest.stage(index, &states) == Stage::NotNeeded);
     }
     Ok(launched)
 }
 
 /// Whether a run is wanted, its turn, not running, and fits into memory beside those that are.
-fn startable(manifest: &Manifest, options: &LaunchOptions, states: &[RunState], busy: &[usize], index: usize) -> bool {
+fn startable(
+    manifest: &Manifest,
+    options: &LaunchOptions,
+    states: &[RunState],
+    busy: &[usize],
+    index: usize,
+) -> bool {
     let run = &manifest.runs[index];
     let is_open = matches!(states[index], RunState::Pending | RunState::Begun(_));
-    if !is_open || busy.contains(&index) || !(options.wanted)(&run.id) || manifest.stage(index, states) != Stage::Ready {
+    if !is_open
+        || busy.contains(&index)
+        || !(options.wanted)(&run.id)
+        || manifest.stage(index, states) != Stage::Ready
+    {
         return false;
     }
     let used: u64 = busy.iter().map(|index| options.memory[*index]).sum();
-    let fits = options.available_memory.is_none_or(|available| used + options.memory[index] <= available);
+    let fits =
+        options.available_memory.is_none_or(|available| used + options.memory[index] <= available);
     if !fits && busy.is_empty() {
         tracing::warn!("{}: expected to need more memory than is available; it runs alone", run.id);
     }
@@ -157,21 +184,32 @@ fn startable(manifest: &Manifest, options: &LaunchOptions, states: &[RunState], 
 }
 
 /// Starts a run; none if another process holds its folder.
-fn start(manifest: &Manifest, folder: &Path, options: &LaunchOptions, index: usize) -> Result<Option<Running>> {
+fn start(
+    manifest: &Manifest,
+    folder: &Path,
+    options: &LaunchOptions,
+    index: usize,
+) -> Result<Option<Running>> {
     let run = &manifest.runs[index];
     let run_dir = folder.join(&run.id);
     // A process that outlived an earlier sweep for a moment may still be saving its state there.
     if RunLock::acquire(&run_dir).is_err() {
         return Ok(None);
     }
-    let log = File::options().create(true).append(true).open(log_path(folder, &run.id)).context("cannot open the log of a run")?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(log_path(folder, &run.id))
+        .context("cannot open the log of a run")?;
     let mut command = training(manifest, folder, index)?;
     command.arg("--until-stdin-closes").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
     let child = command.spawn().context("cannot start a run")?;
     tracing::info!("{}: started", run.id);
-    let style =
-        ProgressStyle::with_template("{prefix:<48!} {bar:30} {pos:>6}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = options.terminal.add(ProgressBar::new(run.max_steps).with_style(style).with_prefix(run.id.clone()));
+    let style = ProgressStyle::with_template("{prefix:<48!} {bar:30} {pos:>6}/{len} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = options
+        .terminal
+        .add(ProgressBar::new(run.max_steps).with_style(style).with_prefix(run.id.clone()));
     Ok(Some(Running { index, child, bar, asked_to_stop: false }))
 }
 
@@ -181,8 +219,12 @@ fn start(manifest: &Manifest, folder: &Path, options: &LaunchOptions, index: usi
 /// If this program cannot be found to be started again.
 pub fn training(manifest: &Manifest, folder: &Path, index: usize) -> Result<Command> {
     let run_dir = folder.join(&manifest.runs[index].id);
-    let mut command = Command::new(std::env::current_exe().context("cannot find this program to start it again")?);
-    command.args(["--threads", &manifest.threads.to_string(), "train"]).arg(spec_path(folder, &manifest.runs[index].id));
+    let mut command = Command::new(
+        std::env::current_exe().context("cannot find this program to start it again")?,
+    );
+    command
+        .args(["--threads", &manifest.threads.to_string(), "train"])
+        .arg(spec_path(folder, &manifest.runs[index].id));
     command.arg("--run-dir").arg(&run_dir);
     if RunFolder::new(&run_dir).holds_a_run() {
         command.arg("--resume");
@@ -191,20 +233,37 @@ pub fn training(manifest: &Manifest, folder: &Path, index: usize) -> Result<Comm
 }
 
 fn overall_bar(manifest: &Manifest, terminal: &Terminal) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:<48!} {bar:30} {pos:>6}/{len} runs").unwrap_or_else(|_| ProgressStyle::default_bar());
-    terminal.add(ProgressBar::new(manifest.runs.len() as u64).with_style(style).with_prefix(manifest.name.clone()))
+    let style = ProgressStyle::with_template("{prefix:<48!} {bar:30} {pos:>6}/{len} runs")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    terminal.add(
+        ProgressBar::new(manifest.runs.len() as u64)
+            .with_style(style)
+            .with_prefix(manifest.name.clone()),
+    )
 }
 
-fn show_progress(manifest: &Manifest, folder: &Path, running: &[Running], states: &[RunState], total: &ProgressBar) {
+fn show_progress(
+    manifest: &Manifest,
+    folder: &Path,
+    running: &[Running],
+    states: &[RunState],
+    total: &ProgressBar,
+) {
     for run in running {
-        let figures = last_figures(&RunFolder::new(folder.join(&manifest.runs[run.index].id)).metrics());
+        let figures =
+            last_figures(&RunFolder::new(folder.join(&manifest.runs[run.index].id)).metrics());
         if let Some(step) = figures.get("step") {
             run.bar.set_position(*step as u64);
         }
-        let shown = ["train/loss", "val/loss"].iter().filter_map(|key| Some(format!("{key} {:.4}", figures.get(*key)?)));
+        let shown = ["train/loss", "val/loss"]
+            .iter()
+            .filter_map(|key| Some(format!("{key} {:.4}", figures.get(*key)?)));
         run.bar.set_message(shown.collect::<Vec<_>>().join("  "));
     }
-    let done = states.iter().filter(|state| matches!(state, RunState::Finished(_) | RunState::Failed(..))).count();
+    let done = states
+        .iter()
+        .filter(|state| matches!(state, RunState::Finished(_) | RunState::Failed(..)))
+        .count();
     total.set_position(done as u64);
 }
 
@@ -213,7 +272,8 @@ fn last_figures(path: &Path) -> BTreeMap<String, f64> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let mut figures = BTreeMap::new();
     for line in text.lines().rev().take(3).collect::<Vec<_>>().into_iter().rev() {
-        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap_or_default();
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(line).unwrap_or_default();
         figures.extend(object.into_iter().filter_map(|(key, value)| Some((key, value.as_f64()?))));
     }
     figures
@@ -223,9 +283,14 @@ fn tell(id: &str, state: &RunState) {
     match state {
         RunState::Finished(loss) => tracing::info!("{id}: finished, val/loss {loss:.4}"),
         RunState::Failed(code, message) => {
-            tracing::warn!("{id}: failed ({}): {message}", code.map_or("killed".to_owned(), |code| format!("exit code {code}")))
+            tracing::warn!(
+                "{id}: failed ({}): {message}",
+                code.map_or("killed".to_owned(), |code| format!("exit code {code}"))
+            )
         }
-        RunState::Begun(step) => tracing::info!("{id}: stopped after step {step}; it goes on when the sweep is started again"),
+        RunState::Begun(step) => tracing::info!(
+            "{id}: stopped after step {step}; it goes on when the sweep is started again"
+        ),
         RunState::Pending => tracing::info!("{id}: stopped before its first step"),
     }
 }
@@ -233,7 +298,11 @@ fn tell(id: &str, state: &RunState) {
 /// Asks a child to stop with a checkpoint.
 fn terminate(child: &Child) {
     // The standard library can only kill; every system that has signals has this program.
-    let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let _ = Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
 }
 
 fn log_path(folder: &Path, id: &str) -> PathBuf {
@@ -243,5 +312,10 @@ fn log_path(folder: &Path, id: &str) -> PathBuf {
 /// The last line that is not empty.
 fn last_line(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it wrote nothing").trim().to_owned()
+    text.lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("it wrote nothing")
+        .trim()
+        .to_owned()
 }

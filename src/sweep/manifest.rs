@@ -1,7 +1,9 @@
-//! A sweep's folder: `manifest.json`, `sweep.yaml`, `specs/`, `failures/`, `logs/`, and a folder for each run; and what these say of it.
+//! A sweep's folder: `manifest.json`, `sweep.yaml`, `specs/`, `failures/`, `logs/`, and a folder
+//! for each run; and what these say of it.
 //!
-//! The manifest holds what was planned and never what has happened: a run's state is read from its own folder, so that processes on
-//! several machines can work in one sweep without agreeing on a file.
+//! The manifest holds what was planned and never what has happened: a run's state is read from its
+//! own folder, so that processes on several machines can work in one sweep without agreeing on a
+//! file.
 
 use super::expand::{PlannedRun, Sweep};
 use super::sweep_spec::{Budget, Equal, SearchSpec, SweepSpec};
@@ -95,23 +97,39 @@ struct FailureRecord {
 impl Manifest {
     /// Lays a sweep out in its folder: manifest, sweep file, a spec for each run.
     ///
-    /// Runs that are there already stay as they are; runs of an earlier version of the sweep that are no longer in it stay, too, and are no
-    /// longer part of it.
+    /// Runs that are there already stay as they are; runs of an earlier version of the sweep that
+    /// are no longer in it stay, too, and are no longer part of it.
     ///
     /// # Errors
-    /// [`Failure::Usage`] if a run's folder holds a run of another plan; or if a file cannot be written.
+    /// [`Failure::Usage`] if a run's folder holds a run of another plan; or if a file cannot be
+    /// written.
     pub fn lay_out(sweep: &Sweep, written: &str, threads: usize, folder: &Path) -> Result<Self> {
         let SweepSpec { name, equal, search, .. } = &sweep.spec;
-        let baseline = sweep.spec.baseline.clone().unwrap_or_else(|| sweep.spec.variants[0].name.clone());
+        let baseline =
+            sweep.spec.baseline.clone().unwrap_or_else(|| sweep.spec.variants[0].name.clone());
         let runs: Vec<ManifestRun> = sweep.runs.iter().map(ManifestRun::of).collect();
-        let conflicts: Vec<String> = sweep.runs.iter().filter_map(|run| conflict(folder, run)).collect();
+        let conflicts: Vec<String> =
+            sweep.runs.iter().filter_map(|run| conflict(folder, run)).collect();
         if !conflicts.is_empty() {
             let remedy = "give the sweep or its variants another name, or delete these folders";
-            return Err(Failure::Usage(format!("these runs were begun with other settings; {remedy}:\n{}", conflicts.join("\n"))).into());
+            return Err(Failure::Usage(format!(
+                "these runs were begun with other settings; {remedy}:\n{}",
+                conflicts.join("\n")
+            ))
+            .into());
         }
-        let manifest = Self { format: FORMAT, name: name.clone(), baseline, equal: *equal, search: *search, threads, runs };
+        let manifest = Self {
+            format: FORMAT,
+            name: name.clone(),
+            baseline,
+            equal: *equal,
+            search: *search,
+            threads,
+            runs,
+        };
         for inside in ["specs", "failures", "logs"] {
-            std::fs::create_dir_all(folder.join(inside)).with_context(|| format!("cannot create {}", folder.join(inside).display()))?;
+            std::fs::create_dir_all(folder.join(inside))
+                .with_context(|| format!("cannot create {}", folder.join(inside).display()))?;
         }
         for run in &sweep.runs {
             write_atomic(&spec_path(folder, &run.id), to_yaml(&run.spec)?.as_bytes())?;
@@ -129,20 +147,33 @@ impl Manifest {
     /// If it holds no manifest that this version reads.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("manifest.json");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let manifest: Self = serde_json::from_str(&text).with_context(|| format!("{}: not a sweep's manifest", path.display()))?;
-        anyhow::ensure!(manifest.format == FORMAT, "{}: format {}, this version reads {FORMAT}", path.display(), manifest.format);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let manifest: Self = serde_json::from_str(&text)
+            .with_context(|| format!("{}: not a sweep's manifest", path.display()))?;
+        anyhow::ensure!(
+            manifest.format == FORMAT,
+            "{}: format {}, this version reads {FORMAT}",
+            path.display(),
+            manifest.format
+        );
         Ok(manifest)
     }
 
-    /// Whether it is a run's turn, given the state of all runs in the manifest's order: one that repeats waits until all that search for its
-    /// group have ended, and is run if its values had the smallest loss, the first of equals.
+    /// Whether it is a run's turn, given the state of all runs in the manifest's order: one that
+    /// repeats waits until all that search for its group have ended, and is run if its values had
+    /// the smallest loss, the first of equals.
     pub fn stage(&self, index: usize, states: &[RunState]) -> Stage {
         let run = &self.runs[index];
         if !run.repeats_the_best {
             return Stage::Ready;
         }
-        let rivals = || self.runs.iter().zip(states).filter(|(other, _)| other.group == run.group && !other.repeats_the_best);
+        let rivals = || {
+            self.runs
+                .iter()
+                .zip(states)
+                .filter(|(other, _)| other.group == run.group && !other.repeats_the_best)
+        };
         if rivals().any(|(_, state)| matches!(state, RunState::Pending | RunState::Begun(_))) {
             return Stage::Waiting;
         }
@@ -151,7 +182,11 @@ impl Manifest {
             _ => None,
         });
         let best = finished.min_by(|a, b| a.1.total_cmp(&b.1));
-        if best.is_some_and(|(other, _)| other.tuned == run.tuned) { Stage::Ready } else { Stage::NotNeeded }
+        if best.is_some_and(|(other, _)| other.tuned == run.tuned) {
+            Stage::Ready
+        } else {
+            Stage::NotNeeded
+        }
     }
 
     /// The state of every run, in the manifest's order.
@@ -191,7 +226,9 @@ impl ManifestRun {
         Ok(match (results.last(), self.failure(folder)) {
             (Some(point), _) => RunState::Finished(point.loss),
             (None, Some(failed)) => failed,
-            (None, None) => RunState::Begun(results.validations.last().map_or(0, |point| point.step)),
+            (None, None) => {
+                RunState::Begun(results.validations.last().map_or(0, |point| point.step))
+            }
         })
     }
 
@@ -235,22 +272,39 @@ fn conflict(folder: &Path, run: &PlannedRun) -> Option<String> {
         Ok(plan) => plan.trajectory_differences(&run.plan),
         Err(error) => vec![format!("{error:#}")],
     };
-    (!differences.is_empty()).then(|| format!("  {}: {}", held.root().display(), differences.join(", ")))
+    (!differences.is_empty())
+        .then(|| format!("  {}: {}", held.root().display(), differences.join(", ")))
 }
 
-fn label(run: &ManifestRun, folder: &Path, state: &RunState, not_needed: bool) -> Result<LabelledRun> {
+fn label(
+    run: &ManifestRun,
+    folder: &Path,
+    state: &RunState,
+    not_needed: bool,
+) -> Result<LabelledRun> {
     let path = folder.join(&run.id);
-    let results = RunFolder::new(&path).holds_a_run().then(|| RunResults::read(&path)).transpose()?;
+    let results =
+        RunFolder::new(&path).holds_a_run().then(|| RunResults::read(&path)).transpose()?;
     let failure = match state {
-        RunState::Failed(code, message) => {
-            Some(format!("failed ({}): {message}", code.map_or("killed".into(), |code| format!("exit code {code}"))))
-        }
+        RunState::Failed(code, message) => Some(format!(
+            "failed ({}): {message}",
+            code.map_or("killed".into(), |code| format!("exit code {code}"))
+        )),
         _ => None,
     };
-    Ok(LabelledRun { id: run.id.clone(), group: run.group.clone(), tuned: run.tuned.clone(), seed: run.seed, results, failure, not_needed })
+    Ok(LabelledRun {
+        id: run.id.clone(),
+        group: run.group.clone(),
+        tuned: run.tuned.clone(),
+        seed: run.seed,
+        results,
+        failure,
+        not_needed,
+    })
 }
 
-/// A sweep as an experiment to compare: its manifest, its runs, and the rule in words by which it saved runs.
+/// A sweep as an experiment to compare: its manifest, its runs, and the rule in words by which it
+/// saved runs.
 ///
 /// # Errors
 /// If the folder holds no sweep, or a run cannot be read.
@@ -292,7 +346,8 @@ fn rule(manifest: &Manifest) -> Option<String> {
     (!rules.is_empty()).then(|| rules.join(" "))
 }
 
-/// Runs that belong to no sweep as an experiment: those whose plans differ by their seed alone are one group, named after the first.
+/// Runs that belong to no sweep as an experiment: those whose plans differ by their seed alone are
+/// one group, named after the first.
 ///
 /// # Errors
 /// If a folder holds no run, naming it.
@@ -300,21 +355,32 @@ pub fn plain_runs(folders: &[PathBuf]) -> Result<Vec<LabelledRun>> {
     let mut groups: Vec<(String, Plan)> = Vec::new();
     let mut runs = Vec::new();
     for folder in folders {
-        let results = RunResults::read(folder).map_err(|error| Failure::Usage(format!("{error:#}")))?;
+        let results =
+            RunResults::read(folder).map_err(|error| Failure::Usage(format!("{error:#}")))?;
         let seed = results.plan.seed;
         let without_seed = Plan { seed: 0, ..results.plan.clone() };
-        let known = groups.iter().find(|(_, plan)| plan.trajectory_differences(&without_seed).is_empty());
+        let known =
+            groups.iter().find(|(_, plan)| plan.trajectory_differences(&without_seed).is_empty());
         let group = match known {
             Some((name, _)) => name.clone(),
             None => {
                 let taken = groups.iter().any(|(name, _)| *name == results.plan.name);
-                let name = if taken { folder.display().to_string() } else { results.plan.name.clone() };
+                let name =
+                    if taken { folder.display().to_string() } else { results.plan.name.clone() };
                 groups.push((name.clone(), without_seed));
                 name
             }
         };
         let id = folder.display().to_string();
-        runs.push(LabelledRun { id, group, tuned: BTreeMap::new(), seed, results: Some(results), failure: None, not_needed: false });
+        runs.push(LabelledRun {
+            id,
+            group,
+            tuned: BTreeMap::new(),
+            seed,
+            results: Some(results),
+            failure: None,
+            not_needed: false,
+        });
     }
     Ok(runs)
 }

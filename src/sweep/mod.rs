@@ -1,4 +1,5 @@
-//! Many runs from one file: expanded, solved for equal budgets, run side by side, resumable at any point.
+//! Many runs from one file: expanded, solved for equal budgets, run side by side, resumable at any
+//! point.
 //!
 //! ```text
 //! sweep_spec   what a user may write in a sweep's YAML

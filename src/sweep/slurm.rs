@@ -1,4 +1,5 @@
-//! A sweep as Slurm array jobs on a shared folder: each task runs one run of the manifest and leaves it resumable when its time is over.
+//! A sweep as Slurm array jobs on a shared folder: each task runs one run of the manifest and
+//! leaves it resumable when its time is over.
 
 use super::manifest::Manifest;
 use anyhow::{Result, ensure};
@@ -42,7 +43,11 @@ const GRACE: u32 = 120;
 pub fn slurm_scripts(manifest: &Manifest, options: &SlurmOptions) -> Result<Vec<SlurmScript>> {
     ensure!(!manifest.runs.is_empty(), "the sweep has no runs");
     let search = manifest.runs.iter().filter(|run| !run.repeats_the_best).count();
-    let mut scripts = vec![SlurmScript { name: "slurm.sh", text: script(manifest, options, 0, search - 1), waits: false }];
+    let mut scripts = vec![SlurmScript {
+        name: "slurm.sh",
+        text: script(manifest, options, 0, search - 1),
+        waits: false,
+    }];
     if search < manifest.runs.len() {
         let text = script(manifest, options, search, manifest.runs.len() - 1);
         scripts.push(SlurmScript { name: "slurm-repeat.sh", text, waits: true });
@@ -55,7 +60,8 @@ fn script(manifest: &Manifest, options: &SlurmOptions, first: usize, last: usize
     // Twice the expected time and half as much memory again: expectations are from an idle machine.
     let minutes = (2.0 * options.seconds / 60.0).ceil().max(5.0) as u64 + u64::from(GRACE / 60);
     let megabytes = (options.memory as f64 * 1.5 / f64::from(1 << 20)).ceil() as u64 + 256;
-    let (working, program, folder) = (quoted(options.working_folder), quoted(options.program), quoted(options.folder));
+    let (working, program, folder) =
+        (quoted(options.working_folder), quoted(options.program), quoted(options.folder));
     let logs = options.working_folder.join(options.folder).join("logs").join("slurm-%A_%a.log");
     format!(
         "#!/bin/bash\n\

@@ -44,7 +44,8 @@ pub struct VariantSpec {
     /// Its settings.
     #[serde(default)]
     pub set: BTreeMap<String, Value>,
-    /// Settings of which the best value is looked for: `optimizer.dense.adamw.learning_rate: [1e-3, 3e-3]`.
+    /// Settings of which the best value is looked for: `optimizer.dense.adamw.learning_rate: [1e-3,
+    /// 3e-3]`.
     #[serde(default)]
     pub tune: BTreeMap<String, Vec<Value>>,
 }
@@ -89,7 +90,8 @@ pub enum SearchSpec {
 /// Reads a sweep's file.
 ///
 /// # Errors
-/// [`Failure::Usage`](crate::error::Failure::Usage) with `file:line:column: key: what is wrong; the remedy`.
+/// [`Failure::Usage`](crate::error::Failure::Usage) with `file:line:column: key: what is wrong; the
+/// remedy`.
 pub fn read_sweep(path: &Path) -> anyhow::Result<SweepSpec> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
@@ -108,9 +110,13 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
             found.push((path.to_owned(), message));
         }
     };
-    let is_name =
-        |name: &str| !name.is_empty() && !name.starts_with('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-    let remedy = "is no name for a folder; use letters, digits, `-`, `_` and `.`, and no `.` in front";
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && !name.starts_with('.')
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    let remedy =
+        "is no name for a folder; use letters, digits, `-`, `_` and `.`, and no `.` in front";
     require(is_name(&sweep.name), "name", format!("`{}` {remedy}", sweep.name));
     require(!sweep.variants.is_empty(), "variants", "is empty; name at least one method".into());
     require(!sweep.seeds.is_empty(), "seeds", "is empty; give at least one seed".into());
@@ -122,7 +128,11 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
         let twice = sweep.variants[..index].iter().any(|other| other.name == variant.name);
         require(!twice, "variants", format!("two are named `{}`", variant.name));
         for (key, values) in &variant.tune {
-            require(!values.is_empty(), "variants", format!("`{}`: tune: `{key}` has no value", variant.name));
+            require(
+                !values.is_empty(),
+                "variants",
+                format!("`{}`: tune: `{key}` has no value", variant.name),
+            );
         }
     }
     for (key, values) in &sweep.axes {
@@ -130,15 +140,25 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
     }
     if let Some(baseline) = &sweep.baseline {
         let names: Vec<&str> = sweep.variants.iter().map(|variant| variant.name.as_str()).collect();
-        require(names.contains(&baseline.as_str()), "baseline", format!("`{baseline}` is no variant; there are: {}", names.join(", ")));
+        require(
+            names.contains(&baseline.as_str()),
+            "baseline",
+            format!("`{baseline}` is no variant; there are: {}", names.join(", ")),
+        );
     }
-    let (Some(Equal::Tokens(budget)) | Some(Equal::Parameters(budget)) | Some(Equal::Flops(budget)) | Some(Equal::Seconds(budget))) =
-        sweep.equal
+    let (Some(Equal::Tokens(budget))
+    | Some(Equal::Parameters(budget))
+    | Some(Equal::Flops(budget))
+    | Some(Equal::Seconds(budget))) = sweep.equal
     else {
         return found;
     };
     if let Budget::Amount(amount) | Budget::ShareOfBaseline(amount) = budget {
-        require(amount > 0.0 && amount.is_finite(), "equal", format!("{amount} is no budget; give a number above 0"));
+        require(
+            amount > 0.0 && amount.is_finite(),
+            "equal",
+            format!("{amount} is no budget; give a number above 0"),
+        );
     }
     found
 }

@@ -5,8 +5,14 @@ use crate::ops::scalar;
 use crate::params::ParamStore;
 use candle_core::{Result, Tensor};
 
-/// The first parameter or layer output that is not finite when `tokens` (B, T) run through the model; `None` if all are.
-pub fn first_non_finite(model: &Gpt, params: &ParamStore, tokens: &Tensor, dropout: Option<DropoutKey>) -> Result<Option<String>> {
+/// The first parameter or layer output that is not finite when `tokens` (B, T) run through the
+/// model; `None` if all are.
+pub fn first_non_finite(
+    model: &Gpt,
+    params: &ParamStore,
+    tokens: &Tensor,
+    dropout: Option<DropoutKey>,
+) -> Result<Option<String>> {
     for (_, parameter) in params.iter() {
         for (leaf, tensor) in parameter.weight.leaves() {
             if !is_finite(tensor)? {

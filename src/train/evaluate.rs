@@ -21,13 +21,26 @@ pub struct ValidationLoss {
     pub tokens: u64,
 }
 
-/// The loss of a model on a validation set: Σ over windows of −ln p(target | window so far), divided by the number of targets.
-pub fn evaluate(model: &Gpt, params: &ParamStore, set: &ValidationSet) -> anyhow::Result<ValidationLoss> {
-    let device = params.iter().next().map(|(_, p)| p.weight.leaves()[0].1.device().clone()).unwrap_or(candle_core::Device::Cpu);
+/// The loss of a model on a validation set: Σ over windows of −ln p(target | window so far),
+/// divided by the number of targets.
+pub fn evaluate(
+    model: &Gpt,
+    params: &ParamStore,
+    set: &ValidationSet,
+) -> anyhow::Result<ValidationLoss> {
+    let device = params
+        .iter()
+        .next()
+        .map(|(_, p)| p.weight.leaves()[0].1.device().clone())
+        .unwrap_or(candle_core::Device::Cpu);
     let mut sum = 0.0;
     for batch in set.batches(EVALUATION_BATCH) {
         let batch = batch?;
-        sum += model.loss_sum(params, &batch.inputs.to_device(&device)?, &batch.targets.to_device(&device)?)?;
+        sum += model.loss_sum(
+            params,
+            &batch.inputs.to_device(&device)?,
+            &batch.targets.to_device(&device)?,
+        )?;
     }
     let (tokens, bytes) = (set.target_tokens(), set.target_bytes());
     let loss = sum / tokens as f64;

@@ -4,8 +4,8 @@ use crate::device;
 use candle_core::Device;
 use std::collections::BTreeMap;
 
-/// Bytes by kind: `resident` now and `peak` since the start, absent where `/proc` does not exist; `device` and `device_peak` of the tensors on a device
-/// with memory of its own.
+/// Bytes by kind: `resident` now and `peak` since the start, absent where `/proc` does not exist;
+/// `device` and `device_peak` of the tensors on a device with memory of its own.
 pub fn measured(device: &Device) -> BTreeMap<&'static str, u64> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| -> Option<u64> {

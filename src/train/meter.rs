@@ -40,7 +40,16 @@ impl Meter {
 
     /// The means so far; counting starts anew.
     pub fn take(&mut self) -> Means {
-        let Meter { steps, tokens, seconds, data, forward, backward, dense_optimizer, low_rank_optimizer } = std::mem::take(self);
+        let Meter {
+            steps,
+            tokens,
+            seconds,
+            data,
+            forward,
+            backward,
+            dense_optimizer,
+            low_rank_optimizer,
+        } = std::mem::take(self);
         let mean = |sum: f64| sum / steps.max(1) as f64;
         Means {
             tokens_per_second: tokens as f64 / seconds.max(f64::MIN_POSITIVE),

@@ -1,4 +1,5 @@
-//! The only place where model, optimizer and data meet: the session, its loop, evaluation and resume.
+//! The only place where model, optimizer and data meet: the session, its loop, evaluation and
+//! resume.
 
 mod diagnose;
 mod evaluate;

@@ -40,12 +40,17 @@ pub struct OracleTimes {
 }
 
 impl GradientOracle for BatchOracle<'_> {
-    fn evaluate(&mut self, params: &ParamStore, gradients: &mut Gradients) -> anyhow::Result<Evaluation> {
+    fn evaluate(
+        &mut self,
+        params: &ParamStore,
+        gradients: &mut Gradients,
+    ) -> anyhow::Result<Evaluation> {
         let mut sum = 0.0;
         for micro in 0..self.micro_batches {
             let started = Instant::now();
             let batch = self.batches.at(self.step - 1, micro)?;
-            let (inputs, targets) = (batch.inputs.to_device(self.device)?, batch.targets.to_device(self.device)?);
+            let (inputs, targets) =
+                (batch.inputs.to_device(self.device)?, batch.targets.to_device(self.device)?);
             self.times.data += started.elapsed();
 
             let started = Instant::now();
@@ -55,7 +60,8 @@ impl GradientOracle for BatchOracle<'_> {
             let value = scalar(loss.tensor())?;
             if !value.is_finite() {
                 let place = first_non_finite(self.model, params, &inputs, Some(dropout))?;
-                let place = place.unwrap_or_else(|| "the loss itself (every layer's output is finite)".into());
+                let place = place
+                    .unwrap_or_else(|| "the loss itself (every layer's output is finite)".into());
                 return Err(Failure::Diverged(format!(
                     "the loss is {value} at step {}: {place} is the first that is not finite; lower the learning rate, lengthen the warm-up, \
                      or set train.grad_clip; the last good checkpoint is untouched",

@@ -1,4 +1,5 @@
-//! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`, `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`.
+//! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`,
+//! `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`.
 
 use super::settings::compute;
 use crate::checkpoint::{self, Checkpoints, Snapshot};
@@ -53,7 +54,10 @@ impl RunFolder {
     pub fn plan(&self) -> Result<Plan> {
         let path = self.root.join("plan.yaml");
         let text = std::fs::read_to_string(&path).with_context(|| {
-            format!("{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small", self.root.display())
+            format!(
+                "{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small",
+                self.root.display()
+            )
         })?;
         Plan::from_yaml(&text, &path.display().to_string())
     }
@@ -61,20 +65,32 @@ impl RunFolder {
     /// The tokenizer the run was trained with.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.root.join("tokenizer.json");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read the run's tokenizer {}", path.display()))?;
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read the run's tokenizer {}", path.display()))?;
         Tokenizer::from_json(&text).with_context(|| format!("{}: not a tokenizer", path.display()))
     }
 
     /// Identity and size of the data the run was trained on.
     pub fn data_summary(&self) -> Result<DatasetSummary> {
         let path = self.root.join("data.json");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{}: not a data summary", path.display()))
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{}: not a data summary", path.display()))
     }
 
-    /// Writes what identifies a fresh run: the spec as given, the plan, the environment, the data, the tokenizer.
-    pub fn describe(&self, spec_yaml: &str, plan: &Plan, data: &DatasetSummary, tokenizer: &Tokenizer, device: &Device) -> Result<()> {
-        std::fs::create_dir_all(&self.root).with_context(|| format!("cannot create {}", self.root.display()))?;
+    /// Writes what identifies a fresh run: the spec as given, the plan, the environment, the data,
+    /// the tokenizer.
+    pub fn describe(
+        &self,
+        spec_yaml: &str,
+        plan: &Plan,
+        data: &DatasetSummary,
+        tokenizer: &Tokenizer,
+        device: &Device,
+    ) -> Result<()> {
+        std::fs::create_dir_all(&self.root)
+            .with_context(|| format!("cannot create {}", self.root.display()))?;
         write_atomic(&self.root.join("spec.yaml"), spec_yaml.as_bytes())?;
         write_atomic(&self.root.join("env.json"), &pretty(&environment(device))?)?;
         write_atomic(&self.root.join("data.json"), &pretty(data)?)?;
@@ -116,7 +132,8 @@ pub struct LoadedRun {
 }
 
 impl LoadedRun {
-    /// Opens a run (its best checkpoint if it has one, else its newest) or one checkpoint folder of a run.
+    /// Opens a run (its best checkpoint if it has one, else its newest) or one checkpoint folder of
+    /// a run.
     ///
     /// # Errors
     /// If the path is neither, or the checkpoint is damaged.
@@ -131,15 +148,19 @@ impl LoadedRun {
             let folder = RunFolder::new(path);
             folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
             let checkpoints = Checkpoints::open(path);
-            let best = checkpoints.best().map(|step| checkpoints.path(step)).filter(|path| path.exists());
+            let best =
+                checkpoints.best().map(|step| checkpoints.path(step)).filter(|path| path.exists());
             let best = best.or(checkpoints.list()?.pop().map(|newest| newest.path));
-            let chosen = best.ok_or_else(|| Failure::Usage(format!("{} has no checkpoint yet", path.display())))?;
+            let chosen = best.ok_or_else(|| {
+                Failure::Usage(format!("{} has no checkpoint yet", path.display()))
+            })?;
             (chosen, path.to_path_buf())
         };
         let snapshot = checkpoint::load(&checkpoint)?;
         let (model, params) = restore_model(&snapshot, DType::F32, device)?;
         let folder = RunFolder::new(root);
-        // It answers in the number types it was trained in; a checkpoint taken out of its run has no plan, and answers in f32.
+        // It answers in the number types it was trained in; a checkpoint taken out of its run has
+        // no plan, and answers in f32.
         let model = match folder.plan() {
             Ok(plan) => model.computing(compute(&plan)),
             Err(_) => model,
@@ -149,17 +170,25 @@ impl LoadedRun {
 }
 
 /// The network and parameters of a snapshot; low-rank weights take the ranks they were saved with.
-pub fn restore_model(snapshot: &Snapshot, dtype: DType, device: &Device) -> Result<(Gpt, ParamStore)> {
-    let config: ModelConfig = serde_json::from_value(snapshot.config.clone()).context("config.json of the checkpoint")?;
+pub fn restore_model(
+    snapshot: &Snapshot,
+    dtype: DType,
+    device: &Device,
+) -> Result<(Gpt, ParamStore)> {
+    let config: ModelConfig =
+        serde_json::from_value(snapshot.config.clone()).context("config.json of the checkpoint")?;
     let model = Gpt::new(config);
-    let mut tensors: BTreeMap<&str, &Tensor> = snapshot.model.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let mut tensors: BTreeMap<&str, &Tensor> =
+        snapshot.model.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let mut params = model.initialize(0, dtype, device)?;
     let ids: Vec<_> = params.iter().map(|(id, _)| id).collect();
     for id in ids {
         let parameter = params.get(id).clone();
         let mut take = |leaf: &str| -> Result<Tensor> {
             let name = format!("{}{leaf}", parameter.name);
-            let tensor = tensors.remove(name.as_str()).with_context(|| format!("model.safetensors has no tensor `{name}`"))?;
+            let tensor = tensors
+                .remove(name.as_str())
+                .with_context(|| format!("model.safetensors has no tensor `{name}`"))?;
             Ok(tensor.to_dtype(dtype)?.to_device(device)?)
         };
         let weight = match &parameter.weight {
@@ -175,7 +204,8 @@ pub fn restore_model(snapshot: &Snapshot, dtype: DType, device: &Device) -> Resu
                 Weight::Dense(tensor)
             }
             Weight::LowRank(like) => {
-                let point = LowRank::from_parts(take(".u")?, take(".s")?, take(".v")?).with_context(|| parameter.name.clone())?;
+                let point = LowRank::from_parts(take(".u")?, take(".s")?, take(".v")?)
+                    .with_context(|| parameter.name.clone())?;
                 anyhow::ensure!(
                     (point.rows(), point.columns()) == (like.rows(), like.columns()),
                     "model.safetensors: `{}` is {} x {}, the network needs {} x {}",

@@ -1,4 +1,5 @@
-//! The training loop: step, log, evaluate, checkpoint, stop; the same bytes whether interrupted or not.
+//! The training loop: step, log, evaluate, checkpoint, stop; the same bytes whether interrupted or
+//! not.
 
 use super::evaluate::{ValidationLoss, evaluate};
 use super::memory;
@@ -13,7 +14,10 @@ use crate::lowrank::LowRank;
 use crate::model::{Sampling, generate};
 use crate::optim::StepReport;
 use crate::params::{ParamId, Parameter};
-use crate::record::{EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample, Spectra, Step};
+use crate::record::{
+    EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample,
+    Spectra, Step,
+};
 use crate::rng;
 use crate::spec::Plan;
 use anyhow::{Context, Result};
@@ -74,9 +78,14 @@ struct Best {
 /// `observers` is called once the run's folder exists, with the step the run continues from.
 ///
 /// # Errors
-/// [`Failure::Usage`] if the folder holds another run; [`Failure::Diverged`] if a loss or gradient is not finite;
+/// [`Failure::Usage`] if the folder holds another run; [`Failure::Diverged`] if a loss or gradient
+/// is not finite;
 /// [`Failure::Interrupted`] after a signal, once the checkpoint is written.
-pub fn train(plan: &Plan, options: &TrainOptions, observers: impl FnOnce(&RunFolder, Option<u64>) -> Result<Observers>) -> Result<Outcome> {
+pub fn train(
+    plan: &Plan,
+    options: &TrainOptions,
+    observers: impl FnOnce(&RunFolder, Option<u64>) -> Result<Observers>,
+) -> Result<Outcome> {
     let folder = RunFolder::new(options.run_dir);
     check_folder(&folder, plan, options.resume)?;
     let dataset = data::prepare(&plan.data, options.data_cache)?;
@@ -85,7 +94,13 @@ pub fn train(plan: &Plan, options: &TrainOptions, observers: impl FnOnce(&RunFol
     if folder.holds_a_run() {
         check_data(&folder, &dataset)?;
     } else {
-        folder.describe(options.spec_yaml, plan, &dataset.summary, &dataset.tokenizer, options.device)?;
+        folder.describe(
+            options.spec_yaml,
+            plan,
+            &dataset.summary,
+            &dataset.tokenizer,
+            options.device,
+        )?;
     }
     let resumed = if options.resume { load_newest(&mut checkpoints)? } else { None };
     let from = resumed.as_ref().map_or(0, |snapshot| snapshot.step);
@@ -135,7 +150,9 @@ fn check_folder(folder: &RunFolder, plan: &Plan, resume: bool) -> Result<()> {
 /// Refuses to continue on other data than the run began with.
 fn check_data(folder: &RunFolder, dataset: &Dataset) -> Result<()> {
     let before = folder.data_summary()?;
-    if before.content_hash == dataset.summary.content_hash && before.tokenizer_hash == dataset.summary.tokenizer_hash {
+    if before.content_hash == dataset.summary.content_hash
+        && before.tokenizer_hash == dataset.summary.tokenizer_hash
+    {
         return Ok(());
     }
     Err(Failure::Usage(format!(
@@ -154,7 +171,12 @@ fn load_newest(checkpoints: &mut Checkpoints) -> Result<Option<Snapshot>> {
     let (snapshot, damaged) = checkpoints.load_latest()?;
     for skipped in damaged {
         let aside = checkpoints.set_aside(&skipped)?;
-        tracing::warn!("skipped the damaged checkpoint {} ({}); it is now {}", skipped.path.display(), skipped.reason, aside.display());
+        tracing::warn!(
+            "skipped the damaged checkpoint {} ({}); it is now {}",
+            skipped.path.display(),
+            skipped.reason,
+            aside.display()
+        );
     }
     if snapshot.is_none() {
         tracing::warn!("the run has no sound checkpoint; starting from step 0");
@@ -184,14 +206,31 @@ impl<'a> Session<'a> {
         let (vocabulary_size, text) = (dataset.tokenizer_vocab_size(), Arc::new(dataset.train));
         let (trainer, state) = match resumed {
             Some(mut snapshot) => {
-                let state = serde_json::from_value(snapshot.state.take()).context("state.json of the checkpoint")?;
+                let state = serde_json::from_value(snapshot.state.take())
+                    .context("state.json of the checkpoint")?;
                 (Trainer::restored(plan, options.device, snapshot, text)?, state)
             }
-            None => (Trainer::fresh(plan, options.device, vocabulary_size, text)?, SessionState::default()),
+            None => (
+                Trainer::fresh(plan, options.device, vocabulary_size, text)?,
+                SessionState::default(),
+            ),
         };
         let byte_lengths = dataset.tokenizer.token_byte_lengths();
-        let validation = ValidationSet::new(Arc::new(dataset.val), plan.model.block_size, plan.eval.tokens.0, &byte_lengths)?;
-        Ok(Self { plan, options, trainer, tokenizer: dataset.tokenizer, validation, checkpoints, state })
+        let validation = ValidationSet::new(
+            Arc::new(dataset.val),
+            plan.model.block_size,
+            plan.eval.tokens.0,
+            &byte_lengths,
+        )?;
+        Ok(Self {
+            plan,
+            options,
+            trainer,
+            tokenizer: dataset.tokenizer,
+            validation,
+            checkpoints,
+            state,
+        })
     }
 
     fn run(&mut self, observers: &mut Observers) -> Result<Outcome> {
@@ -221,15 +260,21 @@ impl<'a> Session<'a> {
             let mut improved = false;
             if is_last || step.is_multiple_of(self.plan.eval.every.0) {
                 let loss = self.evaluate(report, observers)?;
-                improved = loss.loss.is_finite() && self.state.best.is_none_or(|best| loss.loss < best.loss);
+                improved = loss.loss.is_finite()
+                    && self.state.best.is_none_or(|best| loss.loss < best.loss);
                 if improved {
                     self.state.best = Some(Best { step, loss: loss.loss });
                 }
                 validation = is_last.then_some(loss);
             }
             let signal = self.options.stop.requested();
-            let asked_to_stop = !is_last && (signal.is_some() || self.options.stop_after == Some(step));
-            if is_last || improved || asked_to_stop || step.is_multiple_of(self.plan.checkpoint.every.0) {
+            let asked_to_stop =
+                !is_last && (signal.is_some() || self.options.stop_after == Some(step));
+            if is_last
+                || improved
+                || asked_to_stop
+                || step.is_multiple_of(self.plan.checkpoint.every.0)
+            {
                 let path = self.save()?;
                 if improved {
                     self.checkpoints.mark_best(step)?;
@@ -238,14 +283,22 @@ impl<'a> Session<'a> {
                 observers.on(&Event::CheckpointSaved { step, path })?;
             }
             if asked_to_stop {
-                observers.on(&Event::Finished { step, reason: EndReason::Interrupted, seconds: started.elapsed().as_secs_f64() })?;
+                observers.on(&Event::Finished {
+                    step,
+                    reason: EndReason::Interrupted,
+                    seconds: started.elapsed().as_secs_f64(),
+                })?;
                 return match signal {
                     Some(signal) => Err(Failure::Interrupted(signal).into()),
                     None => Ok(Outcome { step, validation: None }),
                 };
             }
         }
-        observers.on(&Event::Finished { step: last, reason: EndReason::Completed, seconds: started.elapsed().as_secs_f64() })?;
+        observers.on(&Event::Finished {
+            step: last,
+            reason: EndReason::Completed,
+            seconds: started.elapsed().as_secs_f64(),
+        })?;
         // A finished run that is resumed has nothing to do but to say where it stands.
         let validation = match validation {
             Some(validation) => validation,
@@ -254,10 +307,16 @@ impl<'a> Session<'a> {
         Ok(Outcome { step: last, validation: Some(validation) })
     }
 
-    /// A process killed between a save and its mark leaves `best` behind the state; the state is right.
+    /// A process killed between a save and its mark leaves `best` behind the state; the state is
+    /// right.
     fn point_to_best(&mut self) -> Result<()> {
         match self.state.best.map(|best| best.step) {
-            Some(step) if self.checkpoints.best() != Some(step) && self.checkpoints.path(step).exists() => self.checkpoints.mark_best(step),
+            Some(step)
+                if self.checkpoints.best() != Some(step)
+                    && self.checkpoints.path(step).exists() =>
+            {
+                self.checkpoints.mark_best(step)
+            }
             _ => Ok(()),
         }
     }
@@ -274,7 +333,8 @@ impl<'a> Session<'a> {
             loss: report.loss,
             grad_norm: report.gradient_norm,
             learning_rate: settings.dense.learning_rate * report.schedule_factor,
-            low_rank_learning_rate: has_low_rank.then_some(settings.low_rank.learning_rate * report.schedule_factor),
+            low_rank_learning_rate: has_low_rank
+                .then_some(settings.low_rank.learning_rate * report.schedule_factor),
             tokens_per_second: means.tokens_per_second,
             rank_mean: self.trainer.params.mean_rank(),
             times: means.times,
@@ -284,7 +344,8 @@ impl<'a> Session<'a> {
 
     /// The rank of every low-rank weight, with the truncation errors of this step.
     fn ranks(&self, report: &StepReport, defect: Option<f64>) -> Ranks {
-        let truncations: BTreeMap<_, _> = report.truncations.iter().map(|(id, truncation)| (*id, truncation)).collect();
+        let truncations: BTreeMap<_, _> =
+            report.truncations.iter().map(|(id, truncation)| (*id, truncation)).collect();
         let layers = self.trainer.params.low_rank().map(|(id, parameter, point)| LayerRank {
             name: parameter.name.clone(),
             rank: point.rank(),
@@ -297,8 +358,13 @@ impl<'a> Session<'a> {
     /// The singular values of every low-rank weight.
     fn spectra(&self) -> Result<Spectra> {
         let weights: Vec<_> = self.trainer.params.low_rank().collect();
-        let layer = |(_, parameter, point): &(ParamId, &Parameter, &LowRank)| Ok((parameter.name.clone(), point.singular_values()?));
-        Ok(Spectra { step: self.state.step, layers: weights.par_iter().map(layer).collect::<Result<_>>()? })
+        let layer = |(_, parameter, point): &(ParamId, &Parameter, &LowRank)| {
+            Ok((parameter.name.clone(), point.singular_values()?))
+        };
+        Ok(Spectra {
+            step: self.state.step,
+            layers: weights.par_iter().map(layer).collect::<Result<_>>()?,
+        })
     }
 
     /// Validation loss and a sample of text.
@@ -330,9 +396,22 @@ impl<'a> Session<'a> {
                 top_p: sample.top_p,
                 seed: rng::key64(self.plan.seed, "sample", &[step]),
             };
-            // A tokenizer that cannot encode the prompt (characters unseen in the text) is no reason to end a run.
-            let prompt = self.tokenizer.encode(prompt).ok().filter(|tokens| !tokens.is_empty()).unwrap_or_else(|| vec![0]);
-            let tokens = generate(&self.trainer.model, &self.trainer.params, &prompt, sample.tokens.0 as usize, sampling, &mut |_| true)?;
+            // A tokenizer that cannot encode the prompt (characters unseen in the text) is no
+            // reason to end a run.
+            let prompt = self
+                .tokenizer
+                .encode(prompt)
+                .ok()
+                .filter(|tokens| !tokens.is_empty())
+                .unwrap_or_else(|| vec![0]);
+            let tokens = generate(
+                &self.trainer.model,
+                &self.trainer.params,
+                &prompt,
+                sample.tokens.0 as usize,
+                sampling,
+                &mut |_| true,
+            )?;
             let text = self.tokenizer.decode(&[prompt, tokens].concat())?;
             observers.on(&Event::Sample(Sample { step, text }))?;
         }
@@ -350,7 +429,8 @@ impl<'a> Session<'a> {
     }
 
     fn save(&mut self) -> Result<PathBuf> {
-        let snapshot = self.trainer.snapshot(self.state.step, serde_json::to_value(&self.state)?)?;
+        let snapshot =
+            self.trainer.snapshot(self.state.step, serde_json::to_value(&self.state)?)?;
         self.checkpoints.save(&snapshot)
     }
 }

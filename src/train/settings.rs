@@ -3,12 +3,12 @@
 use crate::model::ModelConfig;
 use crate::ops::Compute;
 use crate::optim::{
-    BudgetSchedule, Execution, FactorRule, OptimizerSettings, Placement, RankBounds, RankCycle, RankSchedule, Schedule, Tolerance,
-    ToleranceSchedule,
+    BudgetSchedule, Execution, FactorRule, OptimizerSettings, Placement, RankBounds, RankCycle,
+    RankSchedule, Schedule, Tolerance, ToleranceSchedule,
 };
 use crate::spec::{
-    ComputeType, DenseOptimizerSpec, KernelsSpec, LinalgSpec, LowRankOptimizerSpec, Plan, RankBoundsPlan, RankCyclePlan, RankPlan,
-    ToleranceTargetPlan,
+    ComputeType, DenseOptimizerSpec, KernelsSpec, LinalgSpec, LowRankOptimizerSpec, Plan,
+    RankBoundsPlan, RankCyclePlan, RankPlan, ToleranceTargetPlan,
 };
 use candle_core::{DType, Device};
 
@@ -85,17 +85,29 @@ fn rank_schedule(plan: &RankPlan) -> RankSchedule {
                 bounds: RankBounds { min_rank: plan.min_rank, max_rank: plan.max_rank },
             };
             let targets = plan.targets.iter().map(|(key, plan)| (*key, target(plan))).collect();
-            RankSchedule::Tolerance(ToleranceSchedule { cycle: cycle(&plan.cycle), norm: plan.norm, shape: plan.tau_schedule, targets })
+            RankSchedule::Tolerance(ToleranceSchedule {
+                cycle: cycle(&plan.cycle),
+                norm: plan.norm,
+                shape: plan.tau_schedule,
+                targets,
+            })
         }
         RankPlan::Budget(plan) => {
-            let bounds = |plan: &RankBoundsPlan| RankBounds { min_rank: plan.min_rank, max_rank: plan.max_rank };
+            let bounds = |plan: &RankBoundsPlan| RankBounds {
+                min_rank: plan.min_rank,
+                max_rank: plan.max_rank,
+            };
             RankSchedule::Budget(BudgetSchedule {
                 cycle: cycle(&plan.cycle),
                 shape: plan.schedule,
                 norm: plan.norm,
                 initial_parameters: plan.initial_parameters,
                 final_parameters: plan.final_parameters,
-                targets: plan.targets.iter().map(|(target, plan)| (*target, bounds(plan))).collect(),
+                targets: plan
+                    .targets
+                    .iter()
+                    .map(|(target, plan)| (*target, bounds(plan)))
+                    .collect(),
             })
         }
     }

@@ -43,11 +43,17 @@ pub struct TimedStep {
 }
 
 impl<'a> Trainer<'a> {
-    /// Parameters as initialised from the plan's seed, for a vocabulary of this size; `text` is what is trained on.
+    /// Parameters as initialised from the plan's seed, for a vocabulary of this size; `text` is
+    /// what is trained on.
     ///
     /// # Errors
     /// If the text is shorter than one sequence, or a tensor cannot be made.
-    pub fn fresh(plan: &'a Plan, device: &'a Device, vocabulary_size: usize, text: Arc<TokenShard>) -> Result<Self> {
+    pub fn fresh(
+        plan: &'a Plan,
+        device: &'a Device,
+        vocabulary_size: usize,
+        text: Arc<TokenShard>,
+    ) -> Result<Self> {
         let model = Gpt::new(model_config(plan, vocabulary_size));
         let params = model.initialize(plan.seed, DType::F32, device)?;
         let optimizer = Optimizer::new(optimizer_settings(plan, device), &params)?;
@@ -58,10 +64,18 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// As for [`Self::fresh`], or if the checkpoint does not fit the plan.
-    pub fn restored(plan: &'a Plan, device: &'a Device, snapshot: Snapshot, text: Arc<TokenShard>) -> Result<Self> {
+    pub fn restored(
+        plan: &'a Plan,
+        device: &'a Device,
+        snapshot: Snapshot,
+        text: Arc<TokenShard>,
+    ) -> Result<Self> {
         let (model, params) = restore_model(&snapshot, DType::F32, device)?;
-        let optimizer =
-            Optimizer::load(optimizer_settings(plan, device), &params, TensorReader::new("optimizer.safetensors", snapshot.optimizer))?;
+        let optimizer = Optimizer::load(
+            optimizer_settings(plan, device),
+            &params,
+            TensorReader::new("optimizer.safetensors", snapshot.optimizer),
+        )?;
         Self::new(plan, device, model, params, optimizer, text)
     }
 
@@ -74,35 +88,59 @@ impl<'a> Trainer<'a> {
         text: Arc<TokenShard>,
     ) -> Result<Self> {
         let train = &plan.train;
-        let batches = Batches::new(text, plan.model.block_size, train.batch_size, train.gradient_accumulation_steps, plan.seed)?;
+        let batches = Batches::new(
+            text,
+            plan.model.block_size,
+            train.batch_size,
+            train.gradient_accumulation_steps,
+            plan.seed,
+        )?;
         let gradients = Gradients::new(params.slot_count());
         let model = model.computing(compute(plan));
         Ok(Self { plan, device, model, params, optimizer, gradients, batches })
     }
 
-    /// Counted operations of a step (from 1), all its evaluations and its rank cut together, at the ranks the weights have now.
+    /// Counted operations of a step (from 1), all its evaluations and its rank cut together, at the
+    /// ranks the weights have now.
     pub fn flops_of_step(&self, step: u64) -> u64 {
         let rank = |layer, target| {
             let place = Place { layer, target };
-            let (_, _, point) = self.params.low_rank().find(|(_, parameter, _)| parameter.role == Role::Matrix(place))?;
+            let (_, _, point) = self
+                .params
+                .low_rank()
+                .find(|(_, parameter, _)| parameter.role == Role::Matrix(place))?;
             Some(point.rank())
         };
         let tokens = self.plan.tokens_per_step;
         let cut = |norm| -> u64 {
-            let of = |point: &LowRank| cut_flops(norm, point.rows() as u64, point.columns() as u64, point.rank() as u64, tokens);
+            let of = |point: &LowRank| {
+                cut_flops(
+                    norm,
+                    point.rows() as u64,
+                    point.columns() as u64,
+                    point.rank() as u64,
+                    tokens,
+                )
+            };
             self.params.low_rank().map(|(_, _, point)| of(point)).sum()
         };
         let cuts = self.optimizer.cut_norm(step).map_or(0, cut);
-        FlopLedger::at_step(self.plan, self.model.config().vocab_size as u64, step, &rank).per_step(tokens) + cuts
+        FlopLedger::at_step(self.plan, self.model.config().vocab_size as u64, step, &rank)
+            .per_step(tokens)
+            + cuts
     }
 
-    /// Network, parameters and moments after `step`, in host memory; `state` is what the caller must know beside them.
+    /// Network, parameters and moments after `step`, in host memory; `state` is what the caller
+    /// must know beside them.
     ///
     /// # Errors
     /// If a tensor cannot be read from its device.
     pub fn snapshot(&self, step: u64, state: serde_json::Value) -> Result<Snapshot> {
         let host = |tensors: Vec<(String, Tensor)>| -> Result<Vec<(String, Tensor)>> {
-            tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?))).collect()
+            tensors
+                .into_iter()
+                .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)))
+                .collect()
         };
         Ok(Snapshot {
             step,
@@ -116,7 +154,8 @@ impl<'a> Trainer<'a> {
     /// Takes a step, counted from 1: the batch of that step, forward, backward, update.
     ///
     /// # Errors
-    /// [`Failure::Diverged`](crate::error::Failure::Diverged) if the loss or a gradient is not finite; then nothing has changed.
+    /// [`Failure::Diverged`](crate::error::Failure::Diverged) if the loss or a gradient is not
+    /// finite; then nothing has changed.
     pub fn step(&mut self, step: u64) -> Result<TimedStep> {
         let started = Instant::now();
         let mut oracle = BatchOracle {
@@ -128,7 +167,8 @@ impl<'a> Trainer<'a> {
             micro_batches: self.plan.train.gradient_accumulation_steps,
             times: OracleTimes::default(),
         };
-        let report = self.optimizer.step(&mut self.params, &mut oracle, &mut self.gradients, step)?;
+        let report =
+            self.optimizer.step(&mut self.params, &mut oracle, &mut self.gradients, step)?;
         Ok(TimedStep { report, times: oracle.times, seconds: started.elapsed().as_secs_f64() })
     }
 }

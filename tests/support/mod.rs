@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
-/// A temporary folder with a text in it; the binary runs there, so its caches and runs land there too.
+/// A temporary folder with a text in it; the binary runs there, so its caches and runs land there
+/// too.
 pub struct Workplace {
     folder: TempDir,
 }
@@ -44,26 +45,41 @@ impl Workplace {
     /// The binary, in this folder, with two threads.
     pub fn lrpt(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lrpt"));
-        command.current_dir(self.folder.path()).args(["--threads", "2"]).args(arguments).env_remove("RUST_LOG");
+        command
+            .current_dir(self.folder.path())
+            .args(["--threads", "2"])
+            .args(arguments)
+            .env_remove("RUST_LOG");
         command
     }
 
     /// Runs the binary and expects this exit code.
     pub fn run(&self, arguments: &[&str], code: i32) -> Output {
         let output = self.lrpt(arguments).output().expect("the binary starts");
-        assert_eq!(output.status.code(), Some(code), "lrpt {arguments:?}\nstderr:\n{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "lrpt {arguments:?}\nstderr:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         output
     }
 
-    /// Everything of a run that must not depend on interruptions: each file of its last checkpoint, and its metrics without wall-clock keys.
+    /// Everything of a run that must not depend on interruptions: each file of its last checkpoint,
+    /// and its metrics without wall-clock keys.
     pub fn trajectory(&self, run: &str, step: u64) -> BTreeMap<String, Vec<u8>> {
         let mut found = BTreeMap::new();
         let checkpoint = self.path(run).join(format!("checkpoints/step-{step:08}"));
-        for entry in std::fs::read_dir(&checkpoint).unwrap_or_else(|error| panic!("{}: {error}", checkpoint.display())) {
+        for entry in std::fs::read_dir(&checkpoint)
+            .unwrap_or_else(|error| panic!("{}: {error}", checkpoint.display()))
+        {
             let path = entry.expect("entry").path();
             found.insert(file_name(&path), std::fs::read(&path).expect("a checkpoint's file"));
         }
-        found.insert("metrics".into(), metrics(&self.path(run).join("metrics.jsonl")).join("\n").into_bytes());
+        found.insert(
+            "metrics".into(),
+            metrics(&self.path(run).join("metrics.jsonl")).join("\n").into_bytes(),
+        );
         found
     }
 }
@@ -72,7 +88,8 @@ impl Workplace {
 pub fn metrics(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).expect("metrics.jsonl");
     let strip = |line: &str| {
-        let mut object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).expect("a JSON object a line");
+        let mut object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(line).expect("a JSON object a line");
         object.retain(|key, _| !lrpt::record::is_wall_clock_key(key));
         serde_json::to_string(&object).expect("JSON")
     };
@@ -84,7 +101,11 @@ pub fn assert_same(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>,
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>(), "{what}: other files");
     for (name, bytes) in a {
         if name == "metrics" {
-            assert_eq!(String::from_utf8_lossy(bytes), String::from_utf8_lossy(&b[name]), "{what}: metrics differ");
+            assert_eq!(
+                String::from_utf8_lossy(bytes),
+                String::from_utf8_lossy(&b[name]),
+                "{what}: metrics differ"
+            );
         }
         assert!(bytes == &b[name], "{what}: {name} differs");
     }
@@ -96,7 +117,10 @@ fn file_name(path: &Path) -> String {
 
 /// Some 6000 characters with structure to learn.
 fn text() -> String {
-    let words = ["the", "rank", "of", "a", "matrix", "grows", "and", "shrinks", "when", "its", "tail", "is", "small", "or", "large"];
+    let words = [
+        "the", "rank", "of", "a", "matrix", "grows", "and", "shrinks", "when", "its", "tail", "is",
+        "small", "or", "large",
+    ];
     let mut state = 12345u64;
     let mut text = String::new();
     while text.len() < 6000 {

@@ -12,7 +12,8 @@ pub fn dense(x: &Tensor) -> Mat<f64> {
 
 /// A matrix as a tensor.
 pub fn tensor(x: &Mat<f64>) -> Tensor {
-    let numbers: Vec<f64> = (0..x.nrows()).flat_map(|i| (0..x.ncols()).map(move |j| x[(i, j)])).collect();
+    let numbers: Vec<f64> =
+        (0..x.nrows()).flat_map(|i| (0..x.ncols()).map(move |j| x[(i, j)])).collect();
     Tensor::from_vec(numbers, (x.nrows(), x.ncols()), &Device::Cpu).expect("matching sizes")
 }
 

@@ -6,10 +6,10 @@
 //! ```
 //!
 //! Every spec of `configs/methods` trains 30 steps on text made here, is stopped after step 13 and
-//! resumed. Low-rank specs run a second time with ranks that change, and everything runs again on the
-//! path of a device (`linalg: device`, `kernels: portable`). A line has the hash of metrics.jsonl
-//! without the keys that tell the time, of every tensor of the model, and of every tensor of the
-//! optimizer, each with its name, type and shape.
+//! resumed. Low-rank specs run a second time with ranks that change, and everything runs again on
+//! the path of a device (`linalg: device`, `kernels: portable`). A line has the hash of
+//! metrics.jsonl without the keys that tell the time, of every tensor of the model, and of every
+//! tensor of the optimizer, each with its name, type and shape.
 //!
 //! The hashes are those of one kind of processor and of two threads: products add up in another
 //! order elsewhere. Compare only with a file made on the same kind.
@@ -31,12 +31,22 @@ struct Case {
 
 fn main() -> Result<()> {
     let expected = std::env::args().nth(1).map(PathBuf::from);
-    let expected = expected.map(|path| std::fs::read_to_string(&path).with_context(|| path.display().to_string())).transpose()?;
+    let expected = expected
+        .map(|path| std::fs::read_to_string(&path).with_context(|| path.display().to_string()))
+        .transpose()?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let binary = std::env::current_exe()?;
     // target/release/examples/trajectories -> target/release/lrpt
-    let binary = binary.ancestors().nth(2).context("the example lies in target/<profile>/examples")?.join("lrpt");
-    ensure!(binary.exists(), "{} is missing; build it with `cargo build --release`", binary.display());
+    let binary = binary
+        .ancestors()
+        .nth(2)
+        .context("the example lies in target/<profile>/examples")?
+        .join("lrpt");
+    ensure!(
+        binary.exists(),
+        "{} is missing; build it with `cargo build --release`",
+        binary.display()
+    );
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("text.txt"), text())?;
 
@@ -65,11 +75,18 @@ fn cases(root: &Path) -> Result<Vec<Case>> {
         let mut variants = vec![(name.clone(), Vec::new())];
         if text.contains("dlra:") {
             let ranks = "rank={budget: {final_rank: 20, every: 6, settle: 3, grow_by: 4, start: 4, freeze: 26, max_rank: 40}}";
-            variants.push((format!("{name}+ranks"), vec![ranks.to_owned(), "model.weights={low_rank: {rank: 32}}".to_owned()]));
+            variants.push((
+                format!("{name}+ranks"),
+                vec![ranks.to_owned(), "model.weights={low_rank: {rank: 32}}".to_owned()],
+            ));
         }
         for (name, mut overrides) in variants {
             overrides.extend(method_overrides(&name));
-            cases.push(Case { name: name.clone(), spec: spec.clone(), overrides: overrides.clone() });
+            cases.push(Case {
+                name: name.clone(),
+                spec: spec.clone(),
+                overrides: overrides.clone(),
+            });
             overrides.extend(["linalg=device".to_owned(), "kernels=portable".to_owned()]);
             cases.push(Case { name: format!("{name}@device"), spec: spec.clone(), overrides });
         }
@@ -81,8 +98,16 @@ fn cases(root: &Path) -> Result<Vec<Case>> {
 fn method_overrides(name: &str) -> Vec<String> {
     let overrides: &[&str] = match name {
         "galore" => &["optimizer.matrices.galore.refresh_every=7"],
-        "loro" => &["optimizer.low_rank.loro.exact_every=8", "optimizer.low_rank.loro.restart_warmup_steps=2"],
-        "dlra-budget" => &["rank.budget.every=6", "rank.budget.start=4", "rank.budget.freeze=26", "model.n_layer=2"],
+        "loro" => &[
+            "optimizer.low_rank.loro.exact_every=8",
+            "optimizer.low_rank.loro.restart_warmup_steps=2",
+        ],
+        "dlra-budget" => &[
+            "rank.budget.every=6",
+            "rank.budget.start=4",
+            "rank.budget.freeze=26",
+            "model.n_layer=2",
+        ],
         "dlra-tolerance" => &[
             "rank.tolerance.grow_every=8",
             "rank.tolerance.settle=4",
@@ -98,7 +123,12 @@ fn method_overrides(name: &str) -> Vec<String> {
 fn run(binary: &Path, folder: &Path, case: &Case) -> Result<String> {
     let run_dir = folder.join("runs").join(&case.name);
     let spec = case.spec.to_string_lossy().into_owned();
-    let mut arguments = vec!["train".to_owned(), spec, "--run-dir".to_owned(), run_dir.to_string_lossy().into_owned()];
+    let mut arguments = vec![
+        "train".to_owned(),
+        spec,
+        "--run-dir".to_owned(),
+        run_dir.to_string_lossy().into_owned(),
+    ];
     let common = [
         "data.source.text.path=text.txt",
         "model.n_layer=3",
@@ -124,8 +154,16 @@ fn run(binary: &Path, folder: &Path, case: &Case) -> Result<String> {
 }
 
 fn lrpt(binary: &Path, folder: &Path, arguments: &[String]) -> Result<()> {
-    let output = Command::new(binary).current_dir(folder).args(["--threads", "2"]).args(arguments).output()?;
-    ensure!(output.status.success(), "lrpt {arguments:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(binary)
+        .current_dir(folder)
+        .args(["--threads", "2"])
+        .args(arguments)
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "lrpt {arguments:?}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
 
@@ -161,8 +199,8 @@ fn short(hasher: &blake3::Hasher) -> String {
 /// Some 60,000 characters of sentences with structure to learn.
 fn text() -> String {
     let words = [
-        "a", "matrix", "of", "low", "rank", "holds", "what", "the", "model", "learns", "while", "its", "bases", "turn",
-        "and", "small", "singular", "values", "fall", "away",
+        "a", "matrix", "of", "low", "rank", "holds", "what", "the", "model", "learns", "while",
+        "its", "bases", "turn", "and", "small", "singular", "values", "fall", "away",
     ];
     let mut state = 1u64;
     let mut text = String::new();

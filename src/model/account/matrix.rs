@@ -43,7 +43,9 @@ impl Matrix {
         match self.form {
             WeightForm::Dense => 0,
             WeightForm::Factored { form: FactorForm::Usv, .. } => 2 * self.rank(),
-            WeightForm::LowRank { .. } | WeightForm::Factored { form: FactorForm::Ba, .. } => self.rank(),
+            WeightForm::LowRank { .. } | WeightForm::Factored { form: FactorForm::Ba, .. } => {
+                self.rank()
+            }
         }
     }
 
@@ -73,7 +75,9 @@ impl Matrix {
                 let (short, long) = self.sides();
                 optimizer.galore().map_or(0, |galore| galore.rank as u64) * (short + 2 * long)
             }
-            WeightForm::Factored { .. } if optimizer.factored_heavy_ball().is_some() => self.parameters(),
+            WeightForm::Factored { .. } if optimizer.factored_heavy_ball().is_some() => {
+                self.parameters()
+            }
             WeightForm::Dense | WeightForm::Factored { .. } => 2 * self.parameters(),
         }
     }
@@ -88,7 +92,9 @@ impl Matrix {
         match self.form {
             WeightForm::LowRank { .. } => 2 * self.parameters() + self.moment_values(optimizer),
             WeightForm::Factored { .. } if optimizer.loro().is_some() => 3 * self.parameters(),
-            WeightForm::Dense if optimizer.galore().is_some() => self.parameters() + self.moment_values(optimizer),
+            WeightForm::Dense if optimizer.galore().is_some() => {
+                self.parameters() + self.moment_values(optimizer)
+            }
             WeightForm::Dense | WeightForm::Factored { .. } => 0,
         }
     }
@@ -100,7 +106,9 @@ impl Matrix {
         match self.form {
             WeightForm::LowRank { .. } => augmentation,
             WeightForm::Factored { .. } if optimizer.loro().is_some() => augmentation,
-            WeightForm::Dense if optimizer.galore().is_some() => 2 * (2 * self.parameters() + (self.rows + self.columns) * self.sides().0),
+            WeightForm::Dense if optimizer.galore().is_some() => {
+                2 * (2 * self.parameters() + (self.rows + self.columns) * self.sides().0)
+            }
             WeightForm::Dense | WeightForm::Factored { .. } => 0,
         }
     }

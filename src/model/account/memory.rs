@@ -12,36 +12,48 @@ const BYTES_PER_HALF: u64 = 2;
 /// Logits the head computes at a time, at most ([`crate::ops::cross_entropy_head`]).
 pub const LOGITS_PER_CHUNK: u64 = 1 << 21;
 
-/// Bytes in f32, under `coefficient_cycle` at the augmented ranks that the low-rank matrices have for most of a cycle.
+/// Bytes in f32, under `coefficient_cycle` at the augmented ranks that the low-rank matrices have
+/// for most of a cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLedger {
     /// All parameters.
     pub weights: u64,
-    /// Gradients: one number per dense or factored parameter; K- and L-gradient, (m + n) r, per low-rank matrix.
+    /// Gradients: one number per dense or factored parameter; K- and L-gradient, (m + n) r, per
+    /// low-rank matrix.
     pub gradients: u64,
-    /// Optimizer moments: two numbers per parameter under AdamW; r² + (m + n) r per low-rank matrix, twice that for `adam`,
-    /// and 4 r² more for `matrix_adam`; one number per full matrix' entry under Muon and per factor's under heavy ball; (2 max(m, n) + min(m, n)) r
-    /// per full matrix under GaLore, projector included.
+    /// Optimizer moments: two numbers per parameter under AdamW; r² + (m + n) r per low-rank
+    /// matrix, twice that for `adam`, and 4 r² more for `matrix_adam`; one number per full matrix'
+    /// entry under Muon and per factor's under heavy ball; (2 max(m, n) + min(m, n)) r per full
+    /// matrix under GaLore, projector included.
     pub moments: u64,
-    /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both norms' inputs (2 C), statistics (4)
-    /// and outputs (2 C); q, k, v (3 C); attention output (C) and log-sum-exp (H); MLP before and after GELU (8 C); and the
-    /// rank-wide intermediate of each low-rank or factored matrix (r; 2 r with free factors U, S, V). Then per token the final norm's input, statistics
-    /// and output (2 C + 2) and the head's gradient (C). Logits exist only in chunks, residual sums and dropout keep nothing. With half-precision
-    /// products all but the norms' inputs and statistics, the log-sum-exp and the head's gradient take half; beside them are the rounded weights.
+    /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both
+    /// norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C); attention output (C)
+    /// and log-sum-exp (H); MLP before and after GELU (8 C); and the rank-wide intermediate of each
+    /// low-rank or factored matrix (r; 2 r with free factors U, S, V). Then per token the final
+    /// norm's input, statistics and output (2 C + 2) and the head's gradient (C). Logits exist only
+    /// in chunks, residual sums and dropout keep nothing. With half-precision products all but the
+    /// norms' inputs and statistics, the log-sum-exp and the head's gradient take half; beside them
+    /// are the rounded weights.
     pub activations: u64,
     /// The head's gradient by its weight before it joins the embedding's: V C.
     pub head_gradient: u64,
-    /// What the backward pass holds beside that at its widest, or the head at its: gradients of the residual stream, of the MLP's output and of both
-    /// sides of GELU, (2 + 8) C per token; or a chunk of logits, [`LOGITS_PER_CHUNK`].
+    /// What the backward pass holds beside that at its widest, or the head at its: gradients of the
+    /// residual stream, of the MLP's output and of both sides of GELU, (2 + 8) C per token; or a
+    /// chunk of logits, [`LOGITS_PER_CHUNK`].
     pub backward: u64,
-    /// What the low-rank step holds: for every matrix, beside the old ones, the tangent gradient, the new weight and the new moments; and
-    /// per matrix in hand the direction and the new basis directions, the new bases and the transported moment, 4 (m + n) r + 2 r², and three
-    /// 2r × 2r cores, for the largest matrix times the threads. On a device all matrices of one shape and rank are in hand, and stacked: copies of
-    /// weight, tangent gradient and moments. At LORO's exact steps the same is in hand, beside new factors and moments, 3 (m + n) r a pair. Under GaLore
-    /// there are a new weight and new moments for every full matrix, and in hand the SVD in f64: two copies of the gradient and both bases.
+    /// What the low-rank step holds: for every matrix, beside the old ones, the tangent gradient,
+    /// the new weight and the new moments; and per matrix in hand the direction and the new basis
+    /// directions, the new bases and the transported moment, 4 (m + n) r + 2 r², and three 2r × 2r
+    /// cores, for the largest matrix times the threads. On a device all matrices of one shape and
+    /// rank are in hand, and stacked: copies of weight, tangent gradient and moments. At LORO's
+    /// exact steps the same is in hand, beside new factors and moments, 3 (m + n) r a pair. Under
+    /// GaLore there are a new weight and new moments for every full matrix, and in hand the SVD in
+    /// f64: two copies of the gradient and both bases.
     pub optimizer: u64,
-    /// What `augmented_bug` holds while it evaluates in the augmented bases, beside the first evaluation's gradients: gradients of all parameters once more, now 2r
-    /// wide; and per low-rank matrix the tangent gradient and the new first moment, the augmented bases and Ŝ, new directions, and three cores.
+    /// What `augmented_bug` holds while it evaluates in the augmented bases, beside the first
+    /// evaluation's gradients: gradients of all parameters once more, now 2r wide; and per low-rank
+    /// matrix the tangent gradient and the new first moment, the augmented bases and Ŝ, new
+    /// directions, and three cores.
     pub augmented: u64,
 }
 
@@ -51,24 +63,46 @@ impl MemoryLedger {
         let parameters = ParameterLedger::new(model, vocabulary);
         let layers = model.n_layer as u64;
         let integrator = plan.optimizer.dlra().map(|dlra| dlra.integrator);
-        let starting: Vec<Matrix> = Target::ALL.iter().map(|target| Matrix::new(model, *target)).collect();
-        let augmented: Vec<Matrix> = starting.iter().map(|matrix| matrix.augmented(integrator.unwrap_or(Integrator::Tangent))).collect();
+        let starting: Vec<Matrix> =
+            Target::ALL.iter().map(|target| Matrix::new(model, *target)).collect();
+        let augmented: Vec<Matrix> = starting
+            .iter()
+            .map(|matrix| matrix.augmented(integrator.unwrap_or(Integrator::Tangent)))
+            .collect();
         let is_cycle = integrator == Some(Integrator::CoefficientCycle);
         let is_augmented_bug = integrator == Some(Integrator::AugmentedBug);
         let matrices = if is_cycle { &augmented } else { &starting };
-        let of_blocks = |count: &dyn Fn(&Matrix) -> u64| layers * matrices.iter().map(count).sum::<u64>();
+        let of_blocks =
+            |count: &dyn Fn(&Matrix) -> u64| layers * matrices.iter().map(count).sum::<u64>();
         let moments = |matrix: &Matrix| matrix.moment_values(&plan.optimizer);
         let tokens = plan.train.batch_size as u64 * model.block_size as u64;
-        let low_rank: Vec<&Matrix> = matrices.iter().filter(|matrix| matrix.is_low_rank()).collect();
+        let low_rank: Vec<&Matrix> =
+            matrices.iter().filter(|matrix| matrix.is_low_rank()).collect();
         let in_hand = if on_device(plan) {
-            let stacked = |matrix: &Matrix| matrix.in_hand_values(&plan.optimizer) + 2 * matrix.parameters() + moments(matrix);
-            let alike = |a: &Matrix, b: &Matrix| (a.rows, a.columns, a.rank()) == (b.rows, b.columns, b.rank());
-            let group = |one: &&Matrix| low_rank.iter().filter(|other| alike(one, other)).map(|matrix| stacked(matrix)).sum::<u64>();
+            let stacked = |matrix: &Matrix| {
+                matrix.in_hand_values(&plan.optimizer) + 2 * matrix.parameters() + moments(matrix)
+            };
+            let alike = |a: &Matrix, b: &Matrix| {
+                (a.rows, a.columns, a.rank()) == (b.rows, b.columns, b.rank())
+            };
+            let group = |one: &&Matrix| {
+                low_rank
+                    .iter()
+                    .filter(|other| alike(one, other))
+                    .map(|matrix| stacked(matrix))
+                    .sum::<u64>()
+            };
             // Baselines take one matrix after another there.
-            let others = matrices.iter().filter(|matrix| !matrix.is_low_rank()).map(|matrix| matrix.in_hand_values(&plan.optimizer));
+            let others = matrices
+                .iter()
+                .filter(|matrix| !matrix.is_low_rank())
+                .map(|matrix| matrix.in_hand_values(&plan.optimizer));
             (layers * low_rank.iter().map(group).max().unwrap_or(0)).max(others.max().unwrap_or(0))
         } else {
-            let in_hand = matrices.iter().map(|matrix| matrix.in_hand_values(&plan.optimizer)).filter(|values| *values > 0);
+            let in_hand = matrices
+                .iter()
+                .map(|matrix| matrix.in_hand_values(&plan.optimizer))
+                .filter(|values| *values > 0);
             in_hand.clone().max().unwrap_or(0) * threads.min(layers * in_hand.count() as u64)
         };
         let values = MemoryLedger {
@@ -77,7 +111,8 @@ impl MemoryLedger {
             moments: 2 * parameters.dense_rest() + of_blocks(&moments),
             activations: 0,
             head_gradient: parameters.token_embedding,
-            backward: (10 * model.n_embd as u64 * tokens).max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
+            backward: (10 * model.n_embd as u64 * tokens)
+                .max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
             optimizer: of_blocks(&|matrix| matrix.step_values(&plan.optimizer)) + in_hand,
             augmented: match is_augmented_bug {
                 true => {
@@ -91,7 +126,8 @@ impl MemoryLedger {
                         }
                         false => narrow.gradient_values(),
                     };
-                    parameters.dense_rest() + layers * matrices.iter().zip(&augmented).map(low_rank).sum::<u64>()
+                    parameters.dense_rest()
+                        + layers * matrices.iter().zip(&augmented).map(low_rank).sum::<u64>()
                 }
                 false => 0,
             },
@@ -101,7 +137,8 @@ impl MemoryLedger {
             ComputeType::F32 => (BYTES_PER_VALUE, 0),
             ComputeType::Bf16 => (BYTES_PER_HALF, BYTES_PER_HALF * parameters.total()),
         };
-        let activations = (BYTES_PER_VALUE * kept_wide + bytes_narrow * kept_narrow) * tokens + rounded_weights;
+        let activations =
+            (BYTES_PER_VALUE * kept_wide + bytes_narrow * kept_narrow) * tokens + rounded_weights;
         MemoryLedger { activations, ..values.times(BYTES_PER_VALUE) }
     }
 
@@ -119,9 +156,14 @@ impl MemoryLedger {
         }
     }
 
-    /// What is there at once at the most: the state of the training, and either a backward pass, in augmented bases where there is one, or a low-rank step.
+    /// What is there at once at the most: the state of the training, and either a backward pass, in
+    /// augmented bases where there is one, or a low-rank step.
     pub fn peak(&self) -> u64 {
-        let pass = self.activations.saturating_add(self.head_gradient).saturating_add(self.backward).saturating_add(self.augmented);
+        let pass = self
+            .activations
+            .saturating_add(self.head_gradient)
+            .saturating_add(self.backward)
+            .saturating_add(self.augmented);
         self.weights + self.gradients + self.moments + pass.max(self.optimizer)
     }
 }

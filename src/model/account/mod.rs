@@ -1,8 +1,10 @@
-//! What a plan costs: parameters, floating-point operations, memory. Counted from shapes, before anything runs.
+//! What a plan costs: parameters, floating-point operations, memory. Counted from shapes, before
+//! anything runs.
 //!
-//! Legend: m × n a matrix, r its rank, C the width, H the heads, T the block size, V the vocabulary, L the blocks; a multiply-add is
-//! two operations. Counted are matrix products (and attention's, which see only the causal half); norms, activations, softmax
-//! and element-wise updates are left out, as is usual for model FLOPs.
+//! Legend: m × n a matrix, r its rank, C the width, H the heads, T the block size, V the
+//! vocabulary, L the blocks; a multiply-add is two operations. Counted are matrix products (and
+//! attention's, which see only the causal half); norms, activations, softmax and element-wise
+//! updates are left out, as is usual for model FLOPs.
 //!
 //! ```text
 //! parameters   trained numbers by group
@@ -29,7 +31,9 @@ pub use cut::cut_flops;
 use figures::grouped;
 pub(crate) use figures::{bytes, scaled};
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
-pub use operations::{FlopLedger, NEWTON_SCHULZ_ITERATIONS, OptimizerFlops, low_rank_optimizer_flops};
+pub use operations::{
+    FlopLedger, NEWTON_SCHULZ_ITERATIONS, OptimizerFlops, low_rank_optimizer_flops,
+};
 pub use parameters::{ParameterLedger, TargetLedger};
 use std::fmt;
 
@@ -48,12 +52,14 @@ pub struct Ledger {
     pub tokens_per_step: u64,
     /// Steps of the run.
     pub max_steps: u64,
-    /// Forward and backward passes over the tokens of a step, which are counted once however often they are passed.
+    /// Forward and backward passes over the tokens of a step, which are counted once however often
+    /// they are passed.
     pub evaluations_per_step: u64,
 }
 
 impl Ledger {
-    /// Counts everything for a vocabulary of this size, with this many matrices in the optimizer's hands at a time (its threads).
+    /// Counts everything for a vocabulary of this size, with this many matrices in the optimizer's
+    /// hands at a time (its threads).
     pub fn new(plan: &Plan, vocabulary_size: usize, threads: usize) -> Self {
         let vocabulary = vocabulary_size as u64;
         Ledger {
@@ -80,7 +86,9 @@ impl Ledger {
 
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = |f: &mut fmt::Formatter<'_>, name: &str, value: String| writeln!(f, "  {name:<34}{value:>14}");
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, value: String| {
+            writeln!(f, "  {name:<34}{value:>14}")
+        };
         let parameters = &self.parameters;
         writeln!(f, "parameters")?;
         line(f, "token embedding (tied head)", grouped(parameters.token_embedding))?;
@@ -92,9 +100,12 @@ impl fmt::Display for Ledger {
                 WeightForm::Dense => "dense".to_owned(),
                 WeightForm::LowRank { rank } => format!("rank {rank}"),
                 WeightForm::Factored { rank, form: FactorForm::Ba } => format!("factored, {rank}"),
-                WeightForm::Factored { rank, form: FactorForm::Usv } => format!("factored usv, {rank}"),
+                WeightForm::Factored { rank, form: FactorForm::Usv } => {
+                    format!("factored usv, {rank}")
+                }
             };
-            let name = format!("{:<5} {} × {}, {form}", target.target.name(), target.rows, target.columns);
+            let name =
+                format!("{:<5} {} × {}, {form}", target.target.name(), target.rows, target.columns);
             line(f, &name, grouped(target.parameters))?;
         }
         let (total, dense) = (parameters.total(), parameters.dense_equivalent());
@@ -111,14 +122,26 @@ impl fmt::Display for Ledger {
         line(f, "training per token", scaled(flops.training_per_token, "FLOP"))?;
         line(f, "evaluations per step", self.evaluations_per_step.to_string())?;
         if flops.coefficient_evaluations_per_token > 0 {
-            line(f, "  augmented, per token", scaled(flops.coefficient_evaluations_per_token, "FLOP"))?;
+            line(
+                f,
+                "  augmented, per token",
+                scaled(flops.coefficient_evaluations_per_token, "FLOP"),
+            )?;
         }
         line(f, "low-rank optimizer per step", scaled(flops.low_rank_optimizer_per_step, "FLOP"))?;
         if flops.matrix_optimizer_per_step > 0 {
-            line(f, "full-matrix optimizer per step", scaled(flops.matrix_optimizer_per_step, "FLOP"))?;
+            line(
+                f,
+                "full-matrix optimizer per step",
+                scaled(flops.matrix_optimizer_per_step, "FLOP"),
+            )?;
         }
         line(f, "a step in all", scaled(self.flops_per_step(), "FLOP"))?;
-        line(f, "the run in all", scaled(self.flops_per_step().saturating_mul(self.max_steps), "FLOP"))?;
+        line(
+            f,
+            "the run in all",
+            scaled(self.flops_per_step().saturating_mul(self.max_steps), "FLOP"),
+        )?;
 
         let memory = &self.memory;
         writeln!(f, "memory (f32)")?;

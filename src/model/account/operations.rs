@@ -2,7 +2,10 @@
 
 use super::integrator;
 use super::matrix::Matrix;
-use crate::spec::{CyclePhase, DlraSpec, GaloreSpec, Integrator, Momentum, Plan, RetractionSpec, Target, WeightForm};
+use crate::spec::{
+    CyclePhase, DlraSpec, GaloreSpec, Integrator, Momentum, Plan, RetractionSpec, Target,
+    WeightForm,
+};
 
 /// Quintic Newton–Schulz iterations that `spectral` momentum is counted with.
 pub const NEWTON_SCHULZ_ITERATIONS: u64 = 5;
@@ -10,75 +13,110 @@ pub const NEWTON_SCHULZ_ITERATIONS: u64 = 5;
 /// Floating-point operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlopLedger {
-    /// Forward, the six matrices of all blocks: 2 m n, 2 (n r + r² + r m), or 2 (n r + r m) for W = B A.
+    /// Forward, the six matrices of all blocks: 2 m n, 2 (n r + r² + r m), or 2 (n r + r m) for W =
+    /// B A.
     pub forward_products_per_token: u64,
-    /// Forward, causal attention: a token sees (T + 1) / 2 keys on average, twice (scores and mixture): 2 C (T + 1) per block.
+    /// Forward, causal attention: a token sees (T + 1) / 2 keys on average, twice (scores and
+    /// mixture): 2 C (T + 1) per block.
     pub forward_attention_per_token: u64,
     /// Forward, head: 2 V C.
     pub forward_head_per_token: u64,
-    /// Forward and backward: three times the forward, except that the r × r product of a low-rank matrix has no gradient product
-    /// of its own (the S-gradient comes from the K-gradient), so that it counts twice. The recomputation of attention scores in the
-    /// backward is not counted.
+    /// Forward and backward: three times the forward, except that the r × r product of a low-rank
+    /// matrix has no gradient product of its own (the S-gradient comes from the K-gradient), so
+    /// that it counts twice. The recomputation of attention scores in the backward is not counted.
     pub training_per_token: u64,
-    /// Forward and backward of the further evaluations of an `augmented_bug` step, with every low-rank matrix in its augmented bases.
+    /// Forward and backward of the further evaluations of an `augmented_bug` step, with every
+    /// low-rank matrix in its augmented bases.
     pub coefficient_evaluations_per_token: u64,
-    /// Geometry of all low-rank matrices, once per step; see [`low_rank_optimizer_flops`]. LORO's exact steps, spread over the steps between them:
-    /// 31 (m + n) r² + 2 n r² + 170 r³ each.
+    /// Geometry of all low-rank matrices, once per step; see [`low_rank_optimizer_flops`]. LORO's
+    /// exact steps, spread over the steps between them: 31 (m + n) r² + 2 n r² + 170 r³ each.
     pub low_rank_optimizer_per_step: u64,
-    /// Polar factors of full matrices under Muon, once per step: 5 (4 a² b + 2 a³) each for a ≤ b its sides. Under GaLore the projection and its
-    /// way back, 4 m n r, and the SVD, 14 a² b + 8 a³ (Golub & Van Loan, §8.6), spread over the steps between two.
+    /// Polar factors of full matrices under Muon, once per step: 5 (4 a² b + 2 a³) each for a ≤ b
+    /// its sides. Under GaLore the projection and its way back, 4 m n r, and the SVD, 14 a² b + 8
+    /// a³ (Golub & Van Loan, §8.6), spread over the steps between two.
     pub matrix_optimizer_per_step: u64,
 }
 
 impl FlopLedger {
-    /// At the ranks of the plan; for `coefficient_cycle`, whose ranks come and go, the mean over a cycle.
+    /// At the ranks of the plan; for `coefficient_cycle`, whose ranks come and go, the mean over a
+    /// cycle.
     pub(super) fn new(plan: &Plan, vocabulary: u64) -> Self {
         let Some(phases) = plan.optimizer.dlra().and_then(integrator::phases) else {
             return Self::count(plan, vocabulary, None, &|matrix, _, _| matrix);
         };
         let wide = |matrix: Matrix, _, _| matrix.augmented(Integrator::CoefficientCycle);
         let ledger = |phase| match phase {
-            CyclePhase::Augment => Self::count(plan, vocabulary, Some(phase), &|matrix, _, _| matrix),
+            CyclePhase::Augment => {
+                Self::count(plan, vocabulary, Some(phase), &|matrix, _, _| matrix)
+            }
             CyclePhase::Coefficients { .. } => Self::count(plan, vocabulary, Some(phase), &wide),
         };
         integrator::mean(&phases.map(|(weight, phase)| (weight, ledger(phase))))
     }
 
-    /// The operations of a step (from 1) when low-rank matrices have these ranks (by block and target) instead of those of the plan, as after truncations.
-    pub fn at_step(plan: &Plan, vocabulary: u64, step: u64, rank: &dyn Fn(usize, Target) -> Option<usize>) -> Self {
-        let phase = plan.optimizer.dlra().and_then(|dlra| dlra.cycle_phase(step, plan.train.max_steps.0));
+    /// The operations of a step (from 1) when low-rank matrices have these ranks (by block and
+    /// target) instead of those of the plan, as after truncations.
+    pub fn at_step(
+        plan: &Plan,
+        vocabulary: u64,
+        step: u64,
+        rank: &dyn Fn(usize, Target) -> Option<usize>,
+    ) -> Self {
+        let phase =
+            plan.optimizer.dlra().and_then(|dlra| dlra.cycle_phase(step, plan.train.max_steps.0));
         Self::count(plan, vocabulary, phase, &|matrix, layer, target| match rank(layer, target) {
-            Some(rank) if matrix.is_low_rank() => Matrix { form: WeightForm::LowRank { rank }, ..matrix },
+            Some(rank) if matrix.is_low_rank() => {
+                Matrix { form: WeightForm::LowRank { rank }, ..matrix }
+            }
             _ => matrix,
         })
     }
 
-    fn count(plan: &Plan, vocabulary: u64, phase: Option<CyclePhase>, form: &dyn Fn(Matrix, usize, Target) -> Matrix) -> Self {
+    fn count(
+        plan: &Plan,
+        vocabulary: u64,
+        phase: Option<CyclePhase>,
+        form: &dyn Fn(Matrix, usize, Target) -> Matrix,
+    ) -> Self {
         let model = &plan.model;
         let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
-        let places = || (0..model.n_layer).flat_map(|layer| Target::ALL.map(|target| (layer, target)));
-        let matrices: Vec<Matrix> = places().map(|(layer, target)| form(Matrix::new(model, target), layer, target)).collect();
+        let places =
+            || (0..model.n_layer).flat_map(|layer| Target::ALL.map(|target| (layer, target)));
+        let matrices: Vec<Matrix> = places()
+            .map(|(layer, target)| form(Matrix::new(model, target), layer, target))
+            .collect();
         let products = matrices.iter().map(Matrix::forward_flops).sum::<u64>();
         let attention = layers * 2 * width * (model.block_size as u64 + 1);
         let head = 2 * vocabulary * width;
         let training = |products: u64, small: u64| 3 * (products + attention + head) - small;
         let of = |matrices: &[Matrix]| {
-            training(matrices.iter().map(Matrix::forward_flops).sum(), matrices.iter().map(Matrix::coefficient_flops).sum())
+            training(
+                matrices.iter().map(Matrix::forward_flops).sum(),
+                matrices.iter().map(Matrix::coefficient_flops).sum(),
+            )
         };
         let dlra = plan.optimizer.dlra();
         let optimizer = dlra.map_or(0, |dlra| {
             let cost = |matrix: &Matrix| match phase {
                 None => low_rank_optimizer_flops(dlra, matrix.rows, matrix.columns, matrix.rank()),
-                Some(phase) => integrator::cycle_flops(dlra, matrix.rows, matrix.columns, matrix.rank(), phase),
+                Some(phase) => {
+                    integrator::cycle_flops(dlra, matrix.rows, matrix.columns, matrix.rank(), phase)
+                }
             };
-            matrices.iter().filter(|matrix| matrix.is_low_rank()).map(|matrix| cost(matrix).total()).sum::<u64>()
+            matrices
+                .iter()
+                .filter(|matrix| matrix.is_low_rank())
+                .map(|matrix| cost(matrix).total())
+                .sum::<u64>()
         });
         let coefficient_evaluations = dlra.map_or(0, |dlra| {
-            let augmented: Vec<Matrix> = matrices.iter().map(|matrix| matrix.augmented(dlra.integrator)).collect();
+            let augmented: Vec<Matrix> =
+                matrices.iter().map(|matrix| matrix.augmented(dlra.integrator)).collect();
             (dlra.evaluations_per_step() - 1) * of(&augmented)
         });
         let exact_steps = plan.optimizer.loro().map_or(0, |loro| {
-            let factored = matrices.iter().filter(|matrix| matches!(matrix.form, WeightForm::Factored { .. }));
+            let factored =
+                matrices.iter().filter(|matrix| matches!(matrix.form, WeightForm::Factored { .. }));
             factored.map(exact_step_flops).sum::<u64>() / loro.exact_every.0.max(1)
         });
         let full = matrices.iter().filter(|matrix| matrix.form == WeightForm::Dense);
@@ -99,32 +137,40 @@ impl FlopLedger {
 
     /// A step on this many tokens: all its evaluations, then the optimizer's own products.
     pub fn per_step(&self, tokens: u64) -> u64 {
-        let optimizer = self.low_rank_optimizer_per_step.saturating_add(self.matrix_optimizer_per_step);
-        let evaluations = self.training_per_token.saturating_add(self.coefficient_evaluations_per_token);
+        let optimizer =
+            self.low_rank_optimizer_per_step.saturating_add(self.matrix_optimizer_per_step);
+        let evaluations =
+            self.training_per_token.saturating_add(self.coefficient_evaluations_per_token);
         evaluations.saturating_mul(tokens).saturating_add(optimizer)
     }
 
     /// Forward pass on one token.
     pub fn forward_per_token(&self) -> u64 {
-        self.forward_products_per_token + self.forward_attention_per_token + self.forward_head_per_token
+        self.forward_products_per_token
+            + self.forward_attention_per_token
+            + self.forward_head_per_token
     }
 }
 
 /// Operations of one DLRA step on one matrix while its rank stays, by part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptimizerFlops {
-    /// Tangent projection of the outer gradients: 4 m r² + 2 n r²; and for `adam` the direction's return to the tangent space,
-    /// 4 (m + n) r². For `matrix_adam` the r × r second moments, 2 (m + n) r² + 4 r³, and the direction, 2 (m + n) r² + 4 r³.
+    /// Tangent projection of the outer gradients: 4 m r² + 2 n r²; and for `adam` the direction's
+    /// return to the tangent space, 4 (m + n) r². For `matrix_adam` the r × r second moments, 2 (m
+    /// + n) r² + 4 r³, and the direction, 2 (m + n) r² + 4 r³.
     pub projection: u64,
-    /// New basis directions: orthogonalised twice against the basis, 8 r² per row, and Cholesky-QR twice, 8 r² per row: 16 (m + n) r².
+    /// New basis directions: orthogonalised twice against the basis, 8 r² per row, and Cholesky-QR
+    /// twice, 8 r² per row: 16 (m + n) r².
     pub augmentation: u64,
-    /// `spectral`: polar factor of the core a × b, a ≤ b ≤ 2r, by quintic Newton–Schulz: 4 a² b + 2 a³ per iteration; once per coefficient step. `matrix_adam`: four
-    /// inverse roots by symmetric eigenvalues, 9 r³ + 2 r³ each (Golub & Van Loan, §8.3), and four products, 2 r³ each.
+    /// `spectral`: polar factor of the core a × b, a ≤ b ≤ 2r, by quintic Newton–Schulz: 4 a² b + 2
+    /// a³ per iteration; once per coefficient step. `matrix_adam`: four inverse roots by symmetric
+    /// eigenvalues, 9 r³ + 2 r³ each (Golub & Van Loan, §8.3), and four products, 2 r³ each.
     pub polar: u64,
-    /// `subspace`: two thin QRs of 2r × r (20/3 r³ each) and one product (8 r³). `svd`: 21 (2r)³ (Golub & Van Loan, §8.6).
-    /// Then the new bases, 4 (m + n) r².
+    /// `subspace`: two thin QRs of 2r × r (20/3 r³ each) and one product (8 r³). `svd`: 21 (2r)³
+    /// (Golub & Van Loan, §8.6). Then the new bases, 4 (m + n) r².
     pub retraction: u64,
-    /// First moment into the new bases: 8 (m + n) r² + 8 r³; and for `adam` second moments, 10 (m + n) r² + 8 r³, for `matrix_adam` 16 r³.
+    /// First moment into the new bases: 8 (m + n) r² + 8 r³; and for `adam` second moments, 10 (m +
+    /// n) r² + 8 r³, for `matrix_adam` 16 r³.
     pub transport: u64,
     /// What the coefficient steps of `augmented_bug` take beside their polar factors.
     pub coefficients: u64,
@@ -133,13 +179,25 @@ pub struct OptimizerFlops {
 impl OptimizerFlops {
     /// All parts together.
     pub fn total(&self) -> u64 {
-        self.projection + self.augmentation + self.polar + self.retraction + self.transport + self.coefficients
+        self.projection
+            + self.augmentation
+            + self.polar
+            + self.retraction
+            + self.transport
+            + self.coefficients
     }
 }
 
-/// Operations of one `tangent` or `augmented_bug` step on one m × n matrix of rank r: the algorithm's own count (algorithms.md §2 and §3), the same wherever
-/// it runs. On a device a step makes 2 (m + n) r² more for the R factors, and Cholesky-QR in place of Householder's for the retraction.
-pub fn low_rank_optimizer_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: u64) -> OptimizerFlops {
+/// Operations of one `tangent` or `augmented_bug` step on one m × n matrix of rank r: the
+/// algorithm's own count (algorithms.md §2 and §3), the same wherever it runs. On a device a step
+/// makes 2 (m + n) r² more for the R factors, and Cholesky-QR in place of Householder's for the
+/// retraction.
+pub fn low_rank_optimizer_flops(
+    dlra: &DlraSpec,
+    rows: u64,
+    columns: u64,
+    rank: u64,
+) -> OptimizerFlops {
     let (square, cube) = (rank * rank, rank * rank * rank);
     let sides = (rows + columns) * square;
     let is_adam = u64::from(dlra.momentum == Momentum::Adam);
@@ -150,7 +208,10 @@ pub fn low_rank_optimizer_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: 
         projection: cost_of_projection(dlra, rows, columns, rank),
         augmentation: 16 * sides,
         polar: match dlra.momentum {
-            Momentum::Spectral => dlra.coefficient_steps().max(1) * polar_flops((2 * rank).min(rows), (2 * rank).min(columns)),
+            Momentum::Spectral => {
+                dlra.coefficient_steps().max(1)
+                    * polar_flops((2 * rank).min(rows), (2 * rank).min(columns))
+            }
             Momentum::MatrixAdam => 52 * cube,
             Momentum::HeavyBall | Momentum::Adam => 0,
         },
@@ -159,23 +220,30 @@ pub fn low_rank_optimizer_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: 
                 RetractionSpec::Subspace => subspace,
                 RetractionSpec::Svd => (svd + (every - 1) * subspace) / every,
             },
-        transport: 8 * sides + 8 * cube + is_adam * (10 * sides + 8 * cube) + is_matrix_adam * 16 * cube,
+        transport: 8 * sides
+            + 8 * cube
+            + is_adam * (10 * sides + 8 * cube)
+            + is_matrix_adam * 16 * cube,
         coefficients: integrator::coefficient_flops(dlra, rows, columns, rank),
     }
 }
 
-/// Operations of LORO's exact step on a pair of factors: two QRs, 4 (m + n) r²; two divisions, (m + n) r²; the coefficients, 2 n r² + 2 r³; two
-/// projections, 4 (m + n) r²; new directions, 16 (m + n) r²; the SVD, 21 (2r)³; new bases and factors, 6 (m + n) r².
+/// Operations of LORO's exact step on a pair of factors: two QRs, 4 (m + n) r²; two divisions, (m +
+/// n) r²; the coefficients, 2 n r² + 2 r³; two projections, 4 (m + n) r²; new directions, 16 (m +
+/// n) r²; the SVD, 21 (2r)³; new bases and factors, 6 (m + n) r².
 fn exact_step_flops(matrix: &Matrix) -> u64 {
     let square = matrix.rank() * matrix.rank();
-    31 * (matrix.rows + matrix.columns) * square + 2 * matrix.columns * square + 170 * square * matrix.rank()
+    31 * (matrix.rows + matrix.columns) * square
+        + 2 * matrix.columns * square
+        + 170 * square * matrix.rank()
 }
 
 /// Operations of GaLore's step on a full matrix, the SVD spread over the steps until the next.
 fn projection_flops(galore: &GaloreSpec, matrix: &Matrix) -> u64 {
     let (short, long) = matrix.sides();
     let decomposition = 14 * short * short * long + 8 * short * short * short;
-    4 * matrix.rows * matrix.columns * galore.rank as u64 + decomposition / galore.refresh_every.0.max(1)
+    4 * matrix.rows * matrix.columns * galore.rank as u64
+        + decomposition / galore.refresh_every.0.max(1)
 }
 
 /// Tangent projection and the direction; see [`OptimizerFlops::projection`].

@@ -22,7 +22,8 @@ impl ParameterLedger {
     pub(super) fn new(model: &ModelPlan, vocabulary: u64) -> Self {
         let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
         let norms = (2 * layers + 1) * width;
-        let linear_biases: u64 = Target::ALL.iter().map(|target| model.shape(*target).0 as u64).sum();
+        let linear_biases: u64 =
+            Target::ALL.iter().map(|target| model.shape(*target).0 as u64).sum();
         ParameterLedger {
             token_embedding: vocabulary * width,
             positions: model.block_size as u64 * width,

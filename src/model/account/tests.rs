@@ -4,7 +4,8 @@ use super::figures::{bytes, grouped, scaled};
 use super::*;
 use crate::spec::{Count, CyclePhase, DlraSpec, Momentum, RetractionSpec};
 
-/// 2 blocks, 2 heads, width 8, block 4, vocabulary 10, rank 2, except v (rank 3) and down (dense); batch 3 × 2.
+/// 2 blocks, 2 heads, width 8, block 4, vocabulary 10, rank 2, except v (rank 3) and down (dense);
+/// batch 3 × 2.
 fn tiny(kind: &str, rule: &str, bias: bool) -> Plan {
     let text = format!(
         "name: tiny\n\
@@ -39,7 +40,8 @@ fn operations_of_a_tiny_model() {
     assert_eq!(flops.forward_products_per_token, 2 * 1010);
     assert_eq!(flops.forward_attention_per_token, 2 * 2 * 8 * 5);
     assert_eq!(flops.forward_head_per_token, 160);
-    // The r × r products, 2·(4 + 4 + 9 + 4 + 4) in each of two blocks, are needed twice, not three times.
+    // The r × r products, 2·(4 + 4 + 9 + 4 + 4) in each of two blocks, are needed twice, not three
+    // times.
     assert_eq!(flops.training_per_token, 3 * (2020 + 160 + 160) - 2 * 2 * 25);
     let dense = Ledger::new(&tiny("dense", "", false), 10, 1).flops;
     assert_eq!(dense.forward_products_per_token, 2 * 2 * (4 * 64 + 2 * 256));
@@ -49,12 +51,18 @@ fn operations_of_a_tiny_model() {
 
 #[test]
 fn memory_of_a_tiny_model_on_a_device_in_bf16() {
-    let memory = Ledger::new(&tiny(LOW_RANK, "dtype: {compute: bf16}\nlinalg: device", false), 10, 8).memory;
+    let memory =
+        Ledger::new(&tiny(LOW_RANK, "dtype: {compute: bf16}\nlinalg: device", false), 10, 8).memory;
     let in_f32 = Ledger::new(&tiny(LOW_RANK, "linalg: host", false), 10, 8).memory;
-    assert_eq!((memory.weights, memory.gradients, memory.moments), (in_f32.weights, in_f32.gradients, in_f32.moments));
-    // Per token and block in f32 both norms' inputs and statistics and H = 22, in bf16 14 C and the ranks = 123; at the end 2 C + 2 and C.
+    assert_eq!(
+        (memory.weights, memory.gradients, memory.moments),
+        (in_f32.weights, in_f32.gradients, in_f32.moments)
+    );
+    // Per token and block in f32 both norms' inputs and statistics and H = 22, in bf16 14 C and the
+    // ranks = 123; at the end 2 C + 2 and C.
     assert_eq!(memory.activations, 12 * (4 * (2 * 22 + 18) + 2 * (2 * 123 + 8)) + 2 * (152 + 1010));
-    // In all, tangent gradient, new weight and moment; in hand q, k and o of both blocks: 4 · 32 + 2 · 4 + 12 · 4 each, and three of 36.
+    // In all, tangent gradient, new weight and moment; in hand q, k and o of both blocks: 4 · 32 +
+    // 2 · 4 + 12 · 4 each, and three of 36.
     let all = 2 * 3 * (3 * 36 + 57 + 84);
     assert_eq!(memory.optimizer, 4 * (all + 2 * 3 * (184 + 3 * 36)));
 }
@@ -68,7 +76,8 @@ fn memory_of_a_tiny_model() {
     assert_eq!(memory.gradients, 4 * (rest + 2 * (3 * 32 + 48 + 80 + 256)));
     // Spectral keeps one moment of the shape of (U, S, V); AdamW keeps two.
     assert_eq!(memory.moments, 4 * (2 * rest + 2 * (3 * 36 + 57 + 84) + 2 * 2 * 256));
-    // Per token and block 16 C + 4 + H + (2 + 2 + 3 + 2 + 2) = 145; at the end 3 C + 2; 12 tokens in a micro-batch.
+    // Per token and block 16 C + 4 + H + (2 + 2 + 3 + 2 + 2) = 145; at the end 3 C + 2; 12 tokens
+    // in a micro-batch.
     assert_eq!(memory.activations, 4 * 12 * (2 * 145 + 26));
     assert_eq!(memory.head_gradient, 4 * 80);
     // Up, 32 × 8 at rank 2, is the largest: 4·80 + 14·4.
@@ -83,7 +92,11 @@ fn memory_of_a_tiny_model() {
 #[test]
 fn adam_keeps_second_moments_and_factors_have_no_core() {
     let spectral = Ledger::new(&tiny(LOW_RANK, "", false), 10, 1);
-    let adam = Ledger::new(&tiny(LOW_RANK, "optimizer: {low_rank: {dlra: {momentum: adam}}}", false), 10, 1);
+    let adam = Ledger::new(
+        &tiny(LOW_RANK, "optimizer: {low_rank: {dlra: {momentum: adam}}}", false),
+        10,
+        1,
+    );
     assert_eq!(adam.memory.moments - spectral.memory.moments, 4 * 2 * (3 * 36 + 57 + 84));
     let factored = Ledger::new(&tiny("{factored: {rank: 2}}", "", false), 10, 1);
     assert_eq!(factored.parameters.total(), 152 + 2 * 2 * (4 * 16 + 2 * 40));
@@ -101,7 +114,11 @@ fn one_spectral_step_by_hand() {
     assert_eq!(count.polar, 5 * (2 * 4 * 4 * 4 + 2 * 4 * 4 * 4 + 2 * 4 * 4 * 4));
     assert_eq!(count.retraction, 4 * 64 + 106 + 64);
     assert_eq!(count.transport, 8 * 64 + 64);
-    let svd = DlraSpec { retraction: RetractionSpec::Svd, momentum: Momentum::HeavyBall, ..DlraSpec::default() };
+    let svd = DlraSpec {
+        retraction: RetractionSpec::Svd,
+        momentum: Momentum::HeavyBall,
+        ..DlraSpec::default()
+    };
     let count = low_rank_optimizer_flops(&svd, 10, 6, 2);
     assert_eq!((count.polar, count.retraction), (0, 4 * 64 + 21 * 64));
     // The core has at most min(2r, n) columns.
@@ -133,56 +150,102 @@ fn integrator(keys: &str) -> String {
     format!("optimizer: {{low_rank: {{dlra: {{{keys}}}}}}}")
 }
 
-/// The augmented evaluations are those of the same network at twice the rank; tokens are counted once.
+/// The augmented evaluations are those of the same network at twice the rank; tokens are counted
+/// once.
 #[test]
 fn augmented_bug_counts_its_evaluations() {
     let plain = Ledger::new(&tiny(LOW_RANK, "", false), 10, 1);
-    let doubled = Ledger::new(&tiny("{low_rank: {rank: 4, targets: {v: 6, down: dense}}}", "", false), 10, 1);
-    let twice = Ledger::new(&tiny(LOW_RANK, &integrator("integrator: augmented_bug, coefficient_steps: 2"), false), 10, 1);
+    let doubled =
+        Ledger::new(&tiny("{low_rank: {rank: 4, targets: {v: 6, down: dense}}}", "", false), 10, 1);
+    let twice = Ledger::new(
+        &tiny(LOW_RANK, &integrator("integrator: augmented_bug, coefficient_steps: 2"), false),
+        10,
+        1,
+    );
     assert_eq!((plain.evaluations_per_step, twice.evaluations_per_step), (1, 3));
     assert_eq!(twice.flops.training_per_token, plain.flops.training_per_token);
     assert_eq!(twice.flops.coefficient_evaluations_per_token, 2 * doubled.flops.training_per_token);
     let optimizer = |ledger: &Ledger| ledger.flops.low_rank_optimizer_per_step;
     let tokens = plain.tokens_per_step;
-    let expected = plain.flops_per_step() + 2 * tokens * doubled.flops.training_per_token + optimizer(&twice) - optimizer(&plain);
+    let expected =
+        plain.flops_per_step() + 2 * tokens * doubled.flops.training_per_token + optimizer(&twice)
+            - optimizer(&plain);
     assert_eq!((twice.flops_per_step(), twice.total_tokens()), (expected, plain.total_tokens()));
-    // By hand for a 10 × 6 matrix of rank 2: two polar factors, 2 · 8 · 10 · 4, 4 · 64, 8 · 64, 16 · 8, 4 · 40 and 2 · 24.
-    let bug = DlraSpec { coefficient_steps: Some(Count(2)), integrator: crate::spec::Integrator::AugmentedBug, ..DlraSpec::default() };
-    let (one, two) = (low_rank_optimizer_flops(&DlraSpec::default(), 10, 6, 2), low_rank_optimizer_flops(&bug, 10, 6, 2));
+    // By hand for a 10 × 6 matrix of rank 2: two polar factors, 2 · 8 · 10 · 4, 4 · 64, 8 · 64, 16
+    // · 8, 4 · 40 and 2 · 24.
+    let bug = DlraSpec {
+        coefficient_steps: Some(Count(2)),
+        integrator: crate::spec::Integrator::AugmentedBug,
+        ..DlraSpec::default()
+    };
+    let (one, two) = (
+        low_rank_optimizer_flops(&DlraSpec::default(), 10, 6, 2),
+        low_rank_optimizer_flops(&bug, 10, 6, 2),
+    );
     assert_eq!((two.polar, one.coefficients), (2 * one.polar, 0));
     assert_eq!(two.coefficients, 640 + 256 + 512 + 128 + 160 + 48);
-    // Rest: 152; gradients 2r wide 2·(64·3 + 96 + 160 + 256); twice (36·3 + 57 + 84), the augmented (80·3 + 132 + 176), new directions (32·3 + 48 + 80), three
-    // cores of 16·3 + 36 + 16 numbers each.
+    // Rest: 152; gradients 2r wide 2·(64·3 + 96 + 160 + 256); twice (36·3 + 57 + 84), the augmented
+    // (80·3 + 132 + 176), new directions (32·3 + 48 + 80), three cores of 16·3 + 36 + 16 numbers
+    // each.
     let low_rank = 2 * (108 + 57 + 84) + (240 + 132 + 176) + (96 + 48 + 80) + 3 * (48 + 36 + 16);
     assert_eq!(twice.memory.augmented, 4 * (152 + 2 * (192 + 96 + 160 + 256 + low_rank)));
     assert_eq!(twice.memory.activations - plain.memory.activations, 4 * 12 * 2 * 11);
-    assert!(twice.to_string().contains("evaluations per step                           3"), "{twice}");
+    assert!(
+        twice.to_string().contains("evaluations per step                           3"),
+        "{twice}"
+    );
 }
 
 /// A plan's figures of a cycle are means over it; a step's own are those of its phase and rank.
 #[test]
 fn cycles_are_counted_at_the_ranks_in_force() {
-    let plan = tiny(LOW_RANK, &integrator("integrator: coefficient_cycle, coefficient_steps: 3"), false);
+    let plan =
+        tiny(LOW_RANK, &integrator("integrator: coefficient_cycle, coefficient_steps: 3"), false);
     let (narrow, wide) = (Ledger::new(&tiny(LOW_RANK, "", false), 10, 1), {
         Ledger::new(&tiny("{low_rank: {rank: 4, targets: {v: 6, down: dense}}}", "", false), 10, 1)
     });
     let cycle = Ledger::new(&plan, 10, 1);
-    assert_eq!(cycle.flops.training_per_token, (narrow.flops.training_per_token + 3 * wide.flops.training_per_token) / 4);
+    assert_eq!(
+        cycle.flops.training_per_token,
+        (narrow.flops.training_per_token + 3 * wide.flops.training_per_token) / 4
+    );
     assert_eq!(cycle.evaluations_per_step, 1);
-    assert_eq!((cycle.memory.weights, cycle.memory.moments), (wide.memory.weights, wide.memory.moments));
+    assert_eq!(
+        (cycle.memory.weights, cycle.memory.moments),
+        (wide.memory.weights, wide.memory.moments)
+    );
     assert_eq!(cycle.parameters.total(), narrow.parameters.total());
-    let doubled = |_: usize, target: crate::spec::Target| Some(if target == crate::spec::Target::V { 6 } else { 4 });
-    let steps: Vec<FlopLedger> = (1..=7).map(|step| FlopLedger::at_step(&plan, 10, step, &doubled)).collect();
+    let doubled = |_: usize, target: crate::spec::Target| {
+        Some(if target == crate::spec::Target::V { 6 } else { 4 })
+    };
+    let steps: Vec<FlopLedger> =
+        (1..=7).map(|step| FlopLedger::at_step(&plan, 10, step, &doubled)).collect();
     assert_eq!(steps[1].training_per_token, wide.flops.training_per_token);
     // Steps 4 and 7 truncate, the last because the run ends.
-    let optimizer: Vec<u64> = steps.iter().map(|ledger| ledger.low_rank_optimizer_per_step).collect();
-    assert!(optimizer[3] > optimizer[1] && optimizer[6] == optimizer[3] && optimizer[1] == optimizer[2] && optimizer[4] == optimizer[0]);
-    // By hand, 10 × 6 at rank 4: projection, then polar factors of 4 × 4; SVD 21 · 64, bases 2 · 16 · 4 · 2, transport 16 (6 · 8 + 2 · 4) + 4 (32 + 16).
+    let optimizer: Vec<u64> =
+        steps.iter().map(|ledger| ledger.low_rank_optimizer_per_step).collect();
+    assert!(
+        optimizer[3] > optimizer[1]
+            && optimizer[6] == optimizer[3]
+            && optimizer[1] == optimizer[2]
+            && optimizer[4] == optimizer[0]
+    );
+    // By hand, 10 × 6 at rank 4: projection, then polar factors of 4 × 4; SVD 21 · 64, bases 2 · 16
+    // · 4 · 2, transport 16 (6 · 8 + 2 · 4) + 4 (32 + 16).
     let cost = |phase| integrator::cycle_flops(&DlraSpec::default(), 10, 6, 4, phase);
     let truncating = cost(CyclePhase::Coefficients { truncate: true });
-    assert_eq!((truncating.projection, truncating.polar), (4 * 160 + 2 * 96, 5 * (4 * 64 + 2 * 64)));
-    assert_eq!((truncating.retraction, truncating.transport, truncating.augmentation), (21 * 64 + 256, 16 * 56 + 192, 0));
-    assert_eq!(cost(CyclePhase::Coefficients { truncate: false }).total(), truncating.projection + truncating.polar);
+    assert_eq!(
+        (truncating.projection, truncating.polar),
+        (4 * 160 + 2 * 96, 5 * (4 * 64 + 2 * 64))
+    );
+    assert_eq!(
+        (truncating.retraction, truncating.transport, truncating.augmentation),
+        (21 * 64 + 256, 16 * 56 + 192, 0)
+    );
+    assert_eq!(
+        cost(CyclePhase::Coefficients { truncate: false }).total(),
+        truncating.projection + truncating.polar
+    );
     // To min(2r, m, n) = 6 columns.
     assert_eq!(cost(CyclePhase::Augment).transport, 16 * (6 * 24 + 2 * 36) + 4 * (96 + 144));
 }
@@ -190,11 +253,18 @@ fn cycles_are_counted_at_the_ranks_in_force() {
 #[test]
 fn retractions_between_svds_are_cheaper() {
     let retraction = |every| {
-        let svd = DlraSpec { retraction: RetractionSpec::Svd, truncate_every: Count(every), ..DlraSpec::default() };
+        let svd = DlraSpec {
+            retraction: RetractionSpec::Svd,
+            truncate_every: Count(every),
+            ..DlraSpec::default()
+        };
         low_rank_optimizer_flops(&svd, 10, 6, 2).retraction
     };
     let subspace = low_rank_optimizer_flops(&DlraSpec::default(), 10, 6, 2).retraction;
-    assert_eq!((retraction(1), retraction(4)), (256 + 1344, 256 + (1344 + 3 * (subspace - 256)) / 4));
+    assert_eq!(
+        (retraction(1), retraction(4)),
+        (256 + 1344, 256 + (1344 + 3 * (subspace - 256)) / 4)
+    );
 }
 
 #[test]
@@ -207,7 +277,10 @@ fn free_factors_of_three() {
     assert_eq!(three.memory.gradients, three.memory.weights);
     // Unlike on the manifold, S has its own gradient product.
     assert_eq!(three.flops.training_per_token, 3 * three.flops.forward_per_token());
-    assert_eq!(three.flops.forward_products_per_token - two.flops.forward_products_per_token, 12 * 2 * 4);
+    assert_eq!(
+        three.flops.forward_products_per_token - two.flops.forward_products_per_token,
+        12 * 2 * 4
+    );
     // x V Sᵀ of rank 2 is kept beside x V by each matrix, for 12 tokens.
     assert_eq!(three.memory.activations - two.memory.activations, 4 * 12 * 12 * 2);
 }
@@ -221,7 +294,10 @@ fn loro_is_counted() {
     let square = 31 * 16 * 4 + 2 * 8 * 4 + 1360;
     let (up, down) = (31 * 40 * 4 + 2 * 8 * 4 + 1360, 31 * 40 * 4 + 2 * 32 * 4 + 1360);
     assert_eq!(loro.flops.low_rank_optimizer_per_step, 2 * (4 * square + up + down) / 4);
-    assert_eq!(loro.flops_per_step() - plain.flops_per_step(), loro.flops.low_rank_optimizer_per_step);
+    assert_eq!(
+        loro.flops_per_step() - plain.flops_per_step(),
+        loro.flops.low_rank_optimizer_per_step
+    );
     assert_eq!(loro.memory.moments, plain.memory.moments, "Adam's two");
     // New factors and moments of all pairs; in hand an 8 × 32 one: 4·80 + 14·4.
     assert_eq!(loro.memory.optimizer, 4 * (3 * 2 * (4 * 32 + 2 * 80) + 320 + 56));
@@ -230,15 +306,21 @@ fn loro_is_counted() {
 #[test]
 fn galore_is_counted() {
     let plain = Ledger::new(&tiny("dense", "", false), 10, 1);
-    let galore = Ledger::new(&tiny("dense", "optimizer: {matrices: {galore: {rank: 3, refresh_every: 2}}}", false), 10, 1);
+    let galore = Ledger::new(
+        &tiny("dense", "optimizer: {matrices: {galore: {rank: 3, refresh_every: 2}}}", false),
+        10,
+        1,
+    );
     // 4 m n r and half an SVD of 14 a² b + 8 a³.
-    let per_block = 4 * (4 * 64 * 3 + (14 * 64 * 8 + 8 * 512) / 2) + 2 * (4 * 256 * 3 + (14 * 64 * 32 + 8 * 512) / 2);
+    let per_block = 4 * (4 * 64 * 3 + (14 * 64 * 8 + 8 * 512) / 2)
+        + 2 * (4 * 256 * 3 + (14 * 64 * 32 + 8 * 512) / 2);
     assert_eq!(galore.flops.matrix_optimizer_per_step, 2 * per_block);
     assert_eq!(galore.flops_per_step() - plain.flops_per_step(), 2 * per_block);
     // Two moments of 3 × max(m, n) and a projector of min(m, n) × 3 instead of two of m × n.
     let (moments, full) = (2 * (4 * 3 * 24 + 2 * 3 * 72), 2 * 2 * (4 * 64 + 2 * 256));
     assert_eq!(plain.memory.moments - galore.memory.moments, 4 * (full - moments));
-    // New weights and moments; in hand the SVD of 32 × 8 in f64: 2 · 256 for the gradient, 40 · 8 for the bases.
+    // New weights and moments; in hand the SVD of 32 × 8 in f64: 2 · 256 for the gradient, 40 · 8
+    // for the bases.
     assert_eq!(galore.memory.optimizer, 4 * (2 * (4 * 64 + 2 * 256) + moments + 2 * (512 + 320)));
     assert_eq!(plain.memory.optimizer, 0);
 }

@@ -1,6 +1,8 @@
-//! `augmented_bug`: the Galerkin step with gradients of its own, in augmented bases (Ceruti, Kusch & Lubich 2022, §3; algorithms.md §2).
+//! `augmented_bug`: the Galerkin step with gradients of its own, in augmented bases (Ceruti, Kusch
+//! & Lubich 2022, §3; algorithms.md §2).
 //!
-//! With Z the carried first moment at W = U S Vᵀ, T = P(W)G the first tangent gradient, β = β₁ and w = 1 − β₁ (1 for `heavy_ball`):
+//! With Z the carried first moment at W = U S Vᵀ, T = P(W)G the first tangent gradient, β = β₁ and
+//! w = 1 − β₁ (1 for `heavy_ball`):
 //!
 //! ```text
 //! augment      m = βZ + wT,  D = D(m) as for `tangent`;  Û = [U | Q_P], V̂ = [V | Q_Q] hold D
@@ -10,11 +12,14 @@
 //! transport    m + Û (Ẑ_J − Ûᵀ m V̂) V̂ᵀ, projected to the tangent space at the new point
 //! ```
 //!
-//! D(Ẑ) is Ẑ for `heavy_ball`, 0.2 √max(m, n) times its polar factor for `spectral`, and Adam's quotient with second moments of the coefficients for `adam`; with
-//! Nesterov, of βẐⱼ + wĜⱼ. So momentum acts on the coefficients, as in the authors' codes (Stochastic-DLRA steps S by SGD, RobustDLRT by AdamW with
-//! moments kept for S alone), but begins from and returns to a tangent vector: moments kept for S alone forget what lies outside the bases at every
-//! truncation. For J = 1 the first gradient enters once, and what `tangent` lacks is the (2,2) block Q_Pᵀ G Q_Q of the gradient at W, which
-//! is normal to the manifold: with the rank kept it changes W by O(η²). From J = 2 on the gradient is taken at points that have moved.
+//! D(Ẑ) is Ẑ for `heavy_ball`, 0.2 √max(m, n) times its polar factor for `spectral`, and Adam's
+//! quotient with second moments of the coefficients for `adam`; with Nesterov, of βẐⱼ + wĜⱼ. So
+//! momentum acts on the coefficients, as in the authors' codes (Stochastic-DLRA steps S by SGD,
+//! RobustDLRT by AdamW with moments kept for S alone), but begins from and returns to a tangent
+//! vector: moments kept for S alone forget what lies outside the bases at every truncation. For J =
+//! 1 the first gradient enters once, and what `tangent` lacks is the (2,2) block Q_Pᵀ G Q_Q of the
+//! gradient at W, which is normal to the manifold: with the rank kept it changes W by O(η²). From J
+//! = 2 on the gradient is taken at points that have moved.
 
 use super::conditioning;
 use super::{DlraState, DlraStep, DlraUpdate, Second};
@@ -41,11 +46,17 @@ pub struct GalerkinStep {
 }
 
 impl DlraState {
-    /// Augments the bases by the momentum's direction; the coefficients are still those of `point`, and nothing has moved.
+    /// Augments the bases by the momentum's direction; the coefficients are still those of `point`,
+    /// and nothing has moved.
     ///
     /// # Errors
     /// If a factorisation meets a non-finite number or does not converge.
-    pub fn begin_galerkin(&self, point: &LowRank, gradient: &Tangent, hyper: &DlraStep) -> Result<GalerkinStep> {
+    pub fn begin_galerkin(
+        &self,
+        point: &LowRank,
+        gradient: &Tangent,
+        hyper: &DlraStep,
+    ) -> Result<GalerkinStep> {
         let mut state = self.clone();
         let direction = state.direction(point, gradient, hyper)?;
         let augmentation = Augmentation::new(point, &direction)?;
@@ -55,7 +66,15 @@ impl DlraState {
         };
         let coefficients = augmentation.augmented_coefficients(point)?;
         let moment = augmentation.coefficients_of(&self.first)?;
-        Ok(GalerkinStep { point: point.clone(), augmentation, state, coefficients, moment, second, taken: 0 })
+        Ok(GalerkinStep {
+            point: point.clone(),
+            augmentation,
+            state,
+            coefficients,
+            moment,
+            second,
+            taken: 0,
+        })
     }
 }
 
@@ -76,7 +95,8 @@ impl GalerkinStep {
         self.augmentation.coefficient_gradient(&self.point, k)
     }
 
-    /// One coefficient step along this gradient by Ŝ; the regulariser, where there is one, acts on the leading r × r block, as it does under `tangent`.
+    /// One coefficient step along this gradient by Ŝ; the regulariser, where there is one, acts on
+    /// the leading r × r block, as it does under `tangent`.
     ///
     /// # Errors
     /// If a factorisation does not converge.
@@ -85,9 +105,11 @@ impl GalerkinStep {
             None => self.advance_along(gradient, hyper),
             Some(strength) => {
                 let ((rows, columns), rank) = (gradient.dims2()?, self.point.rank());
-                let leading = self.coefficients.narrow(0, 0, rank)?.narrow(1, 0, rank)?.contiguous()?;
-                let regulariser =
-                    conditioning::gradient(&leading)?.pad_with_zeros(0, 0, rows - rank)?.pad_with_zeros(1, 0, columns - rank)?;
+                let leading =
+                    self.coefficients.narrow(0, 0, rank)?.narrow(1, 0, rank)?.contiguous()?;
+                let regulariser = conditioning::gradient(&leading)?
+                    .pad_with_zeros(0, 0, rows - rank)?
+                    .pad_with_zeros(1, 0, columns - rank)?;
                 self.advance_along(&weighted_sum(1.0, gradient, strength, &regulariser)?, hyper)
             }
         }
@@ -96,7 +118,8 @@ impl GalerkinStep {
     fn advance_along(mut self, gradient: &Tensor, hyper: &DlraStep) -> Result<Self> {
         let settings = hyper.settings;
         self.taken += 1;
-        self.moment = weighted_sum(settings.beta1, &self.moment, hyper.gradient_weight(), gradient)?;
+        self.moment =
+            weighted_sum(settings.beta1, &self.moment, hyper.gradient_weight(), gradient)?;
         let mean = match settings.nesterov {
             true => weighted_sum(settings.beta1, &self.moment, hyper.gradient_weight(), gradient)?,
             false => self.moment.clone(),
@@ -107,15 +130,19 @@ impl GalerkinStep {
                 let factor = (1.0 - settings.beta2) * hyper.gradient_scale * hyper.gradient_scale;
                 *sum = weighted_sum(settings.beta2, sum, factor, &gradient.sqr()?)?;
                 *weight = weight.affine(settings.beta2, 1.0 - settings.beta2)?;
-                // A step decays the moment once per coefficient step, and has decayed it that often in each step before.
-                let decays = (hyper.step - 1) * settings.coefficient_steps() + self.taken + u64::from(settings.nesterov);
+                // A step decays the moment once per coefficient step, and has decayed it that often
+                // in each step before.
+                let decays = (hyper.step - 1) * settings.coefficient_steps()
+                    + self.taken
+                    + u64::from(settings.nesterov);
                 let gathered = 1.0 - settings.beta1.powf(decays as f64);
                 ((mean / gathered)? / ((&*sum / &*weight)?.sqrt()? + settings.epsilon)?)?
             }
             (Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam, _) => mean,
         };
         let keep = 1.0 - hyper.learning_rate * settings.weight_decay;
-        self.coefficients = weighted_sum(keep, &self.coefficients, -hyper.learning_rate, &direction)?;
+        self.coefficients =
+            weighted_sum(keep, &self.coefficients, -hyper.learning_rate, &direction)?;
         Ok(self)
     }
 
@@ -125,7 +152,12 @@ impl GalerkinStep {
     /// If a factorisation meets a non-finite number or does not converge.
     pub fn finish(self, hyper: &DlraStep) -> Result<DlraUpdate> {
         let retracted = hyper.retract(&self.point, &self.augmentation, &self.coefficients)?;
-        let gained = weighted_sum(1.0, &self.moment, -1.0, &self.augmentation.coefficients_of(&self.state.first)?)?;
+        let gained = weighted_sum(
+            1.0,
+            &self.moment,
+            -1.0,
+            &self.augmentation.coefficients_of(&self.state.first)?,
+        )?;
         let mut update = self.state.arrive(&self.point, retracted, hyper)?;
         let gained = self.augmentation.project(&self.point, &gained, &update.point)?;
         update.state.first = update.state.first.scaled_add(1.0, &gained, 1.0)?;

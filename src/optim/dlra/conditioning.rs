@@ -4,19 +4,27 @@ use crate::linalg::{frobenius_norm, multiply, weighted_sum};
 use crate::lowrank::Tangent;
 use candle_core::{D, Result, Tensor};
 
-/// The gradient of R(S) = ‖SSᵀ − (‖S‖_F² / r) I‖_F: ∂R/∂S = 2 A S / ‖A‖_F with A = SSᵀ − (‖S‖_F² / r) I, and 0 where A = 0.
+/// The gradient of R(S) = ‖SSᵀ − (‖S‖_F² / r) I‖_F: ∂R/∂S = 2 A S / ‖A‖_F with A = SSᵀ − (‖S‖_F² /
+/// r) I, and 0 where A = 0.
 ///
-/// R is 0 exactly where all singular values are equal, and depends on them alone, so that its gradient at W = U S Vᵀ is the tangent vector
-/// U (∂R/∂S) Vᵀ (Schotthöfer, Yang & Schnake 2025, RobustDLRT, arXiv:2505.08022). tr A = 0, so ‖S‖_F² needs no term of its own.
+/// R is 0 exactly where all singular values are equal, and depends on them alone, so that its
+/// gradient at W = U S Vᵀ is the tangent vector U (∂R/∂S) Vᵀ (Schotthöfer, Yang & Schnake 2025,
+/// RobustDLRT, arXiv:2505.08022). tr A = 0, so ‖S‖_F² needs no term of its own.
 pub(super) fn gradient(s: &Tensor) -> Result<Tensor> {
     if s.rank() > 2 || !s.device().is_cpu() {
         return gradient_on_device(s);
     }
     let rank = s.dim(0)?;
     let mean = frobenius_norm(s)?.powi(2) / rank as f64;
-    let a = weighted_sum(1.0, &multiply(s, &s.t()?)?, -mean, &Tensor::eye(rank, s.dtype(), s.device())?)?;
+    let a = weighted_sum(
+        1.0,
+        &multiply(s, &s.t()?)?,
+        -mean,
+        &Tensor::eye(rank, s.dtype(), s.device())?,
+    )?;
     let norm = frobenius_norm(&a)?;
-    // Rounding leaves A of the size of the mean's last digits where it should vanish; its direction is noise.
+    // Rounding leaves A of the size of the mean's last digits where it should vanish; its direction
+    // is noise.
     if norm <= 1e-6 * mean { s.zeros_like() } else { multiply(&a, s)? * (2.0 / norm) }
 }
 
@@ -29,7 +37,8 @@ fn gradient_on_device(s: &Tensor) -> Result<Tensor> {
     let a = (multiply(s, &s.t()?)? - identity.broadcast_mul(&mean)?)?;
     let norm = sum(a.clone())?.sqrt()?;
     let above_rounding = norm.gt(&(mean * 1e-6)?)?.to_dtype(s.dtype())?;
-    // Where the norm counts as zero, so does the factor; the smallest normal number only keeps 0/0 away.
+    // Where the norm counts as zero, so does the factor; the smallest normal number only keeps 0/0
+    // away.
     let factor = ((above_rounding * 2.0)? / (norm + f64::from(f32::MIN_POSITIVE))?)?;
     multiply(&a, s)?.broadcast_mul(&factor)
 }
@@ -47,12 +56,19 @@ mod tests {
     use candle_core::{DType, Device};
 
     fn matrix(index: u64) -> Tensor {
-        Tensor::from_vec(rng::normals(&mut rng::stream(9, "regulariser", &[index]), 25), (5, 5), &Device::Cpu).unwrap()
+        Tensor::from_vec(
+            rng::normals(&mut rng::stream(9, "regulariser", &[index]), 25),
+            (5, 5),
+            &Device::Cpu,
+        )
+        .unwrap()
     }
 
     fn value(s: &Tensor) -> f64 {
         let mean = frobenius_norm(s).unwrap().powi(2) / 5.0;
-        let a = (s.matmul(&s.t().unwrap()).unwrap() - (Tensor::eye(5, DType::F64, &Device::Cpu).unwrap() * mean).unwrap()).unwrap();
+        let a = (s.matmul(&s.t().unwrap()).unwrap()
+            - (Tensor::eye(5, DType::F64, &Device::Cpu).unwrap() * mean).unwrap())
+        .unwrap();
         frobenius_norm(&a).unwrap()
     }
 
@@ -62,7 +78,10 @@ mod tests {
         let at = |t: f64| value(&(&s + (&direction * t).unwrap()).unwrap());
         let difference = (at(1e-5) - at(-1e-5)) / 2e-5;
         let analytic = crate::linalg::inner(&gradient(&s).unwrap(), &direction).unwrap();
-        assert!((difference - analytic).abs() < 1e-7 * analytic.abs(), "{difference} and {analytic}");
+        assert!(
+            (difference - analytic).abs() < 1e-7 * analytic.abs(),
+            "{difference} and {analytic}"
+        );
     }
 
     #[test]

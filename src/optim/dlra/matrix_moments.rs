@@ -4,15 +4,19 @@ use crate::linalg::{inverse_square_root, multiply, weighted_sum};
 use crate::lowrank::{BasisChange, LowRank, Tangent};
 use candle_core::{Result, Tensor};
 
-/// Share of the mean eigenvalue that is added before the inverse root, so that directions without gradient are not blown up.
+/// Share of the mean eigenvalue that is added before the inverse root, so that directions without
+/// gradient are not blown up.
 const RELATIVE_EPSILON: f64 = 1e-3;
 
-/// Decayed means of (GV)ᵀ(GV)/m, which scales the columns that belong to V, and of (GᵀU)ᵀ(GᵀU)/n, for U.
+/// Decayed means of (GV)ᵀ(GV)/m, which scales the columns that belong to V, and of (GᵀU)ᵀ(GᵀU)/n,
+/// for U.
 ///
-/// A ← β₂A + (1−β₂)(GV)ᵀ(GV)/m and its gathered weight C ← β₂C + (1−β₂)I travel as quadratic forms, A ← RᵀAR and C ← RᵀCR with R = V₀ᵀV,
-/// which is exact: a second moment of coordinates in new bases is that form. Â = C^{-½} A C^{-½} is the bias-corrected mean, A/(1−β₂ᵗ) in
-/// fixed bases; directions that are new since the last rank change have gathered less and are corrected for that alone. Nothing depends on
-/// how the bases are rotated. In the spirit of Shampoo (Gupta et al. 2018) with exponent −½ on the rank-wide sides only.
+/// A ← β₂A + (1−β₂)(GV)ᵀ(GV)/m and its gathered weight C ← β₂C + (1−β₂)I travel as quadratic forms,
+/// A ← RᵀAR and C ← RᵀCR with R = V₀ᵀV, which is exact: a second moment of coordinates in new bases
+/// is that form. Â = C^{-½} A C^{-½} is the bias-corrected mean, A/(1−β₂ᵗ) in fixed bases;
+/// directions that are new since the last rank change have gathered less and are corrected for that
+/// alone. Nothing depends on how the bases are rotated. In the spirit of Shampoo (Gupta et al.
+/// 2018) with exponent −½ on the rank-wide sides only.
 #[derive(Clone, Debug)]
 pub(super) struct MatrixMoments {
     /// Of the K-gradient, r × r in V's coordinates.
@@ -31,19 +35,33 @@ impl MatrixMoments {
     }
 
     /// Takes in a gradient: (GV)ᵀ(GV) = MᵀM + PᵀP and (GᵀU)ᵀ(GᵀU) = MMᵀ + QᵀQ.
-    pub fn update(&mut self, point: &LowRank, gradient: &Tangent, beta2: f64, scale: f64) -> Result<()> {
+    pub fn update(
+        &mut self,
+        point: &LowRank,
+        gradient: &Tangent,
+        beta2: f64,
+        scale: f64,
+    ) -> Result<()> {
         let Tangent { m, p, q } = gradient;
-        let form = |a: &Tensor, b: &Tensor| -> Result<Tensor> { multiply(&a.t()?, a)? + multiply(&b.t()?, b)? };
+        let form = |a: &Tensor, b: &Tensor| -> Result<Tensor> {
+            multiply(&a.t()?, a)? + multiply(&b.t()?, b)?
+        };
         let weight = (1.0 - beta2) * scale * scale;
         self.k = weighted_sum(beta2, &self.k, weight / point.rows() as f64, &form(m, p)?)?;
-        self.l = weighted_sum(beta2, &self.l, weight / point.columns() as f64, &form(&m.t()?.contiguous()?, q)?)?;
+        self.l = weighted_sum(
+            beta2,
+            &self.l,
+            weight / point.columns() as f64,
+            &form(&m.t()?.contiguous()?, q)?,
+        )?;
         let identity = Tensor::eye(point.rank(), m.dtype(), m.device())?.broadcast_as(m.shape())?;
         self.k_weight = weighted_sum(beta2, &self.k_weight, 1.0 - beta2, &identity)?;
         self.l_weight = weighted_sum(beta2, &self.l_weight, 1.0 - beta2, &identity)?;
         Ok(())
     }
 
-    /// D_M = ½ (m̂ R + L m̂), D_P = p̂ R, D_Q = q̂ L with R = (Â_K + ε)^{-½}, L = (Â_L + ε)^{-½}: a tangent vector, since columns are only mixed.
+    /// D_M = ½ (m̂ R + L m̂), D_P = p̂ R, D_Q = q̂ L with R = (Â_K + ε)^{-½}, L = (Â_L + ε)^{-½}: a
+    /// tangent vector, since columns are only mixed.
     pub fn precondition(&self, mean: &Tangent, gathered: f64) -> Result<Tangent> {
         let root = |sum: &Tensor, weight: &Tensor| -> Result<Tensor> {
             let whiten = inverse_square_root(weight, 0.0)?;
@@ -70,18 +88,32 @@ impl MatrixMoments {
         Ok(())
     }
 
-    /// The same with every tensor, in the order of [`Self::named`], replaced by what `change` makes of it.
+    /// The same with every tensor, in the order of [`Self::named`], replaced by what `change` makes
+    /// of it.
     pub fn map_leaves(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self { k: change(&self.k)?, k_weight: change(&self.k_weight)?, l: change(&self.l)?, l_weight: change(&self.l_weight)? })
+        Ok(Self {
+            k: change(&self.k)?,
+            k_weight: change(&self.k_weight)?,
+            l: change(&self.l)?,
+            l_weight: change(&self.l_weight)?,
+        })
     }
 
     /// State tensors by name.
     pub fn named(&self) -> [(&'static str, &Tensor); 4] {
-        [("k_second", &self.k), ("k_second_weight", &self.k_weight), ("l_second", &self.l), ("l_second_weight", &self.l_weight)]
+        [
+            ("k_second", &self.k),
+            ("k_second_weight", &self.k_weight),
+            ("l_second", &self.l),
+            ("l_second_weight", &self.l_weight),
+        ]
     }
 
     /// The state read back, leaf by leaf.
-    pub fn read(&self, mut take: impl FnMut(&str, &Tensor) -> anyhow::Result<Tensor>) -> anyhow::Result<Self> {
+    pub fn read(
+        &self,
+        mut take: impl FnMut(&str, &Tensor) -> anyhow::Result<Tensor>,
+    ) -> anyhow::Result<Self> {
         let mut leaf = |index: usize| {
             let (name, like) = self.named()[index];
             take(name, like)

@@ -1,4 +1,5 @@
-//! The steps of many low-rank weights: one after another's thread on the host, or as stacks where the tensors live.
+//! The steps of many low-rank weights: one after another's thread on the host, or as stacks where
+//! the tensors live.
 
 use super::{DlraState, DlraStep, DlraUpdate};
 use crate::lowrank::{LowRank, Tangent};
@@ -22,10 +23,12 @@ pub struct Item<'a> {
     pub hyper: DlraStep<'a>,
 }
 
-/// Takes `step` on every item; the updates are in the items' order, and nothing is changed in place.
+/// Takes `step` on every item; the updates are in the items' order, and nothing is changed in
+/// place.
 ///
-/// On the device, weights whose rank stays step together if shape and rank are the same: the number of kernels and of transfers does not grow with the
-/// number of layers. A weight whose rank may change steps as a stack of one.
+/// On the device, weights whose rank stays step together if shape and rank are the same: the number
+/// of kernels and of transfers does not grow with the number of layers. A weight whose rank may
+/// change steps as a stack of one.
 ///
 /// # Errors
 /// As `step`, naming the weight, or the first and the number of a stack.
@@ -46,19 +49,28 @@ pub fn step_all(
                 let members: Vec<&Item> = group.iter().map(|&index| &items[index]).collect();
                 let found = as_stack(&members, step).with_context(|| match members.as_slice() {
                     [one] => format!("the low-rank step of `{}` failed", one.name),
-                    [first, ..] => format!("the low-rank step of `{}` and {} more of its shape failed", first.name, members.len() - 1),
+                    [first, ..] => format!(
+                        "the low-rank step of `{}` and {} more of its shape failed",
+                        first.name,
+                        members.len() - 1
+                    ),
                     [] => String::new(),
                 })?;
-                group.into_iter().zip(found).for_each(|(index, update)| updates[index] = Some(update));
+                group
+                    .into_iter()
+                    .zip(found)
+                    .for_each(|(index, update)| updates[index] = Some(update));
             }
             Ok(updates.into_iter().flatten().collect())
         }
     }
 }
 
-type StepOf<'a> = &'a (dyn Fn(&DlraState, &LowRank, &Tangent, &DlraStep) -> Result<DlraUpdate> + Sync);
+type StepOf<'a> =
+    &'a (dyn Fn(&DlraState, &LowRank, &Tangent, &DlraStep) -> Result<DlraUpdate> + Sync);
 
-/// Steps in host memory, wherever the weights live; what has to travel does so before and after, one after another.
+/// Steps in host memory, wherever the weights live; what has to travel does so before and after,
+/// one after another.
 fn on_host(items: &[Item], step: StepOf) -> anyhow::Result<Vec<DlraUpdate>> {
     let host = Device::Cpu;
     let hosted = |item: &Item| {
@@ -67,10 +79,15 @@ fn on_host(items: &[Item], step: StepOf) -> anyhow::Result<Vec<DlraUpdate>> {
     };
     let hosted = items.iter().map(hosted).collect::<Result<Vec<_>>>()?;
     let stepped = items.par_iter().zip(&hosted).map(|(item, (state, point, gradient))| {
-        step(state, point, gradient, &item.hyper).with_context(|| format!("the low-rank step of `{}` failed", item.name))
+        step(state, point, gradient, &item.hyper)
+            .with_context(|| format!("the low-rank step of `{}` failed", item.name))
     });
     let updates = stepped.collect::<anyhow::Result<Vec<_>>>()?;
-    items.iter().zip(updates).map(|(item, update)| Ok(update.to_device(item.point.u.device())?)).collect()
+    items
+        .iter()
+        .zip(updates)
+        .map(|(item, update)| Ok(update.to_device(item.point.u.device())?))
+        .collect()
 }
 
 fn as_stack(items: &[&Item], step: StepOf) -> Result<Vec<DlraUpdate>> {
@@ -83,7 +100,12 @@ fn as_stack(items: &[&Item], step: StepOf) -> Result<Vec<DlraUpdate>> {
     let single = |(index, point)| {
         let [r_u, r_v] = &update.rotations;
         let rotations = [r_u.get(index)?, r_v.get(index)?];
-        Ok(DlraUpdate { point, state: update.state.map_leaves(|leaf| leaf.get(index))?, rotations, truncation: update.truncation.take() })
+        Ok(DlraUpdate {
+            point,
+            state: update.state.map_leaves(|leaf| leaf.get(index))?,
+            rotations,
+            truncation: update.truncation.take(),
+        })
     };
     points.map(single).collect()
 }
@@ -92,10 +114,14 @@ impl DlraState {
     /// States of weights of one shape, rank and rule as one.
     fn stack(states: &[&Self]) -> Result<Self> {
         let leaves: Vec<Vec<&Tensor>> = states.iter().map(|state| state.leaves()).collect();
-        let stacked = |index: usize| Tensor::stack(&leaves.iter().map(|leaves| leaves[index]).collect::<Vec<_>>(), 0);
+        let stacked = |index: usize| {
+            Tensor::stack(&leaves.iter().map(|leaves| leaves[index]).collect::<Vec<_>>(), 0)
+        };
         let mut stacks = (0..leaves.first().map_or(0, Vec::len)).map(stacked);
         match states.first() {
-            Some(first) => first.map_leaves(|leaf| stacks.next().unwrap_or_else(|| Ok(leaf.clone()))),
+            Some(first) => {
+                first.map_leaves(|leaf| stacks.next().unwrap_or_else(|| Ok(leaf.clone())))
+            }
             None => candle_core::bail!("no states to stack"),
         }
     }

@@ -1,4 +1,5 @@
-//! One budget of parameters for all low-rank weights: the directions with the highest scores are kept until it is spent.
+//! One budget of parameters for all low-rank weights: the directions with the highest scores are
+//! kept until it is spent.
 
 /// What a weight W: m × n offers.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,14 +21,18 @@ impl Candidate {
     }
 }
 
-/// The ranks that keep the highest scores per parameter while all weights together store at most `budget` numbers.
+/// The ranks that keep the highest scores per parameter while all weights together store at most
+/// `budget` numbers.
 ///
-/// Starting from every offered direction, the last direction of the weight where it has the lowest score per parameter freed, m + n + 2r − 1 of them at
-/// rank r, is given up until the budget holds. Directions go from the smallest singular value up, so a weight keeps its leading ones. Equal scores go
-/// by the weights' order. No weight goes below its `min_rank`, even if the budget is not met then.
+/// Starting from every offered direction, the last direction of the weight where it has the lowest
+/// score per parameter freed, m + n + 2r − 1 of them at rank r, is given up until the budget holds.
+/// Directions go from the smallest singular value up, so a weight keeps its leading ones. Equal
+/// scores go by the weights' order. No weight goes below its `min_rank`, even if the budget is not
+/// met then.
 pub fn allocate(budget: u64, candidates: &[Candidate]) -> Vec<usize> {
     let mut ranks: Vec<usize> = candidates.iter().map(|c| c.scores.len().min(c.max_rank)).collect();
-    let mut spent: u64 = candidates.iter().zip(&ranks).map(|(candidate, &rank)| candidate.parameters(rank)).sum();
+    let mut spent: u64 =
+        candidates.iter().zip(&ranks).map(|(candidate, &rank)| candidate.parameters(rank)).sum();
     while spent > budget {
         let shrinkable = (0..ranks.len()).filter(|&i| ranks[i] > candidates[i].min_rank);
         let worth = |i: usize| {
@@ -35,7 +40,8 @@ pub fn allocate(budget: u64, candidates: &[Candidate]) -> Vec<usize> {
             candidates[i].scores[ranks[i] - 1] / freed as f64
         };
         let Some(least) = shrinkable.min_by(|&a, &b| worth(a).total_cmp(&worth(b))) else { break };
-        spent -= candidates[least].parameters(ranks[least]) - candidates[least].parameters(ranks[least] - 1);
+        spent -= candidates[least].parameters(ranks[least])
+            - candidates[least].parameters(ranks[least] - 1);
         ranks[least] -= 1;
     }
     ranks
@@ -52,7 +58,11 @@ mod tests {
 
     #[test]
     fn the_weakest_directions_go_first_whatever_weight_they_are_in() {
-        let candidates = [candidate(10, &[9.0, 8.0, 7.0]), candidate(10, &[3.0, 2.0, 0.1]), candidate(10, &[6.0, 0.2, 0.15])];
+        let candidates = [
+            candidate(10, &[9.0, 8.0, 7.0]),
+            candidate(10, &[3.0, 2.0, 0.1]),
+            candidate(10, &[6.0, 0.2, 0.15]),
+        ];
         assert_eq!(allocate(1000, &candidates), [3, 3, 3]);
         // 3 × 39 = 117 numbers; the ranks 3, 2, 1 store 39 + 24 + 11 = 74.
         assert_eq!(allocate(80, &candidates), [3, 2, 1]);
@@ -72,7 +82,8 @@ mod tests {
     }
 
     proptest! {
-        /// The budget is kept, one more direction anywhere would break it or was worth no more than what remains per parameter.
+        /// The budget is kept, one more direction anywhere would break it or was worth no more than
+        /// what remains per parameter.
         #[test]
         fn keeps_the_budget_and_spends_it(
             spectra in prop::collection::vec((prop::collection::vec(0.01f64..1.0, 1..12), 5usize..40), 1..6),

@@ -5,8 +5,9 @@ use std::f64::consts::PI;
 
 /// Cycles of growth and cuts.
 ///
-/// A direction of size η never survives a cut right after its birth, so ranks change in cycles: at a growth the augmented directions are kept,
-/// trained for `settle` steps, and only then does one cut decide what stays.
+/// A direction of size η never survives a cut right after its birth, so ranks change in cycles: at
+/// a growth the augmented directions are kept, trained for `settle` steps, and only then does one
+/// cut decide what stays.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RankCycle {
     /// Steps between two growths, and between two cuts.
@@ -44,7 +45,8 @@ pub struct Cut {
 impl RankCycle {
     /// What a step (counted from 1) is.
     ///
-    /// A growth happens only if its cut still falls before `freeze`, so no run ends with untested directions.
+    /// A growth happens only if its cut still falls before `freeze`, so no run ends with untested
+    /// directions.
     pub fn event(&self, step: u64) -> CycleEvent {
         if step < self.start || step > self.freeze {
             return CycleEvent::Rest;
@@ -53,13 +55,17 @@ impl RankCycle {
         if phase == 0 && self.grow_by > 0 && step + self.settle <= self.freeze {
             CycleEvent::Grow
         } else if phase == self.settle {
-            CycleEvent::Cut(Cut { index: cycle, count: (self.freeze - self.start - self.settle) / self.every + 1 })
+            CycleEvent::Cut(Cut {
+                index: cycle,
+                count: (self.freeze - self.start - self.settle) / self.every + 1,
+            })
         } else {
             CycleEvent::Rest
         }
     }
 
-    /// The rank after a growth from this one: at most doubled, at most `max_rank`; none where that is no growth.
+    /// The rank after a growth from this one: at most doubled, at most `max_rank`; none where that
+    /// is no growth.
     pub fn grown(&self, rank: usize, max_rank: usize) -> Option<usize> {
         let grown = (rank + self.grow_by).min(2 * rank).min(max_rank);
         (grown > rank).then_some(grown)
@@ -68,8 +74,8 @@ impl RankCycle {
 
 /// A value on its way from `from` to `to`, at progress p from 0 to 1.
 ///
-/// linear: from + (to − from) p; cosine: to + (from − to) (1 + cos πp) / 2; cubic: to + (from − to) (1 − p)³, fast at first (AdaLoRA's budget, Zhang
-/// et al. 2023, arXiv:2303.10512, eq. 16).
+/// linear: from + (to − from) p; cosine: to + (from − to) (1 + cos πp) / 2; cubic: to + (from − to)
+/// (1 − p)³, fast at first (AdaLoRA's budget, Zhang et al. 2023, arXiv:2303.10512, eq. 16).
 pub fn ramp(shape: RampShape, from: f64, to: f64, progress: f64) -> f64 {
     let remaining = match shape {
         RampShape::Linear => 1.0 - progress,
@@ -86,14 +92,20 @@ mod tests {
     const CYCLE: RankCycle = RankCycle { every: 10, settle: 6, grow_by: 16, start: 20, freeze: 47 };
 
     fn events(cycle: RankCycle) -> Vec<(u64, CycleEvent)> {
-        (1..=100).map(|step| (step, cycle.event(step))).filter(|(_, event)| *event != CycleEvent::Rest).collect()
+        (1..=100)
+            .map(|step| (step, cycle.event(step)))
+            .filter(|(_, event)| *event != CycleEvent::Rest)
+            .collect()
     }
 
     #[test]
     fn cycles_grow_settle_cut_and_freeze() {
         let cut = |index| CycleEvent::Cut(Cut { index, count: 3 });
         let grow = CycleEvent::Grow;
-        assert_eq!(events(CYCLE), [(20, grow), (26, cut(0)), (30, grow), (36, cut(1)), (40, grow), (46, cut(2))]);
+        assert_eq!(
+            events(CYCLE),
+            [(20, grow), (26, cut(0)), (30, grow), (36, cut(1)), (40, grow), (46, cut(2))]
+        );
     }
 
     #[test]
@@ -121,8 +133,12 @@ mod tests {
         for shape in [RampShape::Linear, RampShape::Cosine, RampShape::Cubic] {
             assert_eq!(ramp(shape, 5.0, 2.0, 0.0), 5.0);
             assert!((ramp(shape, 5.0, 2.0, 1.0) - 2.0).abs() < 1e-12);
-            let values: Vec<f64> = (0..=10).map(|i| ramp(shape, 5.0, 2.0, f64::from(i) / 10.0)).collect();
-            assert!(values.windows(2).all(|pair| pair[1] < pair[0]), "{shape:?} does not fall: {values:?}");
+            let values: Vec<f64> =
+                (0..=10).map(|i| ramp(shape, 5.0, 2.0, f64::from(i) / 10.0)).collect();
+            assert!(
+                values.windows(2).all(|pair| pair[1] < pair[0]),
+                "{shape:?} does not fall: {values:?}"
+            );
         }
         assert!((ramp(RampShape::Cubic, 1.0, 0.0, 0.5) - 0.125).abs() < 1e-12);
     }

@@ -96,16 +96,25 @@ pub struct Offer {
 }
 
 impl RankSchedule {
-    /// The decision at a step (counted from 1) for a weight of this target and rank: growth, or nothing.
+    /// The decision at a step (counted from 1) for a weight of this target and rank: growth, or
+    /// nothing.
     pub fn decide(&self, step: u64, target: Target, rank: usize) -> RankDecision {
         let max_rank = match self {
             RankSchedule::Fixed => None,
-            RankSchedule::Tolerance(schedule) => schedule.targets.get(&target).map(|target| target.bounds.max_rank),
-            RankSchedule::Budget(schedule) => schedule.targets.get(&target).map(|bounds| bounds.max_rank),
+            RankSchedule::Tolerance(schedule) => {
+                schedule.targets.get(&target).map(|target| target.bounds.max_rank)
+            }
+            RankSchedule::Budget(schedule) => {
+                schedule.targets.get(&target).map(|bounds| bounds.max_rank)
+            }
         };
-        let (Some(cycle), Some(max_rank)) = (self.cycle(), max_rank) else { return RankDecision::Keep };
+        let (Some(cycle), Some(max_rank)) = (self.cycle(), max_rank) else {
+            return RankDecision::Keep;
+        };
         match cycle.event(step) {
-            CycleEvent::Grow => cycle.grown(rank, max_rank).map_or(RankDecision::Keep, |rank| RankDecision::Set { rank }),
+            CycleEvent::Grow => cycle
+                .grown(rank, max_rank)
+                .map_or(RankDecision::Keep, |rank| RankDecision::Set { rank }),
             CycleEvent::Cut(_) | CycleEvent::Rest => RankDecision::Keep,
         }
     }
@@ -117,22 +126,31 @@ impl RankSchedule {
 
     /// The norm of the cut that ends a step (counted from 1); none if it has no cut.
     pub fn cut_norm(&self, step: u64) -> Option<RankNorm> {
-        let is_cut = self.cycle().is_some_and(|cycle| matches!(cycle.event(step), CycleEvent::Cut(_)));
+        let is_cut =
+            self.cycle().is_some_and(|cycle| matches!(cycle.event(step), CycleEvent::Cut(_)));
         match self {
-            RankSchedule::Tolerance(ToleranceSchedule { norm, .. }) | RankSchedule::Budget(BudgetSchedule { norm, .. }) if is_cut => {
+            RankSchedule::Tolerance(ToleranceSchedule { norm, .. })
+            | RankSchedule::Budget(BudgetSchedule { norm, .. })
+                if is_cut =>
+            {
                 Some(*norm)
             }
             _ => None,
         }
     }
 
-    /// The ranks after the cut that ends a step, one for each weight; unchanged if the step has no cut.
+    /// The ranks after the cut that ends a step, one for each weight; unchanged if the step has no
+    /// cut.
     pub fn cut(&self, step: u64, offers: &[Offer]) -> Vec<usize> {
         let unchanged = || offers.iter().map(|offer| offer.singular_values.len()).collect();
-        let Some(CycleEvent::Cut(cut)) = self.cycle().map(|cycle| cycle.event(step)) else { return unchanged() };
+        let Some(CycleEvent::Cut(cut)) = self.cycle().map(|cycle| cycle.event(step)) else {
+            return unchanged();
+        };
         match self {
             RankSchedule::Fixed => unchanged(),
-            RankSchedule::Tolerance(schedule) => offers.iter().map(|offer| schedule.rank_at(cut, offer)).collect(),
+            RankSchedule::Tolerance(schedule) => {
+                offers.iter().map(|offer| schedule.rank_at(cut, offer)).collect()
+            }
             RankSchedule::Budget(schedule) => schedule.ranks_at(cut, offers),
         }
     }
@@ -140,18 +158,23 @@ impl RankSchedule {
     fn cycle(&self) -> Option<&RankCycle> {
         match self {
             RankSchedule::Fixed => None,
-            RankSchedule::Tolerance(ToleranceSchedule { cycle, .. }) | RankSchedule::Budget(BudgetSchedule { cycle, .. }) => Some(cycle),
+            RankSchedule::Tolerance(ToleranceSchedule { cycle, .. })
+            | RankSchedule::Budget(BudgetSchedule { cycle, .. }) => Some(cycle),
         }
     }
 }
 
 impl ToleranceSchedule {
-    /// The smallest rank whose discarded tail is within τ: the first cut has the first τ, the last the last.
+    /// The smallest rank whose discarded tail is within τ: the first cut has the first τ, the last
+    /// the last.
     fn rank_at(&self, cut: Cut, offer: &Offer) -> usize {
-        let Some(target) = self.targets.get(&offer.target) else { return offer.singular_values.len() };
+        let Some(target) = self.targets.get(&offer.target) else {
+            return offer.singular_values.len();
+        };
         let progress = cut.index as f64 / (cut.count.max(2) - 1) as f64;
         let tau = ramp(self.shape, target.tau, target.final_tau, progress);
-        tolerance_rank(&offer.singular_values, tau).clamp(target.bounds.min_rank, target.bounds.max_rank)
+        tolerance_rank(&offer.singular_values, tau)
+            .clamp(target.bounds.min_rank, target.bounds.max_rank)
     }
 }
 
@@ -159,15 +182,25 @@ impl BudgetSchedule {
     /// The budget of a cut, in parameters of all low-rank weights: the last has the last budget.
     fn budget_at(&self, cut: Cut) -> u64 {
         let progress = (cut.index + 1) as f64 / cut.count as f64;
-        ramp(self.shape, self.initial_parameters as f64, self.final_parameters as f64, progress).round() as u64
+        ramp(self.shape, self.initial_parameters as f64, self.final_parameters as f64, progress)
+            .round() as u64
     }
 
     fn ranks_at(&self, cut: Cut, offers: &[Offer]) -> Vec<usize> {
         let candidate = |offer: &Offer| {
             let available = offer.singular_values.len();
-            let bounds = self.targets.get(&offer.target).copied().unwrap_or(RankBounds { min_rank: available, max_rank: available });
+            let bounds = self
+                .targets
+                .get(&offer.target)
+                .copied()
+                .unwrap_or(RankBounds { min_rank: available, max_rank: available });
             let scores = offer.singular_values.iter().map(|sigma| sigma * sigma).collect();
-            Candidate { sides: offer.sides, scores, min_rank: bounds.min_rank.min(available), max_rank: bounds.max_rank }
+            Candidate {
+                sides: offer.sides,
+                scores,
+                min_rank: bounds.min_rank.min(available),
+                max_rank: bounds.max_rank,
+            }
         };
         allocate(self.budget_at(cut), &offers.iter().map(candidate).collect::<Vec<_>>())
     }
@@ -182,7 +215,12 @@ mod tests {
 
     fn tolerance(tau: f64, final_tau: f64) -> RankSchedule {
         let targets = BTreeMap::from([(Target::Q, Tolerance { tau, final_tau, bounds: BOUNDS })]);
-        RankSchedule::Tolerance(ToleranceSchedule { cycle: CYCLE, norm: RankNorm::Frobenius, shape: RampShape::Linear, targets })
+        RankSchedule::Tolerance(ToleranceSchedule {
+            cycle: CYCLE,
+            norm: RankNorm::Frobenius,
+            shape: RampShape::Linear,
+            targets,
+        })
     }
 
     fn offer(target: Target, singular_values: &[f64]) -> Offer {
@@ -201,7 +239,9 @@ mod tests {
     #[test]
     fn tolerance_grows_and_cuts_by_a_tolerance_that_moves() {
         let schedule = tolerance(0.1, 0.3);
-        let growths: Vec<u64> = (1..=100).filter(|&step| schedule.decide(step, Target::Q, 8) == RankDecision::Set { rank: 16 }).collect();
+        let growths: Vec<u64> = (1..=100)
+            .filter(|&step| schedule.decide(step, Target::Q, 8) == RankDecision::Set { rank: 16 })
+            .collect();
         assert_eq!(growths, [20, 30, 40]);
         let cuts: Vec<u64> = (1..=100).filter(|&step| schedule.cut_norm(step).is_some()).collect();
         assert_eq!(cuts, [26, 36, 46]);
@@ -224,7 +264,8 @@ mod tests {
     #[test]
     fn a_budget_ends_at_its_end() {
         let targets = BTreeMap::from([(Target::Q, RankBounds { min_rank: 1, max_rank: 4 })]);
-        // A weight with m + n = 100 stores 101, 204, 309, 416 numbers at ranks 1 to 4, so that ranks 3 and 1 are 2 more than the last budget.
+        // A weight with m + n = 100 stores 101, 204, 309, 416 numbers at ranks 1 to 4, so that
+        // ranks 3 and 1 are 2 more than the last budget.
         let schedule = RankSchedule::Budget(BudgetSchedule {
             cycle: RankCycle { grow_by: 0, ..CYCLE },
             shape: RampShape::Linear,
@@ -233,8 +274,12 @@ mod tests {
             final_parameters: 408,
             targets,
         });
-        let offers = [offer(Target::Q, &[4.0, 3.0, 2.0, 1.0]), offer(Target::Q, &[4.0, 0.5, 0.4, 0.3])];
-        assert_eq!([26, 36, 46].map(|step| schedule.cut(step, &offers)), [vec![4, 2], vec![4, 1], vec![2, 1]]);
+        let offers =
+            [offer(Target::Q, &[4.0, 3.0, 2.0, 1.0]), offer(Target::Q, &[4.0, 0.5, 0.4, 0.3])];
+        assert_eq!(
+            [26, 36, 46].map(|step| schedule.cut(step, &offers)),
+            [vec![4, 2], vec![4, 1], vec![2, 1]]
+        );
         assert_eq!(schedule.cut_norm(46), Some(RankNorm::Fisher));
     }
 }
