@@ -151,6 +151,19 @@ impl ParamStore {
         }
     }
 
+    /// A low-rank weight's point.
+    ///
+    /// # Errors
+    /// If the parameter is dense.
+    pub fn point(&self, id: ParamId) -> Result<&LowRank> {
+        match &self.get(id).weight {
+            Weight::LowRank(point) => Ok(point),
+            Weight::Dense(_) => {
+                bail!("`{}` is dense where a low-rank weight is needed", self.get(id).name)
+            }
+        }
+    }
+
     /// Count of trained numbers: dense entries, and r (m + n + r) for a low-rank weight.
     pub fn element_count(&self) -> usize {
         self.parameters

@@ -6,7 +6,7 @@ mod support;
 use candle_core::{DType, Device};
 use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
-use lrpt::optim::{DlraState, DlraStep, DlraUpdate, RankDecision};
+use lrpt::optim::{DlraState, DlraStep, DlraUpdate, Leaves, RankDecision, Scaled};
 use lrpt::rng;
 use lrpt::spec::{Count, DlraSpec, Momentum, RetractionSpec, SecondMomentTransport};
 use support::textbook::{self, dense, tensor, truncated_svd};
@@ -84,14 +84,9 @@ fn compare(
     for step in 1..=steps {
         let gradient = random("gradient", step);
         let tangent = Tangent::project(&point, &tensor(&gradient)).expect("projection");
-        let hyper = DlraStep {
-            settings,
-            learning_rate: LEARNING_RATE,
-            step,
-            gradient_scale: 1.0,
-            rank: RankDecision::Keep,
-        };
-        let update = state.step(&point, &tangent, &hyper).expect("step");
+        let hyper =
+            DlraStep { settings, learning_rate: LEARNING_RATE, step, rank: RankDecision::Keep };
+        let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
         (point, state) = (update.point, update.state);
 
         let direction = textbook_step(&reference, &gradient, step);
@@ -214,10 +209,9 @@ fn matrix_adam_does_not_depend_on_the_bases() {
                 settings: &settings,
                 learning_rate: 0.05,
                 step,
-                gradient_scale: 1.0,
                 rank: RankDecision::Keep,
             };
-            let update = state.step(&point, &tangent, &hyper).expect("step");
+            let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
             (point, state) = (update.point, update.state);
         }
         ends.push(dense(&point.to_dense().expect("dense")));
@@ -244,14 +238,13 @@ fn linear_transport_of_roots_underestimates_variances() {
                     settings: &settings,
                     learning_rate: 0.3,
                     step,
-                    gradient_scale: 1.0,
                     rank: RankDecision::Keep,
                 };
-                let update = state.step(&point, &tangent, &hyper).expect("step");
+                let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
                 (point, state) = (update.point, update.state);
             }
             let named: std::collections::BTreeMap<_, _> =
-                state.named_tensors().into_iter().collect();
+                state.named_tensors().expect("leaves").into_iter().collect();
             named["second.p"].min_all().and_then(|x| x.to_scalar::<f64>()).expect("f64")
         },
     );
@@ -341,16 +334,12 @@ fn gathered_weights_are_adams_correction_in_fixed_bases() {
         let tangent =
             Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
         // A learning rate of zero keeps the point where it is; only the moments move.
-        let hyper = DlraStep {
-            settings: &settings,
-            learning_rate: 0.0,
-            step,
-            gradient_scale: 1.0,
-            rank: RankDecision::Keep,
-        };
-        let update = state.step(&point, &tangent, &hyper).expect("step");
+        let hyper =
+            DlraStep { settings: &settings, learning_rate: 0.0, step, rank: RankDecision::Keep };
+        let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
         (point, state) = (update.point, update.state);
-        let named: std::collections::BTreeMap<_, _> = state.named_tensors().into_iter().collect();
+        let named: std::collections::BTreeMap<_, _> =
+            state.named_tensors().expect("leaves").into_iter().collect();
         for leaf in ["second_weight.m", "second_weight.p", "second_weight.q"] {
             for x in named[leaf].flatten_all().and_then(|x| x.to_vec1::<f64>()).expect("f64") {
                 assert!(
@@ -397,14 +386,8 @@ fn ranks_grow_and_shrink_with_their_state() {
         for (step, rank) in (1..).zip(decisions) {
             let tangent =
                 Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
-            let hyper = DlraStep {
-                settings: &settings,
-                learning_rate: 1e-3,
-                step,
-                gradient_scale: 1.0,
-                rank,
-            };
-            let update = state.step(&point, &tangent, &hyper).expect("step");
+            let hyper = DlraStep { settings: &settings, learning_rate: 1e-3, step, rank };
+            let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
             match rank {
                 RankDecision::Keep => assert_eq!(update.point.rank(), point.rank()),
                 RankDecision::Set { rank } => assert_eq!(update.point.rank(), rank),
@@ -419,7 +402,7 @@ fn ranks_grow_and_shrink_with_their_state() {
             let update = if step == 4 { cut(update, 3, &settings) } else { update };
             (point, state) = (update.point, update.state);
             let new_rank = point.rank();
-            for (leaf, tensor) in state.named_tensors() {
+            for (leaf, tensor) in state.named_tensors().expect("leaves") {
                 assert_eq!(tensor.dim(1).unwrap(), new_rank, "{leaf}");
             }
         }

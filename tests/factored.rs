@@ -10,7 +10,7 @@ use lrpt::model::{Gpt, ModelConfig};
 use lrpt::ops::{Gradients, Tape};
 use lrpt::optim::{
     AdamwStep, Evaluation, Execution, FactorRule, GaloreState, GradientOracle, Optimizer,
-    OptimizerSettings, RankSchedule, Schedule, loro_exact_step,
+    OptimizerSettings, RankSchedule, Scaled, Schedule, loro_exact_step,
 };
 use lrpt::params::{Factor, ParamStore, Parameter, Place, Role, Weight};
 use lrpt::rng;
@@ -387,7 +387,10 @@ fn an_exact_step_that_fails_changes_nothing() {
         Optimizer::new(settings(FactorRule::Loro(rule), AdamwSpec::default()), &params)
             .expect("state");
     let numbers = |params: &ParamStore, optimizer: &Optimizer| -> Vec<Vec<Vec<f64>>> {
-        let tensors = params.named_tensors().into_iter().chain(optimizer.named_tensors(params));
+        let tensors = params
+            .named_tensors()
+            .into_iter()
+            .chain(optimizer.named_tensors(params).expect("leaves"));
         tensors.map(|(_, tensor)| tensor.to_vec2::<f64>().expect("f64")).collect()
     };
     let before = numbers(&params, &optimizer);
@@ -424,18 +427,11 @@ fn galore_agrees_with_the_textbook() {
             // The gradient arrives as a sum over four micro-batches and is scaled by a quarter.
             let GaloreSpec { learning_rate, beta1, beta2, epsilon, weight_decay, .. } = rule;
             let compute = Execution::default().compute;
-            let hyper = AdamwStep {
-                learning_rate,
-                beta1,
-                beta2,
-                epsilon,
-                weight_decay,
-                step,
-                gradient_scale: 0.25,
-                compute,
-            };
-            let (new_weight, new_state) =
-                state.step(&weight, &tensor(&(4.0 * &gradient)), &rule, &hyper).expect("a step");
+            let hyper =
+                AdamwStep { learning_rate, beta1, beta2, epsilon, weight_decay, step, compute };
+            let (new_weight, new_state) = state
+                .step(&weight, Scaled::new(&tensor(&(4.0 * &gradient)), 0.25), &rule, &hyper)
+                .expect("a step");
             (weight, state) = (new_weight, new_state);
 
             if [1, 4, 7].contains(&step) {

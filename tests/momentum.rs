@@ -6,7 +6,9 @@ use lrpt::demo::{Experiment, Instance, Method, Problem, run};
 use lrpt::linalg::{frobenius_norm, multiply, qr};
 use lrpt::lowrank::{LowRank, Tangent};
 use lrpt::ops::Compute;
-use lrpt::optim::{AdamwState, AdamwStep, DlraState, DlraStep, HeavyBallState, RankDecision};
+use lrpt::optim::{
+    AdamwState, AdamwStep, DlraState, DlraStep, HeavyBallState, RankDecision, Scaled,
+};
 use lrpt::rng;
 use lrpt::spec::{DlraSpec, HeavyBallSpec, Momentum, RetractionSpec};
 
@@ -78,10 +80,9 @@ fn factored_residuals(instance: &Instance, h: f64) -> [f64; 3] {
                 .step(
                     Compute::default(),
                     &mut factors[i],
-                    &gradients[i],
+                    Scaled::new(&gradients[i], 1.0),
                     &rule,
                     rule.learning_rate,
-                    1.0,
                 )
                 .expect("step");
         }
@@ -176,9 +177,8 @@ fn geometric_step(
     step: u64,
 ) -> (LowRank, DlraState) {
     let tangent = Tangent::project(point, gradient).expect("projection");
-    let rule =
-        DlraStep { settings, learning_rate, step, gradient_scale: 1.0, rank: RankDecision::Keep };
-    let update = state.step(point, &tangent, &rule).expect("step");
+    let rule = DlraStep { settings, learning_rate, step, rank: RankDecision::Keep };
+    let update = state.step(point, Scaled::new(&tangent, 1.0), &rule).expect("step");
     (update.point, update.state)
 }
 
@@ -209,19 +209,19 @@ fn factored(instance: &Instance, adam: bool) -> Tensor {
                     epsilon: 1e-8,
                     weight_decay: 0.0,
                     step,
-                    gradient_scale: 1.0,
                     compute: Compute::default(),
                 };
-                adams[i].step(&mut factors[i], &gradients[i], &rule).expect("step");
+                adams[i]
+                    .step(&mut factors[i], Scaled::new(&gradients[i], 1.0), &rule)
+                    .expect("step");
             } else {
                 balls[i]
                     .step(
                         Compute::default(),
                         &mut factors[i],
-                        &gradients[i],
+                        Scaled::new(&gradients[i], 1.0),
                         &rule,
                         rule.learning_rate,
-                        1.0,
                     )
                     .expect("step");
             }

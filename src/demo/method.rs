@@ -4,7 +4,9 @@ use super::problem::Instance;
 use crate::linalg::multiply;
 use crate::lowrank::{LowRank, Tangent};
 use crate::ops::Compute;
-use crate::optim::{AdamwState, AdamwStep, DlraState, DlraStep, HeavyBallState, RankDecision};
+use crate::optim::{
+    AdamwState, AdamwStep, DlraState, DlraStep, HeavyBallState, RankDecision, Scaled,
+};
 use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, Momentum, RetractionSpec};
 use candle_core::{Result, Tensor};
 use serde::Serialize;
@@ -120,7 +122,8 @@ impl Weights {
                 for (gradient, (factor, state)) in
                     of_factors(gradient, &factors[0].0, &factors[1].0)?.iter().zip(factors)
                 {
-                    state.step(Compute::default(), factor, gradient, &rule, learning_rate, 1.0)?;
+                    let gradient = Scaled::new(gradient, 1.0);
+                    state.step(Compute::default(), factor, gradient, &rule, learning_rate)?;
                 }
             }
             Weights::Adam(factors) => {
@@ -133,25 +136,18 @@ impl Weights {
                     epsilon,
                     weight_decay: 0.0,
                     step,
-                    gradient_scale: 1.0,
                     compute,
                 };
                 for (gradient, (factor, state)) in
                     of_factors(gradient, &factors[0].0, &factors[1].0)?.iter().zip(factors)
                 {
-                    state.step(factor, gradient, &rule)?;
+                    state.step(factor, Scaled::new(gradient, 1.0), &rule)?;
                 }
             }
             Weights::Point { point, state, settings } => {
                 let tangent = Tangent::project(point, gradient)?;
-                let rule = DlraStep {
-                    settings,
-                    learning_rate,
-                    step,
-                    gradient_scale: 1.0,
-                    rank: RankDecision::Keep,
-                };
-                let update = state.step(point, &tangent, &rule)?;
+                let rule = DlraStep { settings, learning_rate, step, rank: RankDecision::Keep };
+                let update = state.step(point, Scaled::new(&tangent, 1.0), &rule)?;
                 (*point, *state) = (update.point, update.state);
             }
         }

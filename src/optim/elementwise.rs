@@ -27,16 +27,14 @@ pub fn decay_and_add(
     })
 }
 
-/// x ← decay · x + weight · (scale · g)².
+/// x ← decay · x + factor · g².
 pub fn decay_and_add_square(
     compute: Compute,
     x: &mut Tensor,
     decay: f64,
     g: &Tensor,
-    scale: f64,
-    weight: f64,
+    factor: f64,
 ) -> Result<()> {
-    let factor = weight * scale * scale;
     if !compute.takes_kernels(x) {
         *x = ((&*x * decay)? + (g.sqr()? * factor)?)?;
         return Ok(());

@@ -1,7 +1,8 @@
 //! Where the linear algebra of a step runs, and weights of one shape side by side.
 
 use crate::ops::Compute;
-use candle_core::{Device, Result, Tensor};
+use crate::params::ParamStore;
+use candle_core::Result;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -55,11 +56,12 @@ pub fn map_all<T: Send, R: Send>(
     }
 }
 
-/// Waits until the tensor's device has done its work, so that a clock can be read; nothing on the
-/// CPU.
-pub fn wait_for(like: Option<&Tensor>) -> Result<()> {
-    match like.map(Tensor::device) {
-        None | Some(Device::Cpu) => Ok(()),
-        Some(device) => device.synchronize(),
+/// Waits until the parameters' device has done its work, so that a clock can be read; nothing on
+/// the CPU.
+pub fn wait_for(params: &ParamStore) -> Result<()> {
+    let leaves = params.iter().next().map(|(_, parameter)| parameter.weight.leaves());
+    match leaves.as_deref() {
+        Some([(_, tensor), ..]) if !tensor.device().is_cpu() => tensor.device().synchronize(),
+        _ => Ok(()),
     }
 }

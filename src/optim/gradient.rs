@@ -1,36 +1,126 @@
 //! From gradient slots to the gradients that are really trained: dense ones, and tangent vectors of
 //! low-rank weights; their global norm.
 
-use super::elementwise::sums_of_squares;
+use super::elementwise::{decay_and_add, decay_and_add_square, sums_of_squares};
 use super::execution::{Execution, Placement, groups};
 use crate::error::Failure;
 use crate::lowrank::{LowRank, Tangent};
-use crate::ops::Gradients;
+use crate::ops::{Compute, Gradients};
 use crate::params::{ParamId, ParamStore, Parameter, Weight};
 use anyhow::bail;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-/// The gradient of one parameter.
+/// The gradient of one parameter, summed over micro-batches.
 #[derive(Clone, Debug)]
-pub enum Gradient {
+enum Gradient {
     /// Of a dense parameter, of its shape.
     Dense(Tensor),
     /// Tangent projection of a low-rank weight's Euclidean gradient.
     Tangent(Tangent),
 }
 
-/// All gradients of a step, in the parameters' order, with their norm.
+/// A sum of gradients over micro-batches, inseparable from the factor that makes it the step's
+/// gradient: the mean over micro-batches and the clipping together.
+///
+/// The factor is applied where the gradient enters a moment, in the same pass, so that no scaled
+/// copy is ever made.
+#[derive(Debug)]
+pub struct Scaled<'a, G> {
+    sum: &'a G,
+    factor: f64,
+}
+
+impl<G> Clone for Scaled<'_, G> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<G> Copy for Scaled<'_, G> {}
+
+impl<'a, G> Scaled<'a, G> {
+    /// The gradient `factor` · `sum`.
+    pub fn new(sum: &'a G, factor: f64) -> Self {
+        Self { sum, factor }
+    }
+
+    /// The sum, for what is linear in it: a projection of it keeps the factor by [`Self::with`].
+    pub fn sum(&self) -> &'a G {
+        self.sum
+    }
+
+    /// The factor times `weight`: what the sum is multiplied by where it enters a mean with this
+    /// weight.
+    pub fn factor(&self, weight: f64) -> f64 {
+        weight * self.factor
+    }
+
+    /// The factor of squares: weight · factor².
+    pub fn square_factor(&self, weight: f64) -> f64 {
+        weight * self.factor * self.factor
+    }
+
+    /// What a term that is no part of the sum, and is not scaled, has to be multiplied by to be
+    /// added to the sum.
+    pub fn unscaled(&self, weight: f64) -> f64 {
+        weight / self.factor
+    }
+
+    /// The same factor on something that was made of the sum by a linear map.
+    pub fn with<'b, H>(&self, image: &'b H) -> Scaled<'b, H> {
+        Scaled { sum: image, factor: self.factor }
+    }
+}
+
+impl Scaled<'_, Tensor> {
+    /// x ← decay · x + weight · g, in place on the CPU.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn add_to(self, compute: Compute, x: &mut Tensor, decay: f64, weight: f64) -> Result<()> {
+        decay_and_add(compute, x, decay, self.sum, self.factor(weight))
+    }
+
+    /// x ← decay · x + weight · g², in place on the CPU.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn add_square_to(
+        self,
+        compute: Compute,
+        x: &mut Tensor,
+        decay: f64,
+        weight: f64,
+    ) -> Result<()> {
+        decay_and_add_square(compute, x, decay, self.sum, self.square_factor(weight))
+    }
+}
+
+impl Scaled<'_, Tangent> {
+    /// β Z + weight · g, for a vector Z at the gradient's point.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn added_to(self, z: &Tangent, beta: f64, weight: f64) -> Result<Tangent> {
+        z.scaled_add(beta, self.sum, self.factor(weight))
+    }
+}
+
+/// All gradients of a step, with their norm.
 #[derive(Debug)]
 pub struct TrainedGradients {
-    /// One gradient per parameter.
-    pub gradients: Vec<Gradient>,
-    /// √Σ‖g‖², over dense gradients and tangent gradients; before any scaling.
+    /// One for each parameter, by its id.
+    gradients: Vec<Gradient>,
+    /// What makes the sums the step's gradient.
+    factor: f64,
+    /// √Σ‖g‖² of the mean over micro-batches, before clipping.
     pub norm: f64,
 }
 
 impl TrainedGradients {
-    /// Collects the slots of one step.
+    /// Collects the slots of one step over this many micro-batches, clipped to a norm of at most
+    /// `grad_clip` (0 turns that off).
     ///
     /// The norm is over what is really trained: for a low-rank weight ‖P(W)G‖² = ‖UᵀGV‖² + ‖P‖² +
     /// ‖Q‖², not the norms of the K- and L-gradient, which count UᵀGV twice.
@@ -41,6 +131,8 @@ impl TrainedGradients {
     pub fn collect(
         params: &ParamStore,
         slots: &Gradients,
+        micro_batches: usize,
+        grad_clip: f64,
         execution: Execution,
     ) -> anyhow::Result<Self> {
         let missing: Vec<&str> = params
@@ -82,7 +174,38 @@ impl TrainedGradients {
             );
             return Err(Failure::Diverged(message).into());
         }
-        Ok(Self { gradients, norm: squares.iter().sum::<f64>().sqrt() })
+        let mean = 1.0 / micro_batches as f64;
+        let norm = squares.iter().sum::<f64>().sqrt() * mean;
+        Ok(Self { gradients, factor: mean * clip_factor(norm, grad_clip), norm })
+    }
+
+    /// The gradient of a dense parameter.
+    ///
+    /// # Errors
+    /// If the parameter is low-rank.
+    pub fn dense(&self, id: ParamId) -> anyhow::Result<Scaled<'_, Tensor>> {
+        match &self.gradients[id.0] {
+            Gradient::Dense(sum) => Ok(Scaled::new(sum, self.factor)),
+            Gradient::Tangent(_) => {
+                bail!("parameter {} is low-rank where a dense one is due", id.0)
+            }
+        }
+    }
+
+    /// The gradient of a low-rank weight, a tangent vector at its point.
+    ///
+    /// # Errors
+    /// If the parameter is dense.
+    pub fn tangent(&self, id: ParamId) -> anyhow::Result<Scaled<'_, Tangent>> {
+        match &self.gradients[id.0] {
+            Gradient::Tangent(sum) => Ok(Scaled::new(sum, self.factor)),
+            Gradient::Dense(_) => bail!("parameter {} is dense where a low-rank one is due", id.0),
+        }
+    }
+
+    /// The same factor on the sum of another evaluation over the same micro-batches.
+    pub fn scaled<'a, G>(&self, sum: &'a G) -> Scaled<'a, G> {
+        Scaled::new(sum, self.factor)
     }
 }
 
@@ -154,7 +277,8 @@ fn projected_as_stacks(
             .zip(tangents)
             .for_each(|(&index, tangent)| gradients[index] = Some(Gradient::Tangent(tangent)));
     }
-    Ok(gradients.into_iter().flatten().collect())
+    let all: Option<Vec<Gradient>> = gradients.into_iter().collect();
+    all.ok_or_else(|| candle_core::Error::Msg("a parameter belongs to no group".into()))
 }
 
 /// The factor that brings a gradient of this norm to at most `largest`; 0 turns clipping off

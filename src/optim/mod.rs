@@ -4,33 +4,28 @@
 //! Knows no model: it sees named parameters and asks a [`GradientOracle`] for gradients, as often
 //! as its rule needs.
 
-mod adamw;
-mod dlra;
 mod elementwise;
 mod execution;
-mod galore;
 mod gradient;
-mod heavy_ball;
-mod loro;
-mod matrix_steps;
-mod muon;
+mod leaves;
 mod optimizer;
 mod rank;
+mod rule;
+mod rules;
 mod schedule;
-mod state;
 
-pub use adamw::{AdamwState, AdamwStep};
-pub use dlra::{DlraState, DlraStep, DlraUpdate, GalerkinStep};
 pub use execution::{Execution, Placement};
-pub use galore::GaloreState;
-pub use gradient::{Gradient, TrainedGradients, clip_factor};
-pub use heavy_ball::HeavyBallState;
-pub use loro::{LoroCycle, exact_step as loro_exact_step};
-pub use muon::MuonState;
+pub use gradient::{Scaled, TrainedGradients, clip_factor};
+pub use leaves::{LeafMap, Leaves};
 pub use optimizer::{
     Evaluation, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport,
 };
 pub use rank::{
-    BudgetSchedule, RankBounds, RankCycle, RankDecision, RankSchedule, Tolerance, ToleranceSchedule,
+    BudgetSchedule, RankBounds, RankCycle, RankDecision, RankEvent, RankSchedule, Tolerance,
+    ToleranceSchedule,
+};
+pub use rules::{
+    AdamwState, AdamwStep, DlraState, DlraStep, DlraUpdate, GalerkinStep, GaloreState,
+    HeavyBallState, MomentClock, MuonState, loro_exact_step,
 };
 pub use schedule::Schedule;

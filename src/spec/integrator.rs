@@ -59,6 +59,18 @@ impl DlraSpec {
         })
     }
 
+    /// The first of the steps whose rank events take effect at this one: itself or, where a cycle
+    /// ends here, the step that opened it; none within a cycle, where ranks stay.
+    pub fn rank_window(&self, step: u64, last: u64) -> Option<u64> {
+        match (self.cycle_length(), self.cycle_phase(step, last)) {
+            (Some(length), Some(CyclePhase::Coefficients { truncate: true })) => {
+                Some(step - (step - 1) % length)
+            }
+            (Some(_), _) => None,
+            (None, _) => Some(step),
+        }
+    }
+
     /// How a step (from 1) returns to the manifold while the rank stays: by SVD only where both
     /// `retraction` and `truncate_every` say so.
     pub fn retraction_at(&self, step: u64) -> RetractionSpec {

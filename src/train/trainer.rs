@@ -146,7 +146,7 @@ impl<'a> Trainer<'a> {
             step,
             config: serde_json::to_value(self.model.config())?,
             model: host(self.params.named_tensors())?,
-            optimizer: host(self.optimizer.named_tensors(&self.params))?,
+            optimizer: host(self.optimizer.named_tensors(&self.params)?)?,
             state,
         })
     }

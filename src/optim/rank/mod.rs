@@ -3,12 +3,12 @@
 mod budget;
 mod cycle;
 
-pub use cycle::RankCycle;
+pub use cycle::{Cut, RankCycle};
 
 use crate::lowrank::tolerance_rank;
 use crate::spec::{RampShape, RankNorm, Target};
 use budget::{Candidate, allocate};
-use cycle::{Cut, CycleEvent, ramp};
+use cycle::{CycleEvent, ramp};
 use std::collections::BTreeMap;
 
 /// How the ranks of a network change over a run.
@@ -95,10 +95,64 @@ pub struct Offer {
     pub singular_values: Vec<f64>,
 }
 
+/// What happens to the ranks of all weights at a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RankEvent {
+    /// Ranks stay.
+    None,
+    /// Augmented directions are kept.
+    Grow,
+    /// Ranks are decided by singular values in this norm.
+    Cut {
+        /// Which cut of the run.
+        cut: Cut,
+        /// The norm.
+        norm: RankNorm,
+    },
+}
+
+impl RankEvent {
+    /// The norm of the cut, where this is one.
+    pub fn cut_norm(self) -> Option<RankNorm> {
+        match self {
+            RankEvent::Cut { norm, .. } => Some(norm),
+            RankEvent::None | RankEvent::Grow => None,
+        }
+    }
+}
+
 impl RankSchedule {
-    /// The decision at a step (counted from 1) for a weight of this target and rank: growth, or
-    /// nothing.
-    pub fn decide(&self, step: u64, target: Target, rank: usize) -> RankDecision {
+    /// The event of a step, counted from 1.
+    pub fn event(&self, step: u64) -> RankEvent {
+        let (cycle, norm) = match self {
+            RankSchedule::Fixed => return RankEvent::None,
+            RankSchedule::Tolerance(ToleranceSchedule { cycle, norm, .. })
+            | RankSchedule::Budget(BudgetSchedule { cycle, norm, .. }) => (cycle, *norm),
+        };
+        match cycle.event(step) {
+            CycleEvent::Rest => RankEvent::None,
+            CycleEvent::Grow => RankEvent::Grow,
+            CycleEvent::Cut(cut) => RankEvent::Cut { cut, norm },
+        }
+    }
+
+    /// The event that counts among those of the steps from `first` to `last`: the last cut or,
+    /// without one, a growth.
+    pub fn event_within(&self, first: u64, last: u64) -> RankEvent {
+        let mut found = RankEvent::None;
+        for step in first..=last {
+            match self.event(step) {
+                RankEvent::None => {}
+                cut @ RankEvent::Cut { .. } => found = cut,
+                RankEvent::Grow if found == RankEvent::None => found = RankEvent::Grow,
+                RankEvent::Grow => {}
+            }
+        }
+        found
+    }
+
+    /// What a growth does to the rank of a weight of this target.
+    pub fn grown(&self, target: Target, rank: usize) -> RankDecision {
         let max_rank = match self {
             RankSchedule::Fixed => None,
             RankSchedule::Tolerance(schedule) => {
@@ -108,46 +162,14 @@ impl RankSchedule {
                 schedule.targets.get(&target).map(|bounds| bounds.max_rank)
             }
         };
-        let (Some(cycle), Some(max_rank)) = (self.cycle(), max_rank) else {
-            return RankDecision::Keep;
-        };
-        match cycle.event(step) {
-            CycleEvent::Grow => cycle
-                .grown(rank, max_rank)
-                .map_or(RankDecision::Keep, |rank| RankDecision::Set { rank }),
-            CycleEvent::Cut(_) | CycleEvent::Rest => RankDecision::Keep,
-        }
+        let grown = self.cycle().zip(max_rank).and_then(|(cycle, max)| cycle.grown(rank, max));
+        grown.map_or(RankDecision::Keep, |rank| RankDecision::Set { rank })
     }
 
-    /// Whether ranks may change at a step (counted from 1), by growth or a cut.
-    pub fn changes_at(&self, step: u64) -> bool {
-        self.cycle().is_some_and(|cycle| !matches!(cycle.event(step), CycleEvent::Rest))
-    }
-
-    /// The norm of the cut that ends a step (counted from 1); none if it has no cut.
-    pub fn cut_norm(&self, step: u64) -> Option<RankNorm> {
-        let is_cut =
-            self.cycle().is_some_and(|cycle| matches!(cycle.event(step), CycleEvent::Cut(_)));
+    /// The ranks after a cut, one for each weight.
+    pub fn cut(&self, cut: Cut, offers: &[Offer]) -> Vec<usize> {
         match self {
-            RankSchedule::Tolerance(ToleranceSchedule { norm, .. })
-            | RankSchedule::Budget(BudgetSchedule { norm, .. })
-                if is_cut =>
-            {
-                Some(*norm)
-            }
-            _ => None,
-        }
-    }
-
-    /// The ranks after the cut that ends a step, one for each weight; unchanged if the step has no
-    /// cut.
-    pub fn cut(&self, step: u64, offers: &[Offer]) -> Vec<usize> {
-        let unchanged = || offers.iter().map(|offer| offer.singular_values.len()).collect();
-        let Some(CycleEvent::Cut(cut)) = self.cycle().map(|cycle| cycle.event(step)) else {
-            return unchanged();
-        };
-        match self {
-            RankSchedule::Fixed => unchanged(),
+            RankSchedule::Fixed => offers.iter().map(|offer| offer.singular_values.len()).collect(),
             RankSchedule::Tolerance(schedule) => {
                 offers.iter().map(|offer| schedule.rank_at(cut, offer)).collect()
             }
@@ -227,38 +249,52 @@ mod tests {
         Offer { target, sides: 100, singular_values: singular_values.to_vec() }
     }
 
+    /// The ranks after the cut of a step.
+    fn cut(schedule: &RankSchedule, step: u64, offers: &[Offer]) -> Vec<usize> {
+        match schedule.event(step) {
+            RankEvent::Cut { cut, .. } => schedule.cut(cut, offers),
+            other => panic!("step {step} is {other:?}"),
+        }
+    }
+
+    /// The steps with an event of this kind.
+    fn steps(schedule: &RankSchedule, is_one: impl Fn(RankEvent) -> bool) -> Vec<u64> {
+        (1..=100).filter(|&step| is_one(schedule.event(step))).collect()
+    }
+
     #[test]
     fn fixed_never_changes() {
-        for step in 1..=100 {
-            assert_eq!(RankSchedule::Fixed.decide(step, Target::Q, 8), RankDecision::Keep);
-            assert_eq!(RankSchedule::Fixed.cut_norm(step), None);
-            assert!(!RankSchedule::Fixed.changes_at(step));
-        }
+        assert_eq!(steps(&RankSchedule::Fixed, |event| event != RankEvent::None), [0u64; 0]);
+        assert_eq!(RankSchedule::Fixed.grown(Target::Q, 8), RankDecision::Keep);
     }
 
     #[test]
     fn tolerance_grows_and_cuts_by_a_tolerance_that_moves() {
         let schedule = tolerance(0.1, 0.3);
-        let growths: Vec<u64> = (1..=100)
-            .filter(|&step| schedule.decide(step, Target::Q, 8) == RankDecision::Set { rank: 16 })
-            .collect();
-        assert_eq!(growths, [20, 30, 40]);
-        let cuts: Vec<u64> = (1..=100).filter(|&step| schedule.cut_norm(step).is_some()).collect();
-        assert_eq!(cuts, [26, 36, 46]);
-        let changes: Vec<u64> = (1..=100).filter(|&step| schedule.changes_at(step)).collect();
-        assert_eq!(changes, [20, 26, 30, 36, 40, 46]);
+        assert_eq!(steps(&schedule, |event| event == RankEvent::Grow), [20, 30, 40]);
+        assert_eq!(schedule.grown(Target::Q, 8), RankDecision::Set { rank: 16 });
+        assert_eq!(schedule.grown(Target::Q, 40), RankDecision::Keep, "at its largest");
+        assert_eq!(steps(&schedule, |event| event.cut_norm().is_some()), [26, 36, 46]);
         // ‖σ‖ = 1 within 10⁻³; tails after rank 6, 5, 4: 0.08, 0.17, 0.26.
         let sigma = [0.5, 0.5, 0.45, 0.45, 0.2, 0.15, 0.08];
         let offers = [offer(Target::Q, &sigma)];
-        assert_eq!([26, 36, 46].map(|step| schedule.cut(step, &offers)[0]), [6, 5, 4]);
-        assert_eq!(schedule.cut(27, &offers), [7], "no cut");
+        assert_eq!([26, 36, 46].map(|step| cut(&schedule, step, &offers)[0]), [6, 5, 4]);
+    }
+
+    #[test]
+    fn of_many_steps_the_last_cut_counts_and_otherwise_a_growth() {
+        let schedule = tolerance(0.1, 0.3);
+        assert_eq!(schedule.event_within(1, 19), RankEvent::None);
+        assert_eq!(schedule.event_within(15, 25), RankEvent::Grow);
+        assert_eq!(schedule.event_within(20, 30), schedule.event(26), "the cut, not the growth");
+        assert_eq!(schedule.event_within(20, 39), schedule.event(36), "the last of two cuts");
     }
 
     #[test]
     fn a_target_without_bounds_keeps_its_rank() {
         let schedule = tolerance(0.9, 0.9);
-        assert_eq!(schedule.decide(20, Target::Down, 8), RankDecision::Keep);
-        assert_eq!(schedule.cut(26, &[offer(Target::Down, &[1.0, 0.1])]), [2]);
+        assert_eq!(schedule.grown(Target::Down, 8), RankDecision::Keep);
+        assert_eq!(cut(&schedule, 26, &[offer(Target::Down, &[1.0, 0.1])]), [2]);
     }
 
     #[test]
@@ -277,9 +313,9 @@ mod tests {
         let offers =
             [offer(Target::Q, &[4.0, 3.0, 2.0, 1.0]), offer(Target::Q, &[4.0, 0.5, 0.4, 0.3])];
         assert_eq!(
-            [26, 36, 46].map(|step| schedule.cut(step, &offers)),
+            [26, 36, 46].map(|step| cut(&schedule, step, &offers)),
             [vec![4, 2], vec![4, 1], vec![2, 1]]
         );
-        assert_eq!(schedule.cut_norm(46), Some(RankNorm::Fisher));
+        assert_eq!(schedule.event(46).cut_norm(), Some(RankNorm::Fisher));
     }
 }

@@ -1,7 +1,11 @@
 //! Second moments of the K- and L-gradient as r × r matrices (`matrix_adam`).
 
+use super::TangentMomentum;
 use crate::linalg::{inverse_square_root, multiply, weighted_sum};
 use crate::lowrank::{BasisChange, LowRank, Tangent};
+use crate::optim::gradient::Scaled;
+use crate::optim::leaves::LeafMap;
+use crate::spec::DlraSpec;
 use candle_core::{Result, Tensor};
 
 /// Share of the mean eigenvalue that is added before the inverse root, so that directions without
@@ -18,7 +22,7 @@ const RELATIVE_EPSILON: f64 = 1e-3;
 /// alone. Nothing depends on how the bases are rotated. In the spirit of Shampoo (Gupta et al.
 /// 2018) with exponent −½ on the rank-wide sides only.
 #[derive(Clone, Debug)]
-pub(super) struct MatrixMoments {
+pub(super) struct MatrixAdam {
     /// Of the K-gradient, r × r in V's coordinates.
     k: Tensor,
     k_weight: Tensor,
@@ -27,33 +31,31 @@ pub(super) struct MatrixMoments {
     l_weight: Tensor,
 }
 
-impl MatrixMoments {
+impl MatrixAdam {
     /// Nothing gathered yet.
     pub fn new(point: &LowRank) -> Result<Self> {
         let zeros = point.s.zeros_like()?;
         Ok(Self { k: zeros.clone(), k_weight: zeros.clone(), l: zeros.clone(), l_weight: zeros })
     }
+}
 
-    /// Takes in a gradient: (GV)ᵀ(GV) = MᵀM + PᵀP and (GᵀU)ᵀ(GᵀU) = MMᵀ + QᵀQ.
-    pub fn update(
+impl TangentMomentum for MatrixAdam {
+    /// (GV)ᵀ(GV) = MᵀM + PᵀP and (GᵀU)ᵀ(GᵀU) = MMᵀ + QᵀQ.
+    fn update(
         &mut self,
         point: &LowRank,
-        gradient: &Tangent,
-        beta2: f64,
-        scale: f64,
+        gradient: Scaled<Tangent>,
+        settings: &DlraSpec,
     ) -> Result<()> {
-        let Tangent { m, p, q } = gradient;
+        let beta2 = settings.beta2;
+        let Tangent { m, p, q } = gradient.sum();
         let form = |a: &Tensor, b: &Tensor| -> Result<Tensor> {
             multiply(&a.t()?, a)? + multiply(&b.t()?, b)?
         };
-        let weight = (1.0 - beta2) * scale * scale;
+        let weight = gradient.square_factor(1.0 - beta2);
         self.k = weighted_sum(beta2, &self.k, weight / point.rows() as f64, &form(m, p)?)?;
-        self.l = weighted_sum(
-            beta2,
-            &self.l,
-            weight / point.columns() as f64,
-            &form(&m.t()?.contiguous()?, q)?,
-        )?;
+        let l = form(&m.t()?.contiguous()?, q)?;
+        self.l = weighted_sum(beta2, &self.l, weight / point.columns() as f64, &l)?;
         let identity = Tensor::eye(point.rank(), m.dtype(), m.device())?.broadcast_as(m.shape())?;
         self.k_weight = weighted_sum(beta2, &self.k_weight, 1.0 - beta2, &identity)?;
         self.l_weight = weighted_sum(beta2, &self.l_weight, 1.0 - beta2, &identity)?;
@@ -62,7 +64,13 @@ impl MatrixMoments {
 
     /// D_M = ½ (m̂ R + L m̂), D_P = p̂ R, D_Q = q̂ L with R = (Â_K + ε)^{-½}, L = (Â_L + ε)^{-½}: a
     /// tangent vector, since columns are only mixed.
-    pub fn precondition(&self, mean: &Tangent, gathered: f64) -> Result<Tangent> {
+    fn direction(
+        &self,
+        _: &LowRank,
+        mean: Tangent,
+        gathered: f64,
+        _: &DlraSpec,
+    ) -> Result<Tangent> {
         let root = |sum: &Tensor, weight: &Tensor| -> Result<Tensor> {
             let whiten = inverse_square_root(weight, 0.0)?;
             inverse_square_root(&multiply(&multiply(&whiten, sum)?, &whiten)?, RELATIVE_EPSILON)
@@ -76,8 +84,8 @@ impl MatrixMoments {
         })
     }
 
-    /// Into the new bases.
-    pub fn transport(&mut self, change: &BasisChange) -> Result<()> {
+    /// As quadratic forms.
+    fn transport(&mut self, change: &BasisChange, _: &DlraSpec) -> Result<()> {
         let (left, right) = (change.rotation_u(), change.rotation_v());
         let right_t = right.t()?;
         let form = |a: &Tensor, x: &Tensor, b: &Tensor| multiply(&multiply(a, x)?, b);
@@ -88,36 +96,16 @@ impl MatrixMoments {
         Ok(())
     }
 
-    /// The same with every tensor, in the order of [`Self::named`], replaced by what `change` makes
-    /// of it.
-    pub fn map_leaves(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self {
-            k: change(&self.k)?,
-            k_weight: change(&self.k_weight)?,
-            l: change(&self.l)?,
-            l_weight: change(&self.l_weight)?,
-        })
+    fn map_leaves(&self, map: &mut dyn LeafMap) -> anyhow::Result<Box<dyn TangentMomentum>> {
+        Ok(Box::new(Self {
+            k: map.tensor("k_second", &self.k)?,
+            k_weight: map.tensor("k_second_weight", &self.k_weight)?,
+            l: map.tensor("l_second", &self.l)?,
+            l_weight: map.tensor("l_second_weight", &self.l_weight)?,
+        }))
     }
 
-    /// State tensors by name.
-    pub fn named(&self) -> [(&'static str, &Tensor); 4] {
-        [
-            ("k_second", &self.k),
-            ("k_second_weight", &self.k_weight),
-            ("l_second", &self.l),
-            ("l_second_weight", &self.l_weight),
-        ]
-    }
-
-    /// The state read back, leaf by leaf.
-    pub fn read(
-        &self,
-        mut take: impl FnMut(&str, &Tensor) -> anyhow::Result<Tensor>,
-    ) -> anyhow::Result<Self> {
-        let mut leaf = |index: usize| {
-            let (name, like) = self.named()[index];
-            take(name, like)
-        };
-        Ok(Self { k: leaf(0)?, k_weight: leaf(1)?, l: leaf(2)?, l_weight: leaf(3)? })
+    fn boxed_clone(&self) -> Box<dyn TangentMomentum> {
+        Box::new(self.clone())
     }
 }

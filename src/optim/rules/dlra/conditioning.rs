@@ -2,6 +2,7 @@
 
 use crate::linalg::{frobenius_norm, multiply, weighted_sum};
 use crate::lowrank::Tangent;
+use crate::optim::gradient::Scaled;
 use candle_core::{D, Result, Tensor};
 
 /// The gradient of R(S) = ‖SSᵀ − (‖S‖_F² / r) I‖_F: ∂R/∂S = 2 A S / ‖A‖_F with A = SSᵀ − (‖S‖_F² /
@@ -43,10 +44,12 @@ fn gradient_on_device(s: &Tensor) -> Result<Tensor> {
     multiply(&a, s)?.broadcast_mul(&factor)
 }
 
-/// The loss's tangent gradient with that of strength · R(S) added.
-pub(super) fn regularized(loss: &Tangent, s: &Tensor, strength: f64) -> Result<Tangent> {
-    let m = weighted_sum(1.0, &loss.m, strength, &gradient(s)?)?;
-    Ok(Tangent { m, p: loss.p.clone(), q: loss.q.clone() })
+/// The sum of the loss's tangent gradients with that of strength · R(S) added, which is part of the
+/// objective as it stands and is not scaled.
+pub(super) fn regularized(loss: Scaled<Tangent>, s: &Tensor, strength: f64) -> Result<Tangent> {
+    let Tangent { m, p, q } = loss.sum();
+    let m = weighted_sum(1.0, m, loss.unscaled(strength), &gradient(s)?)?;
+    Ok(Tangent { m, p: p.clone(), q: q.clone() })
 }
 
 #[cfg(test)]

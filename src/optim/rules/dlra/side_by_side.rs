@@ -4,9 +4,11 @@
 use super::{DlraState, DlraStep, DlraUpdate};
 use crate::lowrank::{LowRank, Tangent};
 use crate::optim::execution::{Placement, groups};
+use crate::optim::gradient::Scaled;
+use crate::optim::leaves::Leaves;
 use crate::optim::rank::RankDecision;
 use anyhow::Context;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result};
 use rayon::prelude::*;
 
 /// One weight about to step.
@@ -18,7 +20,7 @@ pub struct Item<'a> {
     /// Where it is.
     pub point: &'a LowRank,
     /// Its tangent gradient.
-    pub gradient: &'a Tangent,
+    pub gradient: Scaled<'a, Tangent>,
     /// The numbers of its step.
     pub hyper: DlraStep<'a>,
 }
@@ -35,7 +37,7 @@ pub struct Item<'a> {
 pub fn step_all(
     placement: Placement,
     items: &[Item],
-    step: &(dyn Fn(&DlraState, &LowRank, &Tangent, &DlraStep) -> Result<DlraUpdate> + Sync),
+    step: StepOf,
 ) -> anyhow::Result<Vec<DlraUpdate>> {
     match placement {
         Placement::Host => on_host(items, step),
@@ -61,68 +63,45 @@ pub fn step_all(
                     .zip(found)
                     .for_each(|(index, update)| updates[index] = Some(update));
             }
-            Ok(updates.into_iter().flatten().collect())
+            let all: Option<Vec<DlraUpdate>> = updates.into_iter().collect();
+            all.context("a weight was left out of every stack")
         }
     }
 }
 
+/// A step of one weight, or of a stack of weights.
 type StepOf<'a> =
-    &'a (dyn Fn(&DlraState, &LowRank, &Tangent, &DlraStep) -> Result<DlraUpdate> + Sync);
+    &'a (dyn Fn(&DlraState, &LowRank, Scaled<Tangent>, &DlraStep) -> Result<DlraUpdate> + Sync);
 
 /// Steps in host memory, wherever the weights live; what has to travel does so before and after,
 /// one after another.
 fn on_host(items: &[Item], step: StepOf) -> anyhow::Result<Vec<DlraUpdate>> {
     let host = Device::Cpu;
-    let hosted = |item: &Item| {
-        let state = item.state.map_leaves(|leaf| leaf.to_device(&host))?;
-        Ok((state, item.point.to_device(&host)?, item.gradient.to_device(&host)?))
+    let hosted = |item: &Item| -> anyhow::Result<_> {
+        let gradient = item.gradient.sum().to_device(&host)?;
+        Ok((item.state.to_device(&host)?, item.point.to_device(&host)?, gradient))
     };
-    let hosted = items.iter().map(hosted).collect::<Result<Vec<_>>>()?;
+    let hosted = items.iter().map(hosted).collect::<anyhow::Result<Vec<_>>>()?;
     let stepped = items.par_iter().zip(&hosted).map(|(item, (state, point, gradient))| {
-        step(state, point, gradient, &item.hyper)
+        step(state, point, item.gradient.with(gradient), &item.hyper)
             .with_context(|| format!("the low-rank step of `{}` failed", item.name))
     });
     let updates = stepped.collect::<anyhow::Result<Vec<_>>>()?;
-    items
-        .iter()
-        .zip(updates)
-        .map(|(item, update)| Ok(update.to_device(item.point.u.device())?))
-        .collect()
+    let back = |(item, update): (&Item, DlraUpdate)| update.to_device(item.point.u.device());
+    items.iter().zip(updates).map(back).collect()
 }
 
-fn as_stack(items: &[&Item], step: StepOf) -> Result<Vec<DlraUpdate>> {
+fn as_stack(items: &[&Item], step: StepOf) -> anyhow::Result<Vec<DlraUpdate>> {
     let [first, ..] = items else { return Ok(Vec::new()) };
     let point = LowRank::stack(&items.iter().map(|item| item.point).collect::<Vec<_>>())?;
-    let gradient = Tangent::stack(&items.iter().map(|item| item.gradient).collect::<Vec<_>>())?;
+    let sum = Tangent::stack(&items.iter().map(|item| item.gradient.sum()).collect::<Vec<_>>())?;
     let state = DlraState::stack(&items.iter().map(|item| item.state).collect::<Vec<_>>())?;
-    let mut update = step(&state, &point, &gradient, &first.hyper)?;
-    let points = update.point.unstack()?.into_iter().enumerate();
-    let single = |(index, point)| {
+    let mut update = step(&state, &point, first.gradient.with(&sum), &first.hyper)?;
+    let single = |(place, point)| -> anyhow::Result<DlraUpdate> {
         let [r_u, r_v] = &update.rotations;
-        let rotations = [r_u.get(index)?, r_v.get(index)?];
-        Ok(DlraUpdate {
-            point,
-            state: update.state.map_leaves(|leaf| leaf.get(index))?,
-            rotations,
-            truncation: update.truncation.take(),
-        })
+        let rotations = [r_u.get(place)?, r_v.get(place)?];
+        let state = update.state.unstacked(place)?;
+        Ok(DlraUpdate { point, state, rotations, truncation: update.truncation.take() })
     };
-    points.map(single).collect()
-}
-
-impl DlraState {
-    /// States of weights of one shape, rank and rule as one.
-    fn stack(states: &[&Self]) -> Result<Self> {
-        let leaves: Vec<Vec<&Tensor>> = states.iter().map(|state| state.leaves()).collect();
-        let stacked = |index: usize| {
-            Tensor::stack(&leaves.iter().map(|leaves| leaves[index]).collect::<Vec<_>>(), 0)
-        };
-        let mut stacks = (0..leaves.first().map_or(0, Vec::len)).map(stacked);
-        match states.first() {
-            Some(first) => {
-                first.map_leaves(|leaf| stacks.next().unwrap_or_else(|| Ok(leaf.clone())))
-            }
-            None => candle_core::bail!("no states to stack"),
-        }
-    }
+    update.point.unstack()?.into_iter().enumerate().map(single).collect()
 }

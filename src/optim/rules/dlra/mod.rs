@@ -1,39 +1,42 @@
 //! The dynamical low-rank (DLRA) step of one weight W = U S Vᵀ: momentum, augmentation, Galerkin
 //! step, truncation, transport.
 //!
-//! algorithms.md §2–§4; after Schotthöfer, Klein & Kusch (arXiv:2506.17475) and the augmented
+//! docs/method.md; after Schotthöfer, Klein & Kusch (arXiv:2506.17475) and the augmented
 //! Basis-Update & Galerkin integrator (Ceruti, Kusch & Lubich 2022). Shapes: m × n weight, rank r.
 //!
 //! ```text
-//! here                `tangent`, one gradient a step; and what all integrators share: moments, retraction, transport, cuts
+//! here                `tangent`, one gradient a step; and what all integrators share: moments,
+//!                     retraction, transport, cuts
+//! rule                the group of all low-rank weights: passes, growth and cuts
 //! augmented_bug       further gradients on the same batch, in the augmented bases
 //! coefficient_cycle   augment on one batch, train S on the next ones
-//! second_moments, matrix_moments    what scales the first moment
+//! momenta             what makes a direction of the first moment, one file each
+//! side_by_side        many weights at once
 //! conditioning        the spectral regulariser
 //! ```
 
 mod augmented_bug;
 mod coefficient_cycle;
 mod conditioning;
-mod matrix_moments;
-mod second_moments;
+mod cut;
+mod momenta;
+mod rule;
 mod side_by_side;
 
-use super::muon::SPECTRAL_SCALE;
-use super::rank::RankDecision;
-use super::state::StateReader;
+use super::SPECTRAL_SCALE;
 use crate::linalg;
 use crate::lowrank::{
     Augmentation, BasisChange, LowRank, Retracted, Spectrum, Tangent, Truncation,
 };
-use crate::spec::{DlraSpec, Integrator, Momentum, RetractionSpec};
+use crate::optim::gradient::Scaled;
+use crate::optim::leaves::{LeafMap, Leaves};
+use crate::optim::rank::RankDecision;
+use crate::spec::{DlraSpec, Integrator, RetractionSpec};
 pub use augmented_bug::GalerkinStep;
-use candle_core::{Device, Result, Tensor};
-use coefficient_cycle::{CYCLE_RANK, read_cycle_rank, scalar};
+use candle_core::{D, Device, Result, Tensor};
 use conditioning::regularized;
-use matrix_moments::MatrixMoments;
-use second_moments::SecondMoments;
-pub use side_by_side::{Item, step_all};
+use momenta::{TangentMomentum, map_tangent};
+pub(in crate::optim) use rule::DlraRule;
 
 /// Numbers of one DLRA step.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +47,6 @@ pub struct DlraStep<'a> {
     pub learning_rate: f64,
     /// Step t, counted from 1.
     pub step: u64,
-    /// Factor on the gradient: accumulation mean and clipping together.
-    pub gradient_scale: f64,
     /// What happens to the rank.
     pub rank: RankDecision,
 }
@@ -55,21 +56,10 @@ pub struct DlraStep<'a> {
 pub struct DlraState {
     /// First moment, a tangent vector at the current point.
     first: Tangent,
-    /// What scales it.
-    second: Second,
+    /// What makes a direction of it.
+    momentum: Box<dyn TangentMomentum>,
     /// Rank before the augmentation that opened the present cycle; for `coefficient_cycle` only.
     cycle_rank: Option<usize>,
-}
-
-/// What scales the first moment.
-#[derive(Clone, Debug)]
-enum Second {
-    /// Nothing: `heavy_ball`, `spectral`.
-    None,
-    /// Element-wise second moments of the tangent coordinates: `adam`.
-    Elements(SecondMoments),
-    /// r × r second moments of the K- and L-gradient: `matrix_adam`.
-    Matrices(MatrixMoments),
 }
 
 /// What a step did to one weight.
@@ -106,11 +96,11 @@ impl DlraUpdate {
     ///
     /// # Errors
     /// If the device has no memory for it.
-    pub fn to_device(&self, device: &Device) -> Result<Self> {
+    pub fn to_device(&self, device: &Device) -> anyhow::Result<Self> {
         let [r_u, r_v] = &self.rotations;
         Ok(Self {
             point: self.point.to_device(device)?,
-            state: self.state.map_leaves(|leaf| leaf.to_device(device))?,
+            state: self.state.to_device(device)?,
             rotations: [r_u.to_device(device)?, r_v.to_device(device)?],
             truncation: self.truncation.clone(),
         })
@@ -136,23 +126,6 @@ impl DlraUpdate {
 }
 
 impl DlraStep<'_> {
-    /// What a gradient is multiplied by on its way into the first moment.
-    fn gradient_weight(&self) -> f64 {
-        let DlraSpec { momentum, beta1, .. } = *self.settings;
-        if momentum == Momentum::HeavyBall {
-            self.gradient_scale
-        } else {
-            (1.0 - beta1) * self.gradient_scale
-        }
-    }
-
-    /// Strength of the regulariser beside a gradient before scaling: the moments scale the
-    /// gradient, but it is part of the objective as it stands.
-    fn regularization(&self) -> Option<f64> {
-        let strength = self.settings.spectral_regularization;
-        (strength != 0.0).then(|| strength / self.gradient_scale)
-    }
-
     /// 0.2 √max(m, n) times the polar factor of coefficients: the direction of `spectral`.
     ///
     /// Steps that retract by an SVD take the exact polar factor too; the others stay with matrix
@@ -196,18 +169,13 @@ impl DlraStep<'_> {
 impl DlraState {
     /// Zero moments at this point.
     pub fn new(point: &LowRank, settings: &DlraSpec) -> Result<Self> {
-        let second = match settings.momentum {
-            Momentum::HeavyBall | Momentum::Spectral => Second::None,
-            Momentum::Adam => Second::Elements(SecondMoments::new(point)?),
-            Momentum::MatrixAdam => Second::Matrices(MatrixMoments::new(point)?),
-        };
         let cycle_rank =
             (settings.integrator == Integrator::CoefficientCycle).then(|| point.rank());
-        Ok(Self { first: Tangent::zeros(point)?, second, cycle_rank })
+        let momentum = momenta::new(point, settings)?;
+        Ok(Self { first: Tangent::zeros(point)?, momentum, cycle_rank })
     }
 
-    /// One step from `point` along the momentum of `gradient` (a tangent vector at `point`, before
-    /// scaling), by the `tangent` integrator.
+    /// One step from `point` along the momentum of `gradient` (a tangent vector at `point`), by the `tangent` integrator.
     ///
     /// Nothing is changed in place: on an error the old point and state are intact.
     ///
@@ -216,18 +184,13 @@ impl DlraState {
     pub fn step(
         &self,
         point: &LowRank,
-        gradient: &Tangent,
+        gradient: Scaled<Tangent>,
         hyper: &DlraStep,
     ) -> Result<DlraUpdate> {
         let mut state = self.clone();
         let direction = state.direction(point, gradient, hyper)?;
         let augmentation = Augmentation::new(point, &direction)?;
-        let core = match hyper.settings.momentum {
-            Momentum::Spectral => hyper.polar(point, augmentation.core())?,
-            Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam => {
-                augmentation.core().clone()
-            }
-        };
+        let core = state.momentum.core(point, augmentation.core(), hyper)?;
         let coefficients = augmentation.coefficients(
             point,
             &core,
@@ -254,11 +217,7 @@ impl DlraState {
     /// Into the new bases.
     fn transport(&mut self, change: &BasisChange, settings: &DlraSpec) -> Result<()> {
         self.first = change.transport(&self.first)?;
-        match &mut self.second {
-            Second::None => Ok(()),
-            Second::Elements(second) => second.transport(change, settings.second_moment_transport),
-            Second::Matrices(second) => second.transport(change),
-        }
+        self.momentum.transport(change, settings)
     }
 
     /// Takes in a gradient of the loss, with that of the regulariser added where there is one, and
@@ -266,130 +225,50 @@ impl DlraState {
     fn direction(
         &mut self,
         point: &LowRank,
-        gradient: &Tangent,
+        gradient: Scaled<Tangent>,
         hyper: &DlraStep,
     ) -> Result<Tangent> {
-        match hyper.regularization() {
-            None => self.direction_along(point, gradient, hyper),
-            Some(strength) => {
-                self.direction_along(point, &regularized(gradient, &point.s, strength)?, hyper)
-            }
+        let strength = hyper.settings.spectral_regularization;
+        if strength == 0.0 {
+            return self.direction_along(point, gradient, hyper);
         }
+        let sum = regularized(gradient, &point.s, strength)?;
+        self.direction_along(point, gradient.with(&sum), hyper)
     }
 
     /// Updates the moments and returns the direction D as a tangent vector.
     ///
-    /// With first moment m ← β₁m + (1−β₁)g, the direction is made of m, or with Nesterov's
-    /// look-ahead of β₁m + (1−β₁)g (Dozat 2016), whose gathered weight is 1 − β₁ᵗ⁺¹ instead of 1 −
-    /// β₁ᵗ. `heavy_ball` has the SGD-with-momentum form m ← β₁m + g; the paper's V ← (1−γ)V − λ∇L,
-    /// W ← W + λV is this with β₁ = 1−γ and η = λ².
+    /// With first moment m ← β₁m + w g, w as the momentum has it, the direction is made of m, or
+    /// with Nesterov's look-ahead of β₁m + w g (Dozat 2016), whose gathered weight is 1 − β₁ᵗ⁺¹
+    /// instead of 1 − β₁ᵗ.
     fn direction_along(
         &mut self,
         point: &LowRank,
-        gradient: &Tangent,
+        gradient: Scaled<Tangent>,
         hyper: &DlraStep,
     ) -> Result<Tangent> {
-        let DlraSpec { beta1, beta2, epsilon, nesterov, .. } = *hyper.settings;
-        let weight = hyper.gradient_weight();
-        self.first = self.first.scaled_add(beta1, gradient, weight)?;
-        let mean = if nesterov {
-            self.first.scaled_add(beta1, gradient, weight)?
-        } else {
-            self.first.clone()
+        let DlraSpec { beta1, nesterov, .. } = *hyper.settings;
+        let weight = self.momentum.gradient_weight(beta1);
+        self.first = gradient.added_to(&self.first, beta1, weight)?;
+        let mean = match nesterov {
+            true => gradient.added_to(&self.first, beta1, weight)?,
+            false => self.first.clone(),
         };
         let gathered = 1.0 - beta1.powi(hyper.step as i32 + i32::from(nesterov));
-        match &mut self.second {
-            Second::None => Ok(mean),
-            Second::Elements(second) => {
-                second.update(gradient, beta2, hyper.gradient_scale)?;
-                second.divide(&mean, gathered, epsilon)?.project_complement(point)
-            }
-            Second::Matrices(second) => {
-                second.update(point, gradient, beta2, hyper.gradient_scale)?;
-                second.precondition(&mean, gathered)
-            }
-        }
+        self.momentum.update(point, gradient, hyper.settings)?;
+        self.momentum.direction(point, mean, gathered, hyper.settings)
     }
+}
 
-    /// All tensors, in a fixed order.
-    fn leaves(&self) -> Vec<&Tensor> {
-        let mut leaves = self.first.parts().to_vec();
-        match &self.second {
-            Second::None => {}
-            Second::Elements(second) => {
-                leaves.extend(second.sum.parts().into_iter().chain(second.weight.parts()))
-            }
-            Second::Matrices(second) => leaves.extend(second.named().map(|(_, leaf)| leaf)),
-        }
-        leaves
-    }
-
-    /// The same state with every tensor, in the order of [`Self::leaves`], replaced by what
-    /// `change` makes of it.
-    fn map_leaves(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        let first = self.first.map_parts(&mut change)?;
-        let second = match &self.second {
-            Second::None => Second::None,
-            Second::Elements(second) => Second::Elements(SecondMoments {
-                sum: second.sum.map_parts(&mut change)?,
-                weight: second.weight.map_parts(&mut change)?,
-            }),
-            Second::Matrices(second) => Second::Matrices(second.map_leaves(change)?),
-        };
-        Ok(Self { first, second, cycle_rank: self.cycle_rank })
-    }
-
-    /// State tensors by name.
-    pub fn named_tensors(&self) -> Vec<(String, Tensor)> {
-        let named = |prefix: &str, z: &Tangent| {
-            [("m", &z.m), ("p", &z.p), ("q", &z.q)]
-                .map(|(leaf, tensor)| (format!("{prefix}.{leaf}"), tensor.clone()))
-        };
-        let mut tensors = named("first", &self.first).to_vec();
-        match &self.second {
-            Second::None => {}
-            Second::Elements(second) => {
-                tensors.extend(named("second", &second.sum));
-                tensors.extend(named("second_weight", &second.weight));
-            }
-            Second::Matrices(second) => tensors
-                .extend(second.named().map(|(leaf, tensor)| (leaf.to_owned(), tensor.clone()))),
-        }
-        tensors.extend(self.cycle_rank.map(|rank| (CYCLE_RANK.to_owned(), scalar(rank))));
-        tensors
-    }
-
-    /// The state of a weight at `point`, from named tensors; the shapes must be those of `point`.
-    pub fn load(
-        point: &LowRank,
-        settings: &DlraSpec,
-        reader: &mut StateReader,
-    ) -> anyhow::Result<Self> {
-        let expected = Self::new(point, settings)?;
-        let mut read = |prefix: &str, like: &Tangent| -> anyhow::Result<Tangent> {
-            Ok(Tangent {
-                m: reader.take_like(&format!("{prefix}.m"), &like.m)?,
-                p: reader.take_like(&format!("{prefix}.p"), &like.p)?,
-                q: reader.take_like(&format!("{prefix}.q"), &like.q)?,
-            })
-        };
-        let first = read("first", &expected.first)?;
-        let second = match &expected.second {
-            Second::None => Second::None,
-            Second::Elements(like) => Second::Elements(SecondMoments {
-                sum: read("second", &like.sum)?,
-                weight: read("second_weight", &like.weight)?,
-            }),
-            Second::Matrices(like) => {
-                Second::Matrices(like.read(|leaf, like| reader.take_like(leaf, like))?)
-            }
-        };
-        let cycle_rank = match expected.cycle_rank {
-            Some(rank) => {
-                Some(read_cycle_rank(&reader.take_like(CYCLE_RANK, &scalar(rank))?, point)?)
-            }
+impl Leaves for DlraState {
+    fn map_leaves(&self, map: &mut dyn LeafMap) -> anyhow::Result<Self> {
+        let first = map_tangent("first", &self.first, map)?;
+        let momentum = self.momentum.map_leaves(map)?;
+        let largest = self.first.m.dim(D::Minus1)?;
+        let cycle_rank = match self.cycle_rank {
+            Some(rank) => Some(map.number("cycle_rank", rank, largest)?),
             None => None,
         };
-        Ok(Self { first, second, cycle_rank })
+        Ok(Self { first, momentum, cycle_rank })
     }
 }

@@ -21,12 +21,13 @@
 //! is always by SVD: after J steps the new directions are no longer small, which the subspace
 //! retraction needs.
 
-use super::super::rank::RankDecision;
 use super::{DlraState, DlraStep, DlraUpdate};
 use crate::linalg::{self, weighted_sum};
 use crate::lowrank::{Augmentation, LowRank, Retracted, Spectrum, Tangent};
-use crate::spec::{CyclePhase, Momentum};
-use candle_core::{Device, Result, Tensor};
+use crate::optim::gradient::Scaled;
+use crate::optim::rank::RankDecision;
+use crate::spec::CyclePhase;
+use candle_core::{Result, Tensor};
 
 impl DlraState {
     /// Rank before the augmentation that opened the present cycle, which is the rank of the point
@@ -43,7 +44,7 @@ impl DlraState {
     pub fn cycle_step(
         &self,
         point: &LowRank,
-        gradient: &Tangent,
+        gradient: Scaled<Tangent>,
         hyper: &DlraStep,
         phase: CyclePhase,
     ) -> Result<DlraUpdate> {
@@ -64,8 +65,10 @@ impl DlraState {
                 )
             }
             CyclePhase::Coefficients { truncate } => {
-                let moved =
-                    LowRank { s: moved_coefficients(point, direction, hyper)?, ..point.clone() };
+                let moved = LowRank {
+                    s: moved_coefficients(&state, point, &direction, hyper)?,
+                    ..point.clone()
+                };
                 if !truncate {
                     let identity = Tensor::eye(point.rank(), point.s.dtype(), point.s.device())?;
                     return Ok(DlraUpdate {
@@ -95,31 +98,13 @@ impl DlraState {
 }
 
 /// (1 − ηλ) S − η D_M.
-fn moved_coefficients(point: &LowRank, direction: Tangent, hyper: &DlraStep) -> Result<Tensor> {
-    let core = match hyper.settings.momentum {
-        Momentum::Spectral => hyper.polar(point, &direction.m)?,
-        Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam => direction.m,
-    };
+fn moved_coefficients(
+    state: &DlraState,
+    point: &LowRank,
+    direction: &Tangent,
+    hyper: &DlraStep,
+) -> Result<Tensor> {
+    let core = state.momentum.core(point, &direction.m, hyper)?;
     let keep = 1.0 - hyper.learning_rate * hyper.settings.weight_decay;
     weighted_sum(keep, &point.s, -hyper.learning_rate, &core)
-}
-
-/// Name of the leaf in a checkpoint.
-pub(super) const CYCLE_RANK: &str = "cycle_rank";
-
-/// A rank as a tensor; f64 holds it exactly.
-pub(super) fn scalar(rank: usize) -> Tensor {
-    Tensor::full(rank as f64, 1, &Device::Cpu).expect("one number on the host")
-}
-
-/// A rank read back, which lies between 1 and the point's.
-pub(super) fn read_cycle_rank(leaf: &Tensor, point: &LowRank) -> anyhow::Result<usize> {
-    let number = leaf.get(0)?.to_scalar::<f64>()?;
-    let rank = number as usize;
-    anyhow::ensure!(
-        rank as f64 == number && (1..=point.rank()).contains(&rank),
-        "optimizer state: a cycle of a weight of rank {} cannot have begun at rank {number}; the checkpoint is damaged",
-        point.rank()
-    );
-    Ok(rank)
 }

@@ -22,10 +22,11 @@
 //! = 2 on the gradient is taken at points that have moved.
 
 use super::conditioning;
-use super::{DlraState, DlraStep, DlraUpdate, Second};
+use super::momenta::CoefficientMoments;
+use super::{DlraState, DlraStep, DlraUpdate};
 use crate::linalg::weighted_sum;
 use crate::lowrank::{Augmentation, LowRank, Tangent};
-use crate::spec::Momentum;
+use crate::optim::gradient::Scaled;
 use candle_core::{Result, Tensor};
 
 /// A step of one weight under way: the augmented bases are fixed, the coefficients move.
@@ -39,8 +40,8 @@ pub struct GalerkinStep {
     coefficients: Tensor,
     /// Ẑ, of Ŝ's shape.
     moment: Tensor,
-    /// Second moments of Ŝ's entries and their gathered weights, for `adam`.
-    second: Option<(Tensor, Tensor)>,
+    /// Second moments of Ŝ's entries, where the momentum has any.
+    second: Option<CoefficientMoments>,
     /// Coefficient steps taken.
     taken: u64,
 }
@@ -54,16 +55,13 @@ impl DlraState {
     pub fn begin_galerkin(
         &self,
         point: &LowRank,
-        gradient: &Tangent,
+        gradient: Scaled<Tangent>,
         hyper: &DlraStep,
     ) -> Result<GalerkinStep> {
         let mut state = self.clone();
         let direction = state.direction(point, gradient, hyper)?;
         let augmentation = Augmentation::new(point, &direction)?;
-        let second = match &self.second {
-            Second::Elements(second) => Some(second.of_coefficients(point, &augmentation)?),
-            Second::None | Second::Matrices(_) => None,
-        };
+        let second = self.momentum.coefficient_moments(point, &augmentation)?;
         let coefficients = augmentation.augmented_coefficients(point)?;
         let moment = augmentation.coefficients_of(&self.first)?;
         Ok(GalerkinStep {
@@ -100,45 +98,37 @@ impl GalerkinStep {
     ///
     /// # Errors
     /// If a factorisation does not converge.
-    pub fn advance(self, gradient: &Tensor, hyper: &DlraStep) -> Result<Self> {
-        match hyper.regularization() {
-            None => self.advance_along(gradient, hyper),
-            Some(strength) => {
-                let ((rows, columns), rank) = (gradient.dims2()?, self.point.rank());
-                let leading =
-                    self.coefficients.narrow(0, 0, rank)?.narrow(1, 0, rank)?.contiguous()?;
-                let regulariser = conditioning::gradient(&leading)?
-                    .pad_with_zeros(0, 0, rows - rank)?
-                    .pad_with_zeros(1, 0, columns - rank)?;
-                self.advance_along(&weighted_sum(1.0, gradient, strength, &regulariser)?, hyper)
-            }
+    pub fn advance(self, gradient: Scaled<Tensor>, hyper: &DlraStep) -> Result<Self> {
+        let strength = hyper.settings.spectral_regularization;
+        if strength == 0.0 {
+            return self.advance_along(gradient, hyper);
         }
+        let ((rows, columns), rank) = (gradient.sum().dims2()?, self.point.rank());
+        let leading = self.coefficients.narrow(0, 0, rank)?.narrow(1, 0, rank)?.contiguous()?;
+        let regulariser = conditioning::gradient(&leading)?
+            .pad_with_zeros(0, 0, rows - rank)?
+            .pad_with_zeros(1, 0, columns - rank)?;
+        let sum = weighted_sum(1.0, gradient.sum(), gradient.unscaled(strength), &regulariser)?;
+        self.advance_along(gradient.with(&sum), hyper)
     }
 
-    fn advance_along(mut self, gradient: &Tensor, hyper: &DlraStep) -> Result<Self> {
-        let settings = hyper.settings;
+    fn advance_along(mut self, gradient: Scaled<Tensor>, hyper: &DlraStep) -> Result<Self> {
+        let (settings, momentum) = (hyper.settings, &self.state.momentum);
         self.taken += 1;
-        self.moment =
-            weighted_sum(settings.beta1, &self.moment, hyper.gradient_weight(), gradient)?;
-        let mean = match settings.nesterov {
-            true => weighted_sum(settings.beta1, &self.moment, hyper.gradient_weight(), gradient)?,
-            false => self.moment.clone(),
-        };
-        let direction = match (settings.momentum, &mut self.second) {
-            (Momentum::Spectral, _) => hyper.polar(&self.point, &mean)?,
-            (Momentum::Adam, Some((sum, weight))) => {
-                let factor = (1.0 - settings.beta2) * hyper.gradient_scale * hyper.gradient_scale;
-                *sum = weighted_sum(settings.beta2, sum, factor, &gradient.sqr()?)?;
-                *weight = weight.affine(settings.beta2, 1.0 - settings.beta2)?;
+        let weight = gradient.factor(momentum.gradient_weight(settings.beta1));
+        let decayed = |mean: &Tensor| weighted_sum(settings.beta1, mean, weight, gradient.sum());
+        self.moment = decayed(&self.moment)?;
+        let mean = if settings.nesterov { decayed(&self.moment)? } else { self.moment.clone() };
+        let direction = match &mut self.second {
+            Some(second) => {
                 // A step decays the moment once per coefficient step, and has decayed it that often
                 // in each step before.
                 let decays = (hyper.step - 1) * settings.coefficient_steps()
                     + self.taken
                     + u64::from(settings.nesterov);
-                let gathered = 1.0 - settings.beta1.powf(decays as f64);
-                ((mean / gathered)? / ((&*sum / &*weight)?.sqrt()? + settings.epsilon)?)?
+                second.direction(mean, gradient, hyper, decays)?
             }
-            (Momentum::HeavyBall | Momentum::Adam | Momentum::MatrixAdam, _) => mean,
+            None => momentum.core(&self.point, &mean, hyper)?,
         };
         let keep = 1.0 - hyper.learning_rate * settings.weight_decay;
         self.coefficients =

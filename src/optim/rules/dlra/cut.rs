@@ -1,0 +1,85 @@
+//! A cut: the ranks of all weights decided together, from their singular values.
+
+use super::DlraUpdate;
+use crate::lowrank::Spectrum;
+use crate::ops::Gradients;
+use crate::optim::rank::Offer;
+use crate::params::{ParamId, ParamStore, Parameter, Role};
+use crate::spec::{DlraSpec, RankNorm, Target};
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+/// The updates of these weights cut to the ranks that `ranks` chooses from what they offer.
+///
+/// In the Fisher norm the slots hold the second moments of the step's batch.
+///
+/// # Errors
+/// If a second moment is missing, or a factorisation does not converge, naming the weight.
+pub(super) fn cut(
+    weights: &[(ParamId, &Parameter)],
+    updates: Vec<DlraUpdate>,
+    norm: RankNorm,
+    slots: &Gradients,
+    spec: &DlraSpec,
+    ranks: &dyn Fn(&[Offer]) -> Vec<usize>,
+) -> Result<Vec<DlraUpdate>> {
+    // A cut is rare and of small matrices: it is made in host memory, weight by weight.
+    let device = updates.first().map_or(Device::Cpu, |update| update.point.u.device().clone());
+    let on = |device: &Device, updates: Vec<DlraUpdate>| -> Result<Vec<DlraUpdate>> {
+        updates.into_iter().map(|update| update.to_device(device)).collect()
+    };
+    let updates = on(&Device::Cpu, updates)?;
+    let spectrum = |(weight, update)| spectrum(weight, update, norm, slots);
+    let spectra = weights.par_iter().zip(&updates).map(spectrum).collect::<Result<Vec<_>>>()?;
+    let mut offers = Vec::with_capacity(weights.len());
+    for (((_, parameter), update), spectrum) in weights.iter().zip(&updates).zip(&spectra) {
+        let target = target_of(parameter)
+            .with_context(|| format!("`{}` is low-rank outside the blocks", parameter.name))?;
+        let sides = update.point.rows() + update.point.columns();
+        let singular_values = spectrum.singular_values().to_vec();
+        offers.push(Offer { target, sides, singular_values });
+    }
+    let ranks = ranks(&offers);
+    let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).zip(weights).map(
+        |(((update, spectrum), rank), (_, parameter))| {
+            update.cut(spectrum, rank, spec).with_context(|| failed(parameter))
+        },
+    );
+    on(&device, cuts.collect::<Result<Vec<_>>>()?)
+}
+
+/// The singular values of one weight in this norm.
+fn spectrum(
+    (id, parameter): &(ParamId, &Parameter),
+    update: &DlraUpdate,
+    norm: RankNorm,
+    slots: &Gradients,
+) -> Result<Spectrum> {
+    let moments = match norm {
+        RankNorm::Frobenius => None,
+        RankNorm::Fisher => {
+            let moment = |slot| -> Result<Tensor> {
+                let gram = slots.gram(slot);
+                let gram = gram
+                    .with_context(|| format!("no second moment of `{}` arrived", parameter.name))?;
+                Ok(gram.to_device(&Device::Cpu)?)
+            };
+            Some([moment(ParamStore::slot(*id))?, moment(ParamStore::l_slot(*id))?])
+        }
+    };
+    let moments = moments.as_ref().map(|[left, right]| [left, right]);
+    update.spectrum(moments).with_context(|| failed(parameter))
+}
+
+fn failed(parameter: &Parameter) -> String {
+    format!("cutting the rank of `{}` failed", parameter.name)
+}
+
+/// Which matrix of a block a parameter is; none for others.
+pub(super) fn target_of(parameter: &Parameter) -> Option<Target> {
+    match parameter.role {
+        Role::Matrix(place) => Some(place.target),
+        _ => None,
+    }
+}

@@ -1,0 +1,105 @@
+//! The momenta of DLRA, one in a file: what turns the carried first moment into a direction.
+//!
+//! To add one: a file here that implements [`TangentMomentum`], a variant of
+//! [`Momentum`](crate::spec::Momentum), and its line in [`new`].
+
+mod adam;
+mod heavy_ball;
+mod matrix_adam;
+mod spectral;
+
+use super::DlraStep;
+use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent};
+use crate::optim::gradient::Scaled;
+use crate::optim::leaves::LeafMap;
+use crate::spec::{DlraSpec, Momentum};
+use candle_core::{Result, Tensor};
+use std::fmt::Debug;
+
+/// What a momentum adds to the first moment m ← β₁m + w·g, which every momentum has.
+///
+/// A step asks in this order: [`Self::update`] with the gradient, [`Self::direction`] of the mean,
+/// [`Self::core`] of the direction's coefficients in the augmented bases, and, once the bases have
+/// changed, [`Self::transport`].
+pub(super) trait TangentMomentum: Debug + Send + Sync {
+    /// w, the weight with which a gradient enters the first moment.
+    fn gradient_weight(&self, beta1: f64) -> f64 {
+        1.0 - beta1
+    }
+
+    /// Takes a gradient into what scales the first moment.
+    fn update(&mut self, _: &LowRank, _: Scaled<Tangent>, _: &DlraSpec) -> Result<()> {
+        Ok(())
+    }
+
+    /// The direction D, a tangent vector, made of the mean of gradients, whose weights so far add
+    /// up to `gathered`.
+    fn direction(
+        &self,
+        _: &LowRank,
+        mean: Tangent,
+        _gathered: f64,
+        _: &DlraSpec,
+    ) -> Result<Tangent> {
+        Ok(mean)
+    }
+
+    /// What the step subtracts, from the direction's coefficients in the bases of the step: the
+    /// coefficients themselves, or their polar factor.
+    fn core(&self, _: &LowRank, core: &Tensor, _: &DlraStep) -> Result<Tensor> {
+        Ok(core.clone())
+    }
+
+    /// Second moments of the coefficients in augmented bases, where the direction has any, for
+    /// `augmented_bug`.
+    fn coefficient_moments(
+        &self,
+        _: &LowRank,
+        _: &Augmentation,
+    ) -> Result<Option<CoefficientMoments>> {
+        Ok(None)
+    }
+
+    /// Into the new bases.
+    fn transport(&mut self, _: &BasisChange, _: &DlraSpec) -> Result<()> {
+        Ok(())
+    }
+
+    /// The same with every leaf replaced by what `map` makes of it.
+    fn map_leaves(&self, map: &mut dyn LeafMap) -> anyhow::Result<Box<dyn TangentMomentum>>;
+
+    /// A copy of its own.
+    fn boxed_clone(&self) -> Box<dyn TangentMomentum>;
+}
+
+impl Clone for Box<dyn TangentMomentum> {
+    fn clone(&self) -> Self {
+        self.boxed_clone()
+    }
+}
+
+/// A tangent vector's parts as leaves `<prefix>.m`, `.p` and `.q`.
+pub(super) fn map_tangent(
+    prefix: &str,
+    z: &Tangent,
+    map: &mut dyn LeafMap,
+) -> anyhow::Result<Tangent> {
+    Ok(Tangent {
+        m: map.tensor(&format!("{prefix}.m"), &z.m)?,
+        p: map.tensor(&format!("{prefix}.p"), &z.p)?,
+        q: map.tensor(&format!("{prefix}.q"), &z.q)?,
+    })
+}
+
+/// Second moments of the coefficients Ŝ while `augmented_bug` steps them.
+pub(super) use adam::CoefficientMoments;
+
+/// The momentum of the settings, at this point, with nothing gathered yet.
+pub(super) fn new(point: &LowRank, settings: &DlraSpec) -> Result<Box<dyn TangentMomentum>> {
+    Ok(match settings.momentum {
+        Momentum::HeavyBall => Box::new(heavy_ball::HeavyBall),
+        Momentum::Spectral => Box::new(spectral::Spectral),
+        Momentum::Adam => Box::new(adam::Adam::new(point)?),
+        Momentum::MatrixAdam => Box::new(matrix_adam::MatrixAdam::new(point)?),
+    })
+}

@@ -1,0 +1,267 @@
+//! The group of all low-rank weights: the integrator's passes over them, growth and cuts.
+
+use super::cut::{cut, target_of};
+use super::side_by_side::{Item, step_all};
+use super::{DlraState, DlraStep, DlraUpdate, GalerkinStep};
+use crate::checkpoint::TensorReader;
+use crate::error::Failure;
+use crate::lowrank::{LowRank, Tangent, Truncation};
+use crate::ops::Gradients;
+use crate::optim::elementwise::sums_of_squares;
+use crate::optim::execution::{Placement, map_all};
+use crate::optim::gradient::Scaled;
+use crate::optim::optimizer::{GradientOracle, OptimizerSettings};
+use crate::optim::rank::{RankDecision, RankEvent, RankSchedule};
+use crate::optim::rule::{Members, Rule, Step};
+use crate::params::{ParamId, ParamStore, Parameter, Weight};
+use crate::spec::{CyclePhase, DlraSpec, Integrator};
+use anyhow::{Context, bail};
+use candle_core::Tensor;
+use std::time::{Duration, Instant};
+
+/// DLRA on the low-rank weights.
+#[derive(Debug)]
+pub struct DlraRule {
+    spec: DlraSpec,
+    ranks: RankSchedule,
+    last_step: u64,
+    members: Members<DlraState>,
+    /// Truncations of the proposed step that decided ranks.
+    truncations: Vec<(ParamId, Truncation)>,
+}
+
+/// A low-rank weight with what its step needs.
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    id: ParamId,
+    parameter: &'a Parameter,
+    point: &'a LowRank,
+    state: &'a DlraState,
+    gradient: Scaled<'a, Tangent>,
+}
+
+impl DlraRule {
+    /// Zero moments for these weights.
+    ///
+    /// # Errors
+    /// If one of them is dense.
+    pub fn new(
+        settings: &OptimizerSettings,
+        ids: Vec<ParamId>,
+        params: &ParamStore,
+    ) -> anyhow::Result<Self> {
+        let spec = settings.low_rank.clone();
+        let members = Members::new(ids, |id| Ok(DlraState::new(params.point(id)?, &spec)?))?;
+        Ok(Self {
+            spec,
+            ranks: settings.ranks.clone(),
+            last_step: settings.schedule.max_steps(),
+            members,
+            truncations: Vec::new(),
+        })
+    }
+
+    fn members<'a>(
+        &'a self,
+        params: &'a ParamStore,
+        step: &'a Step,
+    ) -> anyhow::Result<Vec<Member<'a>>> {
+        let member = |(id, state)| -> anyhow::Result<Member<'a>> {
+            let (parameter, point) = (params.get(id), params.point(id)?);
+            Ok(Member { id, parameter, point, state, gradient: step.gradients.tangent(id)? })
+        };
+        self.members.iter().map(member).collect()
+    }
+
+    /// The numbers of the step of a weight whose rank changes like this.
+    fn numbers(&self, step: &Step, rank: RankDecision) -> DlraStep<'_> {
+        let learning_rate = self.spec.learning_rate * step.schedule_factor;
+        DlraStep { settings: &self.spec, learning_rate, step: step.number, rank }
+    }
+
+    /// What a growth does to a weight's rank; under `coefficient_cycle` the rank before the cycle
+    /// grows.
+    fn growth(&self, member: &Member, event: RankEvent) -> RankDecision {
+        match (event, target_of(member.parameter)) {
+            (RankEvent::Grow, Some(target)) => {
+                let rank = member.state.cycle_rank().unwrap_or_else(|| member.point.rank());
+                self.ranks.grown(target, rank)
+            }
+            _ => RankDecision::Keep,
+        }
+    }
+
+    /// The updates of all weights, computed side by side, by one gradient each.
+    fn one_gradient<'a>(
+        &'a self,
+        members: &[Member<'a>],
+        step: &Step,
+    ) -> anyhow::Result<Vec<DlraUpdate>> {
+        let item = |member: &Member<'a>| {
+            let hyper = self.numbers(step, self.growth(member, step.rank));
+            let Member { parameter, point, state, gradient, .. } = *member;
+            Item { name: &parameter.name, state, point, gradient, hyper }
+        };
+        let items: Vec<Item> = members.iter().map(item).collect();
+        let updates = match self.spec.cycle_phase(step.number, self.last_step) {
+            None => step_all(step.execution.linalg, &items, &DlraState::step)?,
+            Some(phase) => {
+                // A cut at the end of a cycle chooses from all directions of the augmented bases.
+                let phase = match step.rank {
+                    RankEvent::Cut { .. } => CyclePhase::Coefficients { truncate: false },
+                    RankEvent::None | RankEvent::Grow => phase,
+                };
+                let cycle_step = |state: &DlraState,
+                                  point: &LowRank,
+                                  gradient: Scaled<Tangent>,
+                                  hyper: &DlraStep| {
+                    state.cycle_step(point, gradient, hyper, phase)
+                };
+                // Ranks that double and halve within a cycle leave no stacks to make.
+                step_all(Placement::Host, &items, &cycle_step)?
+            }
+        };
+        let updates = updates.into_iter().zip(&items);
+        Ok(updates.map(|(update, item)| reported(update, item.hyper.rank)).collect())
+    }
+
+    /// The updates of `augmented_bug`, and the time that its evaluations took.
+    ///
+    /// All weights are augmented; then their coefficients step `coefficient_steps` times. Each
+    /// evaluation is over the batch of the first gradient, at the augmented points in place of the
+    /// low-rank weights and all else as it was, and scaled by the first gradient's factor.
+    fn augmented_bug(
+        &self,
+        members: &[Member],
+        params: &ParamStore,
+        oracle: &mut dyn GradientOracle,
+        step: &Step,
+    ) -> anyhow::Result<(Vec<DlraUpdate>, Duration)> {
+        let hyper = self.numbers(step, RankDecision::Keep);
+        let placement = step.execution.linalg;
+        let mut steps = map_all(placement, members.iter().collect(), |member: &Member| {
+            let begun = member.state.begin_galerkin(member.point, member.gradient, &hyper);
+            begun.with_context(|| {
+                format!("augmenting the bases of `{}` failed", member.parameter.name)
+            })
+        })?;
+        // Buffers of its own: those of the first evaluation hold the dense gradients, which are
+        // still needed.
+        let mut gradients = Gradients::new(params.slot_count());
+        let mut evaluating = Duration::ZERO;
+        for _ in 0..self.spec.coefficient_steps() {
+            let mut augmented = params.clone();
+            for (galerkin, member) in steps.iter().zip(members) {
+                augmented.set(member.id, Weight::LowRank(galerkin.augmented_point()?));
+            }
+            gradients.reset();
+            let started = Instant::now();
+            oracle.evaluate(&augmented, &mut gradients)?;
+            evaluating += started.elapsed();
+            let pairs = steps.into_iter().zip(members).collect();
+            steps = map_all(placement, pairs, |(galerkin, member): (GalerkinStep, &Member)| {
+                let k_gradient = gradients.get(ParamStore::slot(member.id));
+                let sum = coefficient_gradient(&galerkin, member, k_gradient, step)?;
+                let advanced = galerkin.advance(member.gradient.with(&sum), &hyper);
+                advanced.with_context(|| {
+                    format!("a coefficient step of `{}` failed", member.parameter.name)
+                })
+            })?;
+        }
+        let pairs = steps.into_iter().zip(members).collect();
+        let updates = map_all(placement, pairs, |(galerkin, member): (GalerkinStep, &Member)| {
+            let rank = self.growth(member, step.rank);
+            let update = galerkin.finish(&self.numbers(step, rank));
+            let update = update.with_context(|| {
+                format!("the low-rank step of `{}` failed", member.parameter.name)
+            })?;
+            Ok(reported(update, rank))
+        })?;
+        Ok((updates, evaluating))
+    }
+}
+
+impl Rule for DlraRule {
+    fn propose(
+        &mut self,
+        params: &ParamStore,
+        oracle: &mut dyn GradientOracle,
+        step: &Step,
+    ) -> anyhow::Result<Duration> {
+        let members = self.members(params, step)?;
+        let (updates, evaluating) = match self.spec.integrator {
+            Integrator::AugmentedBug => self.augmented_bug(&members, params, oracle, step)?,
+            Integrator::Tangent | Integrator::CoefficientCycle => {
+                (self.one_gradient(&members, step)?, Duration::ZERO)
+            }
+        };
+        let weights: Vec<(ParamId, &Parameter)> =
+            members.iter().map(|member| (member.id, member.parameter)).collect();
+        let updates = match step.rank {
+            RankEvent::None | RankEvent::Grow => updates,
+            RankEvent::Cut { cut: place, norm } => {
+                let ranks = |offers: &[_]| self.ranks.cut(place, offers);
+                cut(&weights, updates, norm, step.slots, &self.spec, &ranks)?
+            }
+        };
+        self.truncations.clear();
+        self.members.proposed.clear();
+        for (&id, update) in self.members.ids.iter().zip(updates) {
+            self.truncations.extend(update.truncation.map(|truncation| (id, truncation)));
+            self.members.proposed.push((Weight::LowRank(update.point), update.state));
+        }
+        Ok(evaluating)
+    }
+
+    fn commit(
+        &mut self,
+        params: &mut ParamStore,
+        _: &Step,
+    ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
+        self.members.commit(params);
+        Ok(std::mem::take(&mut self.truncations))
+    }
+
+    fn is_low_rank(&self) -> bool {
+        true
+    }
+
+    fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
+        self.members.named_tensors(params)
+    }
+
+    fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
+        self.members.load(params, reader)
+    }
+}
+
+/// The sum of gradients by a weight's coefficients, from its K-gradient in the augmented bases.
+fn coefficient_gradient(
+    galerkin: &GalerkinStep,
+    member: &Member,
+    k_gradient: Option<&Tensor>,
+    step: &Step,
+) -> anyhow::Result<Tensor> {
+    let name = &member.parameter.name;
+    let Some(k_gradient) = k_gradient else {
+        bail!("no gradient reached `{name}` in its augmented bases")
+    };
+    let gradient = galerkin.gradient(k_gradient)?;
+    let squares = sums_of_squares(step.execution.compute, &[&gradient])?;
+    if squares.iter().all(|sum| sum.is_finite()) {
+        return Ok(gradient);
+    }
+    let message = format!(
+        "the gradient of `{name}` in its augmented bases is not finite; lower the learning rate or \
+         lengthen the warm-up; the last good checkpoint is untouched"
+    );
+    Err(Failure::Diverged(message).into())
+}
+
+/// An update whose truncation is reported only where it decided a rank.
+fn reported(mut update: DlraUpdate, rank: RankDecision) -> DlraUpdate {
+    if rank == RankDecision::Keep {
+        update.truncation = None;
+    }
+    update
+}

@@ -1,0 +1,156 @@
+//! GaLore for full matrices: Adam in a low-rank projection of the gradient (Zhao et al. 2024,
+//! "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", ICML 2024,
+//! arXiv:2403.03507, Algorithm 2).
+
+use super::adamw::{AdamwState, AdamwStep};
+use crate::checkpoint::TensorReader;
+use crate::linalg::{add_product, multiply, svd};
+use crate::lowrank::Truncation;
+use crate::optim::execution::map_all;
+use crate::optim::gradient::Scaled;
+use crate::optim::leaves::{LeafMap, Leaves};
+use crate::optim::optimizer::GradientOracle;
+use crate::optim::rule::{Members, Rule, Step};
+use crate::params::{ParamId, ParamStore, Weight};
+use crate::spec::GaloreSpec;
+use anyhow::Context;
+use candle_core::{Result, Tensor};
+use std::time::Duration;
+
+/// Projector and moments of one full matrix W: m × n at rank r.
+#[derive(Clone, Debug)]
+pub struct GaloreState {
+    /// P with orthonormal columns, on the shorter side: min(m, n) × r.
+    pub projector: Tensor,
+    /// Adam's moments of the projected gradient: m × r where m ≥ n, else r × n.
+    pub moments: AdamwState,
+}
+
+impl GaloreState {
+    /// Zero moments for this matrix; the first step computes the projector.
+    pub fn new(weight: &Tensor, rank: usize) -> Result<Self> {
+        let (rows, columns) = weight.dims2()?;
+        let zeros = |shape: (usize, usize)| Tensor::zeros(shape, weight.dtype(), weight.device());
+        let (projector, projected) = if rows >= columns {
+            (zeros((columns, rank))?, zeros((rows, rank))?)
+        } else {
+            (zeros((rows, rank))?, zeros((rank, columns))?)
+        };
+        Ok(Self { projector, moments: AdamwState::new(&projected)? })
+    }
+
+    /// Step t = `hyper.step`, counted from 1. Every T-th step from the first on, P is the first r
+    /// right (m ≥ n) or left singular vectors of the gradient G.
+    ///
+    /// R = G P or PᵀG; N = Adam's m̂/(√v̂ + ε) of R, whose moments stay as they are when P changes;
+    /// W ← (1 − ηλ) W − η α N Pᵀ or P N. The side is that of the published code
+    /// (galore_torch/galore_projector.py, `proj_type` `std`); Algorithm 2 is written for m ≤ n with
+    /// P on the left.
+    ///
+    /// Nothing is changed in place.
+    ///
+    /// # Errors
+    /// If the SVD does not converge.
+    pub fn step(
+        &self,
+        weight: &Tensor,
+        gradient: Scaled<Tensor>,
+        rule: &GaloreSpec,
+        hyper: &AdamwStep,
+    ) -> Result<(Tensor, Self)> {
+        let (rows, columns) = weight.dims2()?;
+        let on_the_right = rows >= columns;
+        let projector = if (hyper.step - 1).is_multiple_of(rule.refresh_every.0.max(1)) {
+            let factors = svd(gradient.sum())?;
+            (if on_the_right { factors.v } else { factors.u })
+                .narrow(1, 0, rule.rank)?
+                .contiguous()?
+        } else {
+            self.projector.clone()
+        };
+        let projected = if on_the_right {
+            multiply(gradient.sum(), &projector)?
+        } else {
+            multiply(&projector.t()?, gradient.sum())?
+        };
+        let (direction, moments) = self.moments.direction(gradient.with(&projected), hyper)?;
+        let (keep, rate) =
+            (1.0 - hyper.learning_rate * hyper.weight_decay, -hyper.learning_rate * rule.scale);
+        let weight = if on_the_right {
+            add_product(keep, weight, rate, &direction, &projector.t()?)?
+        } else {
+            add_product(keep, weight, rate, &projector, &direction)?
+        };
+        Ok((weight, Self { projector, moments }))
+    }
+}
+
+impl Leaves for GaloreState {
+    fn map_leaves(&self, map: &mut dyn LeafMap) -> anyhow::Result<Self> {
+        let projector = map.tensor("projector", &self.projector)?;
+        Ok(Self { projector, moments: self.moments.map_leaves(map)? })
+    }
+}
+
+/// GaLore on the blocks' full matrices.
+#[derive(Debug)]
+pub struct GaloreRule {
+    spec: GaloreSpec,
+    members: Members<GaloreState>,
+}
+
+impl GaloreRule {
+    /// Zero moments for these matrices.
+    ///
+    /// # Errors
+    /// If one of them is low-rank.
+    pub fn new(spec: GaloreSpec, ids: Vec<ParamId>, params: &ParamStore) -> anyhow::Result<Self> {
+        let members = Members::new(ids, |id| Ok(GaloreState::new(params.dense(id)?, spec.rank)?))?;
+        Ok(Self { spec, members })
+    }
+}
+
+impl Rule for GaloreRule {
+    fn propose(
+        &mut self,
+        params: &ParamStore,
+        _: &mut dyn GradientOracle,
+        step: &Step,
+    ) -> anyhow::Result<Duration> {
+        let hyper = AdamwStep {
+            learning_rate: self.spec.learning_rate * step.schedule_factor,
+            beta1: self.spec.beta1,
+            beta2: self.spec.beta2,
+            epsilon: self.spec.epsilon,
+            weight_decay: self.spec.weight_decay,
+            step: step.number,
+            compute: step.execution.compute,
+        };
+        let members = self.members.iter().collect();
+        self.members.proposed = map_all(step.execution.linalg, members, |(id, state)| {
+            let gradient = step.gradients.dense(id)?;
+            let next = state.step(params.dense(id)?, gradient, &self.spec, &hyper);
+            let (weight, state) = next
+                .with_context(|| format!("the GaLore step of `{}` failed", params.get(id).name))?;
+            Ok((Weight::Dense(weight), state))
+        })?;
+        Ok(Duration::ZERO)
+    }
+
+    fn commit(
+        &mut self,
+        params: &mut ParamStore,
+        _: &Step,
+    ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
+        self.members.commit(params);
+        Ok(Vec::new())
+    }
+
+    fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
+        self.members.named_tensors(params)
+    }
+
+    fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
+        self.members.load(params, reader)
+    }
+}

@@ -1,0 +1,76 @@
+//! The rules, one in a file, and which parameter belongs to which.
+//!
+//! To add one: a file here that implements [`Rule`], and its line in [`groups`].
+
+mod adamw;
+mod dlra;
+mod galore;
+mod heavy_ball;
+mod loro;
+mod muon;
+
+pub use adamw::{AdamwState, AdamwStep};
+pub use dlra::{DlraState, DlraStep, DlraUpdate, GalerkinStep};
+pub use galore::GaloreState;
+pub use heavy_ball::HeavyBallState;
+pub use loro::{MomentClock, exact_step as loro_exact_step};
+pub use muon::MuonState;
+
+use super::optimizer::{FactorRule, OptimizerSettings};
+use super::rule::Rule;
+use crate::params::{ParamId, ParamStore, Role, Weight};
+use crate::spec::MatrixOptimizerSpec;
+
+/// Scale of a polar direction, so that learning rates match Adam's: 0.2 √max(m, n) (Liu et al.
+/// 2025, arXiv:2502.16982, eq. 4).
+const SPECTRAL_SCALE: f64 = 0.2;
+
+/// The groups of these parameters, decided once: by form and role, from the settings.
+///
+/// # Errors
+/// If the device has no memory for a state.
+pub(super) fn groups(
+    settings: &OptimizerSettings,
+    params: &ParamStore,
+) -> anyhow::Result<Vec<Box<dyn Rule>>> {
+    let (mut points, mut matrices, mut factors, mut dense) = (vec![], vec![], vec![], vec![]);
+    for (id, parameter) in params.iter() {
+        match (&parameter.weight, parameter.role) {
+            (Weight::LowRank(_), _) => points.push(id),
+            (Weight::Dense(_), Role::Matrix(_)) => matrices.push(id),
+            (Weight::Dense(_), Role::Factor(..)) => factors.push(id),
+            (Weight::Dense(_), _) => dense.push(id),
+        }
+    }
+    let mut groups: Vec<Box<dyn Rule>> = Vec::new();
+    if !points.is_empty() {
+        groups.push(Box::new(dlra::DlraRule::new(settings, points, params)?));
+    }
+    match &settings.matrices {
+        None => dense.extend(matrices),
+        Some(_) if matrices.is_empty() => {}
+        Some(MatrixOptimizerSpec::Muon(spec)) => {
+            groups.push(Box::new(muon::MuonRule::new(spec.clone(), matrices, params)?));
+        }
+        Some(MatrixOptimizerSpec::Galore(spec)) => {
+            groups.push(Box::new(galore::GaloreRule::new(spec.clone(), matrices, params)?));
+        }
+    }
+    match &settings.factors {
+        _ if factors.is_empty() => {}
+        FactorRule::Adamw(spec) => {
+            groups.push(Box::new(adamw::AdamwRule::new(spec.clone(), factors, params)?));
+        }
+        FactorRule::HeavyBall(spec) => {
+            groups.push(Box::new(heavy_ball::HeavyBallRule::new(spec.clone(), factors, params)?));
+        }
+        FactorRule::Loro(spec) => {
+            let pairs = params.factor_pairs();
+            let is_paired = |id: &ParamId| pairs.iter().any(|(b, a)| b == id || a == id);
+            dense.extend(factors.into_iter().filter(|id| !is_paired(id)));
+            groups.push(Box::new(loro::LoroRule::new(spec.clone(), pairs, params)?));
+        }
+    }
+    groups.push(Box::new(adamw::AdamwRule::new(settings.dense.clone(), dense, params)?));
+    Ok(groups)
+}
