@@ -3,7 +3,7 @@
 
 use super::compute::{Compute, widened};
 use super::host::{Host, build, scalar, unwritten, with_real};
-use super::product::{Matrix, as_rows, multiply, product_by};
+use super::product::{Matrix, as_rows, multiply, product_by, wide_product_by};
 use super::real::{Real, lane_max, lane_sum, vectorized};
 use super::tape::{Tape, Value};
 use candle_core::{D, DType, Result, Tensor, bail};
@@ -212,7 +212,7 @@ fn portable(
             let p = powers.broadcast_div(&sums)?.scatter_add(&ids, &minus_one, 1)?;
             let d_logits = compute.narrowed(&(p / count as f64)?)?;
             dh.push(product_by(compute, &d_logits, &narrow, false, false)?);
-            let part = product_by(compute, &d_logits, &input, true, false)?.to_dtype(wide)?;
+            let part = wide_product_by(compute, &d_logits, &input, true, false)?;
             dw = Some(match dw {
                 None => part,
                 Some(sum) => (sum + part)?,

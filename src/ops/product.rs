@@ -201,7 +201,7 @@ pub(super) fn product_by(
     transpose_b: bool,
 ) -> Result<Tensor> {
     let shape = product_shape(a, b, transpose_a, transpose_b)?;
-    if is_half(a.dtype()) && a.device().is_cpu() {
+    if multiplies_in_f32(a) {
         return product_by(compute, &widened(a)?, &widened(b)?, transpose_a, transpose_b)?
             .to_dtype(a.dtype());
     }
@@ -233,9 +233,30 @@ pub(super) fn product_into_by(
     with_real!(a.dtype(), T => mutate::<T>(out, |out| apply::<T>(out, a, b, transpose_a, transpose_b, accumulate)))
 }
 
+/// Whether products of this tensor are made in f32 and then rounded to its own type: half precision
+/// in host memory, which candle's CPU cannot multiply.
+pub(super) fn multiplies_in_f32(x: &Tensor) -> bool {
+    is_half(x.dtype()) && x.device().is_cpu()
+}
+
+/// op(a) op(b) in a type that sums can be taken in: f32 from rows of half precision, not rounded in
+/// between where it is [made in f32](multiplies_in_f32).
+pub(super) fn wide_product_by(
+    compute: Compute,
+    a: &Tensor,
+    b: &Tensor,
+    transpose_a: bool,
+    transpose_b: bool,
+) -> Result<Tensor> {
+    if multiplies_in_f32(a) {
+        return product_by(compute, &widened(a)?, &widened(b)?, transpose_a, transpose_b);
+    }
+    widened(&product_by(compute, a, b, transpose_a, transpose_b)?)
+}
+
 /// a b for stacks of matrices (L, rows, inner) and (L, inner, columns), by candle's operations.
 pub(super) fn batched_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if is_half(a.dtype()) && a.device().is_cpu() {
+    if multiplies_in_f32(a) {
         return batched_product(&widened(a)?, &widened(b)?)?.to_dtype(a.dtype());
     }
     let whole = |x: &Tensor| if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() };

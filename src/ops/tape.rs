@@ -7,7 +7,7 @@
 
 use super::compute::{Compute, is_half, widened};
 use super::host::{mutate, with_real};
-use super::product::{as_rows, product_by, product_into_by};
+use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by};
 use super::real::Real;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -203,6 +203,11 @@ impl Flow<'_> {
     ) -> Result<()> {
         match to {
             None => Ok(()),
+            // A parameter's gradient is summed in f32, so it is not rounded on its way there.
+            Some(Source::Slot(_)) if multiplies_in_f32(a) => {
+                let (a, b) = (widened(a)?, widened(b)?);
+                self.add_product(to, shape, &a, &b, transpose_a, transpose_b)
+            }
             Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => self
                 .gradients
                 .add_product(self.compute, slot, shape, a, b, transpose_a, transpose_b),
@@ -284,8 +289,9 @@ impl Flow<'_> {
 /// L-gradient Gᵀ U (n × r), with G the Euclidean gradient at W. These are not the partial
 /// derivatives by U and V, which would carry a factor S (algorithms.md §1).
 ///
-/// A gradient of half precision is widened before it is stored or added: sums over micro-batches
-/// are in f32.
+/// Sums over micro-batches are in f32. Of half-precision rows the products are formed in f32 on
+/// the CPU; on a device, whose products of half precision add up in f32 and are rounded at their
+/// end, they are widened after that rounding. Gram matrices are formed in f32 everywhere.
 #[derive(Debug)]
 pub struct Gradients {
     slots: Vec<Slot>,
@@ -334,7 +340,10 @@ impl Gradients {
     }
 
     fn add_gram(&mut self, compute: Compute, slot: usize, x: &Tensor) -> Result<()> {
-        let gram = widened(&product_by(compute, x, x, true, false)?)?;
+        // Rounded to half precision, a Gram matrix of one strong direction is indefinite: the
+        // noise of its large elements exceeds its small eigenvalues.
+        let x = widened(x)?;
+        let gram = product_by(compute, &x, &x, true, false)?;
         let sum = match self.grams.get(&slot) {
             Some(sum) => (sum + gram)?,
             None => gram,
