@@ -145,10 +145,18 @@ fn dot<T: Scalar>(a: &[T], b: &[T]) -> f64 {
 }
 
 /// The numbers of a contiguous row-major view.
+///
+/// # Panics
+/// If its elements do not lie one after the other.
 fn row_major<T: Scalar>(view: MatRef<'_, T>) -> &[T] {
-    // SAFETY: callers pass contiguous tensors only, whose rows × columns elements lie one after the
-    // other.
-    unsafe { std::slice::from_raw_parts(view.as_ptr(), view.nrows() * view.ncols()) }
+    let (rows, columns) = view.shape();
+    assert!(
+        (columns <= 1 || view.col_stride() == 1)
+            && (rows <= 1 || view.row_stride() == columns as isize),
+        "the numbers of a strided view do not lie one after the other"
+    );
+    // SAFETY: row by row the elements follow each other, as was just checked.
+    unsafe { std::slice::from_raw_parts(view.as_ptr(), rows * columns) }
 }
 
 fn accumulate(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) -> Result<Tensor> {

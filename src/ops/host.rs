@@ -6,6 +6,7 @@ use candle_core::{
     CpuStorage, DType, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
 };
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 /// Whether the CPU kernels take this tensor.
 pub fn has_kernel(x: &Tensor) -> bool {
@@ -76,8 +77,8 @@ impl<'a> Host<'a> {
     }
 }
 
-/// A tensor filled by `fill`, which must write every number: the buffer it gets holds arbitrary old
-/// memory.
+/// A tensor filled by `fill`, which should write every number: the buffer it gets holds arbitrary
+/// ones.
 pub fn build<T: Real>(
     shape: impl Into<Shape>,
     fill: impl FnOnce(&mut [T]) -> Result<()>,
@@ -88,17 +89,28 @@ pub fn build<T: Real>(
     Tensor::from_vec(numbers, shape, &candle_core::Device::Cpu)
 }
 
-/// A vector of `count` numbers whose values are arbitrary, for kernels that overwrite all of them.
+/// A vector of `count` numbers whose values are arbitrary, for kernels that overwrite all of them:
+/// zeroing them first would be a measurable part of a training step.
 pub fn unwritten<T: Real>(count: usize) -> Vec<T> {
-    let mut numbers: Vec<T> = Vec::with_capacity(count);
-    // SAFETY: the capacity is `count`, f32 and f64 have no invalid bit patterns and no destructor,
-    // and every caller writes each number before reading it; page faults and zeroing are a
-    // measurable part of a training step.
-    #[allow(clippy::uninit_vec)]
-    unsafe {
-        numbers.set_len(count)
-    };
-    numbers
+    #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
+    {
+        let mut numbers: Vec<T> = Vec::with_capacity(count);
+        // SAFETY: an empty assembly block that is given a pointer, and that does not promise to
+        // leave memory alone, may write to the memory behind it; the compiler must take it to have
+        // written whatever bytes stand there. So the block initialises the `count` elements of the
+        // capacity with arbitrary values, which every bit pattern of f32 and f64 is, and no
+        // instruction is spent on it. Without the block the memory would be uninitialised, which
+        // is no value at all, and the length could not be set.
+        unsafe {
+            std::arch::asm!("/* {0} */", in(reg) numbers.as_mut_ptr(), options(nostack, preserves_flags));
+            numbers.set_len(count);
+        }
+        numbers
+    }
+    #[cfg(not(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri))))]
+    {
+        vec![T::ZERO; count]
+    }
 }
 
 /// Changes a contiguous CPU tensor in place; clones that share its storage change with it.
@@ -127,18 +139,22 @@ pub fn mutate<T: Real>(x: &Tensor, change: impl FnOnce(&mut [T]) -> Result<()>) 
     x.inplace_op1(&Mutate(RefCell::new(Some(on_storage))))
 }
 
-/// A pointer that rayon tasks may share; each task writes its own part.
+/// A pointer that rayon tasks may share; each task writes its own part. It holds the borrow of the
+/// buffer, so the buffer outlives it and nobody else uses it meanwhile.
 #[derive(Clone, Copy)]
-pub struct SharedOut<T>(*mut T);
+pub struct SharedOut<'a, T>(*mut T, PhantomData<&'a mut [T]>);
 
-// SAFETY: only used to hand disjoint parts of one buffer to parallel tasks.
-unsafe impl<T> Send for SharedOut<T> {}
-unsafe impl<T> Sync for SharedOut<T> {}
+// SAFETY: tasks on other threads write values of T through the pointer, each to its own part, which
+// is as if each had been sent its part of the slice: T: Send is what that takes.
+unsafe impl<T: Send> Send for SharedOut<'_, T> {}
+// SAFETY: the same; a shared reference gives no more than the pointer, and whoever writes through
+// it promises in its own unsafe block that the parts are disjoint.
+unsafe impl<T: Send> Sync for SharedOut<'_, T> {}
 
-impl<T> SharedOut<T> {
-    /// Shares a buffer that outlives the tasks.
-    pub fn new(out: &mut [T]) -> Self {
-        Self(out.as_mut_ptr())
+impl<'a, T> SharedOut<'a, T> {
+    /// Shares a buffer.
+    pub fn new(out: &'a mut [T]) -> Self {
+        Self(out.as_mut_ptr(), PhantomData)
     }
 
     /// The pointer.

@@ -11,6 +11,7 @@ mod attention;
 mod compute;
 mod cross_entropy;
 mod embedding;
+mod gradients;
 mod host;
 mod layer_norm;
 mod linear;
@@ -23,12 +24,13 @@ pub use attention::causal_attention;
 pub use compute::Compute;
 pub use cross_entropy::{cross_entropy_head, cross_entropy_sum, logits};
 pub use embedding::embedding;
+pub use gradients::Gradients;
 pub use host::scalar;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, low_rank_linear};
 pub use pointwise::{Dropout, add, dropout, gelu};
 pub use product::{product, product_into};
-pub use tape::{Flow, Gradients, Source, Tape, Value};
+pub use tape::{Flow, Source, Tape, Value};
 
 /// What a CPU kernel outside this module needs: access to a tensor's numbers, both number types,
 /// SIMD dispatch.

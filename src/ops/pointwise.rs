@@ -1,9 +1,10 @@
 //! Element-wise operations: GELU, residual addition, dropout.
 
 use super::compute::widened;
+use super::gradients::PIECE;
 use super::host::{Host, build, with_real};
 use super::real::{Real, vectorized};
-use super::tape::{PIECE, Tape, Value};
+use super::tape::{Tape, Value};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 

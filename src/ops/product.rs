@@ -44,12 +44,14 @@ impl<'a, T: Real> Matrix<'a, T> {
         (rows, columns): (usize, usize),
         (row_stride, column_stride): (usize, usize),
     ) -> Self {
-        let extent = if rows * columns == 0 {
-            0
-        } else {
-            (rows - 1) * row_stride + (columns - 1) * column_stride + 1
+        let last = || {
+            let row = rows.checked_sub(1)?.checked_mul(row_stride)?;
+            row.checked_add(columns.checked_sub(1)?.checked_mul(column_stride)?)
         };
-        assert!(extent <= numbers.len(), "a {rows} x {columns} matrix reaches beyond its memory");
+        assert!(
+            rows == 0 || columns == 0 || last().is_some_and(|last| last < numbers.len()),
+            "a {rows} x {columns} matrix reaches beyond its memory"
+        );
         Self { numbers, rows, columns, row_stride, column_stride }
     }
 

@@ -5,14 +5,13 @@
 //! closure; the backward pass runs them in reverse, moves a first gradient in instead of adding it
 //! to zeros, and frees each saved activation as soon as it is used.
 
-use super::compute::{Compute, is_half, widened};
-use super::host::{mutate, with_real};
+use super::compute::{Compute, widened};
+use super::gradients::{Gradients, add_in_place};
+use super::host::mutate;
 use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by};
 use super::real::Real;
 use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 
 /// Where a value's gradient goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,7 +239,7 @@ impl Flow<'_> {
     /// Adds the Gram matrix xᵀ x of rows x to a parameter's slot, if the gradients ask for them.
     pub fn add_gram(&mut self, to: Option<Source>, x: &Tensor) -> Result<()> {
         match to {
-            Some(Source::Slot(slot)) if self.gradients.wants_grams => {
+            Some(Source::Slot(slot)) if self.gradients.wants_grams() => {
                 self.gradients.add_gram(self.compute, slot, x)
             }
             _ => Ok(()),
@@ -281,157 +280,4 @@ impl Flow<'_> {
             }
         }
     }
-}
-
-/// Parameter gradients by slot; buffers are kept from step to step.
-///
-/// A low-rank weight W = U S Vᵀ uses two slots: U's receives the K-gradient G V (m × r) and V's the
-/// L-gradient Gᵀ U (n × r), with G the Euclidean gradient at W. These are not the partial
-/// derivatives by U and V, which would carry a factor S (algorithms.md §1).
-///
-/// Sums over micro-batches are in f32. Of half-precision rows the products are formed in f32 on
-/// the CPU; on a device, whose products of half precision add up in f32 and are rounded at their
-/// end, they are widened after that rounding. Gram matrices are formed in f32 everywhere.
-#[derive(Debug)]
-pub struct Gradients {
-    slots: Vec<Slot>,
-    wants_grams: bool,
-    grams: BTreeMap<usize, Tensor>,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    buffer: Option<Tensor>,
-    filled: bool,
-}
-
-impl Gradients {
-    /// Empty slots.
-    pub fn new(count: usize) -> Self {
-        Self {
-            slots: (0..count).map(|_| Slot::default()).collect(),
-            wants_grams: false,
-            grams: BTreeMap::new(),
-        }
-    }
-
-    /// The gradient of a slot, if one has arrived since the last [`Self::reset`].
-    pub fn get(&self, slot: usize) -> Option<&Tensor> {
-        self.slots.get(slot).filter(|slot| slot.filled).and_then(|slot| slot.buffer.as_ref())
-    }
-
-    /// Forgets all gradients but keeps their buffers; Gram matrices are forgotten and no longer
-    /// asked for.
-    pub fn reset(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.filled = false);
-        self.wants_grams = false;
-        self.grams.clear();
-    }
-
-    /// Asks the low-rank layers for the second moments of what passes through them; see
-    /// [`low_rank_linear`](super::low_rank_linear).
-    pub fn want_grams(&mut self) {
-        self.wants_grams = true;
-    }
-
-    /// The sum of xᵀ x over the rows x that passed a slot, if one was asked for and has arrived.
-    pub fn gram(&self, slot: usize) -> Option<&Tensor> {
-        self.grams.get(&slot)
-    }
-
-    fn add_gram(&mut self, compute: Compute, slot: usize, x: &Tensor) -> Result<()> {
-        // Rounded to half precision, a Gram matrix of one strong direction is indefinite: the
-        // noise of its large elements exceeds its small eigenvalues.
-        let x = widened(x)?;
-        let gram = product_by(compute, &x, &x, true, false)?;
-        let sum = match self.grams.get(&slot) {
-            Some(sum) => (sum + gram)?,
-            None => gram,
-        };
-        self.grams.insert(slot, sum);
-        Ok(())
-    }
-
-    fn add(&mut self, compute: Compute, slot: usize, gradient: Tensor, shared: bool) -> Result<()> {
-        let slot = &mut self.slots[slot];
-        let shared = shared && !is_half(gradient.dtype());
-        let gradient = widened(&gradient)?;
-        slot.buffer = Some(match slot.buffer.take().filter(|_| slot.filled) {
-            Some(buffer) => add_in_place(compute, buffer, &gradient)?,
-            None if shared => gradient.copy()?,
-            None => gradient.contiguous()?,
-        });
-        slot.filled = true;
-        Ok(())
-    }
-
-    /// In place, into the buffer of the last step if its shape is still the same; for kernels.
-    #[allow(clippy::too_many_arguments)]
-    fn add_product(
-        &mut self,
-        compute: Compute,
-        slot: usize,
-        shape: &[usize],
-        a: &Tensor,
-        b: &Tensor,
-        transpose_a: bool,
-        transpose_b: bool,
-    ) -> Result<()> {
-        let slot = &mut self.slots[slot];
-        match &slot.buffer {
-            Some(buffer) if slot.filled || buffer.dims() == shape => {
-                product_into_by(
-                    compute,
-                    &mut as_rows(buffer)?,
-                    a,
-                    b,
-                    transpose_a,
-                    transpose_b,
-                    slot.filled,
-                )?;
-            }
-            _ => {
-                slot.buffer =
-                    Some(product_by(compute, a, b, transpose_a, transpose_b)?.reshape(shape)?)
-            }
-        }
-        slot.filled = true;
-        Ok(())
-    }
-
-    fn zeroed(&mut self, slot: usize, like: &Tensor) -> Result<&Tensor> {
-        let slot = &mut self.slots[slot];
-        if !slot.filled {
-            slot.buffer = Some(like.zeros_like()?);
-            slot.filled = true;
-        }
-        match &slot.buffer {
-            Some(buffer) => Ok(buffer),
-            None => bail!("a filled gradient slot has no buffer"),
-        }
-    }
-}
-
-/// Numbers per parallel piece of an element-wise pass.
-pub(super) const PIECE: usize = 1 << 14;
-
-/// a + b into a's memory where kernels run; `a` must not be shared then.
-fn add_in_place(compute: Compute, a: Tensor, b: &Tensor) -> Result<Tensor> {
-    if !compute.takes_kernels(&a) {
-        return &a + b;
-    }
-    let b = b.contiguous()?;
-    let host = super::host::Host::new(&b)?;
-    with_real!(a.dtype(), T => {
-        let b = host.numbers::<T>()?;
-        mutate::<T>(&a, |a| {
-            a.par_chunks_mut(PIECE).zip(b.par_chunks(PIECE)).for_each(|(a, b)| {
-                for (a, b) in a.iter_mut().zip(b) {
-                    *a += *b;
-                }
-            });
-            Ok(())
-        })?
-    });
-    Ok(a)
 }
