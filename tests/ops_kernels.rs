@@ -427,3 +427,23 @@ fn impossible_inputs_are_refused_by_name() -> Result<()> {
     says(ops::add(&tape, &value(&[2])?, &value(&[3])?), &["[2]", "[3]"]);
     Ok(())
 }
+
+/// What fits in no shape is refused by the kernels as by the portable path, not cut to size.
+#[test]
+fn biases_and_tables_of_another_width_are_refused() -> Result<()> {
+    for tape in [Tape::inference(), Tape::inference().portable()] {
+        let value = |draw, shape: &[usize]| {
+            Ok::<_, candle_core::Error>(tape.constant(normal(draw, shape)?))
+        };
+        let (x, w, weight) = (value(1, &[3, 4])?, value(2, &[6, 4])?, value(3, &[4])?);
+        for wrong in [2, 3, 12] {
+            let bias = value(4, &[wrong])?;
+            assert!(ops::linear(&tape, &x, &w, Some(&bias)).is_err(), "{wrong}");
+            assert!(ops::layer_norm(&tape, &x, &weight, Some(&bias), 1e-5).is_err(), "{wrong}");
+        }
+        let tokens = Tensor::zeros((1, 2), DType::U32, &Device::Cpu)?;
+        let found = ops::embedding(&tape, &tokens, &value(5, &[9, 4])?, &value(6, &[8, 6])?);
+        assert!(found.is_err());
+    }
+    Ok(())
+}

@@ -5,10 +5,10 @@ use super::combine::{add_product, frobenius_norm, gram, multiply};
 use super::host::{epsilon, host_product, read, write};
 use super::householder::thin_qr;
 use super::stack::{
-    epsilon_of, matrix_shape, on_host, read_stacks, stack_shape, sum_each, write_stacks,
+    epsilon_of, matrix_shape, on_host, read_stacks, stack_shape, sum_each, write_each, write_stacks,
 };
 use super::symmetric::distance_from_identity;
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Result, Tensor, bail};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{
     LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
@@ -41,9 +41,10 @@ const NEARLY_ORTHONORMAL: f64 = 0.5;
 pub fn cholesky_qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
     if !on_host(a) {
         let (_, columns) = matrix_shape(a)?;
-        let on_products =
-            orthonormalize_stacks(&[(None, a)])?.pop().unwrap_or_else(|| Orthonormalized::none(a));
-        return on_products.with_failures(a, columns, |index| thin_qr(pick(a, index)?));
+        let Some(by_products) = orthonormalize_stacks(&[(None, a)])?.pop() else {
+            bail!("no factorisation was found for {:?}", a.dims())
+        };
+        return by_products.with_failures(a, columns, |index| thin_qr(pick(a, index)?));
     }
     if let Some(found) = orthonormalize_by_products(None, a)? {
         return Ok(found);
@@ -128,13 +129,10 @@ impl Orthonormalized {
         if let (Some(found), true) = (&self.found, self.undecided.is_empty()) {
             return Ok(found.clone());
         }
-        let mut host =
+        let host =
             self.undecided.iter().map(|&index| factorize(index)).collect::<Result<Vec<_>>>()?;
-        let (q, r): (Vec<_>, Vec<_>) = host.drain(..).unzip();
-        let mut written = write_stacks(&[(q.as_slice(), like), (r.as_slice(), like)])?.into_iter();
-        let (Some(q), Some(r)) = (written.next(), written.next()) else {
-            return Ok((like.clone(), like.clone()));
-        };
+        let (q, r): (Vec<_>, Vec<_>) = host.into_iter().unzip();
+        let [q, r] = write_each([(q.as_slice(), like), (r.as_slice(), like)])?;
         let Some((good_q, good_r)) = self.found.filter(|_| self.undecided.len() < matrices) else {
             return Ok((q, r));
         };
@@ -145,7 +143,9 @@ impl Orthonormalized {
             }
             Tensor::cat(&parts, 0)
         };
-        debug_assert_eq!(good_r.dim(D::Minus1)?, columns);
+        if good_r.dim(D::Minus1)? != columns {
+            bail!("an R of {:?} for {columns} columns", good_r.dims())
+        }
         Ok((replace(&good_q, &q)?, replace(&good_r, &r)?))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::combine::{gram, multiply};
 use super::host::{host_product, read};
-use super::stack::{ensure_all_finite, matrix_shape, on_host, read_stacks, write_stacks};
+use super::stack::{ensure_all_finite, matrix_shape, on_host, read_each, write_each};
 use candle_core::{Error, Result, Tensor, bail};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -34,11 +34,8 @@ pub fn square_roots(symmetric: &Tensor, relative_epsilon: f64) -> Result<SquareR
     let roots: Vec<Mat<f64>> = spectra.par_iter().map(Spectral::root).collect();
     let inverses: Vec<Mat<f64>> = spectra.par_iter().map(Spectral::inverse_root).collect();
     let groups = [(roots.as_slice(), symmetric), (inverses.as_slice(), symmetric)];
-    let mut written = write_stacks(&groups)?.into_iter();
-    match (written.next(), written.next()) {
-        (Some(root), Some(inverse)) => Ok(SquareRoots { root, inverse }),
-        _ => bail!("an empty stack has no square root"),
-    }
+    let [root, inverse] = write_each(groups)?;
+    Ok(SquareRoots { root, inverse })
 }
 
 /// [`SquareRoots::inverse`] alone.
@@ -48,10 +45,8 @@ pub fn square_roots(symmetric: &Tensor, relative_epsilon: f64) -> Result<SquareR
 pub fn inverse_square_root(symmetric: &Tensor, relative_epsilon: f64) -> Result<Tensor> {
     let spectra = spectra(symmetric, relative_epsilon, "inverse square root")?;
     let roots: Vec<Mat<f64>> = spectra.par_iter().map(Spectral::inverse_root).collect();
-    match write_stacks(&[(roots.as_slice(), symmetric)])?.pop() {
-        Some(roots) => Ok(roots),
-        None => bail!("an empty stack has no inverse square root"),
-    }
+    let [inverse] = write_each([(roots.as_slice(), symmetric)])?;
+    Ok(inverse)
 }
 
 /// A = V diag(λ) Vᵀ, with the eigenvalues that count as zero set to it.
@@ -84,7 +79,7 @@ fn spectra(symmetric: &Tensor, relative_epsilon: f64, operation: &str) -> Result
     if rows != columns {
         bail!("the {operation} is of a square matrix, not of a {rows} x {columns} one")
     }
-    let matrices = read_stacks(&[symmetric])?.pop().unwrap_or_default();
+    let [matrices] = read_each([symmetric])?;
     ensure_all_finite(&matrices, operation)?;
     matrices.par_iter().map(|matrix| regularised(matrix, relative_epsilon)).collect()
 }
@@ -133,7 +128,7 @@ pub fn orthonormality_defect(q: &Tensor) -> Result<f64> {
     if on_host(&gram) {
         return Ok(distance_from_identity(&read::<f64>(&gram)?));
     }
-    let grams = read_stacks(&[&gram])?.pop().unwrap_or_default();
+    let [grams] = read_each([&gram])?;
     Ok(grams.iter().map(distance_from_identity).fold(0.0, f64::max))
 }
 

@@ -153,6 +153,10 @@ fn output_shape(x: &Tensor, m: usize) -> Vec<usize> {
 /// y + b on every row, in place where kernels run.
 fn add_bias(tape: &Tape, y: Tensor, bias: Option<&Value>) -> Result<Tensor> {
     let Some(bias) = bias else { return Ok(y) };
+    let (_, width) = rows_of(&y)?;
+    if bias.tensor().dims() != [width] {
+        bail!("a bias of shape {:?} for outputs that are {width} wide", bias.tensor().dims())
+    }
     if !tape.uses_kernels(&y) {
         return y.broadcast_add(&tape.compute().narrowed(bias.tensor())?);
     }
