@@ -1,7 +1,7 @@
 //! Cutting the rank of a point by its singular values, in the Frobenius norm or in a weighted one.
 
 use super::point::diagonal;
-use super::{LowRank, Retracted, Truncation};
+use super::{CutNorm, LowRank, Retracted, Truncation};
 use crate::linalg::{self, Svd, multiply, square_roots};
 use candle_core::{Result, Tensor};
 
@@ -65,7 +65,7 @@ impl Spectrum {
         let rank = rank.clamp(1, sigma.len());
         let (p, q) = (p.narrow(1, 0, rank)?, q.narrow(1, 0, rank)?);
         let kept = diagonal(&sigma[..rank], point.s.dtype(), point.s.device())?;
-        let (a, s, b) = match (&self.left, &self.right) {
+        let (norm, a, s, b) = match (&self.left, &self.right) {
             (Some(left), Some(right)) => {
                 // (left p) Σ (right q)ᵀ with orthonormal columns instead: QR of both sides, and an
                 // SVD of what is between them.
@@ -73,16 +73,16 @@ impl Spectrum {
                 let (b, r_b) = linalg::qr(&multiply(right, &q)?)?;
                 let between = linalg::svd(&multiply(&multiply(&r_a, &kept)?, &r_b.t()?)?)?;
                 let s = diagonal(&between.sigma, point.s.dtype(), point.s.device())?;
-                (multiply(&a, &between.u)?, s, multiply(&b, &between.v)?)
+                (CutNorm::Weighted, multiply(&a, &between.u)?, s, multiply(&b, &between.v)?)
             }
-            _ => (p, kept, q),
+            _ => (CutNorm::Frobenius, p, kept, q),
         };
         let new = LowRank { u: multiply(&point.u, &a)?, s, v: multiply(&point.v, &b)? };
         Ok(Retracted {
             point: new,
             rotation_u: a.t()?,
             rotation_v: b,
-            truncation: Some(Truncation::new(sigma.clone(), rank)),
+            truncation: Some(Truncation::new(norm, sigma.clone(), rank)),
         })
     }
 }
@@ -114,6 +114,10 @@ mod tests {
         let best = LowRank::from_dense(&point.to_dense().unwrap(), 3).unwrap();
         assert!(distance(&cut.point.to_dense().unwrap(), &best.to_dense().unwrap()) < 1e-12);
         assert!(cut.point.orthonormality_defect().unwrap() < 1e-12);
+        let truncation = cut.truncation.unwrap();
+        assert_eq!(truncation.norm, CutNorm::Frobenius);
+        let error = distance(&cut.point.to_dense().unwrap(), &point.to_dense().unwrap());
+        assert!((truncation.error - error).abs() < 1e-12);
     }
 
     #[test]
@@ -164,7 +168,9 @@ mod tests {
                 .unwrap()
         };
         let weighted = error(&cut.point.to_dense().unwrap());
-        let tail = cut.truncation.unwrap().error;
+        let truncation = cut.truncation.unwrap();
+        assert_eq!(truncation.norm, CutNorm::Weighted);
+        let tail = truncation.error;
         assert!((weighted - tail).abs() < 1e-9 * tail, "{weighted} and {tail}");
         let plain = error(
             &Spectrum::new(&point).unwrap().truncate(&point, 3).unwrap().point.to_dense().unwrap(),
