@@ -1,8 +1,9 @@
 //! Householder QR on the host: always stable, whatever the rank.
 
 use super::cholesky_qr::cholesky_qr;
-use super::host::{Scalar, ensure_finite, read, with_scalar, write};
+use super::host::{ensure_finite, read, write};
 use super::stack::on_host;
+use crate::kernels::{Real, with_real};
 use candle_core::{Result, Tensor};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
@@ -25,14 +26,14 @@ pub fn qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
     if !on_host(a) {
         return cholesky_qr(a);
     }
-    with_scalar!(a.dtype(), T => {
+    with_real!(a.dtype(), T => {
         let (q, r) = thin_qr(read::<T>(a)?)?;
         Ok((write(q.as_ref(), a.dtype(), a.device())?, write(r.as_ref(), a.dtype(), a.device())?))
     })
 }
 
 /// [`qr`] of a host matrix.
-pub(super) fn thin_qr<T: Scalar>(a: Mat<T>) -> Result<(Mat<T>, Mat<T>)> {
+pub(super) fn thin_qr<T: Real>(a: Mat<T>) -> Result<(Mat<T>, Mat<T>)> {
     let reflections = Reflections::of(a)?;
     let count = reflections.count();
     let mut q = reflections.columns(0, count);
@@ -98,7 +99,7 @@ struct Reflections<T> {
     factor: Mat<T>,
 }
 
-impl<T: Scalar> Reflections<T> {
+impl<T: Real> Reflections<T> {
     fn of(mut a: Mat<T>) -> Result<Self> {
         ensure_finite(a.as_ref(), "QR")?;
         let (rows, columns) = a.shape();
@@ -155,7 +156,7 @@ impl<T: Scalar> Reflections<T> {
     }
 }
 
-fn upper_triangle<T: Scalar>(packed: MatRef<'_, T>, rows: usize) -> Mat<T> {
+fn upper_triangle<T: Real>(packed: MatRef<'_, T>, rows: usize) -> Mat<T> {
     Mat::from_fn(
         rows,
         packed.ncols(),

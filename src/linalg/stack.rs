@@ -4,7 +4,8 @@
 //! travel between device and host together, in one transfer. A single matrix (m × n) that is not in
 //! host memory is treated as a stack of one.
 
-use super::host::{Scalar, ensure_finite, read_rows, with_scalar};
+use super::host::{ensure_finite, read_rows};
+use crate::kernels::{Real, with_real};
 use candle_core::{D, DType, Device, Error, Result, Tensor, bail};
 use faer::mat::Mat;
 use std::cell::Cell;
@@ -122,7 +123,7 @@ pub(super) fn write_stacks(groups: &[(&[Mat<f64>], &Tensor)]) -> Result<Vec<Tens
     }
     let (dtype, device) = (like.dtype(), like.device());
     count_transfer();
-    let flat = with_scalar!(dtype, T => {
+    let flat = with_real!(dtype, T => {
         let numbers: Vec<T> = groups.iter().flat_map(|(matrices, _)| matrices.iter()).flat_map(|m| read_rows::<f64, T>(m.as_ref())).collect();
         let count = numbers.len();
         Tensor::from_vec(numbers, count, device)?
@@ -150,7 +151,7 @@ pub(super) fn ensure_all_finite(matrices: &[Mat<f64>], operation: &str) -> Resul
 
 /// Machine epsilon of a type, for callers that have a tensor.
 pub(super) fn epsilon_of(x: &Tensor) -> Result<f64> {
-    with_scalar!(x.dtype(), T => Ok(<T as Scalar>::EPSILON))
+    with_real!(x.dtype(), T => Ok(<T as Real>::EPSILON))
 }
 
 /// Σ over each matrix of a stack, keeping its dimensions: L × 1 × 1, or 1 × 1.

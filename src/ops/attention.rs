@@ -7,11 +7,12 @@
 //! from it.
 
 use super::compute::{wide, widened};
-use super::host::{Host, SharedOut, build, unwritten, with_real};
 use super::pointwise::{Dropout, Mask};
-use super::product::{Matrix, batched_product, multiply_at};
-use super::real::{Real, lane_max, lane_sum, vectorized};
+use super::product::{batched_product, multiply_at};
 use super::tape::{Tape, Value};
+use crate::kernels::{
+    Host, Matrix, Real, SharedOut, build, lane_max, lane_sum, unwritten, vectorized, with_real,
+};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 

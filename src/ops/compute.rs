@@ -1,6 +1,6 @@
 //! How operations compute: by which code, and in which number type.
 
-use super::host::has_kernel;
+use crate::kernels::has_kernel;
 use candle_core::{DType, Result, Tensor};
 
 /// What every operation of a forward and backward pass is done with.

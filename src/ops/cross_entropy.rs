@@ -2,10 +2,11 @@
 //! (B·T × V) never exist.
 
 use super::compute::{Compute, widened};
-use super::host::{Host, build, scalar, unwritten, with_real};
-use super::product::{Matrix, as_rows, multiply, product_by, wide_product_by};
-use super::real::{Real, lane_max, lane_sum, vectorized};
+use super::product::{as_rows, multiply, product_by, wide_product_by};
 use super::tape::{Tape, Value};
+use crate::kernels::{
+    Host, Matrix, Real, build, lane_max, lane_sum, scalar, unwritten, vectorized, with_real,
+};
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 

@@ -1,8 +1,7 @@
 //! Token and position embedding: x[b, t] = token_table[token[b, t]] + position_table[t].
 
-use super::host::{Host, SharedOut, build, with_real};
-use super::real::Real;
 use super::tape::{Tape, Value};
+use crate::kernels::{Host, Real, SharedOut, build, with_real};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 

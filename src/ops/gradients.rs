@@ -1,8 +1,8 @@
 //! Parameter gradients, summed over the micro-batches of a step.
 
 use super::compute::{Compute, is_half, widened};
-use super::host::{mutate, with_real};
 use super::product::{as_rows, product_by, product_into_by};
+use crate::kernels::{Host, PIECE, mutate, with_real};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -152,9 +152,6 @@ impl Gradients {
     }
 }
 
-/// Numbers per parallel piece of an element-wise pass.
-pub(super) const PIECE: usize = 1 << 14;
-
 /// a + b into a's memory where kernels run; `a` must not be shared then.
 pub(super) fn add_in_place(compute: Compute, a: Tensor, b: &Tensor) -> Result<Tensor> {
     if !compute.takes_kernels(&a) {
@@ -164,7 +161,7 @@ pub(super) fn add_in_place(compute: Compute, a: Tensor, b: &Tensor) -> Result<Te
         bail!("gradients of shapes {:?} and {:?} cannot be added", a.dims(), b.dims())
     }
     let b = b.contiguous()?;
-    let host = super::host::Host::new(&b)?;
+    let host = Host::new(&b)?;
     with_real!(a.dtype(), T => {
         let b = host.numbers::<T>()?;
         mutate::<T>(&a, |a| {

@@ -2,11 +2,10 @@
 //! dimension C.
 
 use super::compute::widened;
-use super::host::{Host, build, unwritten, with_real};
 use super::linear::sum_rows;
 use super::product::{as_rows, rows_of};
-use super::real::{Real, lane_sum, vectorized};
 use super::tape::{Tape, Value};
+use crate::kernels::{Host, Real, build, lane_sum, unwritten, vectorized, with_real};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 

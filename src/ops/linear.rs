@@ -2,10 +2,9 @@
 //! leading dimensions.
 
 use super::compute::{Compute, widened};
-use super::host::{Host, build, mutate, with_real};
 use super::product::{as_rows, product_by, rows_of};
-use super::real::{Real, vectorized};
 use super::tape::{Flow, Source, Tape, Value};
+use crate::kernels::{Host, Real, build, mutate, vectorized, with_real};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 

@@ -5,11 +5,10 @@
 //! the number of threads.
 
 use super::compute::{Compute, is_half, widened};
-use super::host::{Host, SharedOut, build, mutate, with_real};
-use super::real::Real;
+use crate::kernels::{Host, Matrix, Real, SharedOut, build, mutate, with_real};
 use candle_core::{Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
-use faer::mat::{MatMut, MatRef};
+use faer::mat::MatMut;
 use faer::{Accum, Par};
 use rayon::prelude::*;
 
@@ -18,77 +17,6 @@ const TILES: [(usize, usize); 4] = [(512, 384), (256, 384), (192, 192), (96, 96)
 
 /// Multiplications below which a product is not worth a second thread.
 const WORTH_SHARING: usize = 1 << 19;
-
-/// A matrix in memory: element (i, j) at i·row_stride + j·column_stride.
-#[derive(Clone, Copy)]
-pub struct Matrix<'a, T> {
-    numbers: &'a [T],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a, T: Real> Matrix<'a, T> {
-    /// A row-major matrix without gaps.
-    pub fn new(numbers: &'a [T], rows: usize, columns: usize) -> Self {
-        Self::strided(numbers, (rows, columns), (columns, 1))
-    }
-
-    /// A matrix of `rows` × `columns` with these distances between rows and between columns.
-    ///
-    /// # Panics
-    /// If it reaches beyond `numbers`.
-    pub fn strided(
-        numbers: &'a [T],
-        (rows, columns): (usize, usize),
-        (row_stride, column_stride): (usize, usize),
-    ) -> Self {
-        let last = || {
-            let row = rows.checked_sub(1)?.checked_mul(row_stride)?;
-            row.checked_add(columns.checked_sub(1)?.checked_mul(column_stride)?)
-        };
-        assert!(
-            rows == 0 || columns == 0 || last().is_some_and(|last| last < numbers.len()),
-            "a {rows} x {columns} matrix reaches beyond its memory"
-        );
-        Self { numbers, rows, columns, row_stride, column_stride }
-    }
-
-    /// The transpose, without moving anything.
-    pub fn t(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// The rows × columns part whose first element is (row, column).
-    fn part(&self, (row, column): (usize, usize), (rows, columns): (usize, usize)) -> Self {
-        let start = row * self.row_stride + column * self.column_stride;
-        Self::strided(
-            &self.numbers[start.min(self.numbers.len())..],
-            (rows, columns),
-            (self.row_stride, self.column_stride),
-        )
-    }
-
-    fn view(&self) -> MatRef<'a, T> {
-        // SAFETY: `strided` checked the extent against the slice.
-        unsafe {
-            MatRef::from_raw_parts(
-                self.numbers.as_ptr(),
-                self.rows,
-                self.columns,
-                self.row_stride as isize,
-                self.column_stride as isize,
-            )
-        }
-    }
-}
 
 /// out ← alpha · a b, or out ← out + alpha · a b with `accumulate`, on the calling thread alone;
 /// rows of `out` are `stride` apart.
@@ -105,7 +33,8 @@ pub unsafe fn multiply_at<T: Real>(
     accumulate: bool,
 ) {
     // SAFETY: the caller's promise.
-    let out = unsafe { MatMut::from_raw_parts_mut(out, a.rows, b.columns, stride as isize, 1) };
+    let out =
+        unsafe { MatMut::from_raw_parts_mut(out, a.shape().0, b.shape().1, stride as isize, 1) };
     matmul(
         out,
         if accumulate { Accum::Add } else { Accum::Replace },
@@ -119,8 +48,8 @@ pub unsafe fn multiply_at<T: Real>(
 /// out ← a b, or out ← out + a b with `accumulate`, on all threads; `out` is row-major, a.rows ×
 /// b.columns.
 pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: bool) {
-    let (rows, columns, inner) = (a.rows, b.columns, a.columns);
-    assert_eq!(inner, b.rows, "inner dimensions of a product");
+    let ((rows, inner), (inner_b, columns)) = (a.shape(), b.shape());
+    assert_eq!(inner, inner_b, "inner dimensions of a product");
     assert_eq!(out.len(), rows * columns, "size of a product");
     let shared = SharedOut::new(out);
     let (tile_rows, tile_columns) = tile_shape(rows, columns, inner);
@@ -293,16 +222,13 @@ fn apply<T: Real>(
 ) -> Result<()> {
     let (a, b) = (unit_stride(a)?, unit_stride(b)?);
     let (a_host, b_host) = (Host::strided(&a), Host::strided(&b));
-    multiply(out, matrix(&a, &a_host, transpose_a)?, matrix(&b, &b_host, transpose_b)?, accumulate);
+    let (a, b) = (a_host.matrix()?, b_host.matrix()?);
+    let a = if transpose_a { a.t() } else { a };
+    multiply(out, a, if transpose_b { b.t() } else { b }, accumulate);
     Ok(())
 }
 
 /// The tensor itself if its rows or its columns are contiguous, else a copy.
 fn unit_stride(x: &Tensor) -> Result<Tensor> {
     if x.stride().contains(&1) { Ok(x.clone()) } else { x.contiguous() }
-}
-
-fn matrix<'a, T: Real>(x: &Tensor, host: &'a Host, transpose: bool) -> Result<Matrix<'a, T>> {
-    let matrix = Matrix::strided(host.numbers::<T>()?, x.dims2()?, (x.stride()[0], x.stride()[1]));
-    Ok(if transpose { matrix.t() } else { matrix })
 }

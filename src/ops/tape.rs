@@ -7,9 +7,8 @@
 
 use super::compute::{Compute, widened};
 use super::gradients::{Gradients, add_in_place};
-use super::host::mutate;
 use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by};
-use super::real::Real;
+use crate::kernels::{Real, mutate};
 use candle_core::{Result, Tensor, bail};
 use std::cell::RefCell;
 

@@ -1,6 +1,7 @@
-//! CPU access to candle tensors without copies, and output buffers that are not zeroed before they
-//! are overwritten.
+//! CPU access to the numbers of candle tensors without copies, and output buffers that are not
+//! zeroed before they are overwritten.
 
+use super::matrix::Matrix;
 use super::real::Real;
 use candle_core::{
     CpuStorage, DType, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
@@ -22,36 +23,32 @@ pub fn scalar(x: &Tensor) -> Result<f64> {
     x.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F64)?.to_scalar()
 }
 
-/// A contiguous CPU tensor opened for reading.
+/// A CPU tensor opened for reading, without a copy.
 pub struct Host<'a> {
     storage: StorageRef<'a>,
-    start: usize,
-    end: usize,
+    layout: &'a Layout,
+    /// Number of elements from the first on; to the end of the storage for a tensor with strides.
+    count: Option<usize>,
 }
 
 impl<'a> Host<'a> {
-    /// Opens a tensor.
+    /// Opens a contiguous tensor.
     ///
     /// # Errors
     /// If it is not contiguous.
     pub fn new(x: &'a Tensor) -> Result<Self> {
-        let (storage, layout) = x.storage_and_layout();
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!("a CPU kernel needs a contiguous tensor, got {layout:?}")
-        };
-        Ok(Self { storage, start, end })
+        let opened = Self::strided(x);
+        if !opened.layout.is_contiguous() {
+            bail!("a CPU kernel needs a contiguous tensor, got {:?}", opened.layout)
+        }
+        Ok(Self { count: Some(opened.layout.shape().elem_count()), ..opened })
     }
 
     /// Opens a tensor of any strides: its numbers then run from its first element to the end of its
     /// storage.
     pub fn strided(x: &'a Tensor) -> Self {
         let (storage, layout) = x.storage_and_layout();
-        let end = match &*storage {
-            Storage::Cpu(CpuStorage::F32(numbers)) => numbers.len(),
-            Storage::Cpu(CpuStorage::F64(numbers)) => numbers.len(),
-            _ => layout.start_offset(),
-        };
-        Self { storage, start: layout.start_offset(), end }
+        Self { storage, layout, count: None }
     }
 
     /// The numbers, as T.
@@ -61,18 +58,45 @@ impl<'a> Host<'a> {
     pub fn numbers<T: Real>(&self) -> Result<&[T]> {
         match &*self.storage {
             Storage::Cpu(storage) => match T::of_storage(storage) {
-                Some(numbers) => Ok(&numbers[self.start..self.end]),
+                Some(numbers) => Ok(self.own(numbers)),
                 None => bail!("a CPU kernel for {:?} met {:?}", T::TYPE, self.storage.dtype()),
             },
             _ => bail!("a CPU kernel met a tensor on another device"),
         }
     }
 
+    /// A 2-D tensor as a matrix.
+    ///
+    /// # Errors
+    /// As [`Self::numbers`], or if the tensor has another number of dimensions.
+    pub fn matrix<T: Real>(&self) -> Result<Matrix<'_, T>> {
+        match *self.layout.stride() {
+            [row_stride, column_stride] => Ok(Matrix::strided(
+                self.numbers::<T>()?,
+                self.layout.shape().dims2()?,
+                (row_stride, column_stride),
+            )),
+            _ => bail!("a tensor of shape {:?} is not a matrix", self.layout.dims()),
+        }
+    }
+
     /// The numbers of a u32 tensor.
+    ///
+    /// # Errors
+    /// If the tensor is not on the CPU or not of this type.
     pub fn ids(&self) -> Result<&[u32]> {
         match &*self.storage {
-            Storage::Cpu(CpuStorage::U32(ids)) => Ok(&ids[self.start..self.end]),
+            Storage::Cpu(CpuStorage::U32(ids)) => Ok(self.own(ids)),
             _ => bail!("token ids must be u32 on the CPU"),
+        }
+    }
+
+    /// The part of a storage that is this tensor's.
+    fn own<'b, N>(&self, storage: &'b [N]) -> &'b [N] {
+        let rest = &storage[self.layout.start_offset()..];
+        match self.count {
+            Some(count) => &rest[..count],
+            None => rest,
         }
     }
 }
@@ -162,21 +186,3 @@ impl<'a, T> SharedOut<'a, T> {
         self.0
     }
 }
-
-/// Runs `$body` with the type alias `$t` set to the tensor type f32 or f64.
-macro_rules! with_real {
-    ($dtype:expr, $t:ident => $body:expr) => {
-        match $dtype {
-            candle_core::DType::F32 => {
-                type $t = f32;
-                $body
-            }
-            candle_core::DType::F64 => {
-                type $t = f64;
-                $body
-            }
-            other => candle_core::bail!("this operation needs f32 or f64, got {other:?}"),
-        }
-    };
-}
-pub(crate) use with_real;
