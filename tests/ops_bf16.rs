@@ -122,7 +122,7 @@ fn a_bf16_product_is_rounded_once() -> Result<()> {
     let (a, b) =
         (normal(1, &[9, 33])?.to_dtype(DType::BF16)?, normal(2, &[17, 33])?.to_dtype(DType::BF16)?);
     let exact = a.to_dtype(DType::F64)?.matmul(&b.to_dtype(DType::F64)?.t()?)?;
-    let found = ops::product(&a, &b, false, true)?;
+    let found = ops::product(&a, &b.t()?)?;
     assert_eq!(found.dtype(), DType::BF16);
     for (found, exact) in numbers(&found)?.iter().zip(numbers(&exact)?) {
         assert!((found - exact).abs() <= exact.abs() * 2f64.powi(-8) + 1e-5, "{found} {exact}");
@@ -153,7 +153,7 @@ fn parameter_gradients_and_gram_matrices_of_bf16_rows_are_not_rounded() -> Resul
 
         let half = |x: &Tensor| x.to_dtype(DType::BF16);
         let wide = |x: &Tensor| x.to_dtype(DType::F64);
-        let z = wide(&ops::product(&half(x.tensor())?, &half(&v)?, false, false)?)?;
+        let z = wide(&ops::product(&half(x.tensor())?, &half(&v)?)?)?;
         let ones = Tensor::ones((rows, 1), DType::F64, &Device::Cpu)?;
         let delta_u = ones.matmul(&wide(&half(&u)?)?)?;
         let input = wide(&half(x.tensor())?)?;

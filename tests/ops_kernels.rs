@@ -186,22 +186,20 @@ fn products_of_views() -> Result<()> {
     let wide = Tensor::cat(&[&normal(3, &[210, 9])?, &a, &normal(4, &[210, 2])?], 1)?;
     let mut into = normal(5, &[210, 205])?.copy()?;
     let before = into.copy()?;
-    ops::product_into(&mut into, &a, &b_t, false, true, true)?;
+    ops::product_into(&mut into, &a, &b_t.t()?, true)?;
     let found = [
-        ops::product(&a, &b, false, false)?,
-        ops::product(&a_t, &b, true, false)?,
-        ops::product(&a, &b_t, false, true)?,
-        ops::product(&a_t, &b_t, true, true)?,
-        ops::product(&a_t.t()?, &b_t.t()?, false, false)?,
-        ops::product(&wide.narrow(1, 9, 77)?, &b, false, false)?,
+        ops::product(&a, &b)?,
+        ops::product(&a_t.t()?, &b)?,
+        ops::product(&a, &b_t.t()?)?,
+        ops::product(&a_t.t()?, &b_t.t()?)?,
+        ops::product(&wide.narrow(1, 9, 77)?, &b)?,
         (into - before)?,
     ];
     for (which, found) in found.iter().enumerate() {
         let error = numbers(&(found - &expected)?)?.iter().fold(0.0f64, |max, x| max.max(x.abs()));
         assert!(error < 1e-12, "product {which}: {error}");
     }
-    let error =
-        ops::product(&a, &a, false, false).expect_err("inner dimensions differ").to_string();
+    let error = ops::product(&a, &a).expect_err("inner dimensions differ").to_string();
     assert!(error.contains("210 x 77"), "{error}");
     Ok(())
 }

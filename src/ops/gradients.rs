@@ -72,7 +72,7 @@ impl Gradients {
         // Rounded to half precision, a Gram matrix of one strong direction is indefinite: the
         // noise of its large elements exceeds its small eigenvalues.
         let x = widened(x)?;
-        let gram = product_by(compute, &x, &x, true, false)?;
+        let gram = product_by(compute, &x.t()?, &x)?;
         let sum = match self.grams.get(&slot) {
             Some(sum) => (sum + gram)?,
             None => gram,
@@ -101,7 +101,6 @@ impl Gradients {
     }
 
     /// In place, into the buffer of the last step if its shape is still the same; for kernels.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn add_product(
         &mut self,
         compute: Compute,
@@ -109,26 +108,13 @@ impl Gradients {
         shape: &[usize],
         a: &Tensor,
         b: &Tensor,
-        transpose_a: bool,
-        transpose_b: bool,
     ) -> Result<()> {
         let slot = &mut self.slots[slot];
         match &slot.buffer {
             Some(buffer) if slot.filled || buffer.dims() == shape => {
-                product_into_by(
-                    compute,
-                    &mut as_rows(buffer)?,
-                    a,
-                    b,
-                    transpose_a,
-                    transpose_b,
-                    slot.filled,
-                )?;
+                product_into_by(compute, &mut as_rows(buffer)?, a, b, slot.filled)?;
             }
-            _ => {
-                slot.buffer =
-                    Some(product_by(compute, a, b, transpose_a, transpose_b)?.reshape(shape)?)
-            }
+            _ => slot.buffer = Some(product_by(compute, a, b)?.reshape(shape)?),
         }
         slot.filled = true;
         Ok(())

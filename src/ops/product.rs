@@ -93,53 +93,44 @@ pub fn as_rows(x: &Tensor) -> Result<Tensor> {
     x.reshape(rows_of(x)?)
 }
 
-/// op(x) as candle's products take it on every device: without gaps, or the transpose of that.
-fn view(x: &Tensor, transpose: bool) -> Result<Tensor> {
-    let oriented = if transpose { x.t()? } else { x.clone() };
-    if oriented.t()?.is_contiguous() { Ok(oriented) } else { oriented.contiguous() }
+/// x, 2-D or a stack, as candle's products take it on every device: without gaps, or the transpose
+/// of that.
+fn whole(x: &Tensor) -> Result<Tensor> {
+    if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() }
 }
 
-/// op(a) op(b), where op transposes on request; a and b are 2-D, views as they lie in memory.
+/// [`widened`], a transposed view staying one: its numbers are read in the order they lie in.
+pub(super) fn widened_view(x: &Tensor) -> Result<Tensor> {
+    if x.is_contiguous() { widened(x) } else { widened(&x.t()?)?.t() }
+}
+
+/// a b for 2-D a and b, which may be transposed or narrowed views: nothing is moved.
 ///
 /// # Errors
 /// If the inner dimensions differ.
-pub fn product(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
-    product_by(Compute::default(), a, b, transpose_a, transpose_b)
+pub fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    product_by(Compute::default(), a, b)
 }
 
-/// out ← op(a) op(b), or out ← out + op(a) op(b) with `accumulate`; in place on the CPU, where
+/// out ← a b, or out ← out + a b with `accumulate`; in place on the CPU, where
 /// `out` must not share memory with a or b.
 ///
 /// # Errors
 /// If a shape does not fit.
-pub fn product_into(
-    out: &mut Tensor,
-    a: &Tensor,
-    b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
-    accumulate: bool,
-) -> Result<()> {
-    product_into_by(Compute::default(), out, a, b, transpose_a, transpose_b, accumulate)
+pub fn product_into(out: &mut Tensor, a: &Tensor, b: &Tensor, accumulate: bool) -> Result<()> {
+    product_into_by(Compute::default(), out, a, b, accumulate)
 }
 
 /// [`product`], by kernels or candle's operations.
-pub(super) fn product_by(
-    compute: Compute,
-    a: &Tensor,
-    b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
-) -> Result<Tensor> {
-    let shape = product_shape(a, b, transpose_a, transpose_b)?;
+pub(super) fn product_by(compute: Compute, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let shape = product_shape(a, b)?;
     if multiplies_in_f32(a) {
-        return product_by(compute, &widened(a)?, &widened(b)?, transpose_a, transpose_b)?
-            .to_dtype(a.dtype());
+        return product_by(compute, &widened_view(a)?, &widened_view(b)?)?.to_dtype(a.dtype());
     }
     if !compute.takes_kernels(a) {
-        return view(a, transpose_a)?.matmul(&view(b, transpose_b)?);
+        return whole(a)?.matmul(&whole(b)?);
     }
-    with_real!(a.dtype(), T => build::<T>(shape, |out| apply::<T>(out, a, b, transpose_a, transpose_b, false)))
+    with_real!(a.dtype(), T => build::<T>(shape, |out| apply::<T>(out, a, b, false)))
 }
 
 /// [`product_into`], by kernels or candle's operations.
@@ -148,20 +139,18 @@ pub(super) fn product_into_by(
     out: &mut Tensor,
     a: &Tensor,
     b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
     accumulate: bool,
 ) -> Result<()> {
-    let shape = product_shape(a, b, transpose_a, transpose_b)?;
+    let shape = product_shape(a, b)?;
     if out.dims() != [shape.0, shape.1] {
         bail!("product_into: the output is {:?}, the product {shape:?}", out.dims())
     }
     if !compute.takes_kernels(a) {
-        let product = product_by(compute, a, b, transpose_a, transpose_b)?;
+        let product = product_by(compute, a, b)?;
         *out = if accumulate { (&*out + product.to_dtype(out.dtype())?)? } else { product };
         return Ok(());
     }
-    with_real!(a.dtype(), T => mutate::<T>(out, |out| apply::<T>(out, a, b, transpose_a, transpose_b, accumulate)))
+    with_real!(a.dtype(), T => mutate::<T>(out, |out| apply::<T>(out, a, b, accumulate)))
 }
 
 /// Whether products of this tensor are made in f32 and then rounded to its own type: half precision
@@ -170,19 +159,13 @@ pub(super) fn multiplies_in_f32(x: &Tensor) -> bool {
     is_half(x.dtype()) && x.device().is_cpu()
 }
 
-/// op(a) op(b) in a type that sums can be taken in: f32 from rows of half precision, not rounded in
+/// a b in a type that sums can be taken in: f32 from rows of half precision, not rounded in
 /// between where it is [made in f32](multiplies_in_f32).
-pub(super) fn wide_product_by(
-    compute: Compute,
-    a: &Tensor,
-    b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
-) -> Result<Tensor> {
+pub(super) fn wide_product_by(compute: Compute, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if multiplies_in_f32(a) {
-        return product_by(compute, &widened(a)?, &widened(b)?, transpose_a, transpose_b);
+        return product_by(compute, &widened_view(a)?, &widened_view(b)?);
     }
-    widened(&product_by(compute, a, b, transpose_a, transpose_b)?)
+    widened(&product_by(compute, a, b)?)
 }
 
 /// a b for stacks of matrices (L, rows, inner) and (L, inner, columns), by candle's operations.
@@ -190,41 +173,21 @@ pub(super) fn batched_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if multiplies_in_f32(a) {
         return batched_product(&widened(a)?, &widened(b)?)?.to_dtype(a.dtype());
     }
-    let whole = |x: &Tensor| if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() };
     whole(a)?.matmul(&whole(b)?)
 }
 
-fn product_shape(
-    a: &Tensor,
-    b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
-) -> Result<(usize, usize)> {
-    let oriented = |x: &Tensor, transpose: bool| -> Result<(usize, usize)> {
-        let (rows, columns) = x.dims2()?;
-        Ok(if transpose { (columns, rows) } else { (rows, columns) })
-    };
-    let ((rows, inner), (inner_b, columns)) =
-        (oriented(a, transpose_a)?, oriented(b, transpose_b)?);
+fn product_shape(a: &Tensor, b: &Tensor) -> Result<(usize, usize)> {
+    let ((rows, inner), (inner_b, columns)) = (a.dims2()?, b.dims2()?);
     if inner != inner_b {
         bail!("a {rows} x {inner} matrix cannot be multiplied by a {inner_b} x {columns} one")
     }
     Ok((rows, columns))
 }
 
-fn apply<T: Real>(
-    out: &mut [T],
-    a: &Tensor,
-    b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
-    accumulate: bool,
-) -> Result<()> {
+fn apply<T: Real>(out: &mut [T], a: &Tensor, b: &Tensor, accumulate: bool) -> Result<()> {
     let (a, b) = (unit_stride(a)?, unit_stride(b)?);
     let (a_host, b_host) = (Host::strided(&a), Host::strided(&b));
-    let (a, b) = (a_host.matrix()?, b_host.matrix()?);
-    let a = if transpose_a { a.t() } else { a };
-    multiply(out, a, if transpose_b { b.t() } else { b }, accumulate);
+    multiply(out, a_host.matrix()?, b_host.matrix()?, accumulate);
     Ok(())
 }
 

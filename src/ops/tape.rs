@@ -5,9 +5,9 @@
 //! closure; the backward pass runs them in reverse, moves a first gradient in instead of adding it
 //! to zeros, and frees each saved activation as soon as it is used.
 
-use super::compute::{Compute, widened};
+use super::compute::Compute;
 use super::gradients::{Gradients, add_in_place};
-use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by};
+use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by, widened_view};
 use crate::kernels::{Real, mutate};
 use candle_core::{Result, Tensor, bail};
 use std::cell::RefCell;
@@ -188,7 +188,7 @@ impl Flow<'_> {
         }
     }
 
-    /// Adds op(a) op(b), seen in this shape, straight into the buffer that is there already where
+    /// Adds a b, seen in this shape, straight into the buffer that is there already where
     /// it can be.
     pub fn add_product(
         &mut self,
@@ -196,19 +196,17 @@ impl Flow<'_> {
         shape: &[usize],
         a: &Tensor,
         b: &Tensor,
-        transpose_a: bool,
-        transpose_b: bool,
     ) -> Result<()> {
         match to {
             None => Ok(()),
             // A parameter's gradient is summed in f32, so it is not rounded on its way there.
             Some(Source::Slot(_)) if multiplies_in_f32(a) => {
-                let (a, b) = (widened(a)?, widened(b)?);
-                self.add_product(to, shape, &a, &b, transpose_a, transpose_b)
+                let (a, b) = (widened_view(a)?, widened_view(b)?);
+                self.add_product(to, shape, &a, &b)
             }
-            Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => self
-                .gradients
-                .add_product(self.compute, slot, shape, a, b, transpose_a, transpose_b),
+            Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => {
+                self.gradients.add_product(self.compute, slot, shape, a, b)
+            }
             Some(Source::Node(index)) if self.compute.takes_kernels(a) => {
                 match &self.arrived[index] {
                     Some(old)
@@ -216,22 +214,12 @@ impl Flow<'_> {
                             && old.tensor.dtype() == a.dtype()
                             && old.tensor.is_contiguous() =>
                     {
-                        product_into_by(
-                            self.compute,
-                            &mut as_rows(&old.tensor)?,
-                            a,
-                            b,
-                            transpose_a,
-                            transpose_b,
-                            true,
-                        )
+                        product_into_by(self.compute, &mut as_rows(&old.tensor)?, a, b, true)
                     }
-                    _ => {
-                        self.add(to, self.product(a, b, transpose_a, transpose_b)?.reshape(shape)?)
-                    }
+                    _ => self.add(to, self.product(a, b)?.reshape(shape)?),
                 }
             }
-            Some(_) => self.add(to, self.product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
+            Some(_) => self.add(to, self.product(a, b)?.reshape(shape)?),
         }
     }
 
@@ -245,15 +233,9 @@ impl Flow<'_> {
         }
     }
 
-    /// op(a) op(b), computed as the tape computes.
-    pub fn product(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        transpose_a: bool,
-        transpose_b: bool,
-    ) -> Result<Tensor> {
-        product_by(self.compute, a, b, transpose_a, transpose_b)
+    /// a b, computed as the tape computes.
+    pub fn product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        product_by(self.compute, a, b)
     }
 
     /// How the tape computes.
