@@ -1,10 +1,8 @@
 //! Householder QR on the host: always stable, whatever the rank.
 
-use super::cholesky_qr::cholesky_qr;
-use super::host::{ensure_finite, read, write};
-use super::stack::on_host;
-use crate::kernels::{Real, with_real};
-use candle_core::{Result, Tensor};
+use super::host::ensure_finite;
+use crate::kernels::Real;
+use candle_core::Result;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch,
@@ -14,25 +12,7 @@ use faer::linalg::qr::{col_pivoting, no_pivoting};
 use faer::mat::{Mat, MatRef};
 use faer::{Conj, Par, Spec};
 
-/// Thin QR factorisation A = Q R with R's diagonal ≥ 0.
-///
-/// A: m × n, Q: m × k with orthonormal columns, R: k × n upper triangular, k = min(m, n). With this
-/// sign rule the factorisation of a matrix of full column rank is unique, so a small change of A is
-/// a small change of Q. Off the host, and of a stack, this is [`cholesky_qr`].
-///
-/// # Errors
-/// If an element is not finite.
-pub fn qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !on_host(a) {
-        return cholesky_qr(a);
-    }
-    with_real!(a.dtype(), T => {
-        let (q, r) = thin_qr(read::<T>(a)?)?;
-        Ok((write(q.as_ref(), a.dtype(), a.device())?, write(r.as_ref(), a.dtype(), a.device())?))
-    })
-}
-
-/// [`qr`] of a host matrix.
+/// [`qr`](super::qr) of a host matrix.
 pub(super) fn thin_qr<T: Real>(a: Mat<T>) -> Result<(Mat<T>, Mat<T>)> {
     let reflections = Reflections::of(a)?;
     let count = reflections.count();

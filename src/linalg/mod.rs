@@ -24,18 +24,18 @@ mod directions;
 mod host;
 mod householder;
 mod newton_schulz;
+mod qr_choice;
 mod stack;
 mod svd;
 mod symmetric;
 mod triangular;
 
-pub use cholesky_qr::cholesky_qr;
 pub use combine::{
     add_product, frobenius_norm, gram, inner, multiply, sum_of_products, weighted_sum,
 };
 pub use directions::{orthonormal_directions, orthonormal_directions_together};
-pub use householder::qr;
 pub use newton_schulz::{PolarPolynomials, polar_by_polynomials, polar_newton_schulz};
+pub use qr_choice::{cholesky_qr, qr};
 pub use stack::{matrix_shape, stack, stack_shape, transfers, unstack};
 pub use svd::{Svd, Svds, polar, svd, svds};
 pub use symmetric::{
