@@ -21,6 +21,7 @@
 //!        ├ ops      differentiable operations on a tape of our own, with CPU kernels and a portable path
 //!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport, truncation
 //!        │  └ linalg    QR, SVD, polar factor, orthonormality; no words of machine learning
+//!        │     └ kernels   below ops and linalg: numbers in host memory, SIMD loops, sums in a fixed order
 //!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
 //! error  fs  rng  plot  device    exit codes; durable files; random streams as pure functions of (seed, purpose, indices); charts as SVG; what a GPU says
 //! ```
@@ -56,6 +57,7 @@ pub mod demo;
 pub mod device;
 pub mod error;
 pub mod fs;
+pub mod kernels;
 pub mod linalg;
 pub mod lowrank;
 pub mod model;

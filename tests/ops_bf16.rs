@@ -122,10 +122,55 @@ fn a_bf16_product_is_rounded_once() -> Result<()> {
     let (a, b) =
         (normal(1, &[9, 33])?.to_dtype(DType::BF16)?, normal(2, &[17, 33])?.to_dtype(DType::BF16)?);
     let exact = a.to_dtype(DType::F64)?.matmul(&b.to_dtype(DType::F64)?.t()?)?;
-    let found = ops::product(&a, &b, false, true)?;
+    let found = ops::product(&a, &b.t()?)?;
     assert_eq!(found.dtype(), DType::BF16);
     for (found, exact) in numbers(&found)?.iter().zip(numbers(&exact)?) {
         assert!((found - exact).abs() <= exact.abs() * 2f64.powi(-8) + 1e-5, "{found} {exact}");
+    }
+    Ok(())
+}
+
+/// What a low-rank layer leaves in its slots: products of bf16 rows, formed and kept in f32.
+#[test]
+fn parameter_gradients_and_gram_matrices_of_bf16_rows_are_not_rounded() -> Result<()> {
+    let (rows, n, rank) = (64, 12, 5);
+    for kernels in [true, false] {
+        let compute = Compute { kernels, half: Some(DType::BF16) };
+        let tape = Tape::training().computing(compute);
+        let (u, s, v) =
+            (normal(61, &[1, rank])?, normal(62, &[rank, rank])?, normal(63, &[n, rank])?);
+        let x = tape.constant(normal(64, &[rows, n])?);
+        let (u_value, v_value) = (tape.parameter(0, &u), tape.parameter(1, &v));
+        let y = ops::low_rank_linear(&tape, &x, &u_value, &s, &v_value, None)?;
+        // The loss is the sum of all outputs, so every output's gradient is 1.
+        let sum = tape.record(&[y.source()], y.tensor().to_dtype(DType::F32)?.sum_all()?, {
+            let (to_y, ones) = (y.source(), y.tensor().ones_like()?);
+            move |_, flow| flow.add(to_y, ones)
+        });
+        let mut gradients = Gradients::new(2);
+        gradients.want_grams();
+        tape.backward(&sum, &mut gradients)?;
+
+        let half = |x: &Tensor| x.to_dtype(DType::BF16);
+        let wide = |x: &Tensor| x.to_dtype(DType::F64);
+        let z = wide(&ops::product(&half(x.tensor())?, &half(&v)?)?)?;
+        let ones = Tensor::ones((rows, 1), DType::F64, &Device::Cpu)?;
+        let delta_u = ones.matmul(&wide(&half(&u)?)?)?;
+        let input = wide(&half(x.tensor())?)?;
+        let cases = [
+            ("K-gradient", gradients.get(0), ones.t()?.matmul(&z)?),
+            ("L-gradient", gradients.get(1), input.t()?.contiguous()?.matmul(&delta_u)?),
+            ("Gram matrix of the inputs", gradients.gram(1), z.t()?.contiguous()?.matmul(&z)?),
+            (
+                "Gram matrix of the gradients",
+                gradients.gram(0),
+                delta_u.t()?.contiguous()?.matmul(&delta_u)?,
+            ),
+        ];
+        for (name, found, exact) in cases {
+            let error = distance(&numbers(found.expect(name))?, &numbers(&exact)?);
+            assert!(error < 1e-6, "kernels {kernels}, {name}: {error}");
+        }
     }
     Ok(())
 }

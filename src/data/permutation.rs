@@ -1,5 +1,7 @@
 //! A keyed permutation of 0..n that needs no memory: any entry is computed on its own.
 
+use crate::rng::split_mix64;
+
 const ROUNDS: usize = 10;
 
 /// A pseudo-random permutation of `0..size`.
@@ -24,7 +26,7 @@ impl Permutation {
         let mut state = key;
         for round_key in &mut keys {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            *round_key = mix(state);
+            *round_key = split_mix64(state);
         }
         Self { size, half_bits: bits.div_ceil(2).max(1), keys }
     }
@@ -43,18 +45,10 @@ impl Permutation {
         let mask = (1 << self.half_bits) - 1;
         let (mut left, mut right) = (number >> self.half_bits, number & mask);
         for key in self.keys {
-            (left, right) = (right, left ^ (mix(right ^ key) >> (64 - self.half_bits)));
+            (left, right) = (right, left ^ (split_mix64(right ^ key) >> (64 - self.half_bits)));
         }
         left << self.half_bits | right
     }
-}
-
-/// The output function of SplitMix64 (Steele, Lea & Flood 2014): a bijection in which every input
-/// bit reaches every output bit.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -3,12 +3,11 @@
 
 use super::combine::{add_product, frobenius_norm, gram, multiply};
 use super::host::{epsilon, host_product, read, write};
-use super::householder::thin_qr;
 use super::stack::{
-    epsilon_of, matrix_shape, on_host, read_stacks, stack_shape, sum_each, write_stacks,
+    epsilon_of, matrix_shape, read_stacks, stack_shape, sum_each, write_each, write_stacks,
 };
 use super::symmetric::distance_from_identity;
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Result, Tensor, bail};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{
     LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
@@ -25,32 +24,6 @@ const MOST_PASSES: usize = 5;
 /// A pass on a matrix whose Gram matrix is this close to I (in Frobenius norm) leaves
 /// orthonormality at rounding level.
 const NEARLY_ORTHONORMAL: f64 = 0.5;
-
-/// Thin QR factorisation A = Q R, R's diagonal > 0, for A: m × n with m ≥ n, by repeated
-/// Cholesky-QR.
-///
-/// G = AᵀA = RᵀR (Cholesky in `f64` on the host, columns scaled to unit length first), Q = A R⁻¹,
-/// then the same again on Q: CholeskyQR2 (Yamamoto et al. 2015). Where G is too close to singular
-/// for its rounding it is shifted and a pass more is made (shifted CholeskyQR3, Fukaya et al.
-/// 2020). Dependent or zero columns, and m < n, go to Householder QR on the host, as
-/// [`qr`](super::qr) in `f64`. Of a stack, the factorisation of each matrix, with one transfer each
-/// way a pass.
-///
-/// # Errors
-/// If an element is not finite.
-pub fn cholesky_qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !on_host(a) {
-        let (_, columns) = matrix_shape(a)?;
-        let on_products =
-            orthonormalize_stacks(&[(None, a)])?.pop().unwrap_or_else(|| Orthonormalized::none(a));
-        return on_products.with_failures(a, columns, |index| thin_qr(pick(a, index)?));
-    }
-    if let Some(found) = orthonormalize_by_products(None, a)? {
-        return Ok(found);
-    }
-    let (q, r) = thin_qr(read::<f64>(a)?)?;
-    Ok((write(q.as_ref(), a.dtype(), a.device())?, write(r.as_ref(), a.dtype(), a.device())?))
-}
 
 /// Q and R with A = Q R + B (…), QᵀQ = I, BᵀQ = 0, for A: m × n and an orthonormal B: m × b; `None`
 /// where products cannot decide: too few rows, columns that are zero or dependent to working
@@ -128,13 +101,10 @@ impl Orthonormalized {
         if let (Some(found), true) = (&self.found, self.undecided.is_empty()) {
             return Ok(found.clone());
         }
-        let mut host =
+        let host =
             self.undecided.iter().map(|&index| factorize(index)).collect::<Result<Vec<_>>>()?;
-        let (q, r): (Vec<_>, Vec<_>) = host.drain(..).unzip();
-        let mut written = write_stacks(&[(q.as_slice(), like), (r.as_slice(), like)])?.into_iter();
-        let (Some(q), Some(r)) = (written.next(), written.next()) else {
-            return Ok((like.clone(), like.clone()));
-        };
+        let (q, r): (Vec<_>, Vec<_>) = host.into_iter().unzip();
+        let [q, r] = write_each([(q.as_slice(), like), (r.as_slice(), like)])?;
         let Some((good_q, good_r)) = self.found.filter(|_| self.undecided.len() < matrices) else {
             return Ok((q, r));
         };
@@ -145,7 +115,9 @@ impl Orthonormalized {
             }
             Tensor::cat(&parts, 0)
         };
-        debug_assert_eq!(good_r.dim(D::Minus1)?, columns);
+        if good_r.dim(D::Minus1)? != columns {
+            bail!("an R of {:?} for {columns} columns", good_r.dims())
+        }
         Ok((replace(&good_q, &q)?, replace(&good_r, &r)?))
     }
 }

@@ -1,11 +1,12 @@
 //! Products and sums of matrices, accumulated in one buffer, and their Frobenius geometry.
 
-use super::host::{Scalar, with_scalar, with_view};
+use super::host::with_view;
 use super::stack::{on_host, read_numbers, stack_shape};
+use crate::kernels::{Host, Real, wide_dot, with_real};
 use candle_core::{D, Device, Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::mat::{MatMut, MatRef};
+use faer::mat::MatMut;
 use faer::{Accum, Par};
 
 /// A B, for A: m × k and B: k × n, each possibly a transposed or narrowed view; of stacks, the
@@ -22,14 +23,10 @@ pub fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is neither f32 nor f64.
 pub fn gram(a: &Tensor) -> Result<Tensor> {
-    if on_host(a) {
-        with_scalar!(a.dtype(), T => gram_on_host::<T>(a))
-    } else {
-        multiply(&a.t()?, a)
-    }
+    if on_host(a) { with_real!(a.dtype(), T => gram_on_host::<T>(a)) } else { multiply(&a.t()?, a) }
 }
 
-fn gram_on_host<T: Scalar>(a: &Tensor) -> Result<Tensor> {
+fn gram_on_host<T: Real>(a: &Tensor) -> Result<Tensor> {
     let size = a.dim(1)?;
     let mut numbers = vec![T::from_f64(0.0); size * size];
     let lower = MatMut::from_row_major_slice_mut(&mut numbers, size, size);
@@ -84,20 +81,15 @@ pub fn weighted_sum(alpha: f64, a: &Tensor, beta: f64, b: &Tensor) -> Result<Ten
             |factor: f64, x: &Tensor| if factor == 1.0 { Ok(x.clone()) } else { x * factor };
         return scaled(alpha, a)? + scaled(beta, b)?;
     }
-    with_scalar!(a.dtype(), T => weighted_sum_on_host::<T>(alpha, a, beta, b))
+    with_real!(a.dtype(), T => weighted_sum_on_host::<T>(alpha, a, beta, b))
 }
 
-fn weighted_sum_on_host<T: Scalar>(
-    alpha: f64,
-    a: &Tensor,
-    beta: f64,
-    b: &Tensor,
-) -> Result<Tensor> {
+fn weighted_sum_on_host<T: Real>(alpha: f64, a: &Tensor, beta: f64, b: &Tensor) -> Result<Tensor> {
     let (alpha, beta) = (T::from_f64(alpha), T::from_f64(beta));
     let sum =
         |a: &[T], b: &[T]| a.iter().zip(b).map(|(&x, &y)| alpha * x + beta * y).collect::<Vec<T>>();
-    let numbers =
-        with_view::<T, _>(a, |a| with_view::<T, _>(b, |b| sum(row_major(a), row_major(b))))??;
+    let (a_host, b_host) = (Host::new(a)?, Host::new(b)?);
+    let numbers = sum(a_host.numbers()?, b_host.numbers()?);
     Tensor::from_vec(numbers, a.dims(), a.device())
 }
 
@@ -114,7 +106,8 @@ pub fn inner(a: &Tensor, b: &Tensor) -> Result<f64> {
         return Ok(read_numbers(&(a * b)?.sum_all()?)?[0]);
     }
     let (a, b) = (a.contiguous()?, b.contiguous()?);
-    with_scalar!(a.dtype(), T => with_view::<T, _>(&a, |a| with_view::<T, _>(&b, |b| dot(row_major(a), row_major(b))))?)
+    let (a_host, b_host) = (Host::new(&a)?, Host::new(&b)?);
+    with_real!(a.dtype(), T => Ok(wide_dot::<T>(a_host.numbers()?, b_host.numbers()?)))
 }
 
 /// ‖A‖_F = (Σᵢⱼ Aᵢⱼ²)^½, in `f64`.
@@ -123,32 +116,6 @@ pub fn inner(a: &Tensor, b: &Tensor) -> Result<f64> {
 /// If the dtype is neither f32 nor f64.
 pub fn frobenius_norm(a: &Tensor) -> Result<f64> {
     Ok(inner(a, a)?.sqrt())
-}
-
-/// Eight running sums, so that the loop is vectorised and its order fixed.
-fn dot<T: Scalar>(a: &[T], b: &[T]) -> f64 {
-    const LANES: usize = 8;
-    let mut sums = [0.0; LANES];
-    let (chunks_a, chunks_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f64 = chunks_a
-        .remainder()
-        .iter()
-        .zip(chunks_b.remainder())
-        .map(|(x, y)| x.to_f64() * y.to_f64())
-        .sum();
-    for (x, y) in chunks_a.zip(chunks_b) {
-        for lane in 0..LANES {
-            sums[lane] += x[lane].to_f64() * y[lane].to_f64();
-        }
-    }
-    sums.iter().sum::<f64>() + rest
-}
-
-/// The numbers of a contiguous row-major view.
-fn row_major<T: Scalar>(view: MatRef<'_, T>) -> &[T] {
-    // SAFETY: callers pass contiguous tensors only, whose rows × columns elements lie one after the
-    // other.
-    unsafe { std::slice::from_raw_parts(view.as_ptr(), view.nrows() * view.ncols()) }
 }
 
 fn accumulate(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) -> Result<Tensor> {
@@ -181,13 +148,13 @@ fn accumulate(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) 
         bail!("cannot add a {rows} x {columns} product to a {:?} matrix", c.dims())
     }
     if on_host(first_a) {
-        with_scalar!(first_a.dtype(), T => accumulate_on_host::<T>(start, terms, rows, columns))
+        with_real!(first_a.dtype(), T => accumulate_on_host::<T>(start, terms, rows, columns))
     } else {
         accumulate_on_device(start, terms)
     }
 }
 
-fn accumulate_on_host<T: Scalar>(
+fn accumulate_on_host<T: Real>(
     start: Option<(f64, &Tensor)>,
     terms: &[(f64, &Tensor, &Tensor)],
     rows: usize,
@@ -196,9 +163,9 @@ fn accumulate_on_host<T: Scalar>(
     let mut numbers = match start {
         Some((beta, c)) => {
             let beta = T::from_f64(beta);
-            with_view::<T, _>(&c.contiguous()?, |c| {
-                row_major(c).iter().map(|&x| beta * x).collect()
-            })?
+            let c = c.contiguous()?;
+            let host = Host::new(&c)?;
+            host.numbers::<T>()?.iter().map(|&x| beta * x).collect()
         }
         None => vec![T::from_f64(0.0); rows * columns],
     };

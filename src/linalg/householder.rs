@@ -1,9 +1,8 @@
 //! Householder QR on the host: always stable, whatever the rank.
 
-use super::cholesky_qr::cholesky_qr;
-use super::host::{Scalar, ensure_finite, read, with_scalar, write};
-use super::stack::on_host;
-use candle_core::{Result, Tensor};
+use super::host::ensure_finite;
+use crate::kernels::Real;
+use candle_core::Result;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch,
@@ -13,26 +12,8 @@ use faer::linalg::qr::{col_pivoting, no_pivoting};
 use faer::mat::{Mat, MatRef};
 use faer::{Conj, Par, Spec};
 
-/// Thin QR factorisation A = Q R with R's diagonal ≥ 0.
-///
-/// A: m × n, Q: m × k with orthonormal columns, R: k × n upper triangular, k = min(m, n). With this
-/// sign rule the factorisation of a matrix of full column rank is unique, so a small change of A is
-/// a small change of Q. Off the host, and of a stack, this is [`cholesky_qr`].
-///
-/// # Errors
-/// If an element is not finite.
-pub fn qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !on_host(a) {
-        return cholesky_qr(a);
-    }
-    with_scalar!(a.dtype(), T => {
-        let (q, r) = thin_qr(read::<T>(a)?)?;
-        Ok((write(q.as_ref(), a.dtype(), a.device())?, write(r.as_ref(), a.dtype(), a.device())?))
-    })
-}
-
-/// [`qr`] of a host matrix.
-pub(super) fn thin_qr<T: Scalar>(a: Mat<T>) -> Result<(Mat<T>, Mat<T>)> {
+/// [`qr`](super::qr) of a host matrix.
+pub(super) fn thin_qr<T: Real>(a: Mat<T>) -> Result<(Mat<T>, Mat<T>)> {
     let reflections = Reflections::of(a)?;
     let count = reflections.count();
     let mut q = reflections.columns(0, count);
@@ -98,7 +79,7 @@ struct Reflections<T> {
     factor: Mat<T>,
 }
 
-impl<T: Scalar> Reflections<T> {
+impl<T: Real> Reflections<T> {
     fn of(mut a: Mat<T>) -> Result<Self> {
         ensure_finite(a.as_ref(), "QR")?;
         let (rows, columns) = a.shape();
@@ -155,7 +136,7 @@ impl<T: Scalar> Reflections<T> {
     }
 }
 
-fn upper_triangle<T: Scalar>(packed: MatRef<'_, T>, rows: usize) -> Mat<T> {
+fn upper_triangle<T: Real>(packed: MatRef<'_, T>, rows: usize) -> Mat<T> {
     Mat::from_fn(
         rows,
         packed.ncols(),

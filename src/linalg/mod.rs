@@ -1,5 +1,5 @@
-//! Dense linear algebra on 2-D tensors: products, QR, Cholesky-QR, SVD, polar factor, inverse
-//! square root, triangular division.
+//! Dense linear algebra on 2-D tensors: products, QR, Cholesky-QR, SVD, polar factor, square roots,
+//! triangular division.
 //!
 //! Tensors are m × n with m rows, or a [`stack`] L × m × n of L such matrices, `f32` or `f64`, on
 //! any device. The form decides the path:
@@ -16,7 +16,7 @@
 //!
 //! | small, on the host | matrix products only |
 //! |---|---|
-//! | [`svd`], [`polar`], [`inverse_square_root`], [`divide_by_upper`], [`qr`] on the host path | [`cholesky_qr`], [`orthonormal_directions`], [`polar_newton_schulz`], [`reorthonormalize`], [`qr`] on the device path |
+//! | [`svd`], [`polar`], [`square_roots`], [`inverse_square_root`], [`divide_by_upper`], [`qr`] on the host path | [`cholesky_qr`], [`orthonormal_directions`], [`polar_newton_schulz`], [`reorthonormalize`], [`qr`] on the device path |
 
 mod cholesky_qr;
 mod combine;
@@ -24,21 +24,23 @@ mod directions;
 mod host;
 mod householder;
 mod newton_schulz;
+mod qr_choice;
 mod stack;
 mod svd;
 mod symmetric;
 mod triangular;
 
-pub use cholesky_qr::cholesky_qr;
 pub use combine::{
     add_product, frobenius_norm, gram, inner, multiply, sum_of_products, weighted_sum,
 };
 pub use directions::{orthonormal_directions, orthonormal_directions_together};
-pub use householder::qr;
 pub use newton_schulz::{PolarPolynomials, polar_by_polynomials, polar_newton_schulz};
+pub use qr_choice::{cholesky_qr, qr};
 pub use stack::{matrix_shape, stack, stack_shape, transfers, unstack};
 pub use svd::{Svd, Svds, polar, svd, svds};
-pub use symmetric::{inverse_square_root, orthonormality_defect, reorthonormalize};
+pub use symmetric::{
+    SquareRoots, inverse_square_root, orthonormality_defect, reorthonormalize, square_roots,
+};
 pub use triangular::divide_by_upper;
 
 #[cfg(test)]

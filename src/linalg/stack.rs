@@ -4,8 +4,9 @@
 //! travel between device and host together, in one transfer. A single matrix (m × n) that is not in
 //! host memory is treated as a stack of one.
 
-use super::host::{Scalar, ensure_finite, read_rows, with_scalar};
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use super::host::{ensure_finite, read_rows};
+use crate::kernels::{Real, with_real};
+use candle_core::{D, DType, Device, Error, Result, Tensor, bail};
 use faer::mat::Mat;
 use std::cell::Cell;
 
@@ -89,6 +90,24 @@ pub(super) fn read_stacks(stacks: &[&Tensor]) -> Result<Vec<Vec<Mat<f64>>>> {
     Ok(found)
 }
 
+/// [`read_stacks`] for a known number of stacks, found under the names that the caller gives them.
+pub(super) fn read_each<const N: usize>(stacks: [&Tensor; N]) -> Result<[Vec<Mat<f64>>; N]> {
+    read_stacks(&stacks)?.try_into().map_err(|found: Vec<_>| wrong_count("read", found.len(), N))
+}
+
+/// [`write_stacks`] for a known number of groups.
+pub(super) fn write_each<const N: usize>(
+    groups: [(&[Mat<f64>], &Tensor); N],
+) -> Result<[Tensor; N]> {
+    write_stacks(&groups)?
+        .try_into()
+        .map_err(|found: Vec<_>| wrong_count("written", found.len(), N))
+}
+
+fn wrong_count(done: &str, found: usize, expected: usize) -> Error {
+    Error::Msg(format!("{found} stacks of matrices were {done}, not {expected}")).bt()
+}
+
 /// The numbers of a tensor, in `f64` on the host, in one transfer.
 pub(super) fn read_numbers(x: &Tensor) -> Result<Vec<f64>> {
     count_transfer();
@@ -99,9 +118,12 @@ pub(super) fn read_numbers(x: &Tensor) -> Result<Vec<f64>> {
 /// become one stack, or a single matrix where `like` is one.
 pub(super) fn write_stacks(groups: &[(&[Mat<f64>], &Tensor)]) -> Result<Vec<Tensor>> {
     let Some((_, like)) = groups.first() else { return Ok(Vec::new()) };
+    if let Some((_, like)) = groups.iter().find(|(matrices, _)| matrices.is_empty()) {
+        bail!("nothing can be computed of a stack of no matrices, {:?}", like.dims())
+    }
     let (dtype, device) = (like.dtype(), like.device());
     count_transfer();
-    let flat = with_scalar!(dtype, T => {
+    let flat = with_real!(dtype, T => {
         let numbers: Vec<T> = groups.iter().flat_map(|(matrices, _)| matrices.iter()).flat_map(|m| read_rows::<f64, T>(m.as_ref())).collect();
         let count = numbers.len();
         Tensor::from_vec(numbers, count, device)?
@@ -129,7 +151,7 @@ pub(super) fn ensure_all_finite(matrices: &[Mat<f64>], operation: &str) -> Resul
 
 /// Machine epsilon of a type, for callers that have a tensor.
 pub(super) fn epsilon_of(x: &Tensor) -> Result<f64> {
-    with_scalar!(x.dtype(), T => Ok(<T as Scalar>::EPSILON))
+    with_real!(x.dtype(), T => Ok(<T as Real>::EPSILON))
 }
 
 /// Σ over each matrix of a stack, keeping its dimensions: L × 1 × 1, or 1 × 1.

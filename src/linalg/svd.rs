@@ -3,7 +3,7 @@
 use super::combine::multiply;
 use super::host::{epsilon, host_product};
 use super::householder::thin_qr;
-use super::stack::{ensure_all_finite, matrix_shape, read_stacks, write_stacks};
+use super::stack::{ensure_all_finite, matrix_shape, read_each, write_each};
 use candle_core::{Result, Tensor, bail};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -56,7 +56,7 @@ pub fn svd(a: &Tensor) -> Result<Svd> {
 /// # Errors
 /// As [`svd`].
 pub fn svds(a: &Tensor) -> Result<Svds> {
-    let matrices = read_stacks(&[a])?.pop().unwrap_or_default();
+    let [matrices] = read_each([a])?;
     ensure_all_finite(&matrices, "SVD")?;
     let found = matrices.par_iter().map(factors).collect::<Result<Vec<_>>>()?;
     let (mut u, mut sigma, mut v) = (Vec::new(), Vec::new(), Vec::new());
@@ -65,11 +65,8 @@ pub fn svds(a: &Tensor) -> Result<Svds> {
         sigma.push(values);
         v.push(right);
     }
-    let mut written = write_stacks(&[(u.as_slice(), a), (v.as_slice(), a)])?.into_iter();
-    match (written.next(), written.next()) {
-        (Some(u), Some(v)) => Ok(Svds { u, sigma, v }),
-        _ => bail!("an empty stack has no SVD"),
-    }
+    let [u, v] = write_each([(u.as_slice(), a), (v.as_slice(), a)])?;
+    Ok(Svds { u, sigma, v })
 }
 
 /// Orthogonal polar factor U Vᵀ of A = U diag(σ) Vᵀ, by SVD; of a stack, that of each matrix.
@@ -89,8 +86,8 @@ pub fn polar(a: &Tensor) -> Result<Tensor> {
         Mat::from_fn(1, sigma.len(), |_, j| if sigma[j] > smallest { 1.0 } else { 0.0 })
     };
     let kept: Vec<Mat<f64>> = sigma.iter().map(kept).collect();
-    let mask = write_stacks(&[(kept.as_slice(), a)])?;
-    multiply(&u.broadcast_mul(&mask[0])?, &v.t()?)
+    let [mask] = write_each([(kept.as_slice(), a)])?;
+    multiply(&u.broadcast_mul(&mask)?, &v.t()?)
 }
 
 type Factors = (Mat<f64>, Vec<f64>, Mat<f64>);
@@ -170,6 +167,19 @@ mod tests {
         );
         let error = svd(&diagonal(1.0, f64::NAN)).unwrap_err().to_string();
         assert!(error.contains("SVD of a 2 x 2 matrix whose element (1, 1) is NaN"), "{error}");
+    }
+
+    #[test]
+    fn a_stack_of_no_matrices_is_an_error() {
+        let empty = Tensor::zeros((0, 3, 2), DType::F32, &Device::Cpu).unwrap();
+        let none = [
+            svds(&empty).unwrap_err(),
+            polar(&empty).unwrap_err(),
+            crate::linalg::square_roots(&empty.narrow(1, 0, 2).unwrap(), 0.0).unwrap_err(),
+        ];
+        for error in none {
+            assert!(error.to_string().contains("a stack of no matrices"), "{error}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod transport;
 
 pub use point::LowRank;
 pub use retraction::{
-    Augmentation, Retracted, Truncation, retract, retract_subspace, tolerance_rank,
+    Augmentation, CutNorm, Retracted, Truncation, retract, retract_subspace, tolerance_rank,
 };
 pub use spectrum::Spectrum;
 pub use tangent::Tangent;

@@ -40,14 +40,26 @@ pub struct Retracted {
     pub truncation: Option<Truncation>,
 }
 
+/// The norm that a cut is best in, and whose singular values decide it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutNorm {
+    /// ‖W‖_F.
+    Frobenius,
+    /// ‖A^½ W C^½‖_F with weights A and C, as the Fisher matrix gives them; see
+    /// [`Spectrum`](super::Spectrum).
+    Weighted,
+}
+
 /// A cut in the singular values.
 #[derive(Clone, Debug)]
 pub struct Truncation {
+    /// The norm in which it was made: that of all numbers below.
+    pub norm: CutNorm,
     /// All singular values before the cut, in decreasing order.
     pub singular_values: Vec<f64>,
     /// Number r' of those kept.
     pub rank: usize,
-    /// (Σ_{i>r'} σᵢ²)^½: the Frobenius distance between the matrices before and after.
+    /// (Σ_{i>r'} σᵢ²)^½: the distance between the matrices before and after.
     pub error: f64,
     /// The same over (Σᵢ σᵢ²)^½.
     pub relative_error: f64,
@@ -142,7 +154,7 @@ impl Augmentation {
             diagonals(&kept, dtype, device)?
         };
         let truncation = if sigma.len() == 1 {
-            sigma.pop().map(|sigma| Truncation::new(sigma, rank))
+            sigma.pop().map(|sigma| Truncation::new(CutNorm::Frobenius, sigma, rank))
         } else {
             None
         };
@@ -246,12 +258,12 @@ impl Augmentation {
 }
 
 impl Truncation {
-    /// The cut of these singular values (in decreasing order) to this rank.
-    pub(super) fn new(singular_values: Vec<f64>, rank: usize) -> Self {
+    /// The cut of these singular values (in decreasing order, of this norm) to this rank.
+    pub(super) fn new(in_norm: CutNorm, singular_values: Vec<f64>, rank: usize) -> Self {
         let total = norm(&singular_values);
         let error = norm(&singular_values[rank..]);
         let relative_error = if total > 0.0 { error / total } else { 0.0 };
-        Self { singular_values, rank, error, relative_error }
+        Self { norm: in_norm, singular_values, rank, error, relative_error }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Cutting the rank of a point by its singular values, in the Frobenius norm or in a weighted one.
 
 use super::point::diagonal;
-use super::{LowRank, Retracted, Truncation};
-use crate::linalg::{self, Svd, inverse_square_root, multiply};
+use super::{CutNorm, LowRank, Retracted, Truncation};
+use crate::linalg::{self, Svd, multiply, square_roots};
 use candle_core::{Result, Tensor};
 
 /// Share of the mean eigenvalue that is added to a Gram matrix, so that directions without data
@@ -36,23 +36,17 @@ impl Spectrum {
     }
 
     /// In the norm of UᵀAU and VᵀCV: r × r, symmetric positive semidefinite, each with 10⁻³ of its
-    /// mean eigenvalue added.
+    /// mean eigenvalue added and eigenvalues that rounding made negative set to zero.
     ///
     /// # Errors
     /// As for [`Self::new`], or if a weight is not r × r.
     pub fn weighted(point: &LowRank, left: &Tensor, right: &Tensor) -> Result<Self> {
-        let (inverse_left, inverse_right) = (
-            inverse_square_root(left, RELATIVE_DAMPING)?,
-            inverse_square_root(right, RELATIVE_DAMPING)?,
-        );
-        let root = |weight: &Tensor, inverse: &Tensor| multiply(&damped(weight)?, inverse);
-        let whitened = multiply(
-            &multiply(&root(left, &inverse_left)?, &point.s)?,
-            &root(right, &inverse_right)?,
-        )?;
+        let (left, right) =
+            (square_roots(left, RELATIVE_DAMPING)?, square_roots(right, RELATIVE_DAMPING)?);
+        let whitened = multiply(&multiply(&left.root, &point.s)?, &right.root)?;
         Ok(Self {
-            left: Some(inverse_left),
-            right: Some(inverse_right),
+            left: Some(left.inverse),
+            right: Some(right.inverse),
             svd: linalg::svd(&whitened)?,
         })
     }
@@ -71,7 +65,7 @@ impl Spectrum {
         let rank = rank.clamp(1, sigma.len());
         let (p, q) = (p.narrow(1, 0, rank)?, q.narrow(1, 0, rank)?);
         let kept = diagonal(&sigma[..rank], point.s.dtype(), point.s.device())?;
-        let (a, s, b) = match (&self.left, &self.right) {
+        let (norm, a, s, b) = match (&self.left, &self.right) {
             (Some(left), Some(right)) => {
                 // (left p) Σ (right q)ᵀ with orthonormal columns instead: QR of both sides, and an
                 // SVD of what is between them.
@@ -79,26 +73,18 @@ impl Spectrum {
                 let (b, r_b) = linalg::qr(&multiply(right, &q)?)?;
                 let between = linalg::svd(&multiply(&multiply(&r_a, &kept)?, &r_b.t()?)?)?;
                 let s = diagonal(&between.sigma, point.s.dtype(), point.s.device())?;
-                (multiply(&a, &between.u)?, s, multiply(&b, &between.v)?)
+                (CutNorm::Weighted, multiply(&a, &between.u)?, s, multiply(&b, &between.v)?)
             }
-            _ => (p, kept, q),
+            _ => (CutNorm::Frobenius, p, kept, q),
         };
         let new = LowRank { u: multiply(&point.u, &a)?, s, v: multiply(&point.v, &b)? };
         Ok(Retracted {
             point: new,
             rotation_u: a.t()?,
             rotation_v: b,
-            truncation: Some(Truncation::new(sigma.clone(), rank)),
+            truncation: Some(Truncation::new(norm, sigma.clone(), rank)),
         })
     }
-}
-
-/// C + ε (tr C / r) I, as [`inverse_square_root`] regularises it.
-fn damped(weight: &Tensor) -> Result<Tensor> {
-    let rank = weight.dim(0)?;
-    let identity = Tensor::eye(rank, weight.dtype(), weight.device())?;
-    let trace = linalg::inner(weight, &identity)?;
-    linalg::weighted_sum(1.0, weight, RELATIVE_DAMPING * trace / rank as f64, &identity)
 }
 
 #[cfg(test)]
@@ -128,6 +114,10 @@ mod tests {
         let best = LowRank::from_dense(&point.to_dense().unwrap(), 3).unwrap();
         assert!(distance(&cut.point.to_dense().unwrap(), &best.to_dense().unwrap()) < 1e-12);
         assert!(cut.point.orthonormality_defect().unwrap() < 1e-12);
+        let truncation = cut.truncation.unwrap();
+        assert_eq!(truncation.norm, CutNorm::Frobenius);
+        let error = distance(&cut.point.to_dense().unwrap(), &point.to_dense().unwrap());
+        assert!((truncation.error - error).abs() < 1e-12);
     }
 
     #[test]
@@ -178,7 +168,9 @@ mod tests {
                 .unwrap()
         };
         let weighted = error(&cut.point.to_dense().unwrap());
-        let tail = cut.truncation.unwrap().error;
+        let truncation = cut.truncation.unwrap();
+        assert_eq!(truncation.norm, CutNorm::Weighted);
+        let tail = truncation.error;
         assert!((weighted - tail).abs() < 1e-9 * tail, "{weighted} and {tail}");
         let plain = error(
             &Spectrum::new(&point).unwrap().truncate(&point, 3).unwrap().point.to_dense().unwrap(),
@@ -206,5 +198,39 @@ mod tests {
             distance(&rotation_u, &cut.rotation_u) < 1e-12
                 && distance(&rotation_v, &cut.rotation_v) < 1e-12
         );
+    }
+
+    /// A Gram matrix rounded to bf16 is indefinite. The cut by it is that by its positive part: a
+    /// direction without data keeps the small weight of the damping.
+    #[test]
+    fn an_indefinite_gram_matrix_counts_as_its_positive_part() {
+        const RANK: usize = 40;
+        let cpu = &Device::Cpu;
+        let identity = Tensor::eye(RANK, DType::F64, cpu).unwrap();
+        let point = LowRank { u: identity.clone(), s: identity.clone(), v: identity.clone() };
+        let scale = [&[30.0][..], &[0.05; RANK - 1]].concat();
+        let rows = normal(400, RANK, 5)
+            .matmul(&diagonal(&scale, DType::F64, cpu).unwrap())
+            .unwrap()
+            .matmul(&linalg::qr(&normal(RANK, RANK, 6)).unwrap().0)
+            .unwrap();
+        let exact = linalg::gram(&rows).unwrap();
+        let noisy = exact.to_dtype(DType::BF16).unwrap().to_dtype(DType::F64).unwrap();
+        // C₊ = (C + |C|) / 2, |C| by the polar factor of the symmetric C.
+        let absolute = multiply(&linalg::polar(&noisy).unwrap().t().unwrap(), &noisy).unwrap();
+        let positive = ((&noisy + absolute).unwrap() * 0.5).unwrap();
+        let trace = |x: &Tensor| linalg::inner(x, &identity).unwrap();
+        assert!(
+            trace(&positive) > trace(&noisy) + 10.0,
+            "the test's matrix has negative eigenvalues"
+        );
+        let cost = |gram: &Tensor| Spectrum::weighted(&point, gram, &identity).unwrap();
+        let (found, expected) = (cost(&noisy), cost(&positive));
+        for (found, expected) in found.singular_values().iter().zip(expected.singular_values()) {
+            assert!((found / expected - 1.0).abs() < 0.01, "{found} and {expected}");
+        }
+        let smallest = (RELATIVE_DAMPING * (1.0 + trace(&noisy) / RANK as f64)).sqrt();
+        let found = found.singular_values()[RANK - 1];
+        assert!(found < smallest * 1.1, "{found}: no more than the damping's {smallest}");
     }
 }

@@ -1,6 +1,6 @@
 //! How operations compute: by which code, and in which number type.
 
-use super::host::has_kernel;
+use crate::kernels::has_kernel;
 use candle_core::{DType, Result, Tensor};
 
 /// What every operation of a forward and backward pass is done with.
@@ -10,8 +10,8 @@ pub struct Compute {
     /// other devices take.
     pub kernels: bool,
     /// Type of the large products and of the activations between them; none: that of the
-    /// parameters. Norms, softmax, loss, the residual stream and parameter gradients stay in the
-    /// parameters' type.
+    /// parameters. Norms, softmax, loss, the residual stream, sums of parameter gradients and Gram
+    /// matrices stay in the parameters' type.
     pub half: Option<DType>,
 }
 

@@ -2,10 +2,11 @@
 //! (B·T × V) never exist.
 
 use super::compute::{Compute, widened};
-use super::host::{Host, build, scalar, unwritten, with_real};
-use super::product::{Matrix, as_rows, multiply, product_by};
-use super::real::{Real, lane_max, lane_sum, vectorized};
+use super::product::{as_rows, multiply, product_by, wide_product_by};
 use super::tape::{Tape, Value};
+use crate::kernels::{
+    Host, Matrix, Real, build, lane_max, lane_sum, scalar, unwritten, vectorized, with_real,
+};
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -54,8 +55,7 @@ pub fn cross_entropy_sum(
 
 /// Logits h Wᵀ of rows h (N, C) for W (V, C), in W's type.
 pub fn logits(compute: Compute, h: &Tensor, w: &Tensor) -> Result<Tensor> {
-    product_by(compute, &compute.narrowed(h)?, &compute.narrowed(w)?, false, true)?
-        .to_dtype(w.dtype())
+    product_by(compute, &compute.narrowed(h)?, &compute.narrowed(w)?.t()?)?.to_dtype(w.dtype())
 }
 
 /// Losses of all targets.
@@ -200,7 +200,7 @@ fn portable(
             h.narrow(0, first, rows)?,
             targets.narrow(0, first, rows)?.unsqueeze(1)?.contiguous()?,
         );
-        let logits = product_by(compute, &input, &narrow, false, true)?.to_dtype(wide)?;
+        let logits = product_by(compute, &input, &narrow.t()?)?.to_dtype(wide)?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
         drop(logits);
         let powers = shifted.exp()?;
@@ -211,8 +211,8 @@ fn portable(
             let minus_one = Tensor::ones((rows, 1), wide, w.device())?.neg()?;
             let p = powers.broadcast_div(&sums)?.scatter_add(&ids, &minus_one, 1)?;
             let d_logits = compute.narrowed(&(p / count as f64)?)?;
-            dh.push(product_by(compute, &d_logits, &narrow, false, false)?);
-            let part = product_by(compute, &d_logits, &input, true, false)?.to_dtype(wide)?;
+            dh.push(product_by(compute, &d_logits, &narrow)?);
+            let part = wide_product_by(compute, &d_logits.t()?, &input)?;
             dw = Some(match dw {
                 None => part,
                 Some(sum) => (sum + part)?,

@@ -1,8 +1,7 @@
 //! Token and position embedding: x[b, t] = token_table[token[b, t]] + position_table[t].
 
-use super::host::{Host, SharedOut, build, with_real};
-use super::real::Real;
 use super::tape::{Tape, Value};
+use crate::kernels::{Host, Real, SharedOut, build, with_real};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -23,7 +22,10 @@ pub fn embedding(
 ) -> Result<Value> {
     let (b, t) = tokens.dims2()?;
     let (vocabulary, width) = token_table.tensor().dims2()?;
-    let (positions, _) = position_table.tensor().dims2()?;
+    let (positions, position_width) = position_table.tensor().dims2()?;
+    if position_width != width {
+        bail!("tokens are {width} wide, positions {position_width}")
+    }
     if t > positions {
         bail!("a sequence of {t} tokens exceeds the block size of {positions}")
     }
@@ -66,12 +68,10 @@ pub fn embedding(
         with_real!(delta.dtype(), T => {
             let delta = host.numbers::<T>()?;
             flow.update_slot::<T>(to_tokens, &token_table, |table| {
-                scatter(table, width, delta, |row| ids[row] as usize);
-                Ok(())
+                scatter(table, width, delta, |row| ids[row] as usize)
             })?;
             flow.update_slot::<T>(to_positions, &position_table, |table| {
-                scatter(table, width, delta, |row| row % t);
-                Ok(())
+                scatter(table, width, delta, |row| row % t)
             })
         })
     }))
@@ -100,27 +100,47 @@ fn forward<T: Real>(
 }
 
 /// table[place(row)] += delta[row] for every row, in row order, columns shared out between threads.
+///
+/// # Errors
+/// If a place is outside the table.
 fn scatter<T: Real>(
     table: &mut [T],
     width: usize,
     delta: &[T],
-    place: impl Fn(usize) -> usize + Sync,
-) {
-    let rows = delta.len() / width;
+    place: impl Fn(usize) -> usize,
+) -> Result<()> {
+    let places: Vec<usize> = (0..delta.len() / width).map(place).collect();
+    let rows = table.len() / width;
+    if let Some(outside) = places.iter().find(|place| **place >= rows) {
+        bail!("a gradient for row {outside} of a table that has {rows} rows of {width}")
+    }
     let shared = SharedOut::new(table);
     (0..width.div_ceil(COLUMNS)).into_par_iter().for_each(|part| {
         let (start, end) = (part * COLUMNS, width.min((part + 1) * COLUMNS));
-        for row in 0..rows {
-            let source = &delta[row * width..][start..end];
-            // SAFETY: threads own disjoint columns; `place` was checked to lie within the table by
-            // the forward pass.
+        for (source, place) in delta.chunks_exact(width).zip(&places) {
+            // SAFETY: threads own disjoint columns, and every place was just found to be a row of
+            // the table.
             let target = unsafe {
-                std::slice::from_raw_parts_mut(
-                    shared.get().add(place(row) * width + start),
-                    end - start,
-                )
+                std::slice::from_raw_parts_mut(shared.get().add(place * width + start), end - start)
             };
-            target.iter_mut().zip(source).for_each(|(x, d)| *x += *d);
+            target.iter_mut().zip(&source[start..end]).for_each(|(x, d)| *x += *d);
         }
     });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gradient_outside_the_table_is_refused_before_anything_is_written() {
+        let mut table = vec![1.0f32; 4 * 3];
+        let delta = vec![1.0f32; 2 * 3];
+        let error = scatter(&mut table, 3, &delta, |row| 3 + row).unwrap_err().to_string();
+        assert!(error.contains("row 4 of a table that has 4 rows"), "{error}");
+        assert_eq!(table, [1.0; 12]);
+        scatter(&mut table, 3, &delta, |_| 3).expect("row 3 is the last");
+        assert_eq!(table[8..], [1.0, 3.0, 3.0, 3.0]);
+    }
 }

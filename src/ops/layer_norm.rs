@@ -2,11 +2,10 @@
 //! dimension C.
 
 use super::compute::widened;
-use super::host::{Host, SharedOut, build, unwritten, with_real};
 use super::linear::sum_rows;
 use super::product::{as_rows, rows_of};
-use super::real::{Real, lane_sum, vectorized};
 use super::tape::{Tape, Value};
+use crate::kernels::{Host, Real, build, lane_sum, unwritten, vectorized, with_real};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -31,6 +30,11 @@ pub fn layer_norm(
             "layer_norm: the input is {width} wide, the weight has shape {:?}",
             weight.tensor().dims()
         )
+    }
+    if let Some(bias) = bias
+        && bias.tensor().dims() != [width]
+    {
+        bail!("layer_norm: the input is {width} wide, the bias has {:?}", bias.tensor().dims())
     }
     let input = widened(x.tensor())?.contiguous()?;
     let kernels = tape.uses_kernels(&input);
@@ -132,17 +136,12 @@ fn backward<T: Real>(
     let epsilon = T::real(epsilon);
     let parts = rows.div_ceil(ROWS);
     let mut weight_parts = unwritten::<T>(parts * width);
-    let shared = SharedOut::new(&mut weight_parts);
     let dx = build::<T>(x.shape().clone(), |dx| {
         dx.par_chunks_mut(ROWS * width)
             .zip(x_numbers.par_chunks(ROWS * width))
             .zip(d.par_chunks(ROWS * width))
-            .enumerate()
-            .for_each(|(part, ((dx, x), d))| {
-                // SAFETY: each part writes its own row of `weight_parts`.
-                let dw = unsafe {
-                    std::slice::from_raw_parts_mut(shared.get().add(part * width), width)
-                };
+            .zip(weight_parts.par_chunks_mut(width))
+            .for_each(|(((dx, x), d), dw)| {
                 dw.fill(T::ZERO);
                 vectorized!({
                     for ((dx, x), d) in dx

@@ -2,10 +2,9 @@
 //! leading dimensions.
 
 use super::compute::{Compute, widened};
-use super::host::{Host, build, mutate, with_real};
 use super::product::{as_rows, product_by, rows_of};
-use super::real::{Real, vectorized};
 use super::tape::{Flow, Source, Tape, Value};
+use crate::kernels::{Host, Real, build, mutate, vectorized, with_real};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -19,16 +18,16 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     let compute = tape.compute();
     let rows = compute.narrowed(&as_rows(x.tensor())?)?;
     let weight = compute.narrowed(w.tensor())?;
-    let y = product_by(compute, &rows, &weight, false, true)?;
+    let y = product_by(compute, &rows, &weight.t()?)?;
     let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
     let (to_x, to_w, to_bias) = (x.source(), w.source(), bias.and_then(Value::source));
     let input = Input::of(x);
     Ok(tape.record(&[to_x, to_w, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
-        flow.add_product(to_w, weight.dims(), &delta, &rows, true, false)?;
+        flow.add_product(to_w, weight.dims(), &delta.t()?, &rows)?;
         drop(rows);
         add_bias_gradient(flow, to_bias, &delta)?;
-        input.add_product(flow, to_x, &delta, &weight, false)
+        input.add_product(flow, to_x, &delta, &weight)
     }))
 }
 
@@ -60,19 +59,13 @@ pub fn low_rank_linear(
     let rows = compute.narrowed(&as_rows(x.tensor())?)?;
     let count = rows.dim(0)?;
     let (u_narrow, v_narrow) = (compute.narrowed(u.tensor())?, compute.narrowed(v.tensor())?);
-    let z = product_by(compute, &rows, &v_narrow, false, false)?;
+    let z = product_by(compute, &rows, &v_narrow)?;
     // S goes to the smaller side: into U (m × r) or onto the rows of z.
     let y = if m < count {
-        let us = product_by(compute, u.tensor(), s, false, false)?;
-        product_by(compute, &z, &compute.narrowed(&us)?, false, true)?
+        let us = product_by(compute, u.tensor(), s)?;
+        product_by(compute, &z, &compute.narrowed(&us)?.t()?)?
     } else {
-        product_by(
-            compute,
-            &product_by(compute, &z, &compute.narrowed(s)?, false, true)?,
-            &u_narrow,
-            false,
-            true,
-        )?
+        product_by(compute, &product_by(compute, &z, &compute.narrowed(s)?.t()?)?, &u_narrow.t()?)?
     };
     let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
     let (to_x, to_u, to_v, to_bias) =
@@ -80,24 +73,24 @@ pub fn low_rank_linear(
     let (s, v, input) = (s.clone(), v.tensor().clone(), Input::of(x));
     Ok(tape.record(&[to_x, to_u, to_v, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
-        flow.add_product(to_u, u_narrow.dims(), &delta, &z, true, false)?;
+        flow.add_product(to_u, u_narrow.dims(), &delta.t()?, &z)?;
         flow.add_gram(to_v, &z)?;
         drop(z);
         add_bias_gradient(flow, to_bias, &delta)?;
-        let delta_u = flow.product(&delta, &u_narrow, false, false)?;
+        let delta_u = flow.product(&delta, &u_narrow)?;
         drop(delta);
-        flow.add_product(to_v, v.dims(), &rows, &delta_u, true, false)?;
+        flow.add_product(to_v, v.dims(), &rows.t()?, &delta_u)?;
         flow.add_gram(to_u, &delta_u)?;
         drop(rows);
         match to_x {
             None => Ok(()),
             Some(_) if n < count => {
-                let vs = compute.narrowed(&flow.product(&v, &s, false, true)?)?;
-                input.add_product(flow, to_x, &delta_u, &vs, true)
+                let vs = compute.narrowed(&flow.product(&v, &s.t()?)?)?;
+                input.add_product(flow, to_x, &delta_u, &vs.t()?)
             }
             Some(_) => {
-                let delta_z = flow.product(&delta_u, &compute.narrowed(&s)?, false, false)?;
-                input.add_product(flow, to_x, &delta_z, &v_narrow, true)
+                let delta_z = flow.product(&delta_u, &compute.narrowed(&s)?)?;
+                input.add_product(flow, to_x, &delta_z, &v_narrow.t()?)
             }
         }
     }))
@@ -114,22 +107,18 @@ impl Input {
         Self { shape: x.tensor().dims().to_vec(), dtype: x.tensor().dtype() }
     }
 
-    /// Adds a op(b) as its gradient.
+    /// Adds a b as its gradient.
     fn add_product(
         &self,
         flow: &mut Flow,
         to: Option<Source>,
         a: &Tensor,
         b: &Tensor,
-        transpose_b: bool,
     ) -> Result<()> {
         if to.is_none() || a.dtype() == self.dtype {
-            return flow.add_product(to, &self.shape, a, b, false, transpose_b);
+            return flow.add_product(to, &self.shape, a, b);
         }
-        let gradient = flow
-            .product(a, b, false, transpose_b)?
-            .to_dtype(self.dtype)?
-            .reshape(self.shape.as_slice())?;
+        let gradient = flow.product(a, b)?.to_dtype(self.dtype)?.reshape(self.shape.as_slice())?;
         flow.add(to, gradient)
     }
 }
@@ -153,6 +142,10 @@ fn output_shape(x: &Tensor, m: usize) -> Vec<usize> {
 /// y + b on every row, in place where kernels run.
 fn add_bias(tape: &Tape, y: Tensor, bias: Option<&Value>) -> Result<Tensor> {
     let Some(bias) = bias else { return Ok(y) };
+    let (_, width) = rows_of(&y)?;
+    if bias.tensor().dims() != [width] {
+        bail!("a bias of shape {:?} for outputs that are {width} wide", bias.tensor().dims())
+    }
     if !tape.uses_kernels(&y) {
         return y.broadcast_add(&tape.compute().narrowed(bias.tensor())?);
     }

@@ -11,29 +11,21 @@ mod attention;
 mod compute;
 mod cross_entropy;
 mod embedding;
-mod host;
+mod gradients;
 mod layer_norm;
 mod linear;
 mod pointwise;
 mod product;
-pub(crate) mod real;
 mod tape;
 
+pub use crate::kernels::scalar;
 pub use attention::causal_attention;
 pub use compute::Compute;
 pub use cross_entropy::{cross_entropy_head, cross_entropy_sum, logits};
 pub use embedding::embedding;
-pub use host::scalar;
+pub use gradients::Gradients;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, low_rank_linear};
 pub use pointwise::{Dropout, add, dropout, gelu};
 pub use product::{product, product_into};
-pub use tape::{Flow, Gradients, Source, Tape, Value};
-
-/// What a CPU kernel outside this module needs: access to a tensor's numbers, both number types,
-/// SIMD dispatch.
-pub mod kernel {
-    pub use super::host::{Host, has_kernel, mutate};
-    pub use super::real::Real;
-    pub(crate) use super::{host::with_real, real::vectorized};
-}
+pub use tape::{Flow, Source, Tape, Value};

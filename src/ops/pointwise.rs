@@ -1,9 +1,9 @@
 //! Element-wise operations: GELU, residual addition, dropout.
 
 use super::compute::widened;
-use super::host::{Host, build, with_real};
-use super::real::{Real, vectorized};
-use super::tape::{PIECE, Tape, Value};
+use super::tape::{Tape, Value};
+use crate::kernels::{Host, PIECE, Real, build, vectorized, with_real};
+use crate::rng;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -114,11 +114,8 @@ impl<T: Real> Mask<T> {
     /// The factor of element `index`: 0 with probability p, else 1/(1 − p).
     #[inline(always)]
     pub fn factor(&self, index: u64) -> T {
-        // SplitMix64 (Steele, Lea & Flood 2014) of a counter.
-        let mut z = self.key.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let uniform = ((z ^ (z >> 31)) >> 1) as i64;
+        let counter = self.key.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let uniform = (rng::split_mix64(counter) >> 1) as i64;
         if uniform < self.threshold { T::ZERO } else { self.kept }
     }
 }

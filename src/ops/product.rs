@@ -5,11 +5,10 @@
 //! the number of threads.
 
 use super::compute::{Compute, is_half, widened};
-use super::host::{Host, SharedOut, build, mutate, with_real};
-use super::real::Real;
+use crate::kernels::{Host, Matrix, Real, SharedOut, build, mutate, with_real};
 use candle_core::{Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
-use faer::mat::{MatMut, MatRef};
+use faer::mat::MatMut;
 use faer::{Accum, Par};
 use rayon::prelude::*;
 
@@ -18,75 +17,6 @@ const TILES: [(usize, usize); 4] = [(512, 384), (256, 384), (192, 192), (96, 96)
 
 /// Multiplications below which a product is not worth a second thread.
 const WORTH_SHARING: usize = 1 << 19;
-
-/// A matrix in memory: element (i, j) at i·row_stride + j·column_stride.
-#[derive(Clone, Copy)]
-pub struct Matrix<'a, T> {
-    numbers: &'a [T],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a, T: Real> Matrix<'a, T> {
-    /// A row-major matrix without gaps.
-    pub fn new(numbers: &'a [T], rows: usize, columns: usize) -> Self {
-        Self::strided(numbers, (rows, columns), (columns, 1))
-    }
-
-    /// A matrix of `rows` × `columns` with these distances between rows and between columns.
-    ///
-    /// # Panics
-    /// If it reaches beyond `numbers`.
-    pub fn strided(
-        numbers: &'a [T],
-        (rows, columns): (usize, usize),
-        (row_stride, column_stride): (usize, usize),
-    ) -> Self {
-        let extent = if rows * columns == 0 {
-            0
-        } else {
-            (rows - 1) * row_stride + (columns - 1) * column_stride + 1
-        };
-        assert!(extent <= numbers.len(), "a {rows} x {columns} matrix reaches beyond its memory");
-        Self { numbers, rows, columns, row_stride, column_stride }
-    }
-
-    /// The transpose, without moving anything.
-    pub fn t(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// The rows × columns part whose first element is (row, column).
-    fn part(&self, (row, column): (usize, usize), (rows, columns): (usize, usize)) -> Self {
-        let start = row * self.row_stride + column * self.column_stride;
-        Self::strided(
-            &self.numbers[start.min(self.numbers.len())..],
-            (rows, columns),
-            (self.row_stride, self.column_stride),
-        )
-    }
-
-    fn view(&self) -> MatRef<'a, T> {
-        // SAFETY: `strided` checked the extent against the slice.
-        unsafe {
-            MatRef::from_raw_parts(
-                self.numbers.as_ptr(),
-                self.rows,
-                self.columns,
-                self.row_stride as isize,
-                self.column_stride as isize,
-            )
-        }
-    }
-}
 
 /// out ← alpha · a b, or out ← out + alpha · a b with `accumulate`, on the calling thread alone;
 /// rows of `out` are `stride` apart.
@@ -103,7 +33,8 @@ pub unsafe fn multiply_at<T: Real>(
     accumulate: bool,
 ) {
     // SAFETY: the caller's promise.
-    let out = unsafe { MatMut::from_raw_parts_mut(out, a.rows, b.columns, stride as isize, 1) };
+    let out =
+        unsafe { MatMut::from_raw_parts_mut(out, a.shape().0, b.shape().1, stride as isize, 1) };
     matmul(
         out,
         if accumulate { Accum::Add } else { Accum::Replace },
@@ -117,8 +48,8 @@ pub unsafe fn multiply_at<T: Real>(
 /// out ← a b, or out ← out + a b with `accumulate`, on all threads; `out` is row-major, a.rows ×
 /// b.columns.
 pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: bool) {
-    let (rows, columns, inner) = (a.rows, b.columns, a.columns);
-    assert_eq!(inner, b.rows, "inner dimensions of a product");
+    let ((rows, inner), (inner_b, columns)) = (a.shape(), b.shape());
+    assert_eq!(inner, inner_b, "inner dimensions of a product");
     assert_eq!(out.len(), rows * columns, "size of a product");
     let shared = SharedOut::new(out);
     let (tile_rows, tile_columns) = tile_shape(rows, columns, inner);
@@ -162,53 +93,44 @@ pub fn as_rows(x: &Tensor) -> Result<Tensor> {
     x.reshape(rows_of(x)?)
 }
 
-/// op(x) as candle's products take it on every device: without gaps, or the transpose of that.
-fn view(x: &Tensor, transpose: bool) -> Result<Tensor> {
-    let oriented = if transpose { x.t()? } else { x.clone() };
-    if oriented.t()?.is_contiguous() { Ok(oriented) } else { oriented.contiguous() }
+/// x, 2-D or a stack, as candle's products take it on every device: without gaps, or the transpose
+/// of that.
+fn whole(x: &Tensor) -> Result<Tensor> {
+    if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() }
 }
 
-/// op(a) op(b), where op transposes on request; a and b are 2-D, views as they lie in memory.
+/// [`widened`], a transposed view staying one: its numbers are read in the order they lie in.
+pub(super) fn widened_view(x: &Tensor) -> Result<Tensor> {
+    if x.is_contiguous() { widened(x) } else { widened(&x.t()?)?.t() }
+}
+
+/// a b for 2-D a and b, which may be transposed or narrowed views: nothing is moved.
 ///
 /// # Errors
 /// If the inner dimensions differ.
-pub fn product(a: &Tensor, b: &Tensor, transpose_a: bool, transpose_b: bool) -> Result<Tensor> {
-    product_by(Compute::default(), a, b, transpose_a, transpose_b)
+pub fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    product_by(Compute::default(), a, b)
 }
 
-/// out ← op(a) op(b), or out ← out + op(a) op(b) with `accumulate`; in place on the CPU, where
+/// out ← a b, or out ← out + a b with `accumulate`; in place on the CPU, where
 /// `out` must not share memory with a or b.
 ///
 /// # Errors
 /// If a shape does not fit.
-pub fn product_into(
-    out: &mut Tensor,
-    a: &Tensor,
-    b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
-    accumulate: bool,
-) -> Result<()> {
-    product_into_by(Compute::default(), out, a, b, transpose_a, transpose_b, accumulate)
+pub fn product_into(out: &mut Tensor, a: &Tensor, b: &Tensor, accumulate: bool) -> Result<()> {
+    product_into_by(Compute::default(), out, a, b, accumulate)
 }
 
 /// [`product`], by kernels or candle's operations.
-pub(super) fn product_by(
-    compute: Compute,
-    a: &Tensor,
-    b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
-) -> Result<Tensor> {
-    let shape = product_shape(a, b, transpose_a, transpose_b)?;
-    if is_half(a.dtype()) && a.device().is_cpu() {
-        return product_by(compute, &widened(a)?, &widened(b)?, transpose_a, transpose_b)?
-            .to_dtype(a.dtype());
+pub(super) fn product_by(compute: Compute, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let shape = product_shape(a, b)?;
+    if multiplies_in_f32(a) {
+        return product_by(compute, &widened_view(a)?, &widened_view(b)?)?.to_dtype(a.dtype());
     }
     if !compute.takes_kernels(a) {
-        return view(a, transpose_a)?.matmul(&view(b, transpose_b)?);
+        return whole(a)?.matmul(&whole(b)?);
     }
-    with_real!(a.dtype(), T => build::<T>(shape, |out| apply::<T>(out, a, b, transpose_a, transpose_b, false)))
+    with_real!(a.dtype(), T => build::<T>(shape, |out| apply::<T>(out, a, b, false)))
 }
 
 /// [`product_into`], by kernels or candle's operations.
@@ -217,69 +139,59 @@ pub(super) fn product_into_by(
     out: &mut Tensor,
     a: &Tensor,
     b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
     accumulate: bool,
 ) -> Result<()> {
-    let shape = product_shape(a, b, transpose_a, transpose_b)?;
+    let shape = product_shape(a, b)?;
     if out.dims() != [shape.0, shape.1] {
         bail!("product_into: the output is {:?}, the product {shape:?}", out.dims())
     }
     if !compute.takes_kernels(a) {
-        let product = product_by(compute, a, b, transpose_a, transpose_b)?;
+        let product = product_by(compute, a, b)?;
         *out = if accumulate { (&*out + product.to_dtype(out.dtype())?)? } else { product };
         return Ok(());
     }
-    with_real!(a.dtype(), T => mutate::<T>(out, |out| apply::<T>(out, a, b, transpose_a, transpose_b, accumulate)))
+    with_real!(a.dtype(), T => mutate::<T>(out, |out| apply::<T>(out, a, b, accumulate)))
+}
+
+/// Whether products of this tensor are made in f32 and then rounded to its own type: half precision
+/// in host memory, which candle's CPU cannot multiply.
+pub(super) fn multiplies_in_f32(x: &Tensor) -> bool {
+    is_half(x.dtype()) && x.device().is_cpu()
+}
+
+/// a b in a type that sums can be taken in: f32 from rows of half precision, not rounded in
+/// between where it is [made in f32](multiplies_in_f32).
+pub(super) fn wide_product_by(compute: Compute, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if multiplies_in_f32(a) {
+        return product_by(compute, &widened_view(a)?, &widened_view(b)?);
+    }
+    widened(&product_by(compute, a, b)?)
 }
 
 /// a b for stacks of matrices (L, rows, inner) and (L, inner, columns), by candle's operations.
 pub(super) fn batched_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if is_half(a.dtype()) && a.device().is_cpu() {
+    if multiplies_in_f32(a) {
         return batched_product(&widened(a)?, &widened(b)?)?.to_dtype(a.dtype());
     }
-    let whole = |x: &Tensor| if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() };
     whole(a)?.matmul(&whole(b)?)
 }
 
-fn product_shape(
-    a: &Tensor,
-    b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
-) -> Result<(usize, usize)> {
-    let oriented = |x: &Tensor, transpose: bool| -> Result<(usize, usize)> {
-        let (rows, columns) = x.dims2()?;
-        Ok(if transpose { (columns, rows) } else { (rows, columns) })
-    };
-    let ((rows, inner), (inner_b, columns)) =
-        (oriented(a, transpose_a)?, oriented(b, transpose_b)?);
+fn product_shape(a: &Tensor, b: &Tensor) -> Result<(usize, usize)> {
+    let ((rows, inner), (inner_b, columns)) = (a.dims2()?, b.dims2()?);
     if inner != inner_b {
         bail!("a {rows} x {inner} matrix cannot be multiplied by a {inner_b} x {columns} one")
     }
     Ok((rows, columns))
 }
 
-fn apply<T: Real>(
-    out: &mut [T],
-    a: &Tensor,
-    b: &Tensor,
-    transpose_a: bool,
-    transpose_b: bool,
-    accumulate: bool,
-) -> Result<()> {
+fn apply<T: Real>(out: &mut [T], a: &Tensor, b: &Tensor, accumulate: bool) -> Result<()> {
     let (a, b) = (unit_stride(a)?, unit_stride(b)?);
     let (a_host, b_host) = (Host::strided(&a), Host::strided(&b));
-    multiply(out, matrix(&a, &a_host, transpose_a)?, matrix(&b, &b_host, transpose_b)?, accumulate);
+    multiply(out, a_host.matrix()?, b_host.matrix()?, accumulate);
     Ok(())
 }
 
 /// The tensor itself if its rows or its columns are contiguous, else a copy.
 fn unit_stride(x: &Tensor) -> Result<Tensor> {
     if x.stride().contains(&1) { Ok(x.clone()) } else { x.contiguous() }
-}
-
-fn matrix<'a, T: Real>(x: &Tensor, host: &'a Host, transpose: bool) -> Result<Matrix<'a, T>> {
-    let matrix = Matrix::strided(host.numbers::<T>()?, x.dims2()?, (x.stride()[0], x.stride()[1]));
-    Ok(if transpose { matrix.t() } else { matrix })
 }

@@ -5,14 +5,12 @@
 //! closure; the backward pass runs them in reverse, moves a first gradient in instead of adding it
 //! to zeros, and frees each saved activation as soon as it is used.
 
-use super::compute::{Compute, is_half, widened};
-use super::host::{mutate, with_real};
-use super::product::{as_rows, product_by, product_into_by};
-use super::real::Real;
+use super::compute::Compute;
+use super::gradients::{Gradients, add_in_place};
+use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by, widened_view};
+use crate::kernels::{Real, mutate};
 use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 
 /// Where a value's gradient goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +188,7 @@ impl Flow<'_> {
         }
     }
 
-    /// Adds op(a) op(b), seen in this shape, straight into the buffer that is there already where
+    /// Adds a b, seen in this shape, straight into the buffer that is there already where
     /// it can be.
     pub fn add_product(
         &mut self,
@@ -198,14 +196,17 @@ impl Flow<'_> {
         shape: &[usize],
         a: &Tensor,
         b: &Tensor,
-        transpose_a: bool,
-        transpose_b: bool,
     ) -> Result<()> {
         match to {
             None => Ok(()),
-            Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => self
-                .gradients
-                .add_product(self.compute, slot, shape, a, b, transpose_a, transpose_b),
+            // A parameter's gradient is summed in f32, so it is not rounded on its way there.
+            Some(Source::Slot(_)) if multiplies_in_f32(a) => {
+                let (a, b) = (widened_view(a)?, widened_view(b)?);
+                self.add_product(to, shape, &a, &b)
+            }
+            Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => {
+                self.gradients.add_product(self.compute, slot, shape, a, b)
+            }
             Some(Source::Node(index)) if self.compute.takes_kernels(a) => {
                 match &self.arrived[index] {
                     Some(old)
@@ -213,44 +214,28 @@ impl Flow<'_> {
                             && old.tensor.dtype() == a.dtype()
                             && old.tensor.is_contiguous() =>
                     {
-                        product_into_by(
-                            self.compute,
-                            &mut as_rows(&old.tensor)?,
-                            a,
-                            b,
-                            transpose_a,
-                            transpose_b,
-                            true,
-                        )
+                        product_into_by(self.compute, &mut as_rows(&old.tensor)?, a, b, true)
                     }
-                    _ => {
-                        self.add(to, self.product(a, b, transpose_a, transpose_b)?.reshape(shape)?)
-                    }
+                    _ => self.add(to, self.product(a, b)?.reshape(shape)?),
                 }
             }
-            Some(_) => self.add(to, self.product(a, b, transpose_a, transpose_b)?.reshape(shape)?),
+            Some(_) => self.add(to, self.product(a, b)?.reshape(shape)?),
         }
     }
 
     /// Adds the Gram matrix xᵀ x of rows x to a parameter's slot, if the gradients ask for them.
     pub fn add_gram(&mut self, to: Option<Source>, x: &Tensor) -> Result<()> {
         match to {
-            Some(Source::Slot(slot)) if self.gradients.wants_grams => {
+            Some(Source::Slot(slot)) if self.gradients.wants_grams() => {
                 self.gradients.add_gram(self.compute, slot, x)
             }
             _ => Ok(()),
         }
     }
 
-    /// op(a) op(b), computed as the tape computes.
-    pub fn product(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        transpose_a: bool,
-        transpose_b: bool,
-    ) -> Result<Tensor> {
-        product_by(self.compute, a, b, transpose_a, transpose_b)
+    /// a b, computed as the tape computes.
+    pub fn product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        product_by(self.compute, a, b)
     }
 
     /// How the tape computes.
@@ -276,153 +261,4 @@ impl Flow<'_> {
             }
         }
     }
-}
-
-/// Parameter gradients by slot; buffers are kept from step to step.
-///
-/// A low-rank weight W = U S Vᵀ uses two slots: U's receives the K-gradient G V (m × r) and V's the
-/// L-gradient Gᵀ U (n × r), with G the Euclidean gradient at W. These are not the partial
-/// derivatives by U and V, which would carry a factor S (algorithms.md §1).
-///
-/// A gradient of half precision is widened before it is stored or added: sums over micro-batches
-/// are in f32.
-#[derive(Debug)]
-pub struct Gradients {
-    slots: Vec<Slot>,
-    wants_grams: bool,
-    grams: BTreeMap<usize, Tensor>,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    buffer: Option<Tensor>,
-    filled: bool,
-}
-
-impl Gradients {
-    /// Empty slots.
-    pub fn new(count: usize) -> Self {
-        Self {
-            slots: (0..count).map(|_| Slot::default()).collect(),
-            wants_grams: false,
-            grams: BTreeMap::new(),
-        }
-    }
-
-    /// The gradient of a slot, if one has arrived since the last [`Self::reset`].
-    pub fn get(&self, slot: usize) -> Option<&Tensor> {
-        self.slots.get(slot).filter(|slot| slot.filled).and_then(|slot| slot.buffer.as_ref())
-    }
-
-    /// Forgets all gradients but keeps their buffers; Gram matrices are forgotten and no longer
-    /// asked for.
-    pub fn reset(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.filled = false);
-        self.wants_grams = false;
-        self.grams.clear();
-    }
-
-    /// Asks the low-rank layers for the second moments of what passes through them; see
-    /// [`low_rank_linear`](super::low_rank_linear).
-    pub fn want_grams(&mut self) {
-        self.wants_grams = true;
-    }
-
-    /// The sum of xᵀ x over the rows x that passed a slot, if one was asked for and has arrived.
-    pub fn gram(&self, slot: usize) -> Option<&Tensor> {
-        self.grams.get(&slot)
-    }
-
-    fn add_gram(&mut self, compute: Compute, slot: usize, x: &Tensor) -> Result<()> {
-        let gram = widened(&product_by(compute, x, x, true, false)?)?;
-        let sum = match self.grams.get(&slot) {
-            Some(sum) => (sum + gram)?,
-            None => gram,
-        };
-        self.grams.insert(slot, sum);
-        Ok(())
-    }
-
-    fn add(&mut self, compute: Compute, slot: usize, gradient: Tensor, shared: bool) -> Result<()> {
-        let slot = &mut self.slots[slot];
-        let shared = shared && !is_half(gradient.dtype());
-        let gradient = widened(&gradient)?;
-        slot.buffer = Some(match slot.buffer.take().filter(|_| slot.filled) {
-            Some(buffer) => add_in_place(compute, buffer, &gradient)?,
-            None if shared => gradient.copy()?,
-            None => gradient.contiguous()?,
-        });
-        slot.filled = true;
-        Ok(())
-    }
-
-    /// In place, into the buffer of the last step if its shape is still the same; for kernels.
-    #[allow(clippy::too_many_arguments)]
-    fn add_product(
-        &mut self,
-        compute: Compute,
-        slot: usize,
-        shape: &[usize],
-        a: &Tensor,
-        b: &Tensor,
-        transpose_a: bool,
-        transpose_b: bool,
-    ) -> Result<()> {
-        let slot = &mut self.slots[slot];
-        match &slot.buffer {
-            Some(buffer) if slot.filled || buffer.dims() == shape => {
-                product_into_by(
-                    compute,
-                    &mut as_rows(buffer)?,
-                    a,
-                    b,
-                    transpose_a,
-                    transpose_b,
-                    slot.filled,
-                )?;
-            }
-            _ => {
-                slot.buffer =
-                    Some(product_by(compute, a, b, transpose_a, transpose_b)?.reshape(shape)?)
-            }
-        }
-        slot.filled = true;
-        Ok(())
-    }
-
-    fn zeroed(&mut self, slot: usize, like: &Tensor) -> Result<&Tensor> {
-        let slot = &mut self.slots[slot];
-        if !slot.filled {
-            slot.buffer = Some(like.zeros_like()?);
-            slot.filled = true;
-        }
-        match &slot.buffer {
-            Some(buffer) => Ok(buffer),
-            None => bail!("a filled gradient slot has no buffer"),
-        }
-    }
-}
-
-/// Numbers per parallel piece of an element-wise pass.
-pub(super) const PIECE: usize = 1 << 14;
-
-/// a + b into a's memory where kernels run; `a` must not be shared then.
-fn add_in_place(compute: Compute, a: Tensor, b: &Tensor) -> Result<Tensor> {
-    if !compute.takes_kernels(&a) {
-        return &a + b;
-    }
-    let b = b.contiguous()?;
-    let host = super::host::Host::new(&b)?;
-    with_real!(a.dtype(), T => {
-        let b = host.numbers::<T>()?;
-        mutate::<T>(&a, |a| {
-            a.par_chunks_mut(PIECE).zip(b.par_chunks(PIECE)).for_each(|(a, b)| {
-                for (a, b) in a.iter_mut().zip(b) {
-                    *a += *b;
-                }
-            });
-            Ok(())
-        })?
-    });
-    Ok(a)
 }

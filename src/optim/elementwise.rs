@@ -1,13 +1,10 @@
 //! Element-wise passes of the dense rules and sums of squares: in place and parallel by kernels on
 //! the CPU, candle operations elsewhere.
 
+use crate::kernels::{Host, PIECE, Real, mutate, vectorized, wide_dot, with_real};
 use crate::ops::Compute;
-use crate::ops::kernel::{Host, Real, mutate, vectorized, with_real};
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
-
-/// Elements per parallel piece: fixed, so that sums do not depend on the number of threads.
-const PIECE: usize = 1 << 15;
 
 /// x ← decay · x + factor · g.
 pub fn decay_and_add(
@@ -109,20 +106,7 @@ pub fn sums_of_squares(compute: Compute, tensors: &[&Tensor]) -> Result<Vec<f64>
 fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
     let host = Host::new(&x)?;
-    with_real!(x.dtype(), T => Ok(host.numbers::<T>()?.par_chunks(PIECE).map(piece_sum_of_squares).collect::<Vec<f64>>().iter().sum()))
-}
-
-/// Eight accumulators, so that the loop vectorises.
-fn piece_sum_of_squares<T: Real>(piece: &[T]) -> f64 {
-    let mut sums = [0f64; 8];
-    let chunks = piece.chunks_exact(8);
-    let rest: f64 = chunks.remainder().iter().map(|x| x.wide() * x.wide()).sum();
-    for chunk in chunks {
-        for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += x.wide() * x.wide();
-        }
-    }
-    sums.iter().sum::<f64>() + rest
+    with_real!(x.dtype(), T => Ok(host.numbers::<T>()?.par_chunks(PIECE).map(|piece| wide_dot(piece, piece)).collect::<Vec<f64>>().iter().sum()))
 }
 
 #[cfg(test)]

@@ -159,9 +159,10 @@ pub struct LayerRank {
     pub name: String,
     /// Its rank.
     pub rank: usize,
-    /// Relative Frobenius norm of what the step's truncation discarded, where it truncated.
+    /// Norm of what the step's truncation discarded over that of the weight, where it truncated: in
+    /// the norm of the cut, that of the Fisher matrix where the rank policy cuts by it.
     pub truncation_error: Option<f64>,
-    /// Energy Σ_{i>r'} σᵢ² that it discarded, where it truncated.
+    /// Energy Σ_{i>r'} σᵢ² that it discarded, where it truncated, in the same norm.
     pub discarded_energy: Option<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! The two floating-point types of the CPU kernels, their exponential, and run-time SIMD dispatch.
+//! The two floating-point types of the CPU kernels, and their exponential.
 
 use candle_core::{CpuStorage, DType};
 use std::fmt::Debug;
@@ -6,7 +6,7 @@ use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 /// f32 or f64.
 pub trait Real:
-    faer::traits::ComplexField
+    faer::traits::RealField
     + candle_core::WithDType
     + Copy
     + Debug
@@ -28,6 +28,8 @@ pub trait Real:
     const ZERO: Self;
     /// 1.
     const ONE: Self;
+    /// Machine epsilon: the distance from 1 to the next number.
+    const EPSILON: f64;
     /// The candle type.
     const TYPE: DType;
     /// Rounds from f64.
@@ -52,6 +54,7 @@ pub trait Real:
 impl Real for f32 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
+    const EPSILON: f64 = f32::EPSILON as f64;
     const TYPE: DType = DType::F32;
 
     #[inline(always)]
@@ -107,6 +110,7 @@ impl Real for f32 {
 impl Real for f64 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
+    const EPSILON: f64 = f64::EPSILON;
     const TYPE: DType = DType::F64;
 
     #[inline(always)]
@@ -141,74 +145,25 @@ impl Real for f64 {
     }
 }
 
-/// Runs a loop compiled for the best SIMD level of this processor (AVX-512, AVX2 or the baseline,
-/// found at run time).
-///
-/// What the loop calls must be `#[inline(always)]` all the way down: a function of its own is
-/// compiled for the baseline. Kernels use separate multiplications and additions, never fused ones,
-/// so every level gives the same bits.
-macro_rules! vectorized {
-    ($kernel:expr) => {
-        $crate::ops::real::dispatch(
-            #[inline(always)]
-            || $kernel,
-        )
+/// Runs `$body` with the type alias `$t` set to the tensor type f32 or f64.
+macro_rules! with_real {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            other => candle_core::bail!(
+                "this is computed in f32 or f64, not {other:?}; convert the tensor first"
+            ),
+        }
     };
 }
-pub(crate) use vectorized;
-
-/// The function behind [`vectorized!`], which marks the closure as it must be.
-#[inline(always)]
-pub fn dispatch<R>(kernel: impl FnOnce() -> R) -> R {
-    struct Kernel<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::WithSimd for Kernel<F> {
-        type Output = R;
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
-            (self.0)()
-        }
-    }
-    pulp::Arch::new().dispatch(Kernel(kernel))
-}
-
-/// Number of partial results kept side by side, so that reductions vectorise and always combine in
-/// the same order.
-const LANES: usize = 32;
-
-/// Σ term(element i of every row) over rows of equal length, in [`LANES`] interleaved partial sums.
-#[inline(always)]
-pub fn lane_sum<T: Real, const N: usize>(rows: [&[T]; N], term: impl Fn([T; N]) -> T) -> T {
-    let (whole, rest) = rows[0].split_at(rows[0].len() / LANES * LANES);
-    let mut lanes = [T::ZERO; LANES];
-    for start in (0..whole.len()).step_by(LANES) {
-        let chunks = rows.map(|row| &row[start..start + LANES]);
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(chunks.map(|chunk| chunk[lane]));
-        }
-    }
-    let mut total = T::ZERO;
-    for sum in lanes {
-        total += sum;
-    }
-    for i in whole.len()..whole.len() + rest.len() {
-        total += term(rows.map(|row| row[i]));
-    }
-    total
-}
-
-/// The largest element of a row; a NaN is found only by what is computed from it.
-#[inline(always)]
-pub fn lane_max<T: Real>(row: &[T]) -> T {
-    let mut lanes = [row[0]; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = x.larger(*lane);
-        }
-    }
-    lanes.iter().chain(rest).fold(row[0], |max, x| x.larger(max))
-}
+pub(crate) use with_real;
 
 #[cfg(test)]
 mod tests {
@@ -226,51 +181,11 @@ mod tests {
         assert_eq!(0f32.exponential(), 1.0);
     }
 
-    /// Without pulp's `x86-v4` feature the kernels would silently run at half their width.
-    #[test]
-    #[cfg(target_arch = "x86_64")]
-    fn an_avx512_processor_gets_avx512_kernels() {
-        let has = [
-            is_x86_feature_detected!("avx512f"),
-            is_x86_feature_detected!("avx512bw"),
-            is_x86_feature_detected!("avx512cd"),
-            is_x86_feature_detected!("avx512dq"),
-            is_x86_feature_detected!("avx512vl"),
-        ];
-        let wide = matches!(pulp::Arch::new(), pulp::Arch::V4(_));
-        assert!(
-            wide || has.contains(&false),
-            "the processor has AVX-512, the kernels do not use it"
-        );
-    }
-
     #[test]
     fn exponential_at_the_extremes() {
         assert_eq!(f32::NEG_INFINITY.exponential(), 0.0);
         assert_eq!((-1000f32).exponential(), 0.0);
         assert!(f32::INFINITY.exponential().is_finite());
         assert!(f32::NAN.exponential().is_nan());
-    }
-
-    #[test]
-    fn lanes_add_everything_once() {
-        for count in [0, 1, 31, 32, 33, 100] {
-            let (x, ones) = ((0..count).map(|i| i as f64).collect::<Vec<_>>(), vec![1.0; count]);
-            assert_eq!(
-                lane_sum([&x, &ones], |[x, one]| x + one),
-                (count * count.saturating_sub(1) / 2 + count) as f64
-            );
-        }
-    }
-
-    #[test]
-    fn the_largest_is_found_wherever_it_stands() {
-        for count in [1, 31, 32, 33, 100] {
-            for place in 0..count {
-                let mut x: Vec<f32> = (0..count).map(|i| -(i as f32) - 5.0).collect();
-                x[place] = -2.0;
-                assert_eq!(lane_max(&x), -2.0);
-            }
-        }
     }
 }

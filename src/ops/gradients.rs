@@ -1,0 +1,184 @@
+//! Parameter gradients, summed over the micro-batches of a step.
+
+use super::compute::{Compute, is_half, widened};
+use super::product::{as_rows, product_by, product_into_by};
+use crate::kernels::{Host, PIECE, mutate, with_real};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Parameter gradients by slot; buffers are kept from step to step.
+///
+/// A low-rank weight W = U S Vᵀ uses two slots: U's receives the K-gradient G V (m × r) and V's the
+/// L-gradient Gᵀ U (n × r), with G the Euclidean gradient at W. These are not the partial
+/// derivatives by U and V, which would carry a factor S (algorithms.md §1).
+///
+/// Sums over micro-batches are in f32. Of half-precision rows the products are formed in f32 on
+/// the CPU; on a device, whose products of half precision add up in f32 and are rounded at their
+/// end, they are widened after that rounding. Gram matrices are formed in f32 everywhere.
+#[derive(Debug)]
+pub struct Gradients {
+    slots: Vec<Slot>,
+    wants_grams: bool,
+    grams: BTreeMap<usize, Tensor>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    buffer: Option<Tensor>,
+    filled: bool,
+}
+
+impl Gradients {
+    /// Empty slots.
+    pub fn new(count: usize) -> Self {
+        Self {
+            slots: (0..count).map(|_| Slot::default()).collect(),
+            wants_grams: false,
+            grams: BTreeMap::new(),
+        }
+    }
+
+    /// The gradient of a slot, if one has arrived since the last [`Self::reset`].
+    pub fn get(&self, slot: usize) -> Option<&Tensor> {
+        self.slots.get(slot).filter(|slot| slot.filled).and_then(|slot| slot.buffer.as_ref())
+    }
+
+    /// Forgets all gradients but keeps their buffers; Gram matrices are forgotten and no longer
+    /// asked for.
+    pub fn reset(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.filled = false);
+        self.wants_grams = false;
+        self.grams.clear();
+    }
+
+    /// Whether Gram matrices are asked for.
+    pub(super) fn wants_grams(&self) -> bool {
+        self.wants_grams
+    }
+
+    /// Asks the low-rank layers for the second moments of what passes through them; see
+    /// [`low_rank_linear`](super::low_rank_linear).
+    pub fn want_grams(&mut self) {
+        self.wants_grams = true;
+    }
+
+    /// The sum of xᵀ x over the rows x that passed a slot, if one was asked for and has arrived.
+    pub fn gram(&self, slot: usize) -> Option<&Tensor> {
+        self.grams.get(&slot)
+    }
+
+    pub(super) fn add_gram(&mut self, compute: Compute, slot: usize, x: &Tensor) -> Result<()> {
+        // Rounded to half precision, a Gram matrix of one strong direction is indefinite: the
+        // noise of its large elements exceeds its small eigenvalues.
+        let x = widened(x)?;
+        let gram = product_by(compute, &x.t()?, &x)?;
+        let sum = match self.grams.get(&slot) {
+            Some(sum) => (sum + gram)?,
+            None => gram,
+        };
+        self.grams.insert(slot, sum);
+        Ok(())
+    }
+
+    pub(super) fn add(
+        &mut self,
+        compute: Compute,
+        slot: usize,
+        gradient: Tensor,
+        shared: bool,
+    ) -> Result<()> {
+        let slot = &mut self.slots[slot];
+        let shared = shared && !is_half(gradient.dtype());
+        let gradient = widened(&gradient)?;
+        slot.buffer = Some(match slot.buffer.take().filter(|_| slot.filled) {
+            Some(buffer) => add_in_place(compute, buffer, &gradient)?,
+            None if shared => gradient.copy()?,
+            None => gradient.contiguous()?,
+        });
+        slot.filled = true;
+        Ok(())
+    }
+
+    /// In place, into the buffer of the last step if its shape is still the same; for kernels.
+    pub(super) fn add_product(
+        &mut self,
+        compute: Compute,
+        slot: usize,
+        shape: &[usize],
+        a: &Tensor,
+        b: &Tensor,
+    ) -> Result<()> {
+        let slot = &mut self.slots[slot];
+        match &slot.buffer {
+            Some(buffer) if slot.filled || buffer.dims() == shape => {
+                product_into_by(compute, &mut as_rows(buffer)?, a, b, slot.filled)?;
+            }
+            _ => slot.buffer = Some(product_by(compute, a, b)?.reshape(shape)?),
+        }
+        slot.filled = true;
+        Ok(())
+    }
+
+    pub(super) fn zeroed(&mut self, slot: usize, like: &Tensor) -> Result<&Tensor> {
+        let slot = &mut self.slots[slot];
+        if !slot.filled {
+            slot.buffer = Some(like.zeros_like()?);
+            slot.filled = true;
+        }
+        match &slot.buffer {
+            Some(buffer) if buffer.dims() == like.dims() => Ok(buffer),
+            Some(buffer) => bail!(
+                "a gradient of shape {:?} for a parameter whose slot has one of shape {:?}",
+                like.dims(),
+                buffer.dims()
+            ),
+            None => bail!("a filled gradient slot has no buffer"),
+        }
+    }
+}
+
+/// a + b into a's memory where kernels run; `a` must not be shared then.
+pub(super) fn add_in_place(compute: Compute, a: Tensor, b: &Tensor) -> Result<Tensor> {
+    if !compute.takes_kernels(&a) {
+        return &a + b;
+    }
+    if a.dims() != b.dims() {
+        bail!("gradients of shapes {:?} and {:?} cannot be added", a.dims(), b.dims())
+    }
+    let b = b.contiguous()?;
+    let host = Host::new(&b)?;
+    with_real!(a.dtype(), T => {
+        let b = host.numbers::<T>()?;
+        mutate::<T>(&a, |a| {
+            a.par_chunks_mut(PIECE).zip(b.par_chunks(PIECE)).for_each(|(a, b)| {
+                for (a, b) in a.iter_mut().zip(b) {
+                    *a += *b;
+                }
+            });
+            Ok(())
+        })?
+    });
+    Ok(a)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn a_slot_takes_gradients_of_one_shape_between_resets() -> Result<()> {
+        let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let compute = Compute::default();
+        let mut gradients = Gradients::new(1);
+        gradients.zeroed(0, &zeros((2, 3))?)?;
+        let error = gradients.zeroed(0, &zeros((40, 3))?).unwrap_err().to_string();
+        assert!(error.contains("[40, 3]") && error.contains("[2, 3]"), "{error}");
+        let error = gradients.add(compute, 0, zeros((3, 2))?, false).unwrap_err().to_string();
+        assert!(error.contains("[2, 3] and [3, 2]"), "{error}");
+        gradients.reset();
+        assert_eq!(gradients.zeroed(0, &zeros((40, 3))?)?.dims(), [40, 3]);
+        Ok(())
+    }
+}
