@@ -282,7 +282,7 @@ impl Flow<'_> {
 ///
 /// A low-rank weight W = U S Vᵀ uses two slots: U's receives the K-gradient G V (m × r) and V's the
 /// L-gradient Gᵀ U (n × r), with G the Euclidean gradient at W. These are not the partial
-/// derivatives by U and V, which would carry a factor S (algorithms.md §1).
+/// derivatives by U and V, which would carry a factor S (docs/method.md §2).
 ///
 /// A gradient of half precision is widened before it is stored or added: sums over micro-batches
 /// are in f32.

@@ -1,7 +1,7 @@
 //! The dynamical low-rank (DLRA) step of one weight W = U S Vᵀ: momentum, augmentation, Galerkin
 //! step, truncation, transport.
 //!
-//! algorithms.md §2–§4; after Schotthöfer, Klein & Kusch (arXiv:2506.17475) and the augmented
+//! docs/method.md §3–§5; after Schotthöfer, Klein & Kusch (arXiv:2506.17475) and the augmented
 //! Basis-Update & Galerkin integrator (Ceruti, Kusch & Lubich 2022). Shapes: m × n weight, rank r.
 //!
 //! ```text
