@@ -1,4 +1,4 @@
-//! Everything that training tells the outside.
+//! Everything that training reports to observers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ pub enum Event {
         /// The checkpoint's folder.
         path: PathBuf,
     },
-    /// A step was taken. Comes at every step; figures come with [`Event::Step`].
+    /// A step was taken. Sent at every step; figures are sent with [`Event::Step`].
     Progress {
         /// Steps taken.
         step: u64,
@@ -38,7 +38,7 @@ pub enum Event {
         /// The checkpoint's folder.
         path: PathBuf,
     },
-    /// Something the user should know, and can act on.
+    /// Something the user should know and can act on.
     Warning {
         /// What it is and what to do about it.
         message: String,
@@ -80,9 +80,9 @@ pub struct RunStarted {
 /// Figures of one optimizer step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
-    /// Steps taken, this one included.
+    /// Steps taken, including this one.
     pub step: u64,
-    /// Tokens trained on, this step's included.
+    /// Tokens trained on, including those of this step.
     pub tokens: u64,
     /// Counted operations of the training so far: model, attention, head, low-rank optimizer with
     /// its augmentation, at the ranks in force.
@@ -97,14 +97,14 @@ pub struct Step {
     pub learning_rate: f64,
     /// Learning rate of the low-rank weights in this step, where they have one.
     pub low_rank_learning_rate: Option<f64>,
-    /// Tokens per second since the last such event, validation and checkpoints left out.
+    /// Tokens per second since the last such event, without validation and checkpoints.
     pub tokens_per_second: f64,
     /// Mean rank of the low-rank weights, where there are any.
     pub rank_mean: Option<f64>,
     /// Seconds per step since the last such event by phase: data, forward, backward, optimizer,
     /// linalg.
     pub times: BTreeMap<&'static str, f64>,
-    /// Bytes of memory by what they are: resident, device, ...
+    /// Bytes of memory by kind: resident, device, ...
     pub memory: BTreeMap<&'static str, u64>,
 }
 
@@ -115,7 +115,7 @@ pub struct Evaluation {
     pub step: u64,
     /// Tokens trained on so far.
     pub tokens: u64,
-    /// Counted operations of the training so far, validation left out.
+    /// Counted operations of the training so far, without validation.
     pub flops: u64,
     /// Trained numbers now.
     pub parameters: u64,
@@ -123,9 +123,9 @@ pub struct Evaluation {
     pub loss: f64,
     /// exp(loss).
     pub perplexity: f64,
-    /// Bits per byte of text, where the tokenizer lets bytes be counted.
+    /// Bits per byte of text, where the tokenizer allows bytes to be counted.
     pub bits_per_byte: Option<f64>,
-    /// Validation tokens the figures are over.
+    /// Number of validation tokens behind the figures.
     pub validation_tokens: u64,
     /// Seconds it took.
     pub seconds: f64,
@@ -138,7 +138,7 @@ pub struct Ranks {
     pub step: u64,
     /// The low-rank weights in the model's order.
     pub layers: Vec<LayerRank>,
-    /// Largest ‖UᵀU − I‖ or ‖VᵀV − I‖ of all, where it was measured.
+    /// Largest ‖UᵀU − I‖ or ‖VᵀV − I‖ over all weights, where it was measured.
     pub defect: Option<f64>,
 }
 
@@ -159,9 +159,9 @@ pub struct LayerRank {
     pub name: String,
     /// Its rank.
     pub rank: usize,
-    /// Relative Frobenius norm of what the step's truncation discarded, where it truncated.
+    /// Relative Frobenius norm of what the truncation of this step discarded, if there was one.
     pub truncation_error: Option<f64>,
-    /// Energy Σ_{i>r'} σᵢ² that it discarded, where it truncated.
+    /// Energy Σ_{i>r'} σᵢ² that it discarded, if there was one.
     pub discarded_energy: Option<f64>,
 }
 
@@ -195,24 +195,24 @@ impl fmt::Display for EndReason {
     }
 }
 
-/// Someone who watches the training.
+/// Receives what happens during training.
 pub trait Observer {
     /// Takes note of an event.
     ///
     /// # Errors
-    /// When the note cannot be kept, a full disk for instance.
+    /// If the event cannot be recorded, for instance because the disk is full.
     fn on(&mut self, event: &Event) -> anyhow::Result<()>;
 }
 
-/// Several observers, told in their order.
+/// Several observers, notified in their order.
 #[derive(Default)]
 pub struct Observers(pub Vec<Box<dyn Observer>>);
 
 impl Observer for Observers {
-    /// Tells everyone, also after one has failed.
+    /// Notifies every observer, even after one has failed.
     ///
     /// # Errors
-    /// The first that any of them had.
+    /// The first error that any of them returned.
     fn on(&mut self, event: &Event) -> anyhow::Result<()> {
         let results: Vec<_> = self.0.iter_mut().map(|observer| observer.on(event)).collect();
         results.into_iter().collect()
