@@ -21,8 +21,8 @@ pub struct LabelledRun {
     pub results: Option<RunResults>,
     /// Why it has no result, if it failed.
     pub failure: Option<String>,
-    /// Whether the experiment's own rule leaves this run out, for instance because its learning rate
-    /// was not the best on the first seed.
+    /// Whether the experiment's own rule leaves this run out, for instance because its learning
+    /// rate was not the best on the first seed.
     pub not_needed: bool,
 }
 
