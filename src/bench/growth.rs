@@ -1,4 +1,4 @@
-//! How the time of a step grows with one setting, beside how its counted operations grow.
+//! How the time of a step grows with one setting, compared with how its counted operations grow.
 
 use super::report::SecondsPerStep;
 use super::steps::{StepCounts, time_steps};
@@ -36,14 +36,14 @@ pub struct GrowthPoint {
     pub low_rank_optimizer_flops_per_step: u64,
 }
 
-/// Slopes of ln y against ln of the setting's value, by least squares: y grows about like
-/// value^slope.
+/// Slopes of ln y against the logarithm of the setting's value, by least squares: y grows roughly
+/// like value^slope.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Exponents {
-    /// Of the seconds: of the best step, which other work on the machine disturbs least, or of the
-    /// low-rank optimizer's mean.
+    /// Slope of the seconds: of the best step, which other work on the machine disturbs least, or
+    /// of the mean of the low-rank optimizer.
     pub seconds: f64,
-    /// Of the counted operations.
+    /// Slope of the counted operations.
     pub flops: f64,
 }
 
@@ -114,8 +114,8 @@ fn log_slope(pairs: &[(f64, f64)]) -> Result<f64> {
 }
 
 impl Growth {
-    /// Seconds against the setting on logarithmic axes: the step, its low-rank optimizer, and
-    /// through the middle of each the slope of its counted operations.
+    /// A chart of seconds against the setting on logarithmic axes: the step, its low-rank
+    /// optimizer, and through the middle of each a line with the slope of its counted operations.
     pub fn chart(&self) -> Chart {
         let points = |y: &dyn Fn(&GrowthPoint) -> f64| {
             self.points.iter().map(|point| (point.value, y(point))).collect::<Vec<_>>()
@@ -155,8 +155,8 @@ impl Growth {
     }
 }
 
-/// The power law with this exponent through the points' middle (the means of their logarithms),
-/// over their range.
+/// The power law with this exponent through the middle of the points (the means of their
+/// logarithms), over their range.
 fn through_the_middle(points: &[(f64, f64)], exponent: f64) -> Vec<(f64, f64)> {
     let count = points.len() as f64;
     let mean = |pick: fn(&(f64, f64)) -> f64| {

@@ -10,9 +10,9 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Seconds of each part of a step, all low-rank weights together: on the host one after another on
-/// the threads of the process, where a training step works on several weights side by side and
-/// takes less; on a device all weights of one shape and rank at once, as a training step does.
+/// Seconds of each part of a step, summed over all low-rank weights. On the host the weights are
+/// taken one after another; a training step works on several side by side and takes less. On a
+/// device all weights of one shape and rank are taken at once, as in a training step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct LowRankParts {
     /// Tangent projection of the K- and L-gradient.
@@ -25,8 +25,8 @@ pub struct LowRankParts {
     pub retraction: f64,
     /// Transport of the moments.
     pub transport: f64,
-    /// For comparison, not part of a step with `retraction: subspace`: the truncating SVD that
-    /// decides ranks.
+    /// For comparison: the truncating SVD that decides ranks, which is not part of a step with
+    /// `retraction: subspace`.
     pub truncation_svd: f64,
 }
 
@@ -63,7 +63,7 @@ impl LowRankParts {
         };
         let (k, l) = (random(&point.u, 0)?, random(&point.v, 1)?);
         let device = point.u.device().clone();
-        // A device works ahead of the host: the clock is read when it has caught up.
+        // A device works asynchronously, so the clock is read only when it has finished.
         device.synchronize()?;
         let tangent =
             timed(&mut self.projection, &device, || Tangent::from_outer_gradients(point, &k, &l))?;

@@ -17,11 +17,12 @@ pub struct Machine {
     pub threads: usize,
     /// Vector instructions found at run time.
     pub simd: Simd,
-    /// Bytes of memory: all, and available without swapping. Absent where the system does not tell.
+    /// Bytes of memory: total, and available without swapping. Absent where the system does not
+    /// report them.
     pub memory: Option<(u64, u64)>,
-    /// Devices beside the CPU.
+    /// Devices other than the CPU.
     pub devices: Vec<(&'static str, DeviceState)>,
-    /// Whether the system has an NVIDIA driver, whatever this build can use.
+    /// Whether the system has an NVIDIA driver, even if this build cannot use it.
     pub nvidia_driver: bool,
 }
 
@@ -36,18 +37,18 @@ pub enum Simd {
     Sse2,
     /// 64-bit ARM.
     Neon,
-    /// Nothing that is known here.
+    /// Any other processor.
     Unknown,
 }
 
 /// Whether a device can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceState {
-    /// These answer.
+    /// These devices respond.
     Available(Vec<DeviceInfo>),
-    /// This build has no code for it.
+    /// This build has no code for the device.
     NotBuilt,
-    /// The build has, but the machine does not let it be used.
+    /// The build has code for the device, but the machine does not let it be used.
     Unusable(String),
 }
 
@@ -81,7 +82,7 @@ impl Machine {
         }
     }
 
-    /// What would make training slower than this machine can be, each with its remedy.
+    /// What would slow training down on this machine, each with its remedy.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.debug_build {
@@ -115,7 +116,7 @@ impl Machine {
     }
 }
 
-/// What holds training back on a device that answers.
+/// What slows training down on a device that responds.
 fn device_warning(info: &DeviceInfo) -> Option<String> {
     match (info.compute_capability, info.memory) {
         (Some((major, _)), _) if major < 8 => Some(format!(
@@ -136,7 +137,7 @@ fn state(backend: &Backend, count: usize) -> DeviceState {
         return DeviceState::NotBuilt;
     }
     let answer = |index| (backend.open)(index).and_then(|opened| device::describe(&opened));
-    // Also where the driver counts none, so that it says why.
+    // Also when the driver counts no device, so that it says why.
     match (0..count.max(1)).map(answer).collect::<candle_core::Result<Vec<_>>>() {
         Ok(found) => DeviceState::Available(found.into_iter().flatten().collect()),
         Err(error) => DeviceState::Unusable(device::reason(&error)),

@@ -1,5 +1,5 @@
-//! How fast and how large: training steps on random tokens, timed by phase, beside what the ledger
-//! counts; and what this machine offers.
+//! Speed and memory: training steps on random tokens, timed by phase and compared with the
+//! operations and bytes that the ledger counts; and what this machine offers.
 //!
 //! ```text
 //! steps          a plan's training steps on random tokens, timed -> Report

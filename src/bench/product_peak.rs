@@ -1,4 +1,5 @@
-//! The largest rate of matrix products here and now: what a training step is measured against.
+//! The highest rate of matrix products on this machine at this moment, against which a training
+//! step is measured.
 
 use crate::ops::product_into;
 use candle_core::{DType, Device, Result, Tensor};
@@ -9,10 +10,10 @@ use std::time::{Duration, Instant};
 /// large square one.
 const SHAPES: [(usize, usize, usize); 4] =
     [(2048, 384, 1536), (2048, 1536, 384), (1024, 768, 3072), (1024, 1024, 1024)];
-/// Products a device with thousands of cores needs to be busy.
+/// Products large enough to keep a device with thousands of cores busy.
 const SHAPES_OFF_CPU: [(usize, usize, usize); 2] = [(4096, 4096, 4096), (8192, 8192, 8192)];
 
-/// Time given to each shape; each is multiplied at least twice.
+/// Time spent on each shape; every product is computed at least twice.
 const TIME_PER_SHAPE: Duration = Duration::from_millis(150);
 
 /// The fastest product.
@@ -26,9 +27,9 @@ pub struct ProductPeak {
     pub dtype: &'static str,
 }
 
-/// The largest rate, in this type with all threads, of [`ops::product`](crate::ops::product) over a
-/// few shapes, with and without a transposed right factor; takes about a second. The CPU has no
-/// half-precision product: there it is that of f32, which training uses instead.
+/// The highest rate of [`ops::product`](crate::ops::product) in this type, with all threads, over a
+/// few shapes, with and without a transposed right factor. It takes about a second. The CPU has no
+/// half-precision product, so there the rate is that of f32, which training uses instead.
 ///
 /// # Errors
 /// If the device fails or has too little memory.

@@ -20,7 +20,7 @@ pub struct Report {
     pub compute_dtype: &'static str,
     /// Computing threads.
     pub threads: usize,
-    /// Whether this is an unoptimised build, whose times say nothing.
+    /// Whether this is an unoptimised build, whose times are meaningless.
     pub debug_build: bool,
     /// Sizes of the network and of a step.
     pub shape: Shape,
@@ -30,15 +30,15 @@ pub struct Report {
     pub rank_mean: Option<f64>,
     /// Steps that were timed.
     pub timed_steps: u64,
-    /// Loss of the last step, in nats; random tokens have ln V to offer.
+    /// Loss of the last step, in nats; for random tokens the best possible is ln V.
     pub loss: f64,
-    /// Tokens per step over the median step's seconds.
+    /// Tokens per step divided by the seconds of the median step.
     pub tokens_per_second: f64,
-    /// Tokens per step over the best step's seconds.
+    /// Tokens per step divided by the seconds of the best step.
     pub tokens_per_second_best: f64,
     /// Where the time goes.
     pub seconds_per_step: SecondsPerStep,
-    /// Mean seconds of the low-rank optimizer over mean seconds of the step.
+    /// Mean seconds of the low-rank optimizer divided by mean seconds of the step.
     pub low_rank_optimizer_share: f64,
     /// Seconds of the parts of a low-rank step; absent where nothing is low-rank.
     pub low_rank_parts: Option<LowRankParts>,
@@ -96,8 +96,8 @@ pub struct SecondsPerStep {
     pub backward: f64,
     /// AdamW on everything dense or factored.
     pub dense_optimizer: f64,
-    /// The low-rank step with its projections, QR, polar factor, transport and truncation; the
-    /// gradient norm is counted here, too.
+    /// The low-rank step with its projections, QR, polar factor, transport and truncation, and the
+    /// gradient norm.
     pub low_rank_optimizer: f64,
     /// Mean of the whole step.
     pub mean: f64,
@@ -107,7 +107,7 @@ pub struct SecondsPerStep {
     pub best: f64,
 }
 
-/// Operations of a step against the rate of products in the same process.
+/// The rate of a step's operations, compared with the rate of products in the same process.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Operations {
     /// Counted operations of a step: model, head, attention, low-rank optimizer with its
@@ -115,19 +115,19 @@ pub struct Operations {
     pub flops_per_step: u64,
     /// Those of the low-rank optimizer.
     pub low_rank_optimizer_flops_per_step: u64,
-    /// Operations of a step over the median step's seconds.
+    /// Operations of a step divided by the seconds of the median step.
     pub flops_per_second: f64,
-    /// The largest product rate.
+    /// The highest product rate.
     pub product_peak: ProductPeak,
-    /// `flops_per_second` over the product peak of the same device and type: the model FLOP
-    /// utilisation (MFU) against what products reach here.
+    /// `flops_per_second` divided by the product peak of the same device and type: the model FLOP
+    /// utilisation (MFU) relative to what products reach here.
     pub share_of_product_peak: f64,
     /// The same for the best step.
     pub share_of_product_peak_best: f64,
 }
 
 impl Operations {
-    /// The ledger's operations in these times.
+    /// The operations that the ledger counts, at these times.
     pub fn new(ledger: &Ledger, seconds: &SecondsPerStep, product_peak: ProductPeak) -> Self {
         let flops = ledger.flops_per_step() as f64;
         Self {
@@ -141,16 +141,16 @@ impl Operations {
     }
 }
 
-/// Memory of the process beside the ledger's prediction for the training alone.
+/// Memory of the process, and the ledger's prediction for the training alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// Largest resident size of the process after the timed steps; absent where the system does not
-    /// tell.
+    /// report it.
     pub peak: Option<u64>,
     /// Resident size before the network existed: the program itself.
     pub before: Option<u64>,
-    /// The most that tensors took of a device's own memory; absent on the CPU, and where the driver
-    /// does not tell.
+    /// The most memory that tensors took on a device; absent on the CPU, and where the driver does
+    /// not report it.
     pub device_peak: Option<u64>,
     /// The ledger's peak.
     pub predicted_peak: u64,
@@ -170,7 +170,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// A measurement beside the ledger.
+    /// A measurement together with the ledger's prediction.
     pub fn new(
         ledger: &MemoryLedger,
         measured: &BTreeMap<&'static str, u64>,
@@ -191,7 +191,8 @@ impl Memory {
     }
 }
 
-/// The median, of an even number the mean of the two in the middle; sorts. NaN for none.
+/// The median; for an even number of values, the mean of the two in the middle. Sorts the values.
+/// NaN if there are none.
 pub(super) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {

@@ -14,13 +14,13 @@ use candle_core::{DType, Device};
 use rand::Rng;
 use std::sync::Arc;
 
-/// Most random tokens that are made; longer benchmarks see them again in another order.
+/// The largest number of random tokens made; longer benchmarks see them again in another order.
 const MOST_TOKENS: u64 = 1 << 22;
 
 /// Steps of a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepCounts {
-    /// Steps taken before the clock runs.
+    /// Steps taken before the clock starts.
     pub warm_up: u64,
     /// Timed steps, at least one.
     pub timed: u64,
@@ -29,9 +29,9 @@ pub struct StepCounts {
 /// Takes a plan's training steps on random tokens of a vocabulary of this size, then measures the
 /// product peak in the same process.
 ///
-/// Network, optimizer and step are those of `lrpt train`; only the text is not, and its content has
-/// no influence on the time. At the end of every phase the step waits for the device, which
-/// otherwise works ahead of the host.
+/// Network, optimizer and step are those of `lrpt train`. Only the text differs, and its content
+/// does not affect the time. At the end of every phase the step waits for the device, which would
+/// otherwise lag behind the host.
 ///
 /// # Errors
 /// If the vocabulary is empty or a step fails.
@@ -44,7 +44,7 @@ pub fn measure(
     let resident_before = measured_memory(device).get("resident").copied();
     let TimedSteps { trainer, seconds_per_step, loss } =
         time_steps(plan, vocabulary_size, counts, device)?;
-    // Before the product peak, whose matrices are no part of the training.
+    // Before the product peak, whose matrices are not part of the training.
     let memory = measured_memory(device);
     let ledger = Ledger::new(plan, vocabulary_size, rayon::current_num_threads());
     let stacked = trainer.optimizer.settings().execution.linalg.is_device();
@@ -93,7 +93,7 @@ pub fn seconds_per_step(
 
 /// Steps taken and timed.
 pub(super) struct TimedSteps<'a> {
-    /// What took them, after the last.
+    /// The trainer that took them, as it is after the last step.
     pub trainer: Trainer<'a>,
     /// Where the time went.
     pub seconds_per_step: SecondsPerStep,

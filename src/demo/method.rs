@@ -1,4 +1,4 @@
-//! The training's own rules on the factors or on the point of a small problem.
+//! The rules of the training code, applied to the factors or to the point of a small problem.
 
 use super::problem::Instance;
 use crate::linalg::multiply;
@@ -30,7 +30,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// All of them, each geometric one after the one on factors that it replaces.
+    /// All methods, each geometric one after the rule on factors that it replaces.
     pub const ALL: [Method; 6] = [
         Method::FactoredHeavyBall,
         Method::HeavyBall,
@@ -105,7 +105,7 @@ impl Weights {
         Ok(wrap([with_state(instance.left())?, with_state(instance.right())?]))
     }
 
-    /// W: m × n. Training never forms it; here it is small and wanted.
+    /// W: m × n. Training never forms it; here it is small, and the error needs it.
     pub fn product(&self) -> Result<Tensor> {
         match self {
             Weights::HeavyBall([(left, _), (right, _)]) => multiply(left, right),

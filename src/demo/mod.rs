@@ -1,8 +1,8 @@
-//! Momentum on small matrix problems, where one can see what it does: on the factors of W = B A it
-//! stalls or diverges, in the tangent space of W = U S Vᵀ it does not.
+//! Momentum on small matrix problems that show what it does: on the factors of W = B A it stalls or
+//! diverges; in the tangent space of W = U S Vᵀ it does not.
 //!
-//! docs/momentum.md derives why; here are the problems, the training's own rules on them, and what
-//! came out.
+//! docs/momentum.md derives why. Here are the problems, the rules of the training code applied to
+//! them, and the outcome.
 //!
 //! ```text
 //! problem      a target, a start, factors of it, noise on the gradient

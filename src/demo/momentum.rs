@@ -8,19 +8,19 @@ use candle_core::Result;
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// How much is run.
+/// What is run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Experiment {
-    /// Steps of a run; the learning rate goes down to zero over them by a cosine.
+    /// Steps of a run, over which the learning rate falls to zero along a cosine.
     pub steps: u64,
     /// Draws of each problem: matrices and noise.
     pub seeds: u64,
-    /// Learning rates that every method tries, in increasing order.
+    /// Learning rates tried with every method, in increasing order.
     pub rates: Vec<f64>,
 }
 
 impl Default for Experiment {
-    /// 300 steps, three seeds, eleven rates two a decade from 10⁻⁴ to 10.
+    /// 300 steps, three seeds, and eleven rates from 10⁻⁴ to 10, two per decade.
     fn default() -> Self {
         Self {
             steps: 300,
@@ -30,7 +30,7 @@ impl Default for Experiment {
     }
 }
 
-/// What came out.
+/// The outcome of the demonstration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MomentumReport {
     /// What was run.
@@ -67,8 +67,8 @@ pub struct RateOutcome {
     /// ‖W − W*‖_F / ‖W*‖_F after the last step, for each seed; not a finite number (null in JSON)
     /// where the run diverged.
     pub errors: Vec<f64>,
-    /// The same before each step and after the last, geometric mean over the seeds; shorter by the
-    /// steps that were not taken where a run diverged.
+    /// The same before each step and after the last, as geometric mean over the seeds; it ends
+    /// early where a run diverged.
     pub curve: Vec<f64>,
 }
 
@@ -97,7 +97,8 @@ impl MethodOutcome {
         self.chosen().map_or(f64::INFINITY, RateOutcome::mean)
     }
 
-    /// Whether the best rate is the lowest or the highest tried, so that the method was not tuned.
+    /// Whether the best rate is the lowest or the highest tried, which means that the method was
+    /// not tuned.
     pub fn at_edge(&self) -> bool {
         self.best.is_some_and(|index| index == 0 || index + 1 == self.rates.len())
     }
@@ -115,11 +116,11 @@ impl ProblemOutcome {
     }
 }
 
-/// A run whose error exceeds this many times the start's has diverged.
+/// A run has diverged when its error exceeds this multiple of the initial error.
 const DIVERGED: f64 = 1e3;
 
-/// Runs all methods on these problems; all at once on the threads there are, with the same numbers
-/// for any number of threads.
+/// Runs all methods on these problems, in parallel on the available threads. The numbers are the
+/// same for any number of threads.
 ///
 /// # Errors
 /// If a tensor cannot be made. A factorisation that fails on numbers that are not finite is a
@@ -177,7 +178,7 @@ fn descend(
         }
         errors.push(error);
         let gradient = (exact + noise()?)?;
-        // A step that meets a number that is not finite says so by an error, and changes nothing.
+        // A step that meets a number that is not finite returns an error and changes nothing.
         if step <= steps
             && weights.step(&gradient, learning_rate * schedule.factor(step), step).is_err()
         {

@@ -1,5 +1,5 @@
-//! Matrix approximation: f(W) = ½ ‖W − W*‖², with factors of the start as balanced or unbalanced as
-//! one likes.
+//! Matrix approximation: f(W) = ½ ‖W − W*‖², starting from factors with a chosen degree of
+//! imbalance.
 
 use crate::linalg::{frobenius_norm, multiply, qr, weighted_sum};
 use crate::lowrank::LowRank;
@@ -13,23 +13,23 @@ const ROWS: usize = 24;
 const COLUMNS: usize = 16;
 const RANK: usize = 4;
 
-/// What makes a problem easy or hard; the draw of its matrices is left to a seed.
+/// What makes a problem easy or hard; its matrices are drawn from a seed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Problem {
     /// Name.
     pub name: &'static str,
-    /// What to look at, in a sentence.
+    /// What the problem shows, in a sentence.
     pub lesson: &'static str,
     /// Singular values of the target and of the start.
     pub spectrum: Spectrum,
-    /// Size of the noise on the gradient: ‖noise‖_F / ‖W*‖_F in the mean square.
+    /// Size of the noise on the gradient: the root mean square of ‖noise‖_F / ‖W*‖_F.
     pub noise: f64,
-    /// The factors are B R and R⁻¹ A with R = diag of r numbers from this one down to its inverse,
-    /// geometrically, and B and A balanced; 1 leaves them.
+    /// The factors are B R and R⁻¹ A, with B and A balanced and R diagonal: r numbers in geometric
+    /// sequence from this one down to its inverse. 1 leaves the factors balanced.
     pub imbalance: f64,
 }
 
-/// r singular values from 1 down to 1/κ, geometrically.
+/// r singular values in geometric sequence from 1 down to 1/κ.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spectrum {
     /// Condition number κ.
@@ -51,8 +51,8 @@ pub struct Instance {
 }
 
 impl Problem {
-    /// The problems of the demonstration: a control, where factors are as good, and what breaks
-    /// them.
+    /// The problems of the demonstration: controls, on which the factors do as well, and problems
+    /// that make them fail.
     pub const ALL: [Problem; 5] = [
         Problem {
             name: "well-conditioned, exact gradient",
@@ -123,7 +123,7 @@ impl Problem {
     }
 }
 
-/// Relative size of the noise of the noisy problems.
+/// Relative size of the noise in the noisy problems.
 const NOISE: f64 = 0.3;
 
 impl Spectrum {
@@ -167,7 +167,7 @@ impl Instance {
         LowRank::from_parts(u, multiply(&from_left, &from_right.t()?)?, v)
     }
 
-    /// Noise on the gradient, one matrix a step, the same for every method and learning rate.
+    /// Noise on the gradient, one matrix per step, the same for every method and learning rate.
     pub fn noise(&self) -> impl FnMut() -> Result<Tensor> {
         let (mut rng, deviation) =
             (rng::stream(self.seed, "momentum demonstration: noise", &[]), self.noise);
@@ -191,7 +191,7 @@ impl Instance {
     }
 }
 
-/// r numbers from `first` to `last`, each the same multiple of the one before.
+/// r numbers from `first` to `last` in geometric sequence.
 fn geometric(first: f64, last: f64) -> Vec<f64> {
     let ratio = (last / first).powf(1.0 / (RANK - 1) as f64);
     (0..RANK).map(|i| first * ratio.powi(i as i32)).collect()

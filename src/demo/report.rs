@@ -6,8 +6,8 @@ use crate::plot::{Axis, Chart, Mark, Series, figure};
 use std::fmt;
 
 impl MomentumReport {
-    /// Per problem the error over the steps at each method's best learning rate, and the final
-    /// error over the learning rates, as one SVG image.
+    /// One SVG image with two charts per problem: the error over the steps at the best learning
+    /// rate of each method, and the final error over the learning rates.
     pub fn figure(&self) -> String {
         let charts: Vec<Chart> = self
             .problems
@@ -52,7 +52,7 @@ fn over_rates(outcome: &ProblemOutcome) -> Chart {
     }
 }
 
-/// One colour for a rule, on factors or not.
+/// The colour of a rule, the same on factors and in the tangent space.
 fn colour(method: Method) -> usize {
     match method {
         Method::FactoredHeavyBall | Method::HeavyBall => 0,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 ///
 /// A low-rank weight W = U S Vᵀ uses two slots: U's receives the K-gradient G V (m × r) and V's the
 /// L-gradient Gᵀ U (n × r), with G the Euclidean gradient at W. These are not the partial
-/// derivatives by U and V, which would carry a factor S (algorithms.md §1).
+/// derivatives by U and V, which would carry a factor S (docs/method.md §2).
 ///
 /// Sums over micro-batches are in f32. Of half-precision rows the products are formed in f32 on
 /// the CPU; on a device, whose products of half precision add up in f32 and are rounded at their

@@ -36,9 +36,9 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
 /// With z = x V saved and δ the gradient of y, the backward gives U's slot the K-gradient G V = δᵀ
 /// z (m × r), V's slot the L-gradient Gᵀ U = xᵀ (δ U) (n × r), and dx = (δ U) S Vᵀ, where G = δᵀ x
 /// is never formed and nothing is divided by S. These are not the partial derivatives by U and V
-/// (algorithms.md §1); S needs no slot, since its gradient Uᵀ G V is Uᵀ times the K-gradient. Where
-/// [`Gradients`](super::Gradients) ask for Gram matrices, V's slot also gets zᵀ z, the inputs'
-/// second moment seen in V, and U's (δU)ᵀ (δU), the output gradients' in U: r × r each.
+/// (docs/method.md §2); S needs no slot, since its gradient Uᵀ G V is Uᵀ times the K-gradient.
+/// Where [`Gradients`](super::Gradients) ask for Gram matrices, V's slot also gets zᵀ z, the
+/// inputs' second moment seen in V, and U's (δU)ᵀ (δU), the output gradients' in U: r × r each.
 ///
 /// # Errors
 /// If the shapes do not fit.

@@ -1,36 +1,36 @@
-//! One axis: what it shows, how values are laid out on it, where its ticks are.
+//! One axis: what it shows, how values are mapped to positions on it, and where its ticks are.
 
-/// How values are laid out.
+/// How values are mapped to positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// Equal differences, equal distances.
+    /// Linear: equal differences are equal distances.
     Linear,
-    /// Equal ratios, equal distances; values must be positive.
+    /// Logarithmic: equal ratios are equal distances; values must be positive.
     Log,
 }
 
-/// An axis as asked for; its range follows from the data.
+/// An axis as requested; its range follows from the data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Axis {
     /// What it shows, with its unit: `training tokens (millions)`.
     pub label: String,
-    /// How values are laid out.
+    /// How values are mapped to positions.
     pub scale: Scale,
 }
 
 impl Axis {
-    /// Equal differences, equal distances.
+    /// A linear axis: equal differences are equal distances.
     pub fn linear(label: impl Into<String>) -> Self {
         Self { label: label.into(), scale: Scale::Linear }
     }
 
-    /// Equal ratios, equal distances.
+    /// A logarithmic axis: equal ratios are equal distances.
     pub fn log(label: impl Into<String>) -> Self {
         Self { label: label.into(), scale: Scale::Log }
     }
 }
 
-/// An axis with a range: places and ticks.
+/// An axis with a range, which knows positions and ticks.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Span {
     scale: Scale,
@@ -38,7 +38,7 @@ pub(super) struct Span {
     high: f64,
 }
 
-/// Part of the range left free at each end, so that marks do not touch the frame.
+/// The share of the range left free at each end, so that marks do not touch the frame.
 const MARGIN: f64 = 0.04;
 
 impl Span {
@@ -62,14 +62,13 @@ impl Span {
         Self { scale, low: low - margin, high: high + margin }
     }
 
-    /// Where a value lies, 0 at the low end and 1 at the high end; none for one that cannot be
-    /// placed.
+    /// Where a value lies, 0 at the low end and 1 at the high end; none if it cannot be placed.
     pub fn place(&self, value: f64) -> Option<f64> {
         placeable(self.scale, value)
             .then(|| (forward(self.scale, value) - self.low) / (self.high - self.low))
     }
 
-    /// Values worth a tick, about `count` of them, with their texts.
+    /// About `count` values to mark with a tick, with their labels.
     pub fn ticks(&self, count: usize) -> Vec<(f64, String)> {
         let values = match self.scale {
             Scale::Linear => linear_ticks(self.low, self.high, count),
@@ -106,8 +105,8 @@ fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Powers of ten, or 1, 2, 5 times them, or every digit: the coarsest that gives at least three;
-/// equal differences where the range is less than a digit.
+/// Powers of ten, or 1, 2 and 5 times them, or every digit: the coarsest choice that gives at least
+/// three ticks. Equal differences if the range is narrower than a digit.
 fn log_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let digits: [&[f64]; 3] =
         [&[1.0], &[1.0, 2.0, 5.0], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]];
@@ -127,7 +126,7 @@ fn log_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
         .collect()
 }
 
-/// A number as short as it can be read: `0.02`, `1.5k`, `20M`, `1e-6`.
+/// A number in its shortest readable form: `0.02`, `1.5k`, `20M`, `1e-6`.
 pub(super) fn tick_text(value: f64) -> String {
     let size = value.abs();
     if size == 0.0 {
@@ -142,7 +141,7 @@ pub(super) fn tick_text(value: f64) -> String {
         _ if size >= 1e3 => (value / 1e3, "k"),
         _ => (value, ""),
     };
-    // Six figures tell neighbouring ticks apart; zeros at the end say nothing.
+    // Six figures tell neighbouring ticks apart; trailing zeros carry no information.
     let decimals = (5 - scaled.abs().log10().floor() as i32).clamp(0, 9) as usize;
     let text = format!("{scaled:.decimals$}");
     let text =

@@ -10,12 +10,12 @@ const TOP: f64 = 64.0;
 const BOTTOM: f64 = 46.0;
 const RIGHT: f64 = 24.0;
 
-/// One bar for each thing, made of the same parts.
+/// Bars that are all made of the same parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bars {
     /// What is shown.
     pub title: String,
-    /// What the length stands for, with its unit.
+    /// What the length of a bar means, with its unit.
     pub label: String,
     /// Names of the parts.
     pub parts: Vec<String>,
@@ -24,7 +24,7 @@ pub struct Bars {
 }
 
 impl Bars {
-    /// The bars as an SVG image of its own.
+    /// The bars as a complete SVG image.
     pub fn to_svg(&self) -> String {
         let mut drawing = Drawing::default();
         let left =

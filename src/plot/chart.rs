@@ -5,10 +5,10 @@ use super::svg::{Anchor, COLOURS, Drawing, text_width};
 
 /// Size of a chart in pixels.
 const SIZE: (f64, f64) = (460.0, 320.0);
-/// Room left of the frame for the axis' numbers and label.
+/// Space left of the frame for the numbers and the label of the axis.
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
-/// Room below the frame.
+/// Space below the frame.
 const BOTTOM: f64 = 46.0;
 /// Height of the title, and of a row of the legend.
 const TITLE: f64 = 26.0;
@@ -20,11 +20,11 @@ const LEGEND_SWATCH: f64 = 22.0;
 pub enum Mark {
     /// A line from point to point.
     Line,
-    /// A dashed line, for what is a fit, a bound or a reference.
+    /// A dashed line, for a fit, a bound or a reference.
     Dashed,
-    /// Dots alone.
+    /// Dots only.
     Dots,
-    /// A line with dots on it.
+    /// A line with dots at its points.
     LineWithDots,
 }
 
@@ -33,13 +33,13 @@ pub enum Mark {
 pub struct Series {
     /// Name in the legend.
     pub name: String,
-    /// (x, y), in the order in which a line goes through them.
+    /// (x, y), in the order in which a line connects them.
     pub points: Vec<(f64, f64)>,
     /// Half the height of an error bar at each point; empty for none.
     pub errors: Vec<f64>,
     /// How it is drawn.
     pub mark: Mark,
-    /// Which colour, counted round; series of one kind share theirs.
+    /// Index of the colour, which wraps around; series of one kind share a colour.
     pub colour: usize,
 }
 
@@ -54,7 +54,7 @@ impl Series {
         Self { name: name.into(), points, errors: Vec::new(), mark, colour }
     }
 
-    /// The same with error bars of these half heights.
+    /// The same series with error bars of these half heights.
     pub fn with_errors(self, errors: Vec<f64>) -> Self {
         Self { errors, ..self }
     }
@@ -73,7 +73,7 @@ impl Series {
     }
 }
 
-/// A titled pair of axes with series on it.
+/// A titled pair of axes with series on them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chart {
     /// What is shown.
@@ -82,18 +82,18 @@ pub struct Chart {
     pub x: Axis,
     /// The vertical axis.
     pub y: Axis,
-    /// What is drawn, the first below the others.
+    /// What is drawn; the first series lies below the others.
     pub series: Vec<Series>,
 }
 
 impl Chart {
-    /// The chart as an SVG image of its own.
+    /// The chart as a complete SVG image.
     pub fn to_svg(&self) -> String {
         figure(&self.title, std::slice::from_ref(self), 1)
     }
 
-    /// Draws into a frame of the usual size whose upper left corner is at `origin`; `legend_rows`
-    /// rows are kept for the legend.
+    /// Draws into a frame of the usual size with its upper left corner at `origin`, and reserves
+    /// `legend_rows` rows for the legend.
     fn draw(
         &self,
         drawing: &mut Drawing,
@@ -150,8 +150,8 @@ impl Chart {
         );
     }
 
-    /// Rows of series' indices that fit side by side; nothing for a single series, which the title
-    /// describes.
+    /// The rows of the legend, as indices of series that fit side by side; empty for a single
+    /// series, which the title describes.
     fn legend(&self) -> Vec<Vec<usize>> {
         let mut named: Vec<usize> = Vec::new();
         for (index, series) in self.series.iter().enumerate() {
@@ -206,7 +206,7 @@ fn legend_width(name: &str) -> f64 {
     LEGEND_SWATCH + text_width(name, 12.0) + 14.0
 }
 
-/// Where values lie on the page.
+/// Where values lie on the image.
 struct Frame {
     left: f64,
     right: f64,
@@ -285,7 +285,7 @@ pub fn figure(title: &str, charts: &[Chart], columns: usize) -> String {
     let mut top = 0.0;
     for row in charts.chunks(columns) {
         let legends: Vec<Vec<Vec<usize>>> = row.iter().map(Chart::legend).collect();
-        // As many rows for every legend of a row of charts, so that their frames are level.
+        // All charts in a row get the same number of legend rows, so that their frames are level.
         let legend_rows = legends.iter().map(Vec::len).max().unwrap_or(0);
         for (column, (chart, legend)) in row.iter().zip(&legends).enumerate() {
             chart.draw(&mut drawing, (column as f64 * SIZE.0, top), legend, legend_rows);
@@ -335,11 +335,11 @@ mod tests {
     #[test]
     fn a_missing_value_breaks_the_line() {
         let svg = chart().to_svg();
-        // Two points before the gap make a line; the one after it is a dot only. Then the legend's
-        // two swatches and the dashed line.
+        // The two points before the gap make a line; the one after it is only a dot. Then come the
+        // two swatches of the legend and the dashed line.
         assert_eq!(svg.matches("<polyline class=\"s0\"").count(), 2);
         assert_eq!(svg.matches("<polyline class=\"s1 dashed\"").count(), 2);
-        // Three dots that can be placed and the legend's.
+        // Three dots that can be placed, and the one in the legend.
         assert_eq!(svg.matches("<circle class=\"s0\"").count(), 4);
     }
 

@@ -1,4 +1,5 @@
-//! Plots as SVG: one text that reads in light and dark, inline in a page or as a file of its own.
+//! Plots as SVG that are readable on light and dark backgrounds, both inline in a page and as a
+//! separate file.
 //!
 //! ```text
 //! axis     a scale, its range and its ticks

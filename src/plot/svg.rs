@@ -1,9 +1,10 @@
-//! Elements of SVG as text, and the style sheet that makes them read in light and dark.
+//! SVG elements as text, and the style sheet that makes them readable on light and dark
+//! backgrounds.
 
 use std::fmt::{Display, Write};
 
-/// Colours of series, told apart by most forms of colour vision (Okabe & Ito 2008), as
-/// light-background and dark-background pairs.
+/// Colours of series, as pairs for light and dark backgrounds. People with most forms of colour
+/// blindness can tell them apart (Okabe & Ito 2008).
 pub(super) const COLOURS: [(&str, &str); 8] = [
     ("#0072b2", "#56b4e9"),
     ("#d55e00", "#ff9a4d"),
@@ -15,15 +16,15 @@ pub(super) const COLOURS: [(&str, &str); 8] = [
     ("#a3001b", "#ff7d8e"),
 ];
 
-/// Width of a character relative to the size of the font, about that of sans-serif text.
+/// Width of a character relative to the font size, roughly right for sans-serif text.
 const CHARACTER_WIDTH: f64 = 0.56;
 
-/// About how wide a text is, in pixels.
+/// The approximate width of a text in pixels.
 pub(super) fn text_width(text: &str, size: f64) -> f64 {
     text.chars().count() as f64 * size * CHARACTER_WIDTH
 }
 
-/// Text in which no character has a meaning of its own in XML.
+/// The text with all characters escaped that have a special meaning in XML.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -40,7 +41,7 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// Where a text is held.
+/// Which point of a text its position refers to.
 #[derive(Clone, Copy)]
 pub(super) enum Anchor {
     Start,
@@ -48,7 +49,7 @@ pub(super) enum Anchor {
     End,
 }
 
-/// A drawing that grows element by element.
+/// A drawing that is built element by element.
 #[derive(Default)]
 pub(super) struct Drawing {
     elements: String,
@@ -66,7 +67,7 @@ impl Drawing {
         self.element(format_args!(r#"<polyline class="{class}" points="{}"/>"#, points.join(" ")));
     }
 
-    /// A dot; `title` is shown when the pointer rests on it.
+    /// A dot, with a `title` that appears when the pointer rests on it.
     pub fn dot(&mut self, class: &str, (x, y): (f64, f64), radius: f64, title: &str) {
         let title = escape(title);
         self.element(format_args!(r#"<circle class="{class}" cx="{x:.1}" cy="{y:.1}" r="{radius:.1}"><title>{title}</title></circle>"#));
@@ -83,7 +84,7 @@ impl Drawing {
         ));
     }
 
-    /// Text that reads from the bottom up.
+    /// Text that runs from bottom to top.
     pub fn upright_text(&mut self, class: &str, (x, y): (f64, f64), text: &str) {
         let text = escape(text);
         self.element(format_args!(
@@ -96,7 +97,7 @@ impl Drawing {
         let _ = writeln!(self.elements, "{element}");
     }
 
-    /// The whole image, of this size in pixels, with a title for those who cannot see it.
+    /// The whole image, of this size in pixels, with a title for readers who cannot see it.
     pub fn finish(self, title: &str, (width, height): (f64, f64)) -> String {
         let (title, style) = (escape(title), style());
         format!(
@@ -117,7 +118,7 @@ impl Anchor {
     }
 }
 
-/// The style sheet: every rule begins with `.plot`, so that it touches nothing else on a page.
+/// The style sheet. Every rule begins with `.plot`, so it affects nothing else on a page.
 fn style() -> String {
     let mut sheet = String::from(
         ".plot{background:#fff;font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;max-width:100%;height:auto}\

@@ -1,4 +1,4 @@
-//! Progress for people: a bar on a terminal, lines elsewhere.
+//! Progress for people: a bar on a terminal, log lines elsewhere.
 
 use super::format::{
     bar_message, evaluation_line, ranks_line, run_started, seconds_left, step_line,
@@ -6,12 +6,12 @@ use super::format::{
 use super::{Event, Observer, RunStarted, Step, Terminal};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Target of the log lines about single steps, which a terminal with a bar does not show.
+/// Target of the log lines about single steps, which are not shown on a terminal with a bar.
 pub const STEP_TARGET: &str = "lrpt::progress::step";
 const TARGET: &str = "lrpt::progress";
 
-/// Shows a bar where the terminal has one, and says everything else as log lines, so that it is in
-/// `log.txt` too.
+/// Shows a bar where the terminal supports one, and reports everything else as log lines, so that
+/// `log.txt` has it too.
 pub struct Console {
     terminal: Terminal,
     bar: ProgressBar,
@@ -21,7 +21,7 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console on this terminal, which must be the one the log lines go to.
+    /// A console on this terminal, which must be the one that log lines are written to.
     pub fn new(terminal: Terminal) -> Self {
         Self {
             terminal,
@@ -86,7 +86,7 @@ impl Observer for Console {
 }
 
 impl Drop for Console {
-    /// Takes the bar away, so that an error message stands alone.
+    /// Removes the bar, so that an error message stands alone.
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! Figures as people read them. Pure functions.
+//! Formats figures for people. Pure functions.
 
 use super::{Evaluation, Ranks, RunStarted, Step};
 
@@ -24,7 +24,7 @@ pub fn count(value: f64) -> String {
     }
     let units = ["", "k", "M", "G", "T", "P"];
     let (mut scaled, mut unit) = (value, 0);
-    // 999.5 would be rounded to 1000 and belongs to the next unit.
+    // 999.5 would be rounded to 1000, so it belongs to the next unit.
     while scaled.abs() >= 999.5 && unit + 1 < units.len() {
         scaled /= 1000.0;
         unit += 1;
@@ -38,7 +38,7 @@ pub fn count(value: f64) -> String {
     format!("{scaled:.decimals$}{}", units[unit])
 }
 
-/// What a run is, in a line.
+/// A line that describes a run.
 pub(super) fn run_started(run: &RunStarted) -> String {
     let parameters = match run.dense_parameters {
         dense if dense == run.parameters => format!("{} parameters", count(run.parameters as f64)),
@@ -70,12 +70,12 @@ fn figures(step: &Step, validation_loss: Option<f64>) -> String {
     parts.join("  ")
 }
 
-/// What stands beside the bar: the time left first, since a narrow terminal cuts the end.
+/// The text beside the bar. The time left comes first, since a narrow terminal cuts off the end.
 pub(super) fn bar_message(step: &Step, validation_loss: Option<f64>, seconds_left: f64) -> String {
     format!("{} left  {}", duration(seconds_left), figures(step, validation_loss))
 }
 
-/// The figures of a step in a line of their own.
+/// The figures of a step as a separate line.
 pub(super) fn step_line(
     step: &Step,
     max_steps: u64,
@@ -91,7 +91,7 @@ pub(super) fn step_line(
     )
 }
 
-/// Seconds until the last step, at the present rate; NaN where the rate is unknown.
+/// Seconds until the last step at the present rate; NaN if the rate is unknown.
 pub(super) fn seconds_left(step: &Step, max_steps: u64, tokens_per_step: u64) -> f64 {
     if step.tokens_per_second > 0.0 {
         max_steps.saturating_sub(step.step) as f64 * tokens_per_step as f64 / step.tokens_per_second
@@ -100,7 +100,7 @@ pub(super) fn seconds_left(step: &Step, max_steps: u64, tokens_per_step: u64) ->
     }
 }
 
-/// A validation in a line.
+/// A line about a validation.
 pub(super) fn evaluation_line(evaluation: &Evaluation) -> String {
     let bits =
         evaluation.bits_per_byte.map(|bits| format!("  bits/byte {bits:.4}")).unwrap_or_default();
@@ -114,7 +114,7 @@ pub(super) fn evaluation_line(evaluation: &Evaluation) -> String {
     )
 }
 
-/// The ranks of a model in a line.
+/// A line about the ranks of a model.
 pub(super) fn ranks_line(ranks: &Ranks) -> String {
     let layers = ranks
         .layers

@@ -7,11 +7,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-/// What an event says on a line, if anything: [`metrics`](super::metrics) or
+/// Makes the line of an event, if it has one: [`metrics`](super::metrics) or
 /// [`spectra`](super::spectra).
 pub type LineOf = fn(&Event) -> Option<Map<String, Value>>;
 
-/// Writes what every event says as a line of JSON.
+/// Writes every event that has a line as one line of JSON.
 #[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
@@ -29,9 +29,9 @@ impl JsonLines {
         Self::append(path, line_of)
     }
 
-    /// Goes on with the file of a run that is resumed at `step`: lines of later steps go, as does
-    /// what is no whole JSON object (a process that is killed may leave half a line). The file is
-    /// replaced in one instant or not at all.
+    /// Continues the file of a run that is resumed at `step`. Lines of later steps are removed, as
+    /// is anything that is not a whole JSON object, since a killed process may leave half a line.
+    /// The file is replaced atomically.
     ///
     /// # Errors
     /// When it cannot be read or written.
@@ -84,7 +84,7 @@ impl Observer for JsonLines {
         if let Some(line) = (self.line_of)(event) {
             let mut bytes = serde_json::to_vec(&line)?;
             bytes.push(b'\n');
-            // One unbuffered write, so a reader sees whole lines as they come.
+            // One unbuffered write, so that a reader sees whole lines as they are written.
             self.file.write_all(&bytes).with_context(failed)?;
         }
         if matches!(event, Event::CheckpointSaved { .. } | Event::Finished { .. }) {

@@ -3,8 +3,8 @@
 use super::{Evaluation, Event, Ranks, Spectra, Step};
 use serde_json::{Map, Value, json};
 
-/// Whether the values under this key depend on the clock or the machine, and so differ between two
-/// runs that are otherwise equal.
+/// Whether the values under this key depend on the clock or the machine, and so differ between
+/// otherwise equal runs.
 pub fn is_wall_clock_key(key: &str) -> bool {
     key == "train/tok_per_sec" || key.starts_with("time/") || key.starts_with("mem/")
 }
@@ -12,7 +12,8 @@ pub fn is_wall_clock_key(key: &str) -> bool {
 /// The line of `metrics.jsonl` for an event, keys in a fixed order; none for an event without
 /// figures.
 ///
-/// A value that is not a finite number is `null`, since JSON has no other word for it.
+/// A value that is not a finite number is written as `null`, since JSON has no other way to express
+/// it.
 pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
     match event {
         Event::Step(step) => Some(step_metrics(step)),

@@ -1,9 +1,9 @@
-//! What happens during training, as one [`Event`] enum, and those who watch: metrics, console,
-//! samples.
+//! What happens during training, as one [`Event`] enum, and the observers that record it: metrics,
+//! console, samples.
 //!
-//! The training loop tells an [`Observer`]; an observer cannot change the training. Everything a
-//! step has to say is said before the checkpoint of that step is saved, so that a resumed run
-//! repeats no line and misses none.
+//! The training loop notifies an [`Observer`], which cannot change the training. Everything about a
+//! step is reported before the checkpoint of that step is saved, so that a resumed run repeats no
+//! line and misses none.
 
 mod console;
 mod event;

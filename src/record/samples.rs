@@ -1,17 +1,17 @@
-//! The texts the model writes, one file per evaluation.
+//! The texts that the model writes, one file per validation.
 
 use super::{Event, Observer};
 use std::path::{Path, PathBuf};
 
-/// Writes every sample to `samples/step-00000100.txt` in the run's folder. The console shows it
-/// too, on its own account.
+/// Writes every sample to a file like `samples/step-00000100.txt` in the run's folder. The console
+/// shows it independently.
 #[derive(Debug)]
 pub struct Samples {
     folder: PathBuf,
 }
 
 impl Samples {
-    /// Samples of the run in this folder; `samples` is created with the first.
+    /// The samples of the run in this folder; `samples` is created with the first one.
     pub fn new(run_dir: &Path) -> Self {
         Self { folder: run_dir.join("samples") }
     }

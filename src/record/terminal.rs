@@ -5,8 +5,8 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Standard error as log lines and a progress bar share it: the bar steps aside for every line.
-/// Clones are the same terminal.
+/// Standard error, shared by log lines and a progress bar that makes room for every line. Clones
+/// refer to the same terminal.
 #[derive(Clone)]
 pub struct Terminal {
     bars: MultiProgress,
@@ -15,7 +15,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Standard error; with a progress bar where it is a terminal that can move its cursor.
+    /// Standard error, with a progress bar if it is a terminal that can move its cursor.
     pub fn stderr() -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let interactive = std::io::stderr().is_terminal() && !dumb;
@@ -32,7 +32,7 @@ impl Terminal {
         }
     }
 
-    /// Whether a progress bar is shown here, and lines about single steps are not needed.
+    /// Whether a progress bar is shown here, which makes lines about single steps unnecessary.
     pub fn is_interactive(&self) -> bool {
         self.interactive
     }
@@ -51,7 +51,7 @@ impl Terminal {
 }
 
 impl Write for &Terminal {
-    /// Writes lines above the bar; a call holds whole lines, as log layers do.
+    /// Writes lines above the bar. Every call must contain whole lines, as those of log layers do.
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         self.bars.suspend(|| lines.write_all(bytes))?;

@@ -1,4 +1,4 @@
-//! Loss at equal spending: what a run had reached when it had spent as much as another.
+//! Loss at equal spending: the loss a run had reached by the time it had spent as much as another.
 
 use super::run_results::Point;
 
@@ -36,13 +36,13 @@ impl Spending {
     }
 }
 
-/// The validation loss at this spending, linear between two validations; none where the run spent
-/// less or validated later first.
+/// The validation loss at this spending, interpolated linearly between two validations; none if the
+/// run spent less, or if its first validation came later.
 ///
-/// A run whose schedule is longer has not decayed its learning rate by then, so the comparison
+/// A run with a longer schedule has not decayed its learning rate by then, so the comparison
 /// favours the run that ends there.
 pub fn loss_at(validations: &[Point], spending: Spending, budget: f64) -> Option<f64> {
-    // A run that ends at the budget, but for rounding of the last figure, got there.
+    // A run that ends at the budget up to rounding of the last figure counts as having reached it.
     let reached = |spent: f64| spent >= budget * (1.0 - 1e-9);
     let after = validations.iter().position(|point| reached(spending.of(point)))?;
     let (x1, y1) = (spending.of(&validations[after]), validations[after].loss);

@@ -9,9 +9,9 @@ use super::statistics::Estimate;
 use crate::plot::{Axis, Bars, Chart, Mark, Series};
 use crate::spec::Target;
 
-/// A chart with the sentence that says how to read it.
+/// A chart with a sentence that says how to read it.
 pub struct Explained {
-    /// File name without ending.
+    /// File name without its extension.
     pub name: &'static str,
     /// How to read it.
     pub caption: String,
@@ -21,7 +21,7 @@ pub struct Explained {
     pub svg: String,
 }
 
-/// All charts there are data for.
+/// All charts for which there are data.
 pub fn charts(comparison: &Comparison) -> Vec<Explained> {
     let mut charts = vec![loss_curves(comparison), pareto(comparison)];
     charts.extend(learning_rates(comparison));
@@ -153,8 +153,8 @@ fn learning_rates(comparison: &Comparison) -> Option<Explained> {
     })
 }
 
-/// One run of each of the methods that have such charts, the first `most` of them: the method's
-/// name and what `of` makes of the run.
+/// One run of each of the first `most` methods that have such a chart: the name of the method and
+/// what `of` makes of the run.
 fn of_low_rank_runs<T>(
     comparison: &Comparison,
     most: usize,

@@ -1,4 +1,4 @@
-//! What there is to say about groups of runs against a baseline.
+//! Compares groups of runs with a baseline.
 
 use super::budget::{Spending, loss_at};
 use super::groups::{Group, Search};
@@ -12,9 +12,9 @@ use anyhow::Result;
 pub struct Comparison {
     /// What was compared, for the title.
     pub name: String,
-    /// The rule by which the experiment saved runs, if it had one.
+    /// The rule by which the experiment left out runs, if it had one.
     pub rule: Option<String>,
-    /// The groups that have results, best loss first, with what is said about each.
+    /// The groups that have results, best loss first, each with its figures.
     pub groups: Vec<(Group, GroupSummary)>,
     /// Index of the baseline in `groups`.
     pub baseline: Option<usize>,
@@ -22,7 +22,7 @@ pub struct Comparison {
     pub empty: Vec<Group>,
 }
 
-/// What is said about a group, means over the seeds of its chosen candidate.
+/// The figures of a group: means over the seeds of its chosen candidate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GroupSummary {
     /// Final validation loss in nats per token.
@@ -35,13 +35,14 @@ pub struct GroupSummary {
     pub flops: f64,
     /// Seconds of training steps.
     pub seconds: f64,
-    /// Largest memory of the process in bytes; none where the system did not tell.
+    /// Largest memory of the process in bytes; none where the system did not report it.
     pub peak_memory: Option<f64>,
-    /// Loss when as much had been spent as the thriftiest of all runs compared spent in all, in the
-    /// order of [`Spending::ALL`]; none where no validation had been made by then.
+    /// Loss at the point where the run had spent as much as the thriftiest of all compared runs
+    /// spent in total, in the order of [`Spending::ALL`]; none if no validation had been made by
+    /// then.
     pub loss_at_equal: [Option<f64>; 3],
-    /// Final loss less the baseline's on the same seeds; none for the baseline and where no seed is
-    /// shared.
+    /// Final loss minus the baseline's on the same seeds; none for the baseline itself and where no
+    /// seed is shared.
     pub difference: Option<PairedDifference>,
 }
 
@@ -52,11 +53,11 @@ pub struct PairedDifference {
     pub estimate: Estimate,
     /// Half the width of its 95% interval (Student's t); none for one seed.
     pub half_interval: Option<f64>,
-    /// Two-sided p of no difference; none for one seed.
+    /// Two-sided p value of the hypothesis of no difference; none for one seed.
     pub p: Option<f64>,
 }
 
-/// Compares groups; the baseline is named, or else the first group.
+/// Compares groups. The baseline is the group of this name, or the first group if none is named.
 ///
 /// # Errors
 /// [`Failure::Usage`] if no run is finished, the baseline is not among the groups, or runs differ
@@ -152,7 +153,7 @@ fn difference(group: &Group, baseline: &Group) -> Option<PairedDifference> {
     })
 }
 
-/// The mean; none of none, or if a value is unknown.
+/// The mean; none if there are no values or one of them is unknown.
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let values: Vec<f64> = values.collect();
     Estimate::of(&values).map(|estimate| estimate.mean)
@@ -161,7 +162,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// Something two runs must have in common.
 type Fact = fn(&RunResults) -> String;
 
-/// Losses can be compared only if they are of the same text in the same tokens, validated on the
+/// Losses can be compared only if they are for the same text, in the same tokens, validated on the
 /// same windows.
 fn refuse_unequal(groups: &[Group]) -> Result<()> {
     let mut runs = groups
@@ -202,7 +203,7 @@ fn usage(message: String) -> anyhow::Error {
 }
 
 impl Group {
-    /// How far the choice of the searched settings can be believed, in words.
+    /// How far the choice of the searched settings can be trusted, in words.
     pub fn tuning(&self) -> String {
         match &self.search {
             Search::None => "not tuned: one value".to_owned(),

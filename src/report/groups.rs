@@ -1,5 +1,5 @@
-//! Runs put together: those that differ by their seed alone are one candidate, those that differ by
-//! a searched setting (a learning rate) are candidates of one group, of which the best stands for
+//! Groups of runs. Runs that differ only in their seed form one candidate. Candidates that differ
+//! in a searched setting, such as a learning rate, form one group, and the best of them represents
 //! it.
 
 use super::run_results::RunResults;
@@ -11,27 +11,27 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct LabelledRun {
     /// Name of the run, unique in the experiment.
     pub id: String,
-    /// What it stands for: a method, and other settings that make it another experiment.
+    /// What it represents: a method, with any settings that make it a different experiment.
     pub group: String,
     /// Searched settings, key path and value as written.
     pub tuned: BTreeMap<String, String>,
     /// Its seed.
     pub seed: u64,
-    /// The run; none if it has not begun.
+    /// The run; none if it has not started.
     pub results: Option<RunResults>,
     /// Why it has no result, if it failed.
     pub failure: Option<String>,
-    /// A plan that is not run by the experiment's own rule, such as a learning rate that was not
-    /// the best on the first seed.
+    /// Whether the experiment's own rule leaves this run out, for instance because its learning
+    /// rate was not the best on the first seed.
     pub not_needed: bool,
 }
 
-/// The last key of a path, as tables name a setting.
+/// The last key of a path, which is how tables name a setting.
 pub fn last_key(path: &str) -> &str {
     path.rsplit('.').next().unwrap_or(path)
 }
 
-/// Runs that differ by their seed alone.
+/// Runs that differ only in their seed.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     /// Searched settings, key path and value as written.
@@ -56,35 +56,35 @@ impl Candidate {
     }
 }
 
-/// Whether the best of the searched values can be believed to be the best.
+/// Whether the search shows that the best of the searched values is a true optimum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Search {
-    /// Nothing was searched, or one value tried: not tuned.
+    /// Nothing was searched, or only one value was tried: not tuned.
     None,
-    /// The best lies inside its list of this many values.
+    /// The best lies inside its list, which has this many values.
     Inside(usize),
-    /// The best lies at the end of its list, the setting and its value: not tuned, a value beyond
-    /// may be better.
+    /// The best lies at the end of its list, given as setting and value: not tuned, since a value
+    /// beyond it may be better.
     Edge(String),
 }
 
 /// Candidates of one method.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// What the runs stand for.
+    /// What the runs represent.
     pub name: String,
-    /// One for each combination of searched settings, in the order in which they were met.
+    /// One for each combination of searched settings, in the order of their first appearance.
     pub candidates: Vec<Candidate>,
     /// Index of the best.
     pub best: usize,
     /// How the best lies among the values tried.
     pub search: Search,
-    /// Runs without a result and why.
+    /// Runs without a result, with the reason.
     pub missing: Vec<(String, String)>,
 }
 
 impl Group {
-    /// The candidate that stands for the group.
+    /// The candidate that represents the group.
     pub fn chosen(&self) -> &Candidate {
         &self.candidates[self.best]
     }
@@ -95,7 +95,7 @@ impl Group {
     }
 }
 
-/// Groups in the order in which they are first met.
+/// Groups in the order of their first appearance.
 pub fn group_runs(runs: Vec<LabelledRun>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for run in runs {
@@ -146,8 +146,8 @@ fn unfinished(results: &RunResults) -> String {
     format!("not finished, last validated at step {step} of {}", results.plan.train.max_steps.0)
 }
 
-/// The candidate of the smallest mean loss over the seeds that all finished candidates share; the
-/// first of equals. Those that share none are compared over what they have.
+/// The candidate with the smallest mean loss over the seeds that all finished candidates share, and
+/// the first of equals. Candidates without a common seed are compared over the seeds they have.
 fn best(candidates: &[Candidate]) -> usize {
     let losses: Vec<BTreeMap<u64, f64>> = candidates.iter().map(Candidate::losses).collect();
     let mut shared: Option<BTreeSet<u64>> = None;
@@ -172,7 +172,7 @@ fn best(candidates: &[Candidate]) -> usize {
     (0..scores.len()).min_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b))).unwrap_or(0)
 }
 
-/// How the best lies among all values tried, those that diverged included.
+/// Where the best lies among all values tried, including those that diverged.
 fn search(candidates: &[Candidate], best: usize) -> Search {
     let mut count = 0;
     for (key, chosen) in &candidates[best].tuned {

@@ -5,7 +5,7 @@
 //! groups        runs that differ by their seed alone, and the search over learning rates
 //! statistics    mean, standard error, paired t intervals
 //! budget        the loss a run had when it had spent as much as another
-//! comparison    what there is to say about groups against a baseline; refuses what cannot be compared
+//! comparison    groups compared with a baseline; refuses what cannot be compared
 //! table         the comparison as text and Markdown
 //! charts        the comparison as charts
 //! spectra       the ranks and singular values of one run's weights, now and over the run

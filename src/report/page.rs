@@ -25,7 +25,7 @@ pub fn write_report(comparison: &Comparison, folder: &Path) -> Result<PathBuf> {
     Ok(page)
 }
 
-/// How the runs were made, one fact a line.
+/// How the runs were made, one fact per line.
 fn protocol(comparison: &Comparison) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(run) =
@@ -65,7 +65,7 @@ fn plural(count: usize) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 
-/// The first thing to know, in one sentence.
+/// The main finding, in one sentence.
 fn headline(comparison: &Comparison) -> String {
     let (best, summary) = &comparison.groups[0];
     let loss = super::table::estimate(&summary.loss);

@@ -1,4 +1,4 @@
-//! What a run's folder tells about a run, finished or not.
+//! Reads what the folder of a run says about it, whether the run is finished or not.
 
 use crate::data::DatasetSummary;
 use crate::spec::Plan;
@@ -29,11 +29,11 @@ pub struct RunResults {
     pub truncations: Vec<TruncationAt>,
     /// Mean seconds per step by phase, over the whole run.
     pub seconds_by_phase: BTreeMap<String, f64>,
-    /// Largest memory of the process, in bytes, where the system tells it.
+    /// Largest memory of the process in bytes, where the system reports it.
     pub peak_memory: Option<u64>,
 }
 
-/// A validation, with what had been spent by then.
+/// A validation, with what the run had spent by then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
     /// Steps taken.
@@ -42,7 +42,7 @@ pub struct Point {
     pub tokens: f64,
     /// Counted operations.
     pub flops: f64,
-    /// Seconds of training steps, validation and checkpoints left out.
+    /// Seconds of training steps, without validation and checkpoints.
     pub seconds: f64,
     /// Trained numbers.
     pub parameters: f64,
@@ -68,7 +68,7 @@ pub struct SpectrumAt {
     pub layers: Vec<(String, Vec<f64>)>,
 }
 
-/// What a truncation discarded of one weight.
+/// What a truncation discarded from one weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TruncationAt {
     /// Steps taken.
@@ -77,7 +77,7 @@ pub struct TruncationAt {
     pub name: String,
     /// (Σ_{i>r'} σᵢ² / Σᵢ σᵢ²)^½.
     pub relative_error: f64,
-    /// Σ_{i>r'} σᵢ²; none in runs recorded before it was.
+    /// Σ_{i>r'} σᵢ²; none in older runs, which did not record it.
     pub discarded_energy: Option<f64>,
 }
 
@@ -85,7 +85,7 @@ impl RunResults {
     /// Reads a run's folder.
     ///
     /// # Errors
-    /// If it holds no run, or a line of its metrics that is not the last is no JSON object.
+    /// If it holds no run, or if a line of its metrics other than the last is not a JSON object.
     pub fn read(folder: &Path) -> Result<Self> {
         let run = RunFolder::new(folder);
         let (plan, data) = (run.plan()?, run.data_summary()?);
@@ -157,7 +157,7 @@ impl RunResults {
             else {
                 continue;
             };
-            // A step that is also validated has its ranks on two lines.
+            // A step with a validation has its ranks on two lines.
             if self
                 .truncations
                 .iter()
@@ -178,13 +178,13 @@ impl RunResults {
         }
     }
 
-    /// The validation at the plan's last step; none while the run is not finished.
+    /// The validation at the last step of the plan; none until the run is finished.
     pub fn last(&self) -> Option<Point> {
         self.validations.last().filter(|point| point.step == self.plan.train.max_steps.0).copied()
     }
 }
 
-/// Seconds of training, put together from the means between lines.
+/// Seconds of training, summed from the means that the lines report.
 #[derive(Default)]
 struct Clock {
     step: u64,
@@ -209,7 +209,8 @@ impl Clock {
         self.step = step;
     }
 
-    /// Seconds at a step at or after the last line, which goes on at the last line's rate.
+    /// Seconds at a step at or after the last line, assuming the rate of the last line from there
+    /// on.
     fn seconds_at(&self, step: u64) -> f64 {
         self.seconds + step.saturating_sub(self.step) as f64 * self.seconds_per_step
     }
@@ -224,8 +225,8 @@ fn integer(line: &Map<String, Value>, key: &str) -> u64 {
     line.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// The JSON objects of a file, one a line; a last line cut short by a killed process is left out.
-/// Empty if there is no file.
+/// The JSON objects of a file, one per line; a last line that a killed process cut short is left
+/// out. Empty if there is no file.
 fn lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let text = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -266,7 +267,8 @@ fn machine(env: &Path) -> String {
 pub(super) mod tests_support {
     use super::*;
 
-    /// A finished run of a tiny plan with this seed and final loss, validated at steps 50 and 100.
+    /// A finished run of a tiny plan with this seed and final loss, with validations at steps 50
+    /// and 100.
     pub(in crate::report) fn finished(seed: u64, loss: f64) -> RunResults {
         let yaml = format!(
             "name: tiny\nseed: {seed}\n\

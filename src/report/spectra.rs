@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 /// Name and singular values, in decreasing order, of each low-rank weight.
 type Layers = [(String, Vec<f64>)];
 
-/// What a weight's singular values σ₁ ≥ … ≥ σᵣ come to.
+/// A summary of a weight's singular values σ₁ ≥ … ≥ σᵣ.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SpectrumSummary {
     /// r.
@@ -18,14 +18,14 @@ pub struct SpectrumSummary {
     /// σ₁, the values a quarter, half and three quarters down the list, and σᵣ.
     pub quantiles: [f64; 5],
     /// exp(−Σ p ln p) with p = σ²/Σσ² (Roy & Vetterli 2007): r for r equal singular values, 1 for a
-    /// single one; none of zeros.
+    /// single one; none if all are zero.
     pub effective_rank: Option<f64>,
-    /// Fewest leading singular values that hold 90% and 99% of the energy Σσ².
+    /// The smallest numbers of leading singular values that hold 90% and 99% of the energy Σσ².
     pub holding: [usize; 2],
 }
 
 impl SpectrumSummary {
-    /// The summary of these singular values, in decreasing order; none of an empty list.
+    /// The summary of these singular values, given in decreasing order; none for an empty list.
     pub fn of(singular_values: &[f64]) -> Option<Self> {
         let rank = singular_values.len();
         let last = rank.checked_sub(1)?;
@@ -42,7 +42,7 @@ fn effective_rank(singular_values: &[f64]) -> Option<f64> {
     (total > 0.0).then(|| (-shares.map(|share| share * share.ln()).sum::<f64>()).exp())
 }
 
-/// Fewest leading singular values with this share of Σσ².
+/// The smallest number of leading singular values with this share of Σσ².
 fn holding(singular_values: &[f64], share: f64) -> usize {
     let total: f64 = singular_values.iter().map(|value| value * value).sum();
     let mut sum = 0.0;
@@ -58,8 +58,8 @@ fn last_truncation<'a>(history: Option<&'a RunResults>, name: &str) -> Option<&'
     history?.truncations.iter().rev().find(|truncation| truncation.name == name)
 }
 
-/// A line for each low-rank weight: its singular values, what they hold, and what the run's last
-/// truncation of it discarded.
+/// A line for each low-rank weight: its singular values, how their energy is spread, and what the
+/// last truncation of the weight discarded.
 pub fn spectra_table(now: &Layers, history: Option<&RunResults>) -> String {
     let header = [
         "weight",
@@ -139,8 +139,9 @@ fn spectra_of<'a>(run: &'a RunResults, name: &'a str) -> impl Iterator<Item = (u
         .filter_map(move |at| Some((at.step, &at.layers.iter().find(|(of, _)| of == name)?.1)))
 }
 
-/// A row for each kind of weight, with a line for each block: singular values now, and over the run
-/// largest, median and smallest, effective rank, and rank where ranks changed; as one SVG image.
+/// One SVG image with a row for each kind of weight and a line for each block: the singular values
+/// now; over the run the largest, median and smallest singular value and the effective rank; and
+/// the rank, where ranks changed.
 pub fn spectra_figure(title: &str, now: &Layers, history: Option<&RunResults>) -> String {
     let mut columns = vec![spectra_now(now)];
     if let Some(run) = history {
@@ -215,8 +216,8 @@ fn values_over_time(run: &RunResults) -> Vec<(Target, Chart)> {
     .collect()
 }
 
-/// Effective ranks over the run, a panel for each kind of weight; none where they were recorded
-/// once at most.
+/// Effective ranks over the run, a panel for each kind of weight; none unless they were recorded at
+/// least twice.
 pub fn effective_ranks_over_time(run: &RunResults) -> Option<Vec<(Target, Chart)>> {
     let of = |at: &SpectrumAt| {
         let layers = at
@@ -231,8 +232,8 @@ pub fn effective_ranks_over_time(run: &RunResults) -> Option<Vec<(Target, Chart)
 
 /// Ranks over the run, a panel for each kind of weight; none where they did not change.
 ///
-/// Every change is recorded, so between two records a rank is that of the first: lines go up and
-/// down in steps.
+/// Every change is recorded, so between two records a rank is that of the first: the lines are
+/// steps.
 pub fn ranks_over_time(run: &RunResults) -> Option<Vec<(Target, Chart)>> {
     let changes = run.ranks.windows(2).any(|pair| pair[0].layers != pair[1].layers);
     let of = |step: u64, at: &RanksAt| {
@@ -264,8 +265,8 @@ pub fn spectra_of_middle_block(layers: &Layers) -> Option<Chart> {
         .then(|| chart(format!("Block {middle}"), "index", Axis::log("singular value"), series))
 }
 
-/// A value of every low-rank weight at some steps, by name, as a panel for each kind of weight with
-/// a line for each block.
+/// Draws one value of every low-rank weight, given by name at some steps, as a panel for each kind
+/// of weight with a line for each block.
 fn over_time(label: &str, values: &[(u64, Vec<(String, f64)>)]) -> Vec<(Target, Chart)> {
     let names = values.iter().flat_map(|(_, layers)| layers.iter().map(|(name, _)| name.as_str()));
     panels(blocks(names), |target, block| {
@@ -303,7 +304,7 @@ fn chart(title: String, x: &str, y: Axis, series: Vec<Series>) -> Chart {
     Chart { title, x: Axis::linear(x), y, series }
 }
 
-/// As many blocks as there are colours, the first and the last among them and the others evenly
+/// At most as many blocks as there are colours: the first, the last, and others evenly spaced
 /// between.
 const MOST_BLOCKS: usize = 8;
 

@@ -1,4 +1,4 @@
-//! Means with their errors, and paired differences.
+//! Means with standard errors, and paired differences.
 
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
@@ -14,7 +14,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The mean of these values; none of none.
+    /// The mean of these values; none if there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         if values.is_empty() {
             return None;
@@ -48,12 +48,13 @@ impl Estimate {
     }
 }
 
-/// The mean of yᵢ − xᵢ over pairs of one seed: what pairing leaves of the seeds' own spread.
+/// The mean of yᵢ − xᵢ over pairs that share a seed; pairing removes the spread that the seeds have
+/// in common.
 pub fn paired_difference(pairs: &[(f64, f64)]) -> Option<Estimate> {
     Estimate::of(&pairs.iter().map(|(x, y)| y - x).collect::<Vec<_>>())
 }
 
-/// The quantile of Student's t; none without degrees of freedom.
+/// The quantile of Student's t distribution; none without degrees of freedom.
 fn t_quantile(probability: f64, degrees: usize) -> Option<f64> {
     let student = StudentsT::new(0.0, 1.0, degrees as f64).ok()?;
     Some(student.inverse_cdf(probability))

@@ -67,7 +67,7 @@ pub(super) fn estimate(estimate: &Estimate) -> String {
     }
 }
 
-/// What the columns mean and what is missing, one remark a line.
+/// Remarks on what the columns mean and what is missing, one per line.
 pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
     let mut remarks = vec![
         "val/loss: mean ± standard error over n seeds, nats per token; vs baseline: mean paired difference on shared seeds ± half its 95% \

@@ -270,7 +270,7 @@ impl Default for DlraSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Integrator {
-    /// One gradient; augment by the tangent direction, Galerkin step, truncate (algorithms.md §2).
+    /// One gradient; augment by the tangent direction, Galerkin step, truncate (docs/method.md §3).
     Tangent,
     /// One gradient to augment, then one more per coefficient step on the same batch, in the
     /// augmented bases; truncate (Ceruti, Kusch & Lubich 2022).

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub enum RankPlan {
     /// Ranks stay as they start.
     Fixed,
-    /// Cycles: grow, let the new directions settle, truncate by tolerance (algorithms.md §4).
+    /// Cycles: grow, let the new directions settle, truncate by tolerance (docs/method.md §6).
     Tolerance(TolerancePlan),
     /// The same cycles, cut to one budget of parameters over all weights.
     Budget(BudgetPlan),

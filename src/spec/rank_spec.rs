@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 pub enum RankSpec {
     /// Ranks stay as they start.
     Fixed(FixedRankSpec),
-    /// Cycles: grow, let the new directions settle, truncate by tolerance (algorithms.md §4).
+    /// Cycles: grow, let the new directions settle, truncate by tolerance (docs/method.md §6).
     Tolerance(ToleranceSpec),
     /// One budget of parameters for all low-rank weights, from the starting ranks' to
     /// `final_rank`'s: the best directions of all keep it.

@@ -189,7 +189,7 @@ impl OptimizerFlops {
 }
 
 /// Operations of one `tangent` or `augmented_bug` step on one m × n matrix of rank r: the
-/// algorithm's own count (algorithms.md §2 and §3), the same wherever it runs. On a device a step
+/// algorithm's own count (docs/method.md §3 to §5), the same wherever it runs. On a device a step
 /// makes 2 (m + n) r² more for the R factors, and Cholesky-QR in place of Householder's for the
 /// retraction.
 pub fn low_rank_optimizer_flops(

@@ -1,4 +1,4 @@
-//! When and how low-rank weights change their ranks (algorithms.md §4).
+//! When and how low-rank weights change their ranks (docs/method.md §6).
 
 mod budget;
 mod cycle;

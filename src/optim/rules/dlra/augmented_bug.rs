@@ -1,5 +1,5 @@
 //! `augmented_bug`: the Galerkin step with gradients of its own, in augmented bases (Ceruti, Kusch
-//! & Lubich 2022, §3; algorithms.md §2).
+//! & Lubich 2022, §3; docs/method.md §4).
 //!
 //! With Z the carried first moment at W = U S Vᵀ, T = P(W)G the first tangent gradient, β = β₁ and
 //! w = 1 − β₁ (1 for `heavy_ball`):
