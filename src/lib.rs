@@ -17,7 +17,7 @@
 //!     ├ data        text -> tokenizer -> shards -> batches as a pure function of (seed, step, micro-batch)
 //!     ├ checkpoint  atomic folders of named tensors with a manifest; knows no model
 //!     └ record      what happens, as one `Event` enum, and its observers: metrics.jsonl, console, samples
-//!        ├ params   the named parameters in one order, dense or low-rank
+//!        ├ params   the named parameters in one order, dense or low-rank: declared, drawn from a seed, read by name
 //!        ├ ops      differentiable operations on a tape of our own, with CPU kernels and a portable path
 //!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport, truncation
 //!        │  └ linalg    QR, SVD, polar factor, orthonormality; no words of machine learning

@@ -14,10 +14,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lowrank", &["linalg", "rng"]),
     ("ops", &[]),
     ("spec", &["error"]),
-    ("params", &["lowrank", "spec"]),
+    ("params", &["lowrank", "rng", "spec"]),
     ("model", &["lowrank", "ops", "params", "rng", "spec"]),
     ("checkpoint", &["error", "fs", "rng"]),
-    ("optim", &["checkpoint", "error", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
+    ("optim", &["error", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),
     (

@@ -307,6 +307,7 @@ fn loro_agrees_with_the_textbook() {
         name: name.into(),
         role,
         weight: Weight::Dense(tensor(matrix)),
+        trained: true,
     };
     let mut params = ParamStore::new(roles.into_iter().zip(&matrices).map(parameter).collect())
         .expect("names differ");
@@ -381,6 +382,7 @@ fn an_exact_step_that_fails_changes_nothing() {
         name: name.into(),
         role,
         weight: Weight::Dense(tensor(&matrix)),
+        trained: true,
     });
     let mut params = ParamStore::new(parameters.to_vec()).expect("names differ");
     let mut optimizer =

@@ -153,7 +153,8 @@ impl Training {
         max_steps: u64,
     ) -> Self {
         let offset = tensor(&(0.1 * random(Problem::OUTPUTS, 1, "offset", 0)));
-        let parameter = |name: &str, role, weight| Parameter { name: name.into(), role, weight };
+        let parameter =
+            |name: &str, role, weight| Parameter { name: name.into(), role, weight, trained: true };
         let params = ParamStore::new(vec![
             parameter(
                 "weight",

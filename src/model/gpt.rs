@@ -7,7 +7,7 @@
 use super::config::ModelConfig;
 use crate::lowrank::LowRank;
 use crate::ops::{self, Compute, Dropout, Tape, Value};
-use crate::params::{Factor, ParamId, ParamStore, Parameter, Place, Role, Weight};
+use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
 use crate::spec::{FactorForm, Target, WeightForm};
 use candle_core::{DType, Device, Result, Tensor};
@@ -64,22 +64,6 @@ enum LinearWeight {
     ThreeFactors { u: ParamId, s: ParamId, vt: ParamId },
 }
 
-/// A parameter before it has numbers.
-#[derive(Clone, Debug)]
-struct Declared {
-    name: String,
-    role: Role,
-    initial: Initial,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Initial {
-    Constant { size: usize, value: f64 },
-    Normal { rows: usize, columns: usize, standard_deviation: f64 },
-    LowRank { rows: usize, columns: usize, rank: usize, standard_deviation: f64 },
-    Factor { factor: Factor, rows: usize, columns: usize, rank: usize, standard_deviation: f64 },
-}
-
 /// What dropout needs to be the same function of the step on every run.
 #[derive(Clone, Copy, Debug)]
 pub struct DropoutKey {
@@ -96,7 +80,7 @@ impl Gpt {
     pub fn new(config: ModelConfig) -> Self {
         let mut declared = Vec::new();
         let mut declare = |name: String, role: Role, initial: Initial| {
-            declared.push(Declared { name, role, initial });
+            declared.push(Declared::trained(name, role, initial));
             ParamId(declared.len() - 1)
         };
         let width = config.n_embd;
@@ -155,11 +139,12 @@ impl Gpt {
     /// orthonormal bases and the Frobenius norm its dense counterpart would have, σ√(mn), the same
     /// W in each of these forms; norms are 1, biases 0.
     pub fn initialize(&self, seed: u64, dtype: DType, device: &Device) -> Result<ParamStore> {
-        let parameter = |declared: &Declared| -> Result<Parameter> {
-            let weight = declared.initial.draw(seed, &declared.name, dtype, device)?;
-            Ok(Parameter { name: declared.name.clone(), role: declared.role, weight })
-        };
-        ParamStore::new(self.declared.iter().map(parameter).collect::<Result<_>>()?)
+        ParamStore::initialize(&self.declared, seed, dtype, device)
+    }
+
+    /// The parameters it has, in their fixed order.
+    pub fn declared(&self) -> &[Declared] {
+        &self.declared
     }
 
     /// Count of trained numbers of the same network with dense weights.
@@ -397,70 +382,6 @@ impl Linear {
                 ops::linear(pass.tape, &z, &pass.dense(u)?, bias.as_ref())
             }
         }
-    }
-}
-
-impl Initial {
-    /// Numbers of the dense matrix in this parameter's place; the factors of one matrix count once.
-    fn dense_count(self) -> usize {
-        match self {
-            Initial::Constant { size, .. } => size,
-            Initial::Normal { rows, columns, .. }
-            | Initial::LowRank { rows, columns, .. }
-            | Initial::Factor { factor: Factor::B | Factor::U, rows, columns, .. } => {
-                rows * columns
-            }
-            Initial::Factor { factor: Factor::A | Factor::S | Factor::VTransposed, .. } => 0,
-        }
-    }
-
-    fn draw(self, seed: u64, name: &str, dtype: DType, device: &Device) -> Result<Weight> {
-        let purpose = |name: &str| format!("init {name}");
-        let orthonormal =
-            |name: &str, rows: usize, columns: usize, rank: usize, standard_deviation: f64| {
-                let norm = standard_deviation * ((rows * columns) as f64).sqrt();
-                LowRank::random(
-                    rows,
-                    columns,
-                    rank,
-                    norm,
-                    &mut rng::stream(seed, &purpose(name), &[]),
-                    dtype,
-                    device,
-                )
-            };
-        Ok(match self {
-            Initial::Constant { size, value } => {
-                Weight::Dense((Tensor::ones(size, dtype, device)? * value)?)
-            }
-            Initial::Normal { rows, columns, standard_deviation } => {
-                let mut numbers =
-                    rng::normals(&mut rng::stream(seed, &purpose(name), &[]), rows * columns);
-                numbers.iter_mut().for_each(|x| *x *= standard_deviation);
-                Weight::Dense(
-                    Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)?
-                        .to_dtype(dtype)?
-                        .to_device(device)?,
-                )
-            }
-            Initial::LowRank { rows, columns, rank, standard_deviation } => {
-                Weight::LowRank(orthonormal(name, rows, columns, rank, standard_deviation)?)
-            }
-            // The factors of one W = U S Vᵀ, B = U √S and A = √S Vᵀ balanced; all draw the same W,
-            // from the name without the factor's.
-            Initial::Factor { factor, rows, columns, rank, standard_deviation } => {
-                let matrix = name.rsplit_once('.').map_or(name, |(matrix, _)| matrix);
-                let LowRank { u, s, v } =
-                    orthonormal(matrix, rows, columns, rank, standard_deviation)?;
-                Weight::Dense(match factor {
-                    Factor::B => u.matmul(&s.sqrt()?)?,
-                    Factor::A => s.sqrt()?.matmul(&v.t()?)?,
-                    Factor::U => u,
-                    Factor::S => s,
-                    Factor::VTransposed => v.t()?.contiguous()?,
-                })
-            }
-        })
     }
 }
 

@@ -4,7 +4,9 @@ pub mod account;
 mod config;
 mod generate;
 mod gpt;
+mod restore;
 
 pub use config::ModelConfig;
 pub use generate::{Sampling, generate};
 pub use gpt::{DropoutKey, Gpt};
+pub use restore::restore;

@@ -1,6 +1,6 @@
 //! Reading optimizer state back: every leaf must be there, have its shape, and be used.
 
-use crate::checkpoint::TensorReader;
+use crate::params::TensorReader;
 use candle_core::Tensor;
 
 /// Reads the state of one parameter, whose tensors are named `<parameter>/<leaf>`.

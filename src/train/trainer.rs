@@ -1,16 +1,15 @@
 //! What a training step needs, and the step: shared by the session and by `lrpt bench`.
 
 use super::oracle::{BatchOracle, OracleTimes};
-use super::run_folder::restore_model;
 use super::settings::{compute, model_config, optimizer_settings};
-use crate::checkpoint::{Snapshot, TensorReader};
+use crate::checkpoint::Snapshot;
 use crate::data::{Batches, TokenShard};
 use crate::lowrank::LowRank;
-use crate::model::Gpt;
 use crate::model::account::{FlopLedger, cut_flops};
+use crate::model::{Gpt, restore};
 use crate::ops::Gradients;
 use crate::optim::{Optimizer, StepReport};
-use crate::params::{ParamStore, Place, Role};
+use crate::params::{ParamStore, Place, Role, TensorReader};
 use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -70,7 +69,7 @@ impl<'a> Trainer<'a> {
         snapshot: Snapshot,
         text: Arc<TokenShard>,
     ) -> Result<Self> {
-        let (model, params) = restore_model(&snapshot, DType::F32, device)?;
+        let (model, params) = restore(&snapshot.config, snapshot.model, DType::F32, device)?;
         let optimizer = Optimizer::load(
             optimizer_settings(plan, device),
             &params,

@@ -1,11 +1,20 @@
 //! The parameters of a model, in one fixed order, each dense or low-rank.
 //!
 //! The model keeps ids and looks weights up here, so a rank change (new shapes) can never leave a
-//! layer with an old weight.
+//! layer with an old weight. A network declares what parameters it has; their numbers are drawn
+//! from a seed or read by name.
+
+mod declared;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+pub use declared::{Declared, Initial};
+pub use reader::TensorReader;
 
 use crate::lowrank::LowRank;
 use crate::spec::Target;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeSet;
 
 /// Index of a parameter in its [`ParamStore`].
@@ -92,6 +101,8 @@ pub struct Parameter {
     pub role: Role,
     /// Its numbers.
     pub weight: Weight,
+    /// Whether training changes it; a frozen one has no gradient and no moments.
+    pub trained: bool,
 }
 
 /// All parameters, in the order the model declares them.
@@ -111,6 +122,38 @@ impl ParamStore {
             bail!("two parameters are named `{}`", twice.name)
         }
         Ok(Self { parameters })
+    }
+
+    /// Parameters with their first numbers, a pure function of the seed and each one's name.
+    ///
+    /// # Errors
+    /// If two parameters share a name, or a tensor cannot be made.
+    pub fn initialize(
+        declared: &[Declared],
+        seed: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let draw = |declared: &Declared| declared.draw(seed, dtype, device);
+        Self::new(declared.iter().map(draw).collect::<Result<_>>()?)
+    }
+
+    /// Parameters with numbers read by name; low-rank weights have the ranks they were saved with.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape than the one declared, or is left over.
+    pub fn load(
+        declared: &[Declared],
+        mut reader: TensorReader,
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let parameters = declared
+            .iter()
+            .map(|declared| declared.read(&mut reader, dtype, device))
+            .collect::<anyhow::Result<_>>()?;
+        reader.finish()?;
+        Ok(Self::new(parameters)?)
     }
 
     /// Number of parameters (named weights, not numbers).
