@@ -207,9 +207,8 @@ impl Gpt {
         dropout: Option<DropoutKey>,
     ) -> Result<Value> {
         let hidden = self.hidden(params, tape, tokens, dropout)?;
-        let table =
-            tape.parameter(ParamStore::slot(self.token_table), params.dense(self.token_table)?);
-        ops::cross_entropy_head(tape, &hidden, &table, targets)
+        let pass = Pass { params, tape, probability: self.config.dropout, key: dropout };
+        ops::cross_entropy_head(tape, &hidden, &pass.dense(self.token_table)?, targets)
     }
 
     /// Sum of the cross-entropies in nats over all targets, without gradients.
@@ -365,8 +364,8 @@ impl Linear {
             LinearWeight::Matrix(id) => match &pass.params.get(id).weight {
                 Weight::Dense(_) => ops::linear(pass.tape, x, &pass.dense(id)?, bias.as_ref()),
                 Weight::LowRank(LowRank { u, s, v }) => {
-                    let u = pass.tape.parameter(ParamStore::slot(id), u);
-                    let v = pass.tape.parameter(ParamStore::l_slot(id), v);
+                    let u = pass.value(id, ParamStore::slot(id), u);
+                    let v = pass.value(id, ParamStore::l_slot(id), v);
                     ops::low_rank_linear(pass.tape, x, &u, s, &v, bias.as_ref())
                 }
             },
@@ -395,7 +394,16 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     fn dense(&self, id: ParamId) -> Result<Value> {
-        Ok(self.tape.parameter(ParamStore::slot(id), self.params.dense(id)?))
+        Ok(self.value(id, ParamStore::slot(id), self.params.dense(id)?))
+    }
+
+    /// A tensor of a parameter, whose gradient goes to this slot; a frozen one has none.
+    fn value(&self, id: ParamId, slot: usize, tensor: &Tensor) -> Value {
+        if self.params.get(id).trained {
+            self.tape.parameter(slot, tensor)
+        } else {
+            self.tape.constant(tensor.clone())
+        }
     }
 
     fn dropout_at(&self, site: &str, layer: usize) -> Option<Dropout> {

@@ -105,6 +105,13 @@ pub struct Parameter {
     pub trained: bool,
 }
 
+impl Parameter {
+    /// Count of its numbers: dense entries, and r (m + n + r) for a low-rank weight.
+    pub fn element_count(&self) -> usize {
+        self.weight.leaves().iter().map(|(_, tensor)| tensor.elem_count()).sum()
+    }
+}
+
 /// All parameters, in the order the model declares them.
 #[derive(Clone, Debug, Default)]
 pub struct ParamStore {
@@ -194,13 +201,19 @@ impl ParamStore {
         }
     }
 
+    /// Says whether training changes a parameter.
+    pub fn set_trained(&mut self, id: ParamId, trained: bool) {
+        self.parameters[id.0].trained = trained;
+    }
+
     /// Count of trained numbers: dense entries, and r (m + n + r) for a low-rank weight.
     pub fn element_count(&self) -> usize {
-        self.parameters
-            .iter()
-            .flat_map(|p| p.weight.leaves())
-            .map(|(_, tensor)| tensor.elem_count())
-            .sum()
+        self.parameters.iter().filter(|p| p.trained).map(Parameter::element_count).sum()
+    }
+
+    /// Count of all numbers, those of frozen parameters included.
+    pub fn total_element_count(&self) -> usize {
+        self.parameters.iter().map(Parameter::element_count).sum()
     }
 
     /// The low-rank weights.
