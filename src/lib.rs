@@ -12,7 +12,7 @@
 //!  ├ selftest  does a device compute what the CPU computes: operations, linear algebra, steps, a training, checkpoints, memory
 //!  ├ demo      momentum on small matrix problems: on factors and in the tangent space
 //!  └ train     the only place where model, optimizer and data meet: session, step, validation, resume, signals
-//!     ├ model       the GPT: structure, forward pass, generation, and its account of parameters, FLOPs and memory
+//!     ├ model       networks: layers, architectures, forward pass, generation, and its account of parameters, FLOPs and memory
 //!     ├ optim       how parameters move: AdamW, the DLRA step, baselines, rank policies, schedules, clipping
 //!     ├ data        text -> tokenizer -> shards -> batches as a pure function of (seed, step, micro-batch)
 //!     ├ checkpoint  atomic folders of named tensors with a manifest; knows no model

@@ -1,14 +1,14 @@
 //! A frozen parameter has no gradient, and nothing is kept or multiplied for one.
 
 use candle_core::{DType, Device, Tensor};
-use lrpt::model::{Gpt, ModelConfig};
+use lrpt::model::{ModelConfig, Network, build};
 use lrpt::ops::{Compute, Gradients};
 use lrpt::params::{ParamId, ParamStore, Role};
 use lrpt::spec::{Architecture, FactorForm, Target, WeightForm};
 use std::collections::BTreeMap;
 
 /// One block with every form of a weight.
-fn model(kernels: bool) -> Gpt {
+fn model(kernels: bool) -> Box<dyn Network> {
     let form = |target| match target {
         Target::Q | Target::O => WeightForm::LowRank { rank: 3 },
         Target::K => WeightForm::Factored { rank: 2, form: FactorForm::Ba },
@@ -16,7 +16,7 @@ fn model(kernels: bool) -> Gpt {
         Target::Up | Target::Down => WeightForm::Dense,
     };
     let weights = Target::ALL.into_iter().map(|target| (target, form(target))).collect();
-    Gpt::new(ModelConfig {
+    let mut model = build(ModelConfig {
         arch: Architecture::Gpt2,
         n_layer: 2,
         n_head: 2,
@@ -27,10 +27,12 @@ fn model(kernels: bool) -> Gpt {
         bias: true,
         weights,
     })
-    .computing(Compute { kernels, half: None })
+    .expect("a network");
+    model.set_compute(Compute { kernels, half: None });
+    model
 }
 
-fn parameters(model: &Gpt) -> ParamStore {
+fn parameters(model: &dyn Network) -> ParamStore {
     model.initialize(5, DType::F64, &Device::Cpu).expect("parameters")
 }
 
@@ -42,7 +44,7 @@ fn batch() -> (Tensor, Tensor) {
 }
 
 /// The loss, the gradients by slot, and the number of operations recorded.
-fn evaluated(model: &Gpt, params: &ParamStore) -> (f64, BTreeMap<usize, Vec<f64>>, usize) {
+fn evaluated(model: &dyn Network, params: &ParamStore) -> (f64, BTreeMap<usize, Vec<f64>>, usize) {
     let (tokens, targets) = batch();
     let tape = model.training_tape();
     let mut gradients = Gradients::new(params.slot_count());
@@ -64,12 +66,12 @@ fn evaluated(model: &Gpt, params: &ParamStore) -> (f64, BTreeMap<usize, Vec<f64>
 fn freezing_one_parameter_changes_no_other_gradient() {
     for kernels in [true, false] {
         let model = model(kernels);
-        let mut params = parameters(&model);
-        let (loss, all, _) = evaluated(&model, &params);
+        let mut params = parameters(model.as_ref());
+        let (loss, all, _) = evaluated(model.as_ref(), &params);
         for index in 0..params.len() {
             let id = ParamId(index);
             params.set_trained(id, false);
-            let (frozen_loss, rest, _) = evaluated(&model, &params);
+            let (frozen_loss, rest, _) = evaluated(model.as_ref(), &params);
             let mut expected = all.clone();
             expected.remove(&ParamStore::slot(id));
             expected.remove(&ParamStore::l_slot(id));
@@ -87,14 +89,14 @@ fn freezing_one_parameter_changes_no_other_gradient() {
 fn operations_below_all_trained_parameters_are_not_recorded() {
     for kernels in [true, false] {
         let model = model(kernels);
-        let mut params = parameters(&model);
-        let (loss, all, recorded) = evaluated(&model, &params);
+        let mut params = parameters(model.as_ref());
+        let (loss, all, recorded) = evaluated(model.as_ref(), &params);
         let ids: Vec<ParamId> = params.iter().map(|(id, _)| id).collect();
         for &id in &ids {
             let trained = params.get(id).name.starts_with("transformer.ln_f");
             params.set_trained(id, trained);
         }
-        let (frozen_loss, rest, few) = evaluated(&model, &params);
+        let (frozen_loss, rest, few) = evaluated(model.as_ref(), &params);
         assert_eq!(frozen_loss, loss);
         assert_eq!(few, 2, "of {recorded}");
         let trained = ids.iter().filter(|id| params.get(**id).trained);
@@ -108,7 +110,7 @@ fn operations_below_all_trained_parameters_are_not_recorded() {
 
 #[test]
 fn counts_say_trained_and_total() {
-    let mut params = parameters(&model(true));
+    let mut params = parameters(model(true).as_ref());
     let total = params.element_count();
     assert_eq!(params.total_element_count(), total);
     let tables: Vec<ParamId> =

@@ -6,7 +6,7 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::data::{DatasetSummary, Tokenizer};
 use crate::error::Failure;
 use crate::fs::write_atomic;
-use crate::model::{Gpt, restore};
+use crate::model::{Network, restore};
 use crate::params::ParamStore;
 use crate::spec::{Plan, to_yaml};
 use anyhow::{Context, Result};
@@ -120,7 +120,7 @@ fn environment(device: &Device) -> serde_json::Value {
 /// A checkpoint opened for use: the network, its parameters, its tokenizer.
 pub struct LoadedRun {
     /// The network.
-    pub model: Gpt,
+    pub model: Box<dyn Network>,
     /// Its parameters at the checkpoint.
     pub params: ParamStore,
     /// Step of the checkpoint.
@@ -155,14 +155,13 @@ impl LoadedRun {
             (chosen, path.to_path_buf())
         };
         let snapshot = checkpoint::load(&checkpoint)?;
-        let (model, params) = restore(&snapshot.config, snapshot.model, DType::F32, device)?;
+        let (mut model, params) = restore(&snapshot.config, snapshot.model, DType::F32, device)?;
         let folder = RunFolder::new(root);
         // It answers in the number types it was trained in; a checkpoint taken out of its run has
         // no plan, and answers in f32.
-        let model = match folder.plan() {
-            Ok(plan) => model.computing(compute(&plan)),
-            Err(_) => model,
-        };
+        if let Ok(plan) = folder.plan() {
+            model.set_compute(compute(&plan));
+        }
         Ok(Self { model, params, step: snapshot.step, folder })
     }
 }
