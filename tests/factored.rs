@@ -41,7 +41,7 @@ fn config(form: WeightForm) -> ModelConfig {
         vocab_size: 11,
         dropout: 0.0,
         bias: true,
-        weights: Target::ALL.into_iter().map(|target| (target, form)).collect(),
+        weights: Architecture::Gpt2.targets().iter().map(|target| (*target, form)).collect(),
     }
 }
 

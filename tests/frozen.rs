@@ -13,9 +13,10 @@ fn model(kernels: bool) -> Box<dyn Network> {
         Target::Q | Target::O => WeightForm::LowRank { rank: 3 },
         Target::K => WeightForm::Factored { rank: 2, form: FactorForm::Ba },
         Target::V => WeightForm::Factored { rank: 2, form: FactorForm::Usv },
-        Target::Up | Target::Down => WeightForm::Dense,
+        _ => WeightForm::Dense,
     };
-    let weights = Target::ALL.into_iter().map(|target| (target, form(target))).collect();
+    let weights =
+        Architecture::Gpt2.targets().iter().map(|target| (*target, form(*target))).collect();
     let mut model = build(ModelConfig {
         arch: Architecture::Gpt2,
         n_layer: 2,

@@ -107,7 +107,7 @@ impl Block {
             let (rows, columns) = config.shape(kind);
             let site = Site { name: format!("{prefix}.{name}"), layer, kind, rows, columns };
             // Those that write to the residual stream, 2 in a block, add up.
-            let writes = matches!(kind, Target::O | Target::Down);
+            let writes = matches!(kind, Target::O | Target::DOWN);
             let standard_deviation = INIT_STANDARD_DEVIATION
                 / if writes { (2.0 * config.n_layer as f64).sqrt() } else { 1.0 };
             Linear::declare(declarations, site, config.form(kind), config.bias, standard_deviation)
@@ -119,8 +119,8 @@ impl Block {
             value: linear("attn.v", Target::V, declarations),
             output: linear("attn.o", Target::O, declarations),
             norm_2: norm(config, &format!("{prefix}.ln_2"), declarations),
-            up: linear("mlp.up", Target::Up, declarations),
-            down: linear("mlp.down", Target::Down, declarations),
+            up: linear("mlp.up", Target::UP, declarations),
+            down: linear("mlp.down", Target::DOWN, declarations),
         }
     }
 
