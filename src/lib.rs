@@ -12,12 +12,12 @@
 //!  ├ selftest  does a device compute what the CPU computes: operations, linear algebra, steps, a training, checkpoints, memory
 //!  ├ demo      momentum on small matrix problems: on factors and in the tangent space
 //!  └ train     the only place where model, optimizer and data meet: session, step, validation, resume, signals
-//!     ├ model       the GPT: structure, forward pass, generation, and its account of parameters, FLOPs and memory
+//!     ├ model       networks: layers, architectures, forward pass, generation, and its account of parameters, FLOPs and memory
 //!     ├ optim       how parameters move: AdamW, the DLRA step, baselines, rank policies, schedules, clipping
 //!     ├ data        text -> tokenizer -> shards -> batches as a pure function of (seed, step, micro-batch)
 //!     ├ checkpoint  atomic folders of named tensors with a manifest; knows no model
 //!     └ record      what happens, as one `Event` enum, and its observers: metrics.jsonl, console, samples
-//!        ├ params   the named parameters in one order, dense or low-rank
+//!        ├ params   the named parameters in one order, dense or low-rank: declared, drawn from a seed, read by name
 //!        ├ ops      differentiable operations on a tape of our own, with CPU kernels and a portable path
 //!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport, truncation
 //!        │  └ linalg    QR, SVD, polar factor, orthonormality; no words of machine learning

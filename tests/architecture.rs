@@ -15,13 +15,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lowrank", &["linalg", "rng"]),
     ("ops", &["kernels", "rng"]),
     ("spec", &["error"]),
-    ("params", &["lowrank", "spec"]),
+    ("params", &["lowrank", "rng", "spec"]),
     ("model", &["lowrank", "ops", "params", "rng", "spec"]),
     ("checkpoint", &["error", "fs", "rng"]),
-    (
-        "optim",
-        &["checkpoint", "error", "kernels", "linalg", "lowrank", "ops", "params", "rng", "spec"],
-    ),
+    ("optim", &["error", "kernels", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),
     (

@@ -6,7 +6,7 @@ mod support;
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use lrpt::linalg;
-use lrpt::model::{Gpt, ModelConfig};
+use lrpt::model::{ModelConfig, build};
 use lrpt::ops::{Gradients, Tape};
 use lrpt::optim::{
     AdamwStep, Evaluation, Execution, FactorRule, GaloreState, GradientOracle, Optimizer,
@@ -41,7 +41,7 @@ fn config(form: WeightForm) -> ModelConfig {
         vocab_size: 11,
         dropout: 0.0,
         bias: true,
-        weights: Target::ALL.into_iter().map(|target| (target, form)).collect(),
+        weights: Architecture::Gpt2.targets().iter().map(|target| (*target, form)).collect(),
     }
 }
 
@@ -58,8 +58,11 @@ fn matrix(params: &ParamStore, names: &[&str]) -> Tensor {
 /// norm.
 #[test]
 fn every_form_starts_at_the_same_matrix() {
-    let start =
-        |form| Gpt::new(config(form)).initialize(5, DType::F64, &Device::Cpu).expect("parameters");
+    let start = |form| {
+        build(config(form))
+            .and_then(|model| model.initialize(5, DType::F64, &Device::Cpu))
+            .expect("parameters")
+    };
     let three = start(WeightForm::Factored { rank: 3, form: FactorForm::Usv });
     let two = start(WeightForm::Factored { rank: 3, form: FactorForm::Ba });
     for (name, norm) in
@@ -90,7 +93,8 @@ fn every_form_starts_at_the_same_matrix() {
 #[test]
 fn free_factors_get_their_partial_derivatives() {
     const STEP: f64 = 1e-5;
-    let model = Gpt::new(config(WeightForm::Factored { rank: 3, form: FactorForm::Usv }));
+    let model =
+        build(config(WeightForm::Factored { rank: 3, form: FactorForm::Usv })).expect("a network");
     // Weights of order one, so that every factor has an influence well above rounding.
     let mut params = model.initialize(5, DType::F64, &Device::Cpu).expect("parameters");
     let matrices: Vec<_> = params
@@ -307,6 +311,7 @@ fn loro_agrees_with_the_textbook() {
         name: name.into(),
         role,
         weight: Weight::Dense(tensor(matrix)),
+        trained: true,
     };
     let mut params = ParamStore::new(roles.into_iter().zip(&matrices).map(parameter).collect())
         .expect("names differ");
@@ -381,6 +386,7 @@ fn an_exact_step_that_fails_changes_nothing() {
         name: name.into(),
         role,
         weight: Weight::Dense(tensor(&matrix)),
+        trained: true,
     });
     let mut params = ParamStore::new(parameters.to_vec()).expect("names differ");
     let mut optimizer =

@@ -153,11 +153,12 @@ impl Training {
         max_steps: u64,
     ) -> Self {
         let offset = tensor(&(0.1 * random(Problem::OUTPUTS, 1, "offset", 0)));
-        let parameter = |name: &str, role, weight| Parameter { name: name.into(), role, weight };
+        let parameter =
+            |name: &str, role, weight| Parameter { name: name.into(), role, weight, trained: true };
         let params = ParamStore::new(vec![
             parameter(
                 "weight",
-                Role::Matrix(Place { layer: 0, target: Target::Up }),
+                Role::Matrix(Place { layer: 0, target: Target::UP }),
                 Weight::LowRank(point),
             ),
             parameter("offset", Role::Bias, Weight::Dense(offset)),
@@ -645,7 +646,7 @@ fn ranks_follow_the_policy() {
         cycle: RankCycle { every: 8, settle: 4, grow_by: 2, start: 2, freeze: 12 },
         norm: RankNorm::Frobenius,
         shape: RampShape::Linear,
-        targets: BTreeMap::from([(Target::Up, Tolerance { tau: 0.3, final_tau: 0.3, bounds })]),
+        targets: BTreeMap::from([(Target::UP, Tolerance { tau: 0.3, final_tau: 0.3, bounds })]),
     });
     let combinations = [
         (Integrator::AugmentedBug, vec![Momentum::HeavyBall, Momentum::Adam, Momentum::Spectral]),

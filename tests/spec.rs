@@ -252,17 +252,17 @@ fn settings_lie_over_the_spec() {
     );
     assert_eq!(plan_with(&["model.weights=dense"]).model.form(Target::Q), WeightForm::Dense);
     assert_eq!(
-        plan_with(&["model.weights.low_rank.rank=8"]).model.form(Target::Up),
+        plan_with(&["model.weights.low_rank.rank=8"]).model.form(Target::UP),
         WeightForm::LowRank { rank: 8 }
     );
     assert_eq!(
-        plan_with(&["model.weights.factored.rank=8"]).model.form(Target::Up),
+        plan_with(&["model.weights.factored.rank=8"]).model.form(Target::UP),
         WeightForm::Factored { rank: 8, form: FactorForm::Ba }
     );
     let usv =
         plan_with(&["model.weights={factored: {rank: 8, form: usv, targets: {q: dense}}}"]).model;
     assert_eq!(
-        (usv.form(Target::Up), usv.form(Target::Q)),
+        (usv.form(Target::UP), usv.form(Target::Q)),
         (WeightForm::Factored { rank: 8, form: FactorForm::Usv }, WeightForm::Dense)
     );
     assert_eq!(
@@ -297,7 +297,7 @@ fn plans_decide_everything() {
     assert_eq!(tolerance.targets.len(), 5, "the dense target has no rank");
     let q = tolerance.targets[&Target::Q];
     assert_eq!((q.tau, q.min_rank, q.max_rank), (0.3, 8, 20));
-    assert_eq!(tolerance.targets[&Target::Up].max_rank, 32);
+    assert_eq!(tolerance.targets[&Target::UP].max_rank, 32);
 
     let factored = plan_with(&[
         "model.weights={factored: {rank: 4}}",

@@ -19,7 +19,6 @@ mod directory;
 mod lock;
 mod manifest;
 mod pointer;
-mod reader;
 mod retention;
 mod tensors;
 #[cfg(test)]
@@ -29,7 +28,6 @@ pub use checkpoints::{Checkpoints, Damaged, Entry};
 pub use directory::{load, verify};
 pub use lock::RunLock;
 pub use manifest::{FileEntry, Manifest};
-pub use reader::TensorReader;
 pub use retention::to_delete;
 
 use candle_core::Tensor;

@@ -73,7 +73,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let block_size = run.model.config().block_size;
     let set =
         ValidationSet::new(Arc::new(shard), block_size, tokens, &tokenizer.token_byte_lengths())?;
-    let loss = evaluate(&run.model, &run.params, &set)?;
+    let loss = evaluate(run.model.as_ref(), &run.params, &set)?;
     let protocol = format!(
         "{text}: {} non-overlapping windows of {block_size} tokens spread evenly, each predicted from its own window only, mean over tokens",
         set.windows()

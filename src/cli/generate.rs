@@ -63,7 +63,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         Ok(())
     };
     show(&tokens, false)?;
-    generate(&run.model, &run.params, &prompt, args.tokens, sampling, &mut |token| {
+    generate(run.model.as_ref(), &run.params, &prompt, args.tokens, sampling, &mut |token| {
         tokens.push(token);
         failure = show(&tokens, false).err();
         failure.is_none()

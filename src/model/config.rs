@@ -30,7 +30,7 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Outputs m and inputs n of a target's weight.
     pub fn shape(&self, target: Target) -> (usize, usize) {
-        target.shape(self.n_embd)
+        self.arch.shape(target, self.n_embd)
     }
 
     /// Form of a target's weights; dense where nothing is said.

@@ -1,6 +1,6 @@
 //! Text generation: sampling token by token through `candle_transformers::generation`.
 
-use super::Gpt;
+use super::Network;
 use crate::params::ParamStore;
 use candle_core::{DType, Device, Result, bail};
 use candle_transformers::generation::{LogitsProcessor, Sampling as Rule};
@@ -39,7 +39,7 @@ impl Sampling {
 /// # Errors
 /// If the prompt is empty, or the logits are not finite.
 pub fn generate(
-    model: &Gpt,
+    model: &dyn Network,
     params: &ParamStore,
     prompt: &[u32],
     count: usize,

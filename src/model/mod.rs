@@ -1,10 +1,18 @@
-//! The network: structure and forward pass, and what it costs. Knows no optimizer.
+//! Networks: structure and forward pass, and what they cost. Knows no optimizer.
+//!
+//! An architecture is one file that implements [`Network`] out of `layers`, and an arm of
+//! [`build`].
 
 pub mod account;
 mod config;
 mod generate;
-mod gpt;
+mod gpt2;
+mod layers;
+mod network;
+mod restore;
 
 pub use config::ModelConfig;
 pub use generate::{Sampling, generate};
-pub use gpt::{DropoutKey, Gpt};
+pub use layers::Head;
+pub use network::{DropoutKey, Network, Site, Structure, build};
+pub use restore::restore;

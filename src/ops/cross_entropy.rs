@@ -26,11 +26,13 @@ const PORTABLE_CHUNK: usize = 1 << 26;
 /// If a target is outside the vocabulary or shapes do not fit.
 pub fn cross_entropy_head(tape: &Tape, h: &Value, w: &Value, targets: &Tensor) -> Result<Value> {
     let (to_h, to_w) = (h.source(), w.source());
-    let wanted = tape.is_recording() && (to_h.is_some() || to_w.is_some());
-    let Summed { loss, count, gradients } =
+    let wanted = Wanted {
+        h: tape.is_recording() && to_h.is_some(),
+        w: tape.is_recording() && to_w.is_some(),
+    };
+    let Summed { loss, count, dh, dw } =
         summed(tape.compute(), h.tensor(), w.tensor(), targets, wanted)?;
     let mean = (loss / count as f64)?.to_dtype(w.tensor().dtype())?;
-    let Some((dh, dw)) = gradients else { return Ok(tape.constant(mean)) };
     let (shape, given) = (h.tensor().dims().to_vec(), h.tensor().dtype());
     Ok(tape.record(&[to_h, to_w], mean, move |delta, flow| {
         // A loss is mostly the end of the tape, where its gradient is 1; where looking costs
@@ -38,8 +40,13 @@ pub fn cross_entropy_head(tape: &Tape, h: &Value, w: &Value, targets: &Tensor) -
         let is_one =
             delta.device().is_cpu() && delta.to_dtype(DType::F64)?.to_scalar::<f64>()? == 1.0;
         let scaled = |x: Tensor| if is_one { Ok(x) } else { x.broadcast_mul(&delta) };
-        flow.add(to_w, scaled(dw)?)?;
-        flow.add(to_h, scaled(dh)?.to_dtype(given)?.reshape(shape)?)
+        if let Some(dw) = dw {
+            flow.add(to_w, scaled(dw)?)?;
+        }
+        match dh {
+            Some(dh) => flow.add(to_h, scaled(dh)?.to_dtype(given)?.reshape(shape)?),
+            None => Ok(()),
+        }
     }))
 }
 
@@ -50,7 +57,7 @@ pub fn cross_entropy_sum(
     w: &Tensor,
     targets: &Tensor,
 ) -> Result<f64> {
-    scalar(&summed(compute, h, w, targets, false)?.loss)
+    scalar(&summed(compute, h, w, targets, Wanted::default())?.loss)
 }
 
 /// Logits h Wᵀ of rows h (N, C) for W (V, C), in W's type.
@@ -58,13 +65,28 @@ pub fn logits(compute: Compute, h: &Tensor, w: &Tensor) -> Result<Tensor> {
     product_by(compute, &compute.narrowed(h)?, &compute.narrowed(w)?.t()?)?.to_dtype(w.dtype())
 }
 
+/// Which gradients are computed beside the loss: by h and by W.
+#[derive(Clone, Copy, Default)]
+struct Wanted {
+    h: bool,
+    w: bool,
+}
+
+impl Wanted {
+    fn any(self) -> bool {
+        self.h || self.w
+    }
+}
+
 /// Losses of all targets.
 struct Summed {
     /// Their sum, a scalar; from the kernels in f64.
     loss: Tensor,
     count: usize,
-    /// Of the mean, by h as rows and by W.
-    gradients: Option<(Tensor, Tensor)>,
+    /// Gradient of the mean by h as rows, if wanted.
+    dh: Option<Tensor>,
+    /// Gradient of the mean by W, if wanted.
+    dw: Option<Tensor>,
 }
 
 fn summed(
@@ -72,7 +94,7 @@ fn summed(
     h: &Tensor,
     w: &Tensor,
     targets: &Tensor,
-    wanted: bool,
+    wanted: Wanted,
 ) -> Result<Summed> {
     let rows = as_rows(h)?.contiguous()?;
     let count = rows.dim(0)?;
@@ -83,9 +105,8 @@ fn summed(
     if compute.takes_kernels(w) {
         // Half precision only rounds what goes into the products.
         let (rows, w) = (widened(&compute.narrowed(&rows)?)?, widened(&compute.narrowed(w)?)?);
-        let (sum, gradients) =
-            with_real!(w.dtype(), T => chunks::<T>(&rows, &w, &targets, wanted)?);
-        return Ok(Summed { loss: Tensor::new(sum, rows.device())?, count, gradients });
+        let (sum, dh, dw) = with_real!(w.dtype(), T => chunks::<T>(&rows, &w, &targets, wanted)?);
+        return Ok(Summed { loss: Tensor::new(sum, rows.device())?, count, dh, dw });
     }
     portable(compute, &compute.narrowed(&rows)?, w, &targets, wanted)
 }
@@ -106,13 +127,13 @@ fn checked_targets(targets: &Tensor, count: usize, w: &Tensor) -> Result<Tensor>
     Ok(targets)
 }
 
-/// Sum of losses and, if wanted, (dh, dW) of the mean loss.
+/// Sum of losses and, where wanted, dh and dW of the mean loss.
 fn chunks<T: Real>(
     h: &Tensor,
     w: &Tensor,
     targets: &Tensor,
-    wanted: bool,
-) -> Result<(f64, Option<(Tensor, Tensor)>)> {
+    wanted: Wanted,
+) -> Result<(f64, Option<Tensor>, Option<Tensor>)> {
     let ((count, width), (vocabulary, _)) = (h.dims2()?, w.dims2()?);
     let w = w.contiguous()?;
     let (h_host, w_host, target_host) = (Host::new(h)?, Host::new(&w)?, Host::new(targets)?);
@@ -120,7 +141,7 @@ fn chunks<T: Real>(
     let rows_per_chunk = (CHUNK / vocabulary).clamp(64, count.max(64));
     let mut logits = unwritten::<T>(rows_per_chunk.min(count) * vocabulary);
     let mut sum = 0.0;
-    let mut dw = unwritten::<T>(if wanted { vocabulary * width } else { 0 });
+    let mut dw = unwritten::<T>(if wanted.w { vocabulary * width } else { 0 });
     let scale = T::real(1.0 / count as f64);
     let weight = Matrix::new(w, vocabulary, width);
     let mut pass = |dh: &mut [T]| -> Result<()> {
@@ -133,7 +154,7 @@ fn chunks<T: Real>(
                 .par_chunks_mut(vocabulary)
                 .zip(&targets[first..first + rows])
                 .map(|(row, target)| {
-                    if wanted {
+                    if wanted.any() {
                         row_loss_and_gradient(row, *target as usize, scale)
                     } else {
                         row_loss(row, *target as usize)
@@ -141,21 +162,28 @@ fn chunks<T: Real>(
                 })
                 .collect();
             sum += losses.iter().sum::<f64>();
-            if wanted {
-                let d_logits = Matrix::new(logits, rows, vocabulary);
+            let d_logits = Matrix::new(logits, rows, vocabulary);
+            if wanted.h {
                 multiply(&mut dh[first * width..][..rows * width], d_logits, weight, false);
+            }
+            if wanted.w {
                 multiply(&mut dw, d_logits.t(), input, first > 0);
             }
         }
         Ok(())
     };
-    if !wanted {
+    let dh = if wanted.h {
+        Some(build::<T>((count, width), pass)?)
+    } else {
         pass(&mut [])?;
-        return Ok((sum, None));
-    }
-    let dh = build::<T>((count, width), pass)?;
-    let dw = Tensor::from_vec(dw, (vocabulary, width), &candle_core::Device::Cpu)?;
-    Ok((sum, Some((dh, dw))))
+        None
+    };
+    let dw = if wanted.w {
+        Some(Tensor::from_vec(dw, (vocabulary, width), &candle_core::Device::Cpu)?)
+    } else {
+        None
+    };
+    Ok((sum, dh, dw))
 }
 
 /// −ln softmax(row)[target].
@@ -188,7 +216,7 @@ fn portable(
     h: &Tensor,
     w: &Tensor,
     targets: &Tensor,
-    wanted: bool,
+    wanted: Wanted,
 ) -> Result<Summed> {
     let ((count, _), vocabulary) = (h.dims2()?, w.dim(0)?);
     let (narrow, wide) = (compute.narrowed(w)?, w.dtype());
@@ -207,11 +235,16 @@ fn portable(
         let sums = powers.sum_keepdim(D::Minus1)?;
         loss = (loss + (sums.log()? - shifted.gather(&ids, 1)?)?.sum_all()?)?;
         drop(shifted);
-        if wanted {
+        if wanted.any() {
             let minus_one = Tensor::ones((rows, 1), wide, w.device())?.neg()?;
             let p = powers.broadcast_div(&sums)?.scatter_add(&ids, &minus_one, 1)?;
             let d_logits = compute.narrowed(&(p / count as f64)?)?;
-            dh.push(product_by(compute, &d_logits, &narrow)?);
+            if wanted.h {
+                dh.push(product_by(compute, &d_logits, &narrow)?);
+            }
+            if !wanted.w {
+                continue;
+            }
             let part = wide_product_by(compute, &d_logits.t()?, &input)?;
             dw = Some(match dw {
                 None => part,
@@ -219,8 +252,6 @@ fn portable(
             });
         }
     }
-    let gradients = dw
-        .map(|dw| Ok::<_, candle_core::Error>((Tensor::cat(&dh, 0)?.to_dtype(wide)?, dw)))
-        .transpose()?;
-    Ok(Summed { loss, count, gradients })
+    let dh = if wanted.h { Some(Tensor::cat(&dh, 0)?.to_dtype(wide)?) } else { None };
+    Ok(Summed { loss, count, dh, dw })
 }

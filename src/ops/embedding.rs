@@ -48,11 +48,14 @@ pub fn embedding(
     Ok(tape.record(&[to_tokens, to_positions], embedded, move |delta, flow| {
         let delta = delta.contiguous()?;
         if !kernels {
-            let rows = delta.reshape((b * t, width))?;
-            flow.add(
-                to_tokens,
-                token_table.zeros_like()?.index_add(&tokens.flatten_all()?, &rows, 0)?,
-            )?;
+            if to_tokens.is_some() {
+                let rows = delta.reshape((b * t, width))?;
+                let zeros = token_table.zeros_like()?;
+                flow.add(to_tokens, zeros.index_add(&tokens.flatten_all()?, &rows, 0)?)?;
+            }
+            if to_positions.is_none() {
+                return Ok(());
+            }
             let zeros = position_table.zeros_like()?;
             let head = delta.sum(0)?;
             let padded = if t < positions {

@@ -22,10 +22,13 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
     let (to_x, to_w, to_bias) = (x.source(), w.source(), bias.and_then(Value::source));
     let input = Input::of(x);
+    // A frozen weight needs no input kept for its gradient.
+    let rows = to_w.map(|_| rows);
     Ok(tape.record(&[to_x, to_w, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
-        flow.add_product(to_w, weight.dims(), &delta.t()?, &rows)?;
-        drop(rows);
+        if let Some(rows) = rows {
+            flow.add_product(to_w, weight.dims(), &delta.t()?, &rows)?;
+        }
         add_bias_gradient(flow, to_bias, &delta)?;
         input.add_product(flow, to_x, &delta, &weight)
     }))
@@ -71,17 +74,24 @@ pub fn low_rank_linear(
     let (to_x, to_u, to_v, to_bias) =
         (x.source(), u.source(), v.source(), bias.and_then(Value::source));
     let (s, v, input) = (s.clone(), v.tensor().clone(), Input::of(x));
+    // A frozen weight needs no input kept for its gradient.
+    let (z, rows) = (to_u.or(to_v).map(|_| z), to_v.map(|_| rows));
     Ok(tape.record(&[to_x, to_u, to_v, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
-        flow.add_product(to_u, u_narrow.dims(), &delta.t()?, &z)?;
-        flow.add_gram(to_v, &z)?;
-        drop(z);
+        if let Some(z) = z {
+            flow.add_product(to_u, u_narrow.dims(), &delta.t()?, &z)?;
+            flow.add_gram(to_v, &z)?;
+        }
         add_bias_gradient(flow, to_bias, &delta)?;
+        if to_x.or(to_u).or(to_v).is_none() {
+            return Ok(());
+        }
         let delta_u = flow.product(&delta, &u_narrow)?;
         drop(delta);
-        flow.add_product(to_v, v.dims(), &rows.t()?, &delta_u)?;
+        if let Some(rows) = rows {
+            flow.add_product(to_v, v.dims(), &rows.t()?, &delta_u)?;
+        }
         flow.add_gram(to_u, &delta_u)?;
-        drop(rows);
         match to_x {
             None => Ok(()),
             Some(_) if n < count => {

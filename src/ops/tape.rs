@@ -87,6 +87,11 @@ impl Tape {
         self.compute.takes_kernels(x)
     }
 
+    /// Number of operations recorded so far.
+    pub fn recorded(&self) -> usize {
+        self.nodes.borrow().len()
+    }
+
     /// A value without gradient.
     pub fn constant(&self, tensor: Tensor) -> Value {
         Value { tensor, source: None }

@@ -1,7 +1,7 @@
 //! Named leaves of a state, enumerated once: saving, loading, stacking, moving to a device and
 //! counting bytes all follow from one `map_leaves`.
 
-use crate::checkpoint::TensorReader;
+use crate::params::TensorReader;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 

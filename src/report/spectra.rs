@@ -155,8 +155,7 @@ pub fn spectra_figure(title: &str, now: &Layers, history: Option<&RunResults>) -
         };
         columns.iter().filter_map(of_target).collect::<Vec<_>>()
     };
-    let rows: Vec<Vec<Chart>> =
-        Target::ALL.into_iter().map(in_row).filter(|row| !row.is_empty()).collect();
+    let rows: Vec<Vec<Chart>> = Target::known().map(in_row).filter(|row| !row.is_empty()).collect();
     let width = rows.iter().map(Vec::len).max().unwrap_or(1);
     figure(title, &rows.concat(), width)
 }
@@ -260,7 +259,7 @@ pub fn spectra_of_middle_block(layers: &Layers) -> Option<Chart> {
             (1..).map(f64::from).zip(values.iter().copied()).collect(),
         ))
     };
-    let series: Vec<Series> = Target::ALL.into_iter().enumerate().filter_map(line).collect();
+    let series: Vec<Series> = Target::known().enumerate().filter_map(line).collect();
     (!series.is_empty())
         .then(|| chart(format!("Block {middle}"), "index", Axis::log("singular value"), series))
 }
@@ -293,8 +292,7 @@ fn panels(
     let of = |target: Target| {
         (target, shown.iter().filter_map(|block| series(target, *block)).flatten().collect())
     };
-    Target::ALL
-        .into_iter()
+    Target::known()
         .map(of)
         .filter(|(_, series): &(Target, Vec<Series>)| !series.is_empty())
         .collect()
@@ -367,8 +365,8 @@ mod tests {
         assert_eq!(block_of("transformer.h.12.attn.q"), Some(12));
         assert_eq!(block_of("transformer.wte.weight"), None);
         assert!(
-            is_weight("transformer.h.0.mlp.up", Target::Up, 0)
-                && !is_weight("transformer.h.0.mlp.up", Target::Up, 1)
+            is_weight("transformer.h.0.mlp.up", Target::UP, 0)
+                && !is_weight("transformer.h.0.mlp.up", Target::UP, 1)
         );
         assert_eq!(shown(&(0..12).collect()), [0, 1, 3, 4, 6, 7, 9, 11]);
         assert_eq!(shown(&(0..3).collect()), [0, 1, 2]);

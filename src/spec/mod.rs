@@ -3,6 +3,7 @@
 //! `text + --set` → [`RunSpec`] (what was written) → [`Plan`] (everything resolved and checked). No
 //! candle here.
 
+mod architecture;
 mod count;
 mod data_spec;
 mod decode;
@@ -23,6 +24,7 @@ mod schema;
 mod validate;
 mod validate_rank;
 
+pub use architecture::{Architecture, Target};
 pub use count::{Count, NotACount};
 pub use data_spec::*;
 pub use integrator::CyclePhase;

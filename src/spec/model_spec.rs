@@ -1,17 +1,9 @@
 //! `model:` of a spec: the shape of the network and the form of its weights.
 
+use super::architecture::{Architecture, Target};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-/// Network architecture.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Architecture {
-    /// GPT-2: learned positions, pre-norm, GELU (tanh form), tied head.
-    #[default]
-    Gpt2,
-}
 
 /// Shape of the network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -94,26 +86,6 @@ impl FactorForm {
     }
 }
 
-/// A weight matrix W of a transformer block, m × n in y = W x.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// Attention query, n_embd × n_embd.
-    Q,
-    /// Attention key, n_embd × n_embd.
-    K,
-    /// Attention value, n_embd × n_embd.
-    V,
-    /// Attention output, n_embd × n_embd.
-    O,
-    /// MLP up, 4 n_embd × n_embd.
-    Up,
-    /// MLP down, n_embd × 4 n_embd.
-    Down,
-}
-
 /// Rank of one target, or `dense`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetRank {
@@ -123,38 +95,11 @@ pub enum TargetRank {
     Rank(usize),
 }
 
-impl Target {
-    /// Every target, in the order in which a block applies them.
-    pub const ALL: [Target; 6] =
-        [Target::Q, Target::K, Target::V, Target::O, Target::Up, Target::Down];
-
-    /// Name as written in a spec: `q`, `k`, `v`, `o`, `up`, `down`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Target::Q => "q",
-            Target::K => "k",
-            Target::V => "v",
-            Target::O => "o",
-            Target::Up => "up",
-            Target::Down => "down",
-        }
-    }
-
-    /// Rows and columns (m, n) of W in y = W x for a residual stream of this width.
-    pub fn shape(self, n_embd: usize) -> (usize, usize) {
-        match self {
-            Target::Q | Target::K | Target::V | Target::O => (n_embd, n_embd),
-            Target::Up => (n_embd.saturating_mul(4), n_embd),
-            Target::Down => (n_embd, n_embd.saturating_mul(4)),
-        }
-    }
-}
-
 /// Schema of a map from targets to `T` that lists the targets, so that editors offer them and
 /// refuse others.
 pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let entry =
         |target: Target| (target.name().to_owned(), generator.subschema_for::<T>().to_value());
-    let properties: serde_json::Map<_, _> = Target::ALL.into_iter().map(entry).collect();
+    let properties: serde_json::Map<_, _> = Target::known().map(entry).collect();
     json_schema!({ "type": "object", "properties": properties, "additionalProperties": false })
 }

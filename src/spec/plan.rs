@@ -1,10 +1,11 @@
 //! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether
 //! two runs are the same.
 
+use super::architecture::{Architecture, Target};
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::document::usage;
-use super::model_spec::{Architecture, FactorForm, ModelSpec, Target, TargetRank, WeightsSpec};
+use super::model_spec::{FactorForm, ModelSpec, TargetRank, WeightsSpec};
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, DlraSpec, GaloreSpec, HeavyBallSpec, LoroSpec,
     LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
@@ -81,7 +82,8 @@ pub struct ModelPlan {
     pub dropout: f64,
     /// Whether linear layers and layer norms have biases.
     pub bias: bool,
-    /// Form of each matrix of a block, the same in all blocks; has every [`Target`].
+    /// Form of each matrix of a block, the same in all blocks; has every target of the
+    /// architecture.
     pub weights: BTreeMap<Target, WeightForm>,
 }
 
@@ -93,7 +95,7 @@ impl ModelPlan {
 
     /// Rows and columns (m, n) of one matrix of a block.
     pub fn shape(&self, target: Target) -> (usize, usize) {
-        target.shape(self.n_embd)
+        self.arch.shape(target, self.n_embd)
     }
 }
 
@@ -335,7 +337,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         block_size: spec.block_size,
         dropout: spec.dropout,
         bias: spec.bias,
-        weights: Target::ALL.into_iter().map(|target| (target, form(target))).collect(),
+        weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `rank:` of a plan: when ranks change, by what, within which bounds.
 
+use super::architecture::Target;
 use super::count::Count;
-use super::model_spec::{Target, WeightsSpec};
+use super::model_spec::WeightsSpec;
 use super::plan::{ModelPlan, warmup_steps};
 use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
 use super::run_spec::RunSpec;

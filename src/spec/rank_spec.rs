@@ -1,7 +1,8 @@
 //! `rank:` of a spec: how ranks change.
 
+use super::architecture::Target;
 use super::count::Count;
-use super::model_spec::{Target, per_target_schema};
+use super::model_spec::per_target_schema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -127,6 +127,12 @@ fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     found.require(!everything_dense, &format!("model.weights.{kind}.targets"), || {
         "every target is dense; write `weights: dense`".into()
     });
+    for target in targets.keys() {
+        if let Some(objection) = spec.model.arch.objection(*target) {
+            let path = format!("model.weights.{kind}.targets.{}", target.name());
+            found.require(false, &path, || objection);
+        }
+    }
     let mut default_rank_refused = false;
     for (target, form) in &plan.model.weights {
         let Some(rank) = form.rank() else { continue };

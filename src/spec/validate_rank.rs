@@ -1,6 +1,6 @@
 //! Whether the rank policy of a spec makes sense for its weights and its length.
 
-use super::model_spec::Target;
+use super::architecture::Target;
 use super::plan::Plan;
 use super::rank_plan::{RankCyclePlan, RankPlan, TolerancePlan};
 use super::rank_spec::{RankSpec, ToleranceSpec};
@@ -141,7 +141,8 @@ fn check_rank_bounds(
 ) {
     for target in exceptions.keys().filter(|target| bounds(target).is_none()) {
         found.require(false, &format!("{path}.targets.{}", target.name()), || {
-            "unused: this target is dense; remove it".into()
+            let dense = || "unused: this target is dense; remove it".into();
+            plan.model.arch.objection(*target).unwrap_or_else(dense)
         });
     }
     for (target, form) in &plan.model.weights {

@@ -1,6 +1,6 @@
 //! Finding where a number stopped being finite.
 
-use crate::model::{DropoutKey, Gpt};
+use crate::model::{DropoutKey, Network};
 use crate::ops::scalar;
 use crate::params::ParamStore;
 use candle_core::{Result, Tensor};
@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 /// The first parameter or layer output that is not finite when `tokens` (B, T) run through the
 /// model; `None` if all are.
 pub fn first_non_finite(
-    model: &Gpt,
+    model: &dyn Network,
     params: &ParamStore,
     tokens: &Tensor,
     dropout: Option<DropoutKey>,

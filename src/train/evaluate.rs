@@ -1,7 +1,7 @@
 //! Validation: a fixed set of tokens, token-weighted, the same whatever the batch size.
 
 use crate::data::ValidationSet;
-use crate::model::Gpt;
+use crate::model::Network;
 use crate::params::ParamStore;
 use serde::Serialize;
 
@@ -24,7 +24,7 @@ pub struct ValidationLoss {
 /// The loss of a model on a validation set: Σ over windows of −ln p(target | window so far),
 /// divided by the number of targets.
 pub fn evaluate(
-    model: &Gpt,
+    model: &dyn Network,
     params: &ParamStore,
     set: &ValidationSet,
 ) -> anyhow::Result<ValidationLoss> {

@@ -3,7 +3,7 @@
 use super::diagnose::first_non_finite;
 use crate::data::Batches;
 use crate::error::Failure;
-use crate::model::{DropoutKey, Gpt};
+use crate::model::{DropoutKey, Network};
 use crate::ops::{Gradients, scalar};
 use crate::optim::{Evaluation, GradientOracle};
 use crate::params::ParamStore;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Evaluates the batch of one step; made anew for every step.
 pub struct BatchOracle<'a> {
     /// The network.
-    pub model: &'a Gpt,
+    pub model: &'a dyn Network,
     /// Where the batches come from.
     pub batches: &'a Batches,
     /// Where to compute.

@@ -2,17 +2,15 @@
 //! `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`.
 
 use super::settings::compute;
-use crate::checkpoint::{self, Checkpoints, Snapshot};
+use crate::checkpoint::{self, Checkpoints};
 use crate::data::{DatasetSummary, Tokenizer};
 use crate::error::Failure;
 use crate::fs::write_atomic;
-use crate::lowrank::LowRank;
-use crate::model::{Gpt, ModelConfig};
-use crate::params::{ParamStore, Weight};
+use crate::model::{Network, restore};
+use crate::params::ParamStore;
 use crate::spec::{Plan, to_yaml};
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
-use std::collections::BTreeMap;
+use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
 /// The folder of one run.
@@ -122,7 +120,7 @@ fn environment(device: &Device) -> serde_json::Value {
 /// A checkpoint opened for use: the network, its parameters, its tokenizer.
 pub struct LoadedRun {
     /// The network.
-    pub model: Gpt,
+    pub model: Box<dyn Network>,
     /// Its parameters at the checkpoint.
     pub params: ParamStore,
     /// Step of the checkpoint.
@@ -157,73 +155,13 @@ impl LoadedRun {
             (chosen, path.to_path_buf())
         };
         let snapshot = checkpoint::load(&checkpoint)?;
-        let (model, params) = restore_model(&snapshot, DType::F32, device)?;
+        let (mut model, params) = restore(&snapshot.config, snapshot.model, DType::F32, device)?;
         let folder = RunFolder::new(root);
         // It answers in the number types it was trained in; a checkpoint taken out of its run has
         // no plan, and answers in f32.
-        let model = match folder.plan() {
-            Ok(plan) => model.computing(compute(&plan)),
-            Err(_) => model,
-        };
+        if let Ok(plan) = folder.plan() {
+            model.set_compute(compute(&plan));
+        }
         Ok(Self { model, params, step: snapshot.step, folder })
     }
-}
-
-/// The network and parameters of a snapshot; low-rank weights take the ranks they were saved with.
-pub fn restore_model(
-    snapshot: &Snapshot,
-    dtype: DType,
-    device: &Device,
-) -> Result<(Gpt, ParamStore)> {
-    let config: ModelConfig =
-        serde_json::from_value(snapshot.config.clone()).context("config.json of the checkpoint")?;
-    let model = Gpt::new(config);
-    let mut tensors: BTreeMap<&str, &Tensor> =
-        snapshot.model.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let mut params = model.initialize(0, dtype, device)?;
-    let ids: Vec<_> = params.iter().map(|(id, _)| id).collect();
-    for id in ids {
-        let parameter = params.get(id).clone();
-        let mut take = |leaf: &str| -> Result<Tensor> {
-            let name = format!("{}{leaf}", parameter.name);
-            let tensor = tensors
-                .remove(name.as_str())
-                .with_context(|| format!("model.safetensors has no tensor `{name}`"))?;
-            Ok(tensor.to_dtype(dtype)?.to_device(device)?)
-        };
-        let weight = match &parameter.weight {
-            Weight::Dense(like) => {
-                let tensor = take("")?;
-                anyhow::ensure!(
-                    tensor.dims() == like.dims(),
-                    "model.safetensors: `{}` is {:?}, the network needs {:?}",
-                    parameter.name,
-                    tensor.dims(),
-                    like.dims()
-                );
-                Weight::Dense(tensor)
-            }
-            Weight::LowRank(like) => {
-                let point = LowRank::from_parts(take(".u")?, take(".s")?, take(".v")?)
-                    .with_context(|| parameter.name.clone())?;
-                anyhow::ensure!(
-                    (point.rows(), point.columns()) == (like.rows(), like.columns()),
-                    "model.safetensors: `{}` is {} x {}, the network needs {} x {}",
-                    parameter.name,
-                    point.rows(),
-                    point.columns(),
-                    like.rows(),
-                    like.columns()
-                );
-                Weight::LowRank(point)
-            }
-        };
-        params.set(id, weight);
-    }
-    anyhow::ensure!(
-        tensors.is_empty(),
-        "model.safetensors has tensors the network does not know: {:?}",
-        tensors.keys().collect::<Vec<_>>()
-    );
-    Ok((model, params))
 }

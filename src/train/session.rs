@@ -302,7 +302,7 @@ impl<'a> Session<'a> {
         // A finished run that is resumed has nothing to do but to say where it stands.
         let validation = match validation {
             Some(validation) => validation,
-            None => evaluate(&self.trainer.model, &self.trainer.params, &self.validation)?,
+            None => evaluate(self.trainer.model.as_ref(), &self.trainer.params, &self.validation)?,
         };
         Ok(Outcome { step: last, validation: Some(validation) })
     }
@@ -370,7 +370,7 @@ impl<'a> Session<'a> {
     /// Validation loss and a sample of text.
     fn evaluate(&self, report: &StepReport, observers: &mut Observers) -> Result<ValidationLoss> {
         let started = Instant::now();
-        let loss = evaluate(&self.trainer.model, &self.trainer.params, &self.validation)?;
+        let loss = evaluate(self.trainer.model.as_ref(), &self.trainer.params, &self.validation)?;
         let step = self.state.step;
         observers.on(&Event::Evaluation(Evaluation {
             step,
@@ -405,7 +405,7 @@ impl<'a> Session<'a> {
                 .filter(|tokens| !tokens.is_empty())
                 .unwrap_or_else(|| vec![0]);
             let tokens = generate(
-                &self.trainer.model,
+                self.trainer.model.as_ref(),
                 &self.trainer.params,
                 &prompt,
                 sample.tokens.0 as usize,

@@ -1,16 +1,15 @@
 //! What a training step needs, and the step: shared by the session and by `lrpt bench`.
 
 use super::oracle::{BatchOracle, OracleTimes};
-use super::run_folder::restore_model;
 use super::settings::{compute, model_config, optimizer_settings};
-use crate::checkpoint::{Snapshot, TensorReader};
+use crate::checkpoint::Snapshot;
 use crate::data::{Batches, TokenShard};
 use crate::lowrank::LowRank;
-use crate::model::Gpt;
 use crate::model::account::{FlopLedger, cut_flops};
+use crate::model::{Network, build, restore};
 use crate::ops::Gradients;
 use crate::optim::{Optimizer, StepReport};
-use crate::params::{ParamStore, Place, Role};
+use crate::params::{ParamStore, Place, Role, TensorReader};
 use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -22,7 +21,7 @@ pub struct Trainer<'a> {
     plan: &'a Plan,
     device: &'a Device,
     /// The network.
-    pub model: Gpt,
+    pub model: Box<dyn Network>,
     /// Its parameters.
     pub params: ParamStore,
     /// Their rules and moments.
@@ -54,7 +53,7 @@ impl<'a> Trainer<'a> {
         vocabulary_size: usize,
         text: Arc<TokenShard>,
     ) -> Result<Self> {
-        let model = Gpt::new(model_config(plan, vocabulary_size));
+        let model = build(model_config(plan, vocabulary_size))?;
         let params = model.initialize(plan.seed, DType::F32, device)?;
         let optimizer = Optimizer::new(optimizer_settings(plan, device), &params)?;
         Self::new(plan, device, model, params, optimizer, text)
@@ -70,7 +69,7 @@ impl<'a> Trainer<'a> {
         snapshot: Snapshot,
         text: Arc<TokenShard>,
     ) -> Result<Self> {
-        let (model, params) = restore_model(&snapshot, DType::F32, device)?;
+        let (model, params) = restore(&snapshot.config, snapshot.model, DType::F32, device)?;
         let optimizer = Optimizer::load(
             optimizer_settings(plan, device),
             &params,
@@ -82,7 +81,7 @@ impl<'a> Trainer<'a> {
     fn new(
         plan: &'a Plan,
         device: &'a Device,
-        model: Gpt,
+        mut model: Box<dyn Network>,
         params: ParamStore,
         optimizer: Optimizer,
         text: Arc<TokenShard>,
@@ -96,7 +95,7 @@ impl<'a> Trainer<'a> {
             plan.seed,
         )?;
         let gradients = Gradients::new(params.slot_count());
-        let model = model.computing(compute(plan));
+        model.set_compute(compute(plan));
         Ok(Self { plan, device, model, params, optimizer, gradients, batches })
     }
 
@@ -159,7 +158,7 @@ impl<'a> Trainer<'a> {
     pub fn step(&mut self, step: u64) -> Result<TimedStep> {
         let started = Instant::now();
         let mut oracle = BatchOracle {
-            model: &self.model,
+            model: self.model.as_ref(),
             batches: &self.batches,
             device: self.device,
             seed: self.plan.seed,

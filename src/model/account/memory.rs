@@ -2,7 +2,7 @@
 
 use super::matrix::Matrix;
 use super::parameters::ParameterLedger;
-use crate::spec::{ComputeType, DeviceSpec, Integrator, LinalgSpec, ModelPlan, Plan, Target};
+use crate::spec::{ComputeType, DeviceSpec, Integrator, LinalgSpec, ModelPlan, Plan};
 
 /// Bytes of a number in f32.
 const BYTES_PER_VALUE: u64 = 4;
@@ -64,7 +64,7 @@ impl MemoryLedger {
         let layers = model.n_layer as u64;
         let integrator = plan.optimizer.dlra().map(|dlra| dlra.integrator);
         let starting: Vec<Matrix> =
-            Target::ALL.iter().map(|target| Matrix::new(model, *target)).collect();
+            model.arch.targets().iter().map(|target| Matrix::new(model, *target)).collect();
         let augmented: Vec<Matrix> = starting
             .iter()
             .map(|matrix| matrix.augmented(integrator.unwrap_or(Integrator::Tangent)))

@@ -80,8 +80,10 @@ impl FlopLedger {
     ) -> Self {
         let model = &plan.model;
         let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
-        let places =
-            || (0..model.n_layer).flat_map(|layer| Target::ALL.map(|target| (layer, target)));
+        let places = || {
+            (0..model.n_layer)
+                .flat_map(|layer| model.arch.targets().iter().map(move |target| (layer, *target)))
+        };
         let matrices: Vec<Matrix> = places()
             .map(|(layer, target)| form(Matrix::new(model, target), layer, target))
             .collect();

@@ -23,13 +23,18 @@ impl ParameterLedger {
         let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
         let norms = (2 * layers + 1) * width;
         let linear_biases: u64 =
-            Target::ALL.iter().map(|target| model.shape(*target).0 as u64).sum();
+            model.arch.targets().iter().map(|target| model.shape(*target).0 as u64).sum();
         ParameterLedger {
             token_embedding: vocabulary * width,
             positions: model.block_size as u64 * width,
             norms,
             biases: if model.bias { norms + layers * linear_biases } else { 0 },
-            targets: Target::ALL.iter().map(|target| TargetLedger::new(model, *target)).collect(),
+            targets: model
+                .arch
+                .targets()
+                .iter()
+                .map(|target| TargetLedger::new(model, *target))
+                .collect(),
         }
     }
 

@@ -293,8 +293,8 @@ mod tests {
     #[test]
     fn a_target_without_bounds_keeps_its_rank() {
         let schedule = tolerance(0.9, 0.9);
-        assert_eq!(schedule.grown(Target::Down, 8), RankDecision::Keep);
-        assert_eq!(cut(&schedule, 26, &[offer(Target::Down, &[1.0, 0.1])]), [2]);
+        assert_eq!(schedule.grown(Target::DOWN, 8), RankDecision::Keep);
+        assert_eq!(cut(&schedule, 26, &[offer(Target::DOWN, &[1.0, 0.1])]), [2]);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! AdamW for dense parameters (Loshchilov & Hutter 2019, Algorithm 2), in place on the CPU.
 
-use crate::checkpoint::TensorReader;
 use crate::lowrank::Truncation;
 use crate::ops::Compute;
 use crate::optim::elementwise;
@@ -8,6 +7,7 @@ use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
+use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::AdamwSpec;
 use anyhow::ensure;

@@ -3,7 +3,6 @@
 //! arXiv:2403.03507, Algorithm 2).
 
 use super::adamw::{AdamwState, AdamwStep};
-use crate::checkpoint::TensorReader;
 use crate::linalg::{add_product, multiply, svd};
 use crate::lowrank::Truncation;
 use crate::optim::execution::map_all;
@@ -11,6 +10,7 @@ use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
+use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::GaloreSpec;
 use anyhow::Context;

@@ -1,7 +1,6 @@
 //! Heavy ball (SGD with momentum) for the free factors of W = B A or W = U S Vᵀ (Polyak 1964).
 
 use super::adamw::check_shapes;
-use crate::checkpoint::TensorReader;
 use crate::lowrank::Truncation;
 use crate::ops::Compute;
 use crate::optim::elementwise::decay_and_add;
@@ -9,6 +8,7 @@ use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
+use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::HeavyBallSpec;
 use candle_core::{Result, Tensor};

@@ -9,12 +9,12 @@
 //! its SVD; Algorithm 1 and the code have R̄_B.
 
 use super::adamw::{AdamwState, AdamwStep, check_shapes, step_in_place};
-use crate::checkpoint::TensorReader;
 use crate::linalg::{divide_by_upper, multiply, qr};
 use crate::lowrank::{Augmentation, LowRank, Tangent, Truncation};
 use crate::optim::execution::map_all;
 use crate::optim::optimizer::{FactorRule, GradientOracle};
 use crate::optim::rule::{Members, Rule, Step};
+use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::{AdamwSpec, LoroSpec};
 use anyhow::Context;

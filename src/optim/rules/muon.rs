@@ -2,7 +2,6 @@
 //! kellerjordan.github.io/posts/muon).
 
 use super::SPECTRAL_SCALE;
-use crate::checkpoint::TensorReader;
 use crate::linalg::{matrix_shape, polar_newton_schulz};
 use crate::lowrank::Truncation;
 use crate::optim::execution::{Placement, groups};
@@ -10,6 +9,7 @@ use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
+use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::MuonSpec;
 use anyhow::Context;

@@ -3,7 +3,6 @@
 use super::cut::{cut, target_of};
 use super::side_by_side::{Item, step_all};
 use super::{DlraState, DlraStep, DlraUpdate, GalerkinStep};
-use crate::checkpoint::TensorReader;
 use crate::error::Failure;
 use crate::lowrank::{LowRank, Tangent, Truncation};
 use crate::ops::Gradients;
@@ -13,6 +12,7 @@ use crate::optim::gradient::Scaled;
 use crate::optim::optimizer::{GradientOracle, OptimizerSettings};
 use crate::optim::rank::{RankDecision, RankEvent, RankSchedule};
 use crate::optim::rule::{Members, Rule, Step};
+use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Parameter, Weight};
 use crate::spec::{CyclePhase, DlraSpec, Integrator};
 use anyhow::{Context, bail};

@@ -1,11 +1,20 @@
 //! The parameters of a model, in one fixed order, each dense or low-rank.
 //!
 //! The model keeps ids and looks weights up here, so a rank change (new shapes) can never leave a
-//! layer with an old weight.
+//! layer with an old weight. A network declares what parameters it has; their numbers are drawn
+//! from a seed or read by name.
+
+mod declared;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+pub use declared::{Declared, Initial};
+pub use reader::TensorReader;
 
 use crate::lowrank::LowRank;
 use crate::spec::Target;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeSet;
 
 /// Index of a parameter in its [`ParamStore`].
@@ -92,6 +101,15 @@ pub struct Parameter {
     pub role: Role,
     /// Its numbers.
     pub weight: Weight,
+    /// Whether training changes it; a frozen one has no gradient and no moments.
+    pub trained: bool,
+}
+
+impl Parameter {
+    /// Count of its numbers: dense entries, and r (m + n + r) for a low-rank weight.
+    pub fn element_count(&self) -> usize {
+        self.weight.leaves().iter().map(|(_, tensor)| tensor.elem_count()).sum()
+    }
 }
 
 /// All parameters, in the order the model declares them.
@@ -111,6 +129,38 @@ impl ParamStore {
             bail!("two parameters are named `{}`", twice.name)
         }
         Ok(Self { parameters })
+    }
+
+    /// Parameters with their first numbers, a pure function of the seed and each one's name.
+    ///
+    /// # Errors
+    /// If two parameters share a name, or a tensor cannot be made.
+    pub fn initialize(
+        declared: &[Declared],
+        seed: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let draw = |declared: &Declared| declared.draw(seed, dtype, device);
+        Self::new(declared.iter().map(draw).collect::<Result<_>>()?)
+    }
+
+    /// Parameters with numbers read by name; low-rank weights have the ranks they were saved with.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape than the one declared, or is left over.
+    pub fn load(
+        declared: &[Declared],
+        mut reader: TensorReader,
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let parameters = declared
+            .iter()
+            .map(|declared| declared.read(&mut reader, dtype, device))
+            .collect::<anyhow::Result<_>>()?;
+        reader.finish()?;
+        Ok(Self::new(parameters)?)
     }
 
     /// Number of parameters (named weights, not numbers).
@@ -164,13 +214,19 @@ impl ParamStore {
         }
     }
 
+    /// Says whether training changes a parameter.
+    pub fn set_trained(&mut self, id: ParamId, trained: bool) {
+        self.parameters[id.0].trained = trained;
+    }
+
     /// Count of trained numbers: dense entries, and r (m + n + r) for a low-rank weight.
     pub fn element_count(&self) -> usize {
-        self.parameters
-            .iter()
-            .flat_map(|p| p.weight.leaves())
-            .map(|(_, tensor)| tensor.elem_count())
-            .sum()
+        self.parameters.iter().filter(|p| p.trained).map(Parameter::element_count).sum()
+    }
+
+    /// Count of all numbers, those of frozen parameters included.
+    pub fn total_element_count(&self) -> usize {
+        self.parameters.iter().map(Parameter::element_count).sum()
     }
 
     /// The low-rank weights.

@@ -18,6 +18,11 @@ impl TensorReader {
         Self { source: source.into(), tensors: tensors.into_iter().collect() }
     }
 
+    /// Where the tensors came from.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether a tensor of this name is still there to be taken.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

@@ -1,0 +1,225 @@
+//! The layers that architectures are made of: norms, linear layers in their forms, the head.
+//!
+//! A layer declares its parameters once and keeps their ids; a forward pass looks the numbers up. A
+//! weight is m × n (outputs × inputs): y = x Wᵀ.
+
+use super::network::{DropoutKey, Site};
+use crate::lowrank::LowRank;
+use crate::ops::{self, Dropout, Tape, Value};
+use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
+use crate::rng;
+use crate::spec::{FactorForm, WeightForm};
+use candle_core::{Result, Tensor};
+
+/// Standard deviation of initial weights (Radford et al. 2019).
+pub const INIT_STANDARD_DEVIATION: f64 = 0.02;
+
+/// What the layers of a network declare, in their order.
+#[derive(Debug, Default)]
+pub struct Declarations {
+    /// Parameters.
+    pub parameters: Vec<Declared>,
+    /// Weight matrices of the blocks.
+    pub sites: Vec<Site>,
+}
+
+impl Declarations {
+    fn add(&mut self, name: String, role: Role, initial: Initial) -> ParamId {
+        self.parameters.push(Declared::trained(name, role, initial));
+        ParamId(self.parameters.len() - 1)
+    }
+
+    /// A table of rows of this width: the vectors of tokens or of positions.
+    pub fn table(&mut self, name: &str, rows: usize, columns: usize) -> ParamId {
+        let standard_deviation = INIT_STANDARD_DEVIATION;
+        let initial = Initial::Normal { rows, columns, standard_deviation };
+        self.add(name.to_owned(), Role::Embedding, initial)
+    }
+}
+
+/// The matrix (V, C) that turns hidden states into logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Its parameter, which may be the table of tokens.
+    pub weight: ParamId,
+}
+
+/// Layer normalisation over the last dimension.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: ParamId,
+    bias: Option<ParamId>,
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    /// A norm of this width, ones and zeros at first.
+    pub fn declare(
+        declarations: &mut Declarations,
+        name: &str,
+        width: usize,
+        bias: bool,
+        epsilon: f64,
+    ) -> Self {
+        let mut vector = |leaf: &str, value| {
+            let initial = Initial::Constant { size: width, value };
+            declarations.add(format!("{name}.{leaf}"), Role::Norm, initial)
+        };
+        let weight = vector("weight", 1.0);
+        let bias = bias.then(|| vector("bias", 0.0));
+        Self { weight, bias, epsilon }
+    }
+
+    /// The normed x.
+    ///
+    /// # Errors
+    /// If the widths do not fit.
+    pub fn forward(&self, pass: &Pass, x: &Value) -> Result<Value> {
+        let bias = self.bias.map(|id| pass.dense(id)).transpose()?;
+        ops::layer_norm(pass.tape, x, &pass.dense(self.weight)?, bias.as_ref(), self.epsilon)
+    }
+}
+
+/// y = x Wᵀ + b with W in one of its forms.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: LinearWeight,
+    bias: Option<ParamId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum LinearWeight {
+    /// Dense or W = U S Vᵀ: the parameter store knows which.
+    Matrix(ParamId),
+    /// W = B A.
+    TwoFactors { b: ParamId, a: ParamId },
+    /// W = U S Vᵀ, each trained freely.
+    ThreeFactors { u: ParamId, s: ParamId, vt: ParamId },
+}
+
+impl Linear {
+    /// The layer of this site, its weight in this form and its entries of this standard deviation
+    /// at first.
+    pub fn declare(
+        declarations: &mut Declarations,
+        site: Site,
+        form: WeightForm,
+        bias: bool,
+        standard_deviation: f64,
+    ) -> Self {
+        let place = Place { layer: site.layer, target: site.kind };
+        let (name, rows, columns) = (site.name.clone(), site.rows, site.columns);
+        let weight = match form {
+            WeightForm::Dense => {
+                let initial = Initial::Normal { rows, columns, standard_deviation };
+                let name = format!("{name}.weight");
+                LinearWeight::Matrix(declarations.add(name, Role::Matrix(place), initial))
+            }
+            WeightForm::LowRank { rank } => {
+                let initial = Initial::LowRank { rows, columns, rank, standard_deviation };
+                LinearWeight::Matrix(declarations.add(name.clone(), Role::Matrix(place), initial))
+            }
+            WeightForm::Factored { rank, form } => {
+                let mut factor = |factor: Factor| {
+                    let initial =
+                        Initial::Factor { factor, rows, columns, rank, standard_deviation };
+                    let name = format!("{name}.{}", factor.name());
+                    declarations.add(name, Role::Factor(place, factor), initial)
+                };
+                match form {
+                    FactorForm::Ba => {
+                        LinearWeight::TwoFactors { b: factor(Factor::B), a: factor(Factor::A) }
+                    }
+                    FactorForm::Usv => LinearWeight::ThreeFactors {
+                        u: factor(Factor::U),
+                        s: factor(Factor::S),
+                        vt: factor(Factor::VTransposed),
+                    },
+                }
+            }
+        };
+        let zeros = Initial::Constant { size: rows, value: 0.0 };
+        let bias = bias.then(|| declarations.add(format!("{name}.bias"), Role::Bias, zeros));
+        declarations.sites.push(site);
+        Self { weight, bias }
+    }
+
+    /// y = x Wᵀ + b.
+    ///
+    /// # Errors
+    /// If the widths do not fit.
+    pub fn forward(&self, pass: &Pass, x: &Value) -> Result<Value> {
+        let bias = self.bias.map(|id| pass.dense(id)).transpose()?;
+        match self.weight {
+            LinearWeight::Matrix(id) => match &pass.params.get(id).weight {
+                Weight::Dense(_) => ops::linear(pass.tape, x, &pass.dense(id)?, bias.as_ref()),
+                Weight::LowRank(LowRank { u, s, v }) => {
+                    let u = pass.value(id, ParamStore::slot(id), u);
+                    let v = pass.value(id, ParamStore::l_slot(id), v);
+                    ops::low_rank_linear(pass.tape, x, &u, s, &v, bias.as_ref())
+                }
+            },
+            LinearWeight::TwoFactors { b, a } => {
+                let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
+                ops::linear(pass.tape, &z, &pass.dense(b)?, bias.as_ref())
+            }
+            // Plain products, so that every factor gets its partial derivative: G V Sᵀ, Uᵀ G V and
+            // (Gᵀ U S)ᵀ, with G the gradient by W.
+            LinearWeight::ThreeFactors { u, s, vt } => {
+                let z = ops::linear(pass.tape, x, &pass.dense(vt)?, None)?;
+                let z = ops::linear(pass.tape, &z, &pass.dense(s)?, None)?;
+                ops::linear(pass.tape, &z, &pass.dense(u)?, bias.as_ref())
+            }
+        }
+    }
+}
+
+/// One forward pass: the parameters, the tape, and the dropout of this step.
+pub struct Pass<'a> {
+    /// The numbers.
+    pub params: &'a ParamStore,
+    /// What is recorded.
+    pub tape: &'a Tape,
+    /// Probability of dropping an activation.
+    pub probability: f64,
+    /// The step's dropout; none in evaluation.
+    pub key: Option<DropoutKey>,
+}
+
+impl Pass<'_> {
+    /// A dense parameter's tensor on the tape.
+    ///
+    /// # Errors
+    /// If it is low-rank.
+    pub fn dense(&self, id: ParamId) -> Result<Value> {
+        Ok(self.value(id, ParamStore::slot(id), self.params.dense(id)?))
+    }
+
+    /// A tensor of a parameter, whose gradient goes to this slot; a frozen one has none.
+    fn value(&self, id: ParamId, slot: usize, tensor: &Tensor) -> Value {
+        if self.params.get(id).trained {
+            self.tape.parameter(slot, tensor)
+        } else {
+            self.tape.constant(tensor.clone())
+        }
+    }
+
+    /// The dropout of a place in a block, if this pass has any.
+    pub fn dropout_at(&self, site: &str, layer: usize) -> Option<Dropout> {
+        let key = self.key.filter(|_| self.probability > 0.0)?;
+        let key =
+            rng::key64(key.seed, &format!("dropout {site}"), &[layer as u64, key.step, key.micro]);
+        Some(Dropout { probability: self.probability, key })
+    }
+
+    /// x with its dropout.
+    ///
+    /// # Errors
+    /// If an operation fails.
+    pub fn dropout(&self, x: &Value, site: &str, layer: usize) -> Result<Value> {
+        match self.dropout_at(site, layer) {
+            Some(dropout) => ops::dropout(self.tape, x, dropout),
+            None => Ok(x.clone()),
+        }
+    }
+}

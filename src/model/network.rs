@@ -1,0 +1,207 @@
+//! What a network is to everything outside this module: what parameters it has, where its weight
+//! matrices are, and how it answers. Each architecture is one file that implements it.
+
+use super::config::ModelConfig;
+use super::gpt2::Gpt2;
+use super::layers::{Head, Pass};
+use crate::ops::{self, Compute, Tape, Value};
+use crate::params::{Declared, ParamStore};
+use crate::spec::{Architecture, Target};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use std::fmt::Debug;
+
+/// What dropout needs to be the same function of the step on every run.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// Optimizer step.
+    pub step: u64,
+    /// Micro-batch of the step.
+    pub micro: u64,
+}
+
+/// A weight matrix W, m × n in y = x Wᵀ, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Name in checkpoints, without the names of its parts: `transformer.h.0.attn.q`.
+    pub name: String,
+    /// Block, counted from 0.
+    pub layer: usize,
+    /// Which matrix of the block.
+    pub kind: Target,
+    /// Outputs m.
+    pub rows: usize,
+    /// Inputs n.
+    pub columns: usize,
+}
+
+/// What every network has, whatever its architecture.
+#[derive(Clone, Debug)]
+pub struct Structure {
+    /// The configuration it was made from.
+    pub config: ModelConfig,
+    /// How it computes.
+    pub compute: Compute,
+    /// Its parameters, in their fixed order.
+    pub declared: Vec<Declared>,
+    /// Its weight matrices, in the order in which the blocks apply them.
+    pub sites: Vec<Site>,
+}
+
+/// A network's structure: which parameters it has and how they act. The numbers live in a
+/// [`ParamStore`].
+///
+/// An architecture says what its structure is, how tokens become hidden states, and which matrix
+/// turns those into logits; the rest follows.
+pub trait Network: Debug + Send + Sync {
+    /// What it has in common with every network.
+    fn structure(&self) -> &Structure;
+
+    /// The same, to be changed.
+    fn structure_mut(&mut self) -> &mut Structure;
+
+    /// The head that turns hidden states into logits.
+    fn head(&self) -> Head;
+
+    /// [`Network::hidden`], showing each stage's name and output to `observe` (used to find where a
+    /// number stopped being finite).
+    ///
+    /// # Errors
+    /// As for [`Network::hidden`], or if `observe` fails.
+    fn hidden_observed(
+        &self,
+        params: &ParamStore,
+        tape: &Tape,
+        tokens: &Tensor,
+        dropout: Option<DropoutKey>,
+        observe: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
+    ) -> Result<Value>;
+
+    /// The configuration this network was made from.
+    fn config(&self) -> &ModelConfig {
+        &self.structure().config
+    }
+
+    /// How it computes.
+    fn compute(&self) -> Compute {
+        self.structure().compute
+    }
+
+    /// Makes it compute in this way.
+    fn set_compute(&mut self, compute: Compute) {
+        self.structure_mut().compute = compute;
+    }
+
+    /// The parameters it has, in their fixed order.
+    fn declared(&self) -> &[Declared] {
+        &self.structure().declared
+    }
+
+    /// Its weight matrices, in the order in which the blocks apply them.
+    fn sites(&self) -> &[Site] {
+        &self.structure().sites
+    }
+
+    /// Fresh parameters, a pure function of the seed and each parameter's name.
+    ///
+    /// Matrices and tables are N(0, 0.02²), those that write to the residual stream divided by √(2
+    /// n_layer); a low-rank W = U S Vᵀ, its factors trained freely or not, or W = B A gets random
+    /// orthonormal bases and the Frobenius norm its dense counterpart would have, σ√(mn), the same
+    /// W in each of these forms; norms are 1, biases 0.
+    ///
+    /// # Errors
+    /// If a rank exceeds its matrix, or a tensor cannot be made.
+    fn initialize(&self, seed: u64, dtype: DType, device: &Device) -> Result<ParamStore> {
+        ParamStore::initialize(self.declared(), seed, dtype, device)
+    }
+
+    /// Count of numbers of the same network with dense weights.
+    fn dense_parameter_count(&self) -> usize {
+        self.declared().iter().map(|declared| declared.initial.dense_count()).sum()
+    }
+
+    /// A tape on which this network trains.
+    fn training_tape(&self) -> Tape {
+        Tape::training().computing(self.compute())
+    }
+
+    /// A tape on which it only answers.
+    fn inference_tape(&self) -> Tape {
+        Tape::inference().computing(self.compute())
+    }
+
+    /// Final hidden states (B, T, C) after the last norm, for `tokens` (B, T) with T ≤
+    /// `block_size`.
+    ///
+    /// `dropout` is only heeded when the configuration has dropout; evaluation passes `None`.
+    ///
+    /// # Errors
+    /// If a token is outside the vocabulary, or T exceeds the block size.
+    fn hidden(
+        &self,
+        params: &ParamStore,
+        tape: &Tape,
+        tokens: &Tensor,
+        dropout: Option<DropoutKey>,
+    ) -> Result<Value> {
+        self.hidden_observed(params, tape, tokens, dropout, &mut |_, _| Ok(()))
+    }
+
+    /// Mean cross-entropy in nats of `targets` (B, T) given `tokens` (B, T), as a value on the
+    /// tape.
+    ///
+    /// # Errors
+    /// As for [`Network::hidden`], or if a target is outside the vocabulary.
+    fn loss(
+        &self,
+        params: &ParamStore,
+        tape: &Tape,
+        tokens: &Tensor,
+        targets: &Tensor,
+        dropout: Option<DropoutKey>,
+    ) -> Result<Value> {
+        let hidden = self.hidden(params, tape, tokens, dropout)?;
+        let pass = Pass { params, tape, probability: self.config().dropout, key: dropout };
+        ops::cross_entropy_head(tape, &hidden, &pass.dense(self.head().weight)?, targets)
+    }
+
+    /// Sum of the cross-entropies in nats over all targets, without gradients.
+    ///
+    /// # Errors
+    /// As for [`Network::loss`].
+    fn loss_sum(&self, params: &ParamStore, tokens: &Tensor, targets: &Tensor) -> Result<f64> {
+        let hidden = self.hidden(params, &self.inference_tape(), tokens, None)?;
+        let head = params.dense(self.head().weight)?;
+        ops::cross_entropy_sum(self.compute(), hidden.tensor(), head, targets)
+    }
+
+    /// Logits (V) of the token after the last of `tokens` (T ≤ `block_size`).
+    ///
+    /// # Errors
+    /// As for [`Network::hidden`].
+    fn next_token_logits(&self, params: &ParamStore, tokens: &[u32]) -> Result<Tensor> {
+        let head = params.dense(self.head().weight)?;
+        let tokens = Tensor::from_slice(tokens, (1, tokens.len()), head.device())?;
+        let hidden = self.hidden(params, &self.inference_tape(), &tokens, None)?;
+        let last = hidden.tensor().narrow(1, tokens.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
+        ops::logits(self.compute(), &last, head)?.squeeze(0)
+    }
+}
+
+/// The network of a configuration.
+///
+/// # Errors
+/// If its heads do not share out its width.
+pub fn build(config: ModelConfig) -> Result<Box<dyn Network>> {
+    if config.n_head == 0 || !config.n_embd.is_multiple_of(config.n_head) {
+        bail!(
+            "the model's n_embd {} is not divisible by its n_head {}; choose a divisor",
+            config.n_embd,
+            config.n_head
+        )
+    }
+    Ok(match config.arch {
+        Architecture::Gpt2 => Box::new(Gpt2::new(config)),
+    })
+}

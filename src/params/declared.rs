@@ -1,0 +1,191 @@
+//! Parameters before they have numbers: names, shapes, and how their first numbers are drawn.
+
+use super::{Factor, Parameter, Role, TensorReader, Weight};
+use crate::lowrank::LowRank;
+use crate::rng;
+use anyhow::{Context, ensure};
+use candle_core::{DType, Device, Result, Tensor};
+
+/// A parameter that a network has, before it has numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Declared {
+    /// Name in checkpoints.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Its shape, and how its first numbers are drawn.
+    pub initial: Initial,
+    /// Whether training changes it.
+    pub trained: bool,
+}
+
+/// Shape and first numbers of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Initial {
+    /// A vector of equal numbers.
+    Constant {
+        /// How many.
+        size: usize,
+        /// Each of them.
+        value: f64,
+    },
+    /// A dense matrix of independent normal numbers.
+    Normal {
+        /// Rows m.
+        rows: usize,
+        /// Columns n.
+        columns: usize,
+        /// Standard deviation σ of an entry.
+        standard_deviation: f64,
+    },
+    /// W = U S Vᵀ with random orthonormal bases and ‖W‖_F = σ√(mn).
+    LowRank {
+        /// Rows m.
+        rows: usize,
+        /// Columns n.
+        columns: usize,
+        /// Rank r.
+        rank: usize,
+        /// σ: the standard deviation of a dense matrix of the same norm.
+        standard_deviation: f64,
+    },
+    /// A free factor of the same W.
+    Factor {
+        /// Which.
+        factor: Factor,
+        /// Rows m of W.
+        rows: usize,
+        /// Columns n of W.
+        columns: usize,
+        /// Inner dimension r.
+        rank: usize,
+        /// σ as for [`Initial::LowRank`].
+        standard_deviation: f64,
+    },
+}
+
+impl Declared {
+    /// A parameter that training changes.
+    pub fn trained(name: String, role: Role, initial: Initial) -> Self {
+        Self { name, role, initial, trained: true }
+    }
+
+    /// The parameter with its first numbers, a pure function of the seed and the name.
+    ///
+    /// # Errors
+    /// If a rank exceeds its matrix, or a tensor cannot be made.
+    pub fn draw(&self, seed: u64, dtype: DType, device: &Device) -> Result<Parameter> {
+        Ok(self.with(self.initial.draw(seed, &self.name, dtype, device)?))
+    }
+
+    /// The parameter with numbers saved under its name; a low-rank weight has the rank it was saved
+    /// with.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn read(
+        &self,
+        reader: &mut TensorReader,
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<Parameter> {
+        let placed = |tensor: Tensor| tensor.to_dtype(dtype)?.to_device(device);
+        let weight = match self.initial {
+            Initial::LowRank { rows, columns, .. } => {
+                let mut part = |leaf: &str| -> anyhow::Result<Tensor> {
+                    Ok(placed(reader.take(&format!("{}{leaf}", self.name))?)?)
+                };
+                let point = LowRank::from_parts(part(".u")?, part(".s")?, part(".v")?)
+                    .with_context(|| format!("{}: `{}`", reader.source(), self.name))?;
+                ensure!(
+                    (point.rows(), point.columns()) == (rows, columns),
+                    "{}: `{}` is {} x {}, but the network needs {rows} x {columns}; \
+                     was the spec changed?",
+                    reader.source(),
+                    self.name,
+                    point.rows(),
+                    point.columns()
+                );
+                Weight::LowRank(point)
+            }
+            _ => {
+                Weight::Dense(placed(reader.take_shaped(&self.name, &self.initial.dense_shape())?)?)
+            }
+        };
+        Ok(self.with(weight))
+    }
+
+    fn with(&self, weight: Weight) -> Parameter {
+        Parameter { name: self.name.clone(), role: self.role, weight, trained: self.trained }
+    }
+}
+
+impl Initial {
+    /// Numbers of the dense matrix in this parameter's place; the factors of one matrix count once.
+    pub fn dense_count(self) -> usize {
+        match self {
+            Initial::Constant { size, .. } => size,
+            Initial::Normal { rows, columns, .. }
+            | Initial::LowRank { rows, columns, .. }
+            | Initial::Factor { factor: Factor::B | Factor::U, rows, columns, .. } => {
+                rows * columns
+            }
+            Initial::Factor { factor: Factor::A | Factor::S | Factor::VTransposed, .. } => 0,
+        }
+    }
+
+    /// Shape of the tensor, or of the whole matrix where it is kept as U, S and V.
+    fn dense_shape(self) -> Vec<usize> {
+        match self {
+            Initial::Constant { size, .. } => vec![size],
+            Initial::Normal { rows, columns, .. } | Initial::LowRank { rows, columns, .. } => {
+                vec![rows, columns]
+            }
+            Initial::Factor { factor, rows, columns, rank, .. } => match factor {
+                Factor::B | Factor::U => vec![rows, rank],
+                Factor::S => vec![rank, rank],
+                Factor::A | Factor::VTransposed => vec![rank, columns],
+            },
+        }
+    }
+
+    fn draw(self, seed: u64, name: &str, dtype: DType, device: &Device) -> Result<Weight> {
+        let stream = |name: &str| rng::stream(seed, &format!("init {name}"), &[]);
+        let orthonormal =
+            |name: &str, rows: usize, columns: usize, rank: usize, standard_deviation: f64| {
+                let norm = standard_deviation * ((rows * columns) as f64).sqrt();
+                LowRank::random(rows, columns, rank, norm, &mut stream(name), dtype, device)
+            };
+        Ok(match self {
+            Initial::Constant { size, value } => {
+                Weight::Dense((Tensor::ones(size, dtype, device)? * value)?)
+            }
+            Initial::Normal { rows, columns, standard_deviation } => {
+                let mut numbers = rng::normals(&mut stream(name), rows * columns);
+                numbers.iter_mut().for_each(|x| *x *= standard_deviation);
+                Weight::Dense(
+                    Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)?
+                        .to_dtype(dtype)?
+                        .to_device(device)?,
+                )
+            }
+            Initial::LowRank { rows, columns, rank, standard_deviation } => {
+                Weight::LowRank(orthonormal(name, rows, columns, rank, standard_deviation)?)
+            }
+            // The factors of one W = U S Vᵀ, B = U √S and A = √S Vᵀ balanced; all draw the same W,
+            // from the name without the factor's.
+            Initial::Factor { factor, rows, columns, rank, standard_deviation } => {
+                let matrix = name.rsplit_once('.').map_or(name, |(matrix, _)| matrix);
+                let LowRank { u, s, v } =
+                    orthonormal(matrix, rows, columns, rank, standard_deviation)?;
+                Weight::Dense(match factor {
+                    Factor::B => u.matmul(&s.sqrt()?)?,
+                    Factor::A => s.sqrt()?.matmul(&v.t()?)?,
+                    Factor::U => u,
+                    Factor::S => s,
+                    Factor::VTransposed => v.t()?.contiguous()?,
+                })
+            }
+        })
+    }
+}

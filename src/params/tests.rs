@@ -1,0 +1,94 @@
+use super::*;
+
+const DTYPE: DType = DType::F64;
+
+fn declared() -> Vec<Declared> {
+    let place = Place { layer: 0, target: Target::Q };
+    let low_rank = Initial::LowRank { rows: 6, columns: 5, rank: 2, standard_deviation: 0.5 };
+    let factor =
+        |factor| Initial::Factor { factor, rows: 6, columns: 5, rank: 2, standard_deviation: 0.5 };
+    vec![
+        Declared::trained(
+            "table".into(),
+            Role::Embedding,
+            Initial::Normal { rows: 7, columns: 3, standard_deviation: 0.1 },
+        ),
+        Declared::trained("norm".into(), Role::Norm, Initial::Constant { size: 3, value: 1.0 }),
+        Declared::trained("q".into(), Role::Matrix(place), low_rank),
+        Declared::trained("k.b".into(), Role::Factor(place, Factor::B), factor(Factor::B)),
+        Declared::trained("k.a".into(), Role::Factor(place, Factor::A), factor(Factor::A)),
+    ]
+}
+
+fn load(tensors: Vec<(String, Tensor)>) -> anyhow::Result<ParamStore> {
+    let reader = TensorReader::new("model.safetensors", tensors);
+    ParamStore::load(&declared(), reader, DTYPE, &Device::Cpu)
+}
+
+fn drawn() -> Vec<(String, Tensor)> {
+    ParamStore::initialize(&declared(), 3, DTYPE, &Device::Cpu).expect("drawn").named_tensors()
+}
+
+fn numbers(tensors: &[(String, Tensor)]) -> Vec<(String, Vec<usize>, Vec<f64>)> {
+    let read = |(name, tensor): &(String, Tensor)| {
+        let values = tensor.flatten_all().and_then(|t| t.to_vec1()).expect("numbers");
+        (name.clone(), tensor.dims().to_vec(), values)
+    };
+    tensors.iter().map(read).collect()
+}
+
+#[test]
+fn what_is_loaded_is_what_was_saved_whatever_the_order() {
+    let saved = drawn();
+    let shuffled = saved.iter().rev().cloned().collect();
+    let loaded = load(shuffled).expect("loads").named_tensors();
+    assert_eq!(numbers(&loaded), numbers(&saved));
+}
+
+#[test]
+fn a_low_rank_weight_has_the_rank_it_was_saved_with() {
+    let mut saved = drawn();
+    let point = LowRank::random(
+        6,
+        5,
+        4,
+        1.0,
+        &mut crate::rng::stream(1, "another rank", &[]),
+        DTYPE,
+        &Device::Cpu,
+    )
+    .expect("point");
+    for (leaf, tensor) in [(".u", point.u), (".s", point.s), (".v", point.v)] {
+        let place = saved.iter_mut().find(|(name, _)| *name == format!("q{leaf}"));
+        place.expect("a leaf of q").1 = tensor;
+    }
+    assert_eq!(load(saved).expect("loads").mean_rank(), Some(4.0));
+}
+
+#[test]
+fn a_missing_a_misshaped_and_a_leftover_tensor_are_errors() {
+    let without = |name: &str| {
+        let mut tensors = drawn();
+        tensors.retain(|(other, _)| other != name);
+        tensors
+    };
+    let with = |name: &str, shape: &[usize]| {
+        let mut tensors = without(name);
+        tensors.push((name.into(), Tensor::zeros(shape, DTYPE, &Device::Cpu).expect("zeros")));
+        format!("{:#}", load(tensors).expect_err("refused"))
+    };
+    let refused: [(String, &[&str]); 6] = [
+        (
+            format!("{:#}", load(without("q.s")).expect_err("refused")),
+            &["model.safetensors: no tensor `q.s` is left to read"],
+        ),
+        (with("table", &[3, 7]), &["model.safetensors: tensor `table`", "[3, 7]", "[7, 3]"]),
+        (with("k.b", &[6, 3]), &["model.safetensors: tensor `k.b`", "[6, 3]", "[6, 2]"]),
+        (with("q.u", &[8, 2]), &["model.safetensors: `q` is 8 x 5, but the network needs 6 x 5"]),
+        (with("q.u", &[6, 3]), &["model.safetensors: `q`", "[6, 3]", "[2, 2]", "[5, 2]"]),
+        (with("extra", &[1]), &["model.safetensors: 1 tensors have no place", "`extra`"]),
+    ];
+    for (message, parts) in refused {
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}\n{parts:?}");
+    }
+}

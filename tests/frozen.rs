@@ -1,0 +1,126 @@
+//! A frozen parameter has no gradient, and nothing is kept or multiplied for one.
+
+use candle_core::{DType, Device, Tensor};
+use lrpt::model::{ModelConfig, Network, build};
+use lrpt::ops::{Compute, Gradients};
+use lrpt::params::{ParamId, ParamStore, Role};
+use lrpt::spec::{Architecture, FactorForm, Target, WeightForm};
+use std::collections::BTreeMap;
+
+/// One block with every form of a weight.
+fn model(kernels: bool) -> Box<dyn Network> {
+    let form = |target| match target {
+        Target::Q | Target::O => WeightForm::LowRank { rank: 3 },
+        Target::K => WeightForm::Factored { rank: 2, form: FactorForm::Ba },
+        Target::V => WeightForm::Factored { rank: 2, form: FactorForm::Usv },
+        _ => WeightForm::Dense,
+    };
+    let weights =
+        Architecture::Gpt2.targets().iter().map(|target| (*target, form(*target))).collect();
+    let mut model = build(ModelConfig {
+        arch: Architecture::Gpt2,
+        n_layer: 2,
+        n_head: 2,
+        n_embd: 8,
+        block_size: 6,
+        vocab_size: 11,
+        dropout: 0.0,
+        bias: true,
+        weights,
+    })
+    .expect("a network");
+    model.set_compute(Compute { kernels, half: None });
+    model
+}
+
+fn parameters(model: &dyn Network) -> ParamStore {
+    model.initialize(5, DType::F64, &Device::Cpu).expect("parameters")
+}
+
+fn batch() -> (Tensor, Tensor) {
+    let tokens = [[1u32, 4, 9, 0, 3, 3], [10, 2, 2, 7, 5, 6]];
+    let targets = [[4u32, 9, 0, 3, 3, 8], [2, 2, 7, 5, 6, 1]];
+    let tensor = |ids: &[[u32; 6]; 2]| Tensor::new(ids, &Device::Cpu).expect("ids");
+    (tensor(&tokens), tensor(&targets))
+}
+
+/// The loss, the gradients by slot, and the number of operations recorded.
+fn evaluated(model: &dyn Network, params: &ParamStore) -> (f64, BTreeMap<usize, Vec<f64>>, usize) {
+    let (tokens, targets) = batch();
+    let tape = model.training_tape();
+    let mut gradients = Gradients::new(params.slot_count());
+    gradients.want_grams();
+    let loss = model.loss(params, &tape, &tokens, &targets, None).expect("forward");
+    let recorded = tape.recorded();
+    tape.backward(&loss, &mut gradients).expect("backward");
+    let numbers = |slot: usize| -> Option<(usize, Vec<f64>)> {
+        let flat = gradients.get(slot)?.flatten_all().and_then(|g| g.to_vec1());
+        Some((slot, flat.expect("numbers")))
+    };
+    let filled = (0..params.slot_count()).filter_map(numbers).collect();
+    (loss.tensor().to_scalar().expect("a scalar"), filled, recorded)
+}
+
+/// Every parameter frozen in turn: its slots stay empty, the loss and all other gradients have the
+/// same bits.
+#[test]
+fn freezing_one_parameter_changes_no_other_gradient() {
+    for kernels in [true, false] {
+        let model = model(kernels);
+        let mut params = parameters(model.as_ref());
+        let (loss, all, _) = evaluated(model.as_ref(), &params);
+        for index in 0..params.len() {
+            let id = ParamId(index);
+            params.set_trained(id, false);
+            let (frozen_loss, rest, _) = evaluated(model.as_ref(), &params);
+            let mut expected = all.clone();
+            expected.remove(&ParamStore::slot(id));
+            expected.remove(&ParamStore::l_slot(id));
+            assert!(expected.len() < all.len());
+            assert_eq!(frozen_loss, loss);
+            assert_eq!(rest, expected, "{}, kernels {kernels}", params.get(id).name);
+            params.set_trained(id, true);
+        }
+    }
+}
+
+/// With all but the last norm frozen, only that norm and the head are recorded: nothing below
+/// keeps an activation or computes a backward.
+#[test]
+fn operations_below_all_trained_parameters_are_not_recorded() {
+    for kernels in [true, false] {
+        let model = model(kernels);
+        let mut params = parameters(model.as_ref());
+        let (loss, all, recorded) = evaluated(model.as_ref(), &params);
+        let ids: Vec<ParamId> = params.iter().map(|(id, _)| id).collect();
+        for &id in &ids {
+            let trained = params.get(id).name.starts_with("transformer.ln_f");
+            params.set_trained(id, trained);
+        }
+        let (frozen_loss, rest, few) = evaluated(model.as_ref(), &params);
+        assert_eq!(frozen_loss, loss);
+        assert_eq!(few, 2, "of {recorded}");
+        let trained = ids.iter().filter(|id| params.get(**id).trained);
+        let expected: BTreeMap<_, _> = trained
+            .map(|id| ParamStore::slot(*id))
+            .map(|slot| (slot, all[&slot].clone()))
+            .collect();
+        assert_eq!(rest, expected);
+    }
+}
+
+#[test]
+fn counts_say_trained_and_total() {
+    let mut params = parameters(model(true).as_ref());
+    let total = params.element_count();
+    assert_eq!(params.total_element_count(), total);
+    let tables: Vec<ParamId> =
+        params.iter().filter(|(_, p)| p.role == Role::Embedding).map(|(id, _)| id).collect();
+    assert_eq!(tables.len(), 2);
+    tables.into_iter().for_each(|id| params.set_trained(id, false));
+    assert_eq!(params.element_count(), total - (11 + 6) * 8);
+    assert_eq!(params.total_element_count(), total);
+    let q = params.low_rank().next().map(|(id, _, _)| id).expect("a low-rank weight");
+    params.set_trained(q, false);
+    assert_eq!(params.element_count(), total - (11 + 6) * 8 - 3 * (8 + 8 + 3));
+}
