@@ -3,8 +3,15 @@
 use candle_core::{DType, Device, Tensor};
 use lrpt::model::{ModelConfig, Network, build};
 use lrpt::ops::{Compute, Gradients};
+use lrpt::optim::{
+    Evaluation, Execution, FactorRule, GradientOracle, Optimizer, OptimizerSettings, RankSchedule,
+    Schedule,
+};
 use lrpt::params::{ParamId, ParamStore, Role};
-use lrpt::spec::{Architecture, FactorForm, Target, WeightForm};
+use lrpt::spec::{
+    AdamwSpec, Architecture, ConstantScheduleSpec, Count, DlraSpec, FactorForm,
+    MatrixOptimizerSpec, MuonSpec, ScheduleSpec, Target, WeightForm,
+};
 use std::collections::BTreeMap;
 
 /// One block with every form of a weight.
@@ -123,4 +130,75 @@ fn counts_say_trained_and_total() {
     let q = params.low_rank().next().map(|(id, _, _)| id).expect("a low-rank weight");
     params.set_trained(q, false);
     assert_eq!(params.element_count(), total - (11 + 6) * 8 - 3 * (8 + 8 + 3));
+}
+
+/// Evaluates the one batch.
+struct OneBatch<'a>(&'a dyn Network);
+
+impl GradientOracle for OneBatch<'_> {
+    fn evaluate(
+        &mut self,
+        params: &ParamStore,
+        gradients: &mut Gradients,
+    ) -> anyhow::Result<Evaluation> {
+        let ((tokens, targets), tape) = (batch(), self.0.training_tape());
+        let loss = self.0.loss(params, &tape, &tokens, &targets, None)?;
+        tape.backward(&loss, gradients)?;
+        Ok(Evaluation { loss: loss.tensor().to_scalar()?, micro_batches: 1 })
+    }
+}
+
+/// Steps with every rule: what is frozen keeps its bits, has no state and no share in the norm.
+#[test]
+fn a_frozen_parameter_trains_nothing_and_has_no_state() {
+    let model = model(true);
+    let mut params = parameters(model.as_ref());
+    let (_, all, _) = evaluated(model.as_ref(), &params);
+    let is_trained = |name: &str| name.contains("h.1.attn.q") || name.contains("h.0.mlp.up");
+    let ids: Vec<ParamId> = params.iter().map(|(id, _)| id).collect();
+    for &id in &ids {
+        let trained = is_trained(&params.get(id).name);
+        params.set_trained(id, trained);
+    }
+    let settings = OptimizerSettings {
+        dense: AdamwSpec::default(),
+        matrices: Some(MatrixOptimizerSpec::Muon(MuonSpec::default())),
+        factors: FactorRule::Adamw(AdamwSpec::default()),
+        low_rank: DlraSpec::default(),
+        ranks: RankSchedule::Fixed,
+        schedule: Schedule::new(
+            ScheduleSpec::Constant(ConstantScheduleSpec { warmup_steps: Count(0) }),
+            10,
+        ),
+        grad_clip: 0.0,
+        execution: Execution::default(),
+    };
+    let mut optimizer = Optimizer::new(settings, &params).expect("an optimizer");
+    let before: BTreeMap<String, Tensor> = params.named_tensors().into_iter().collect();
+    let before: BTreeMap<String, Vec<f64>> = before.iter().map(numbers).collect();
+    let mut slots = Gradients::new(params.slot_count());
+    let mut oracle = OneBatch(model.as_ref());
+    let report = optimizer.step(&mut params, &mut oracle, &mut slots, 1).expect("a step");
+    let after: BTreeMap<String, Tensor> = params.named_tensors().into_iter().collect();
+    for (name, numbers) in after.iter().map(numbers) {
+        assert_eq!(numbers != before[&name], is_trained(&name), "{name}");
+    }
+    let states = optimizer.named_tensors(&params).expect("leaves");
+    assert!(!states.is_empty());
+    for (name, _) in states {
+        assert!(is_trained(&name), "{name} is the state of a frozen parameter");
+    }
+    let squares = |id: &ParamId| -> f64 {
+        all[&ParamStore::slot(*id)].iter().map(|number| number * number).sum()
+    };
+    let dense = ids.iter().filter(|id| params.get(**id).trained && params.dense(**id).is_ok());
+    let dense: f64 = dense.map(squares).sum();
+    assert!(report.gradient_norm.powi(2) > dense, "the low-rank weight has its share");
+    let everything: f64 = ids.iter().filter(|id| params.dense(**id).is_ok()).map(squares).sum();
+    assert!(report.gradient_norm.powi(2) < everything, "frozen parameters have none");
+}
+
+fn numbers((name, tensor): (&String, &Tensor)) -> (String, Vec<f64>) {
+    let flat = tensor.flatten_all().and_then(|flat| flat.to_vec1());
+    (name.clone(), flat.expect("numbers"))
 }

@@ -10,6 +10,7 @@ use crate::params::{ParamId, ParamStore, Parameter, Weight};
 use anyhow::bail;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// The gradient of one parameter, summed over micro-batches.
 #[derive(Clone, Debug)]
@@ -110,8 +111,8 @@ impl Scaled<'_, Tangent> {
 /// All gradients of a step, with their norm.
 #[derive(Debug)]
 pub struct TrainedGradients {
-    /// One for each parameter, by its id.
-    gradients: Vec<Gradient>,
+    /// One for each trained parameter.
+    gradients: BTreeMap<ParamId, Gradient>,
     /// What makes the sums the step's gradient.
     factor: f64,
     /// √Σ‖g‖² of the mean over micro-batches, before clipping.
@@ -135,7 +136,9 @@ impl TrainedGradients {
         grad_clip: f64,
         execution: Execution,
     ) -> anyhow::Result<Self> {
-        let missing: Vec<&str> = params
+        let parameters: Vec<(ParamId, &Parameter)> =
+            params.iter().filter(|(_, parameter)| parameter.trained).collect();
+        let missing: Vec<&str> = parameters
             .iter()
             .filter(|(id, parameter)| {
                 let l_missing = matches!(parameter.weight, Weight::LowRank(_))
@@ -146,11 +149,11 @@ impl TrainedGradients {
             .collect();
         if !missing.is_empty() {
             bail!(
-                "no gradient reached these trainable parameters: {}; an operation on their path has no backward",
+                "no gradient reached these trainable parameters: {}; an operation on their path \
+                 has no backward",
                 missing.join(", ")
             )
         }
-        let parameters: Vec<_> = params.iter().collect();
         let gradients = match execution.linalg {
             Placement::Host => parameters
                 .par_iter()
@@ -176,36 +179,30 @@ impl TrainedGradients {
         }
         let mean = 1.0 / micro_batches as f64;
         let norm = squares.iter().sum::<f64>().sqrt() * mean;
+        let gradients = parameters.iter().map(|(id, _)| *id).zip(gradients).collect();
         Ok(Self { gradients, factor: mean * clip_factor(norm, grad_clip), norm })
     }
 
     /// The gradient of a dense parameter.
     ///
     /// # Errors
-    /// If the parameter is low-rank.
+    /// If the parameter is low-rank or frozen.
     pub fn dense(&self, id: ParamId) -> anyhow::Result<Scaled<'_, Tensor>> {
-        match &self.gradients[id.0] {
-            Gradient::Dense(sum) => Ok(Scaled::new(sum, self.factor)),
-            Gradient::Tangent(_) => {
-                bail!("parameter {} is low-rank where a dense one is due", id.0)
-            }
+        match self.gradients.get(&id) {
+            Some(Gradient::Dense(sum)) => Ok(Scaled::new(sum, self.factor)),
+            _ => bail!("parameter {} has no dense gradient: it is low-rank or frozen", id.0),
         }
     }
 
     /// The gradient of a low-rank weight, a tangent vector at its point.
     ///
     /// # Errors
-    /// If the parameter is dense.
+    /// If the parameter is dense or frozen.
     pub fn tangent(&self, id: ParamId) -> anyhow::Result<Scaled<'_, Tangent>> {
-        match &self.gradients[id.0] {
-            Gradient::Tangent(sum) => Ok(Scaled::new(sum, self.factor)),
-            Gradient::Dense(_) => bail!("parameter {} is dense where a low-rank one is due", id.0),
+        match self.gradients.get(&id) {
+            Some(Gradient::Tangent(sum)) => Ok(Scaled::new(sum, self.factor)),
+            _ => bail!("parameter {} has no tangent gradient: it is dense or frozen", id.0),
         }
-    }
-
-    /// The same factor on the sum of another evaluation over the same micro-batches.
-    pub fn scaled<'a, G>(&self, sum: &'a G) -> Scaled<'a, G> {
-        Scaled::new(sum, self.factor)
     }
 }
 

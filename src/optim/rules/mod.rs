@@ -25,7 +25,8 @@ use crate::spec::MatrixOptimizerSpec;
 /// 2025, arXiv:2502.16982, eq. 4).
 const SPECTRAL_SCALE: f64 = 0.2;
 
-/// The groups of these parameters, decided once: by form and role, from the settings.
+/// The groups of these parameters, decided once: by form and role, from the settings. A frozen
+/// parameter belongs to none: it has no state and does not move.
 ///
 /// # Errors
 /// If the device has no memory for a state.
@@ -34,7 +35,7 @@ pub(super) fn groups(
     params: &ParamStore,
 ) -> anyhow::Result<Vec<Box<dyn Rule>>> {
     let (mut points, mut matrices, mut factors, mut dense) = (vec![], vec![], vec![], vec![]);
-    for (id, parameter) in params.iter() {
+    for (id, parameter) in params.iter().filter(|(_, parameter)| parameter.trained) {
         match (&parameter.weight, parameter.role) {
             (Weight::LowRank(_), _) => points.push(id),
             (Weight::Dense(_), Role::Matrix(_)) => matrices.push(id),
@@ -65,7 +66,10 @@ pub(super) fn groups(
             groups.push(Box::new(heavy_ball::HeavyBallRule::new(spec.clone(), factors, params)?));
         }
         FactorRule::Loro(spec) => {
-            let pairs = params.factor_pairs();
+            let is_trained = |id: &ParamId| params.get(*id).trained;
+            let pairs: Vec<_> = params.factor_pairs();
+            let pairs: Vec<_> =
+                pairs.into_iter().filter(|(b, a)| is_trained(b) && is_trained(a)).collect();
             let is_paired = |id: &ParamId| pairs.iter().any(|(b, a)| b == id || a == id);
             dense.extend(factors.into_iter().filter(|id| !is_paired(id)));
             groups.push(Box::new(loro::LoroRule::new(spec.clone(), pairs, params)?));
