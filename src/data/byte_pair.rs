@@ -12,7 +12,7 @@ use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTok
 /// The 256 bytes and the end-of-text token.
 const SMALLEST_VOCABULARY: usize = 257;
 /// Longest word that pairs are counted in, in bytes.
-const LONGEST_WORD: usize = 1 << 10;
+const LONGEST_WORD: usize = 1 << 12;
 
 /// Trains byte-level BPE as GPT-2 does (its splitting expression, no space put before the text) and
 /// returns the `tokenizer.json`.
@@ -67,7 +67,7 @@ pub(super) fn train(documents: &[String], vocab_size: usize) -> anyhow::Result<S
     tokenizer.to_string(true).map_err(|e| anyhow!("writing the BPE tokenizer: {e}"))
 }
 
-/// A text in parts, between which no word is longer than 1 KiB: runs of letters, of numbers, of
+/// A text in parts, between which no word is longer than 4 KiB: runs of letters, of numbers, of
 /// white space and of other characters are cut there.
 ///
 /// The library takes a pair out of a word by moving all that follows, which is quadratic in the
