@@ -199,7 +199,7 @@ fn settings_are_named_in_messages() {
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer"]), @"--set model.n_layer: no `=`; write `--set key.path=value`, for example `--set train.max_steps=1000`");
     insta::assert_snapshot!(message_of(GOOD, &["train.max_steps.x=1"]), @"--set train.max_steps.x=1: train.max_steps.x: `x` cannot be set under `train.max_steps`, which is not a mapping; set `train.max_steps` as a whole");
     insta::assert_snapshot!(message_of(GOOD, &["rank.tolerance.min_rank=4"]), @"--set rank.tolerance.min_rank=4: rank.tolerance: missing key `tau`; add `tau: ...` under `rank.tolerance`");
-    insta::assert_snapshot!(message_of(GOOD, &["data={source: cargo_registry, tokeniser: chars}"]), @"--set data={source: cargo_registry, tokeniser: chars}: data.tokeniser: unknown key; did you mean `tokenizer`? (keys here: source, tokenizer)");
+    insta::assert_snapshot!(message_of(GOOD, &["data={source: cargo_registry, tokeniser: chars}"]), @"--set data={source: cargo_registry, tokeniser: chars}: data.tokeniser: unknown key; did you mean `tokenizer`? (keys here: source, tokenizer, end_of_text)");
     insta::assert_snapshot!(message_of(GOOD, &["train.batch_size=8", "train.batch_size=0"]), @"--set train.batch_size=0: train.batch_size: is 0; set at least 1");
     insta::assert_snapshot!(message_of(GOOD, &["model.weights={low_rank: {"]), @"--set model.weights={low_rank: {: `{low_rank: {` is not YAML: did not find expected node content at line 2 column 1, while parsing a flow node; write `--set key.path=value`, for example `--set train.max_steps=1000`");
 }

@@ -84,8 +84,9 @@ fn print_summary(dataset: &Dataset) -> Result<()> {
         ("val", summary.val_tokens, summary.val_bytes),
     ] {
         output::line(format!(
-            "{part:<6} {tokens:>14} {bytes:>14} {:>15.3}",
-            bytes as f64 / tokens as f64
+            "{part:<6} {tokens:>14} {:>14} {:>15}",
+            bytes.map_or("unknown".into(), |bytes| bytes.to_string()),
+            bytes.map_or("unknown".into(), |bytes| format!("{:.3}", bytes as f64 / tokens as f64))
         ))?;
     }
     Ok(())

@@ -43,15 +43,15 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let run = LoadedRun::open(&args.run, &device)?;
     let plan = run.folder.plan()?;
     let tokenizer = run.folder.tokenizer()?;
-    let (shard, tokens, text) = match &args.text {
+    let (shard, byte_lengths, tokens, text) = match &args.text {
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read the text {}", path.display()))?;
-            let shard = TokenShard::from_tokens(
-                tokenizer.encode(&text).with_context(|| format!("{}", path.display()))?,
-            );
+            let tokens = tokenizer.encode(&text).with_context(|| format!("{}", path.display()))?;
+            let byte_lengths = tokenizer.token_byte_lengths();
+            let shard = TokenShard::from_text(tokens, text.len() as u64, &byte_lengths);
             let all = shard.len() as u64;
-            (shard, args.tokens.unwrap_or(all), path.display().to_string())
+            (shard, byte_lengths, args.tokens.unwrap_or(all), path.display().to_string())
         }
         None => {
             let dataset = data::prepare(&plan.data, data::cache_dir())?;
@@ -63,16 +63,17 @@ pub fn run(args: EvalArgs) -> Result<()> {
                 ))
                 .into());
             }
+            let byte_lengths = dataset.token_byte_lengths();
             (
                 dataset.val,
+                byte_lengths,
                 args.tokens.unwrap_or(plan.eval.tokens.0),
                 "validation split of the run's data".into(),
             )
         }
     };
     let block_size = run.model.config().block_size;
-    let set =
-        ValidationSet::new(Arc::new(shard), block_size, tokens, &tokenizer.token_byte_lengths())?;
+    let set = ValidationSet::new(Arc::new(shard), block_size, tokens, &byte_lengths)?;
     let loss = evaluate(run.model.as_ref(), &run.params, &set)?;
     let protocol = format!(
         "{text}: {} non-overlapping windows of {block_size} tokens spread evenly, each predicted from its own window only, mean over tokens",

@@ -1,6 +1,7 @@
 //! `lrpt generate`: text from a trained run.
 
 use super::{compute, output};
+use crate::data::TextStream;
 use crate::model::{Sampling, generate};
 use crate::spec::DeviceSpec;
 use crate::train::LoadedRun;
@@ -13,9 +14,9 @@ use std::path::PathBuf;
 pub struct GenerateArgs {
     /// A run's folder (its best checkpoint is used) or one checkpoint's folder.
     run: PathBuf,
-    /// Text to continue.
-    #[arg(long, default_value = "\n")]
-    prompt: String,
+    /// Text to continue; without it a newline, or token 0 where the tokenizer has no newline.
+    #[arg(long)]
+    prompt: Option<String>,
     /// Tokens to generate.
     #[arg(long, default_value_t = 200)]
     tokens: usize,
@@ -41,36 +42,27 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let device = compute::device(args.device)?;
     let run = LoadedRun::open(&args.run, &device)?;
     let tokenizer = run.folder.tokenizer()?;
-    let mut tokens = tokenizer.encode(&args.prompt)?;
+    let prompt = match &args.prompt {
+        None => tokenizer.encode_or_first("\n"),
+        Some(prompt) => tokenizer.encode(prompt)?,
+    };
     let sampling = Sampling {
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,
         seed: args.seed,
     };
-    let mut printed = 0;
+    let mut stream = TextStream::new(&tokenizer);
     let mut failure = None;
-    let prompt = tokens.clone();
-    let mut show = |tokens: &[u32], is_end: bool| -> Result<()> {
-        let text = tokenizer.decode(tokens)?;
-        // A character may be spread over tokens: hold its incomplete bytes back until they are
-        // whole.
-        let complete = if is_end { text.as_str() } else { text.trim_end_matches('\u{FFFD}') };
-        if complete.len() > printed {
-            output::piece(&complete[printed..])?;
-            printed = complete.len();
-        }
-        Ok(())
-    };
-    show(&tokens, false)?;
+    output::piece(&stream.push(&prompt)?)?;
     generate(run.model.as_ref(), &run.params, &prompt, args.tokens, sampling, &mut |token| {
-        tokens.push(token);
-        failure = show(&tokens, false).err();
+        let shown = stream.push(&[token]).and_then(|text| output::piece(&text));
+        failure = shown.err();
         failure.is_none()
     })?;
     if let Some(error) = failure {
         return Err(error);
     }
-    show(&tokens, true)?;
+    output::piece(&stream.finish()?)?;
     output::line("")
 }

@@ -161,6 +161,8 @@ fn local(
     };
     let wanted = |id: &str| pattern.as_ref().is_none_or(|pattern| pattern.is_match(id));
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
+    // A sweep itself prepares nothing: it asks its runs to stop.
+    stop.preparation_ends();
     let available_memory = Machine::detect().memory.map(|(_, available)| available);
     let options = LaunchOptions {
         jobs: args.jobs.get(),

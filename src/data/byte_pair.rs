@@ -2,6 +2,7 @@
 
 use super::corpus::usage;
 use super::hugging_face::{END_OF_TEXT, pieces};
+use crate::spec::MAX_VOCABULARY;
 use anyhow::anyhow;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -10,6 +11,8 @@ use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTok
 
 /// The 256 bytes and the end-of-text token.
 const SMALLEST_VOCABULARY: usize = 257;
+/// Longest word that pairs are counted in, in bytes.
+const LONGEST_WORD: usize = 1 << 12;
 
 /// Trains byte-level BPE as GPT-2 does (its splitting expression, no space put before the text) and
 /// returns the `tokenizer.json`.
@@ -24,6 +27,11 @@ pub(super) fn train(documents: &[String], vocab_size: usize) -> anyhow::Result<S
     if vocab_size < SMALLEST_VOCABULARY {
         return Err(usage(format!(
             "data.tokenizer.bpe.vocab_size: {vocab_size} is too small; it takes {SMALLEST_VOCABULARY} for the bytes and the end of text"
+        )));
+    }
+    if vocab_size > MAX_VOCABULARY {
+        return Err(usage(format!(
+            "data.tokenizer.bpe.vocab_size: {vocab_size} is too large; set at most {MAX_VOCABULARY}"
         )));
     }
     let byte_level = ByteLevel::new(false, false, true);
@@ -48,7 +56,7 @@ pub(super) fn train(documents: &[String], vocab_size: usize) -> anyhow::Result<S
         .build();
     // Large documents in pieces, so that the words of one are counted in parallel and without much
     // memory.
-    let text = documents.iter().flat_map(|document| pieces(document));
+    let text = documents.iter().flat_map(|document| pieces(document)).flat_map(short_words);
     tokenizer.train(&mut trainer, text).map_err(|e| anyhow!("training the BPE tokenizer: {e}"))?;
     let reached = tokenizer.get_vocab_size(true);
     if reached < vocab_size {
@@ -57,6 +65,34 @@ pub(super) fn train(documents: &[String], vocab_size: usize) -> anyhow::Result<S
         );
     }
     tokenizer.to_string(true).map_err(|e| anyhow!("writing the BPE tokenizer: {e}"))
+}
+
+/// A text in parts, between which no word is longer than 4 KiB: runs of letters, of numbers, of
+/// white space and of other characters are cut there.
+///
+/// The library takes a pair out of a word by moving all that follows, which is quadratic in the
+/// length of a word; a long line of genes is one word, a column of spaces another.
+fn short_words(text: &str) -> Vec<&str> {
+    let kind = |character: char| match character {
+        c if c.is_whitespace() => 0,
+        c if c.is_numeric() => 1,
+        c if c.is_alphabetic() => 2,
+        _ => 3,
+    };
+    let mut parts = Vec::new();
+    let (mut part, mut word, mut before) = (0, 0, None);
+    for (at, character) in text.char_indices() {
+        let kind = Some(kind(character));
+        if kind != before {
+            word = at;
+        } else if at - word >= LONGEST_WORD {
+            parts.push(&text[part..at]);
+            (part, word) = (at, at);
+        }
+        before = kind;
+    }
+    parts.push(&text[part..]);
+    parts
 }
 
 #[cfg(test)]
@@ -99,6 +135,41 @@ mod tests {
             tokenizer.encode(&text).unwrap().len() * 10 < text.len() * 7,
             "merges shorten the text"
         );
+    }
+
+    /// Case 22.
+    #[test]
+    fn long_words_are_cut_and_others_are_not() {
+        let text = documents().concat();
+        assert_eq!(short_words(&text), [text.as_str()]);
+        assert_eq!(short_words(""), [""]);
+        for unit in ["a", "é", " ", "\n", "7", "="] {
+            let text = format!("fn {}", unit.repeat(3 * LONGEST_WORD));
+            let parts = short_words(&text);
+            assert_eq!(parts.concat(), text);
+            assert!(parts.iter().all(|part| part.len() <= LONGEST_WORD + 5), "{unit:?}");
+        }
+    }
+
+    /// Case 22: 22 seconds and more than 11 minutes before.
+    #[test]
+    fn unbroken_text_is_learned_in_seconds() {
+        let started = std::time::Instant::now();
+        let mut state = 1u64;
+        let genes: String = (0..200_000)
+            .map(|_| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                ['A', 'C', 'G', 'T'][(state >> 62) as usize]
+            })
+            .collect();
+        for text in [genes, " ".repeat(1_500_000)] {
+            let json = train(std::slice::from_ref(&text), 400).unwrap();
+            let tokenizer = Tokenizer::from_json(&json).unwrap();
+            let tokens = tokenizer.encode(&text).unwrap();
+            assert!(tokens.len() < text.len());
+            assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
+        }
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
     }
 
     #[test]

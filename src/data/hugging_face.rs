@@ -1,13 +1,15 @@
 //! Tokenizers of the Hugging Face `tokenizers` library.
 
-use anyhow::anyhow;
+use crate::spec::MAX_VOCABULARY;
+use anyhow::{anyhow, ensure};
 use rayon::prelude::*;
 use serde_json::Value;
 
 /// The end-of-text token of the tokenizers trained here.
 pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
-/// Names under which tokenizers have an end-of-text token, the first that exists is taken.
-const END_OF_TEXT_NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
+/// Names under which tokenizers have an end-of-text token; the first that exists is taken.
+const END_OF_TEXT_NAMES: [&str; 7] =
+    [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]", "<|im_end|>"];
 /// Size from which a text is cut into pieces, in bytes.
 const PIECE_BYTES: usize = 1 << 16;
 
@@ -17,7 +19,7 @@ pub(super) struct HuggingFace {
     inner: tokenizers::Tokenizer,
     json: String,
     model: String,
-    end_of_text: Option<u32>,
+    end_of_text: Option<(&'static str, u32)>,
     vocab_size: usize,
     byte_level_decoder: bool,
     encodes_in_pieces: bool,
@@ -30,6 +32,9 @@ impl HuggingFace {
     /// # Errors
     /// When the library cannot read it.
     pub(super) fn new(json: &str, value: &Value) -> anyhow::Result<Self> {
+        if let Some(id) = largest_id(value) {
+            check_id(id)?;
+        }
         let mut inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|e| anyhow!("not a tokenizer.json of the tokenizers library: {e}"))?;
         inner.with_truncation(None).map_err(|e| anyhow!("truncation cannot be turned off: {e}"))?;
@@ -40,10 +45,12 @@ impl HuggingFace {
             .into_values()
             .max()
             .ok_or_else(|| anyhow!("the tokenizer has no tokens"))?;
+        check_id(u64::from(largest))?;
+        let named = |name: &&'static str| Some((*name, inner.token_to_id(name)?));
         Ok(Self {
             json: json.to_string(),
             model: value["model"]["type"].as_str().unwrap_or("tokenizer.json").to_string(),
-            end_of_text: END_OF_TEXT_NAMES.iter().find_map(|name| inner.token_to_id(name)),
+            end_of_text: END_OF_TEXT_NAMES.iter().find_map(named),
             vocab_size: largest as usize + 1,
             byte_level_decoder: value["decoder"]["type"] == "ByteLevel",
             encodes_in_pieces: encodes_in_pieces(value),
@@ -60,7 +67,20 @@ impl HuggingFace {
     }
 
     pub(super) fn end_of_text(&self) -> Option<u32> {
-        self.end_of_text
+        self.end_of_text.map(|(_, id)| id)
+    }
+
+    pub(super) fn end_of_text_name(&self) -> Option<&'static str> {
+        self.end_of_text.map(|(name, _)| name)
+    }
+
+    pub(super) fn token_of(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(name)
+    }
+
+    /// Whether there is a token of this number: there may be holes.
+    pub(super) fn has(&self, token: u32) -> bool {
+        self.inner.id_to_token(token).is_some()
     }
 
     pub(super) fn vocab_size(&self) -> usize {
@@ -104,8 +124,8 @@ impl HuggingFace {
             |tokens: &[u32]| self.inner.decode(tokens, false).map_or(0, |text| text.len());
         let before_bytes = text_bytes(&before);
         let length = |id: u32| {
-            let token = self.inner.id_to_token(id).unwrap_or_default();
-            if special.contains(&id) || Some(id) == self.end_of_text {
+            let Some(token) = self.inner.id_to_token(id) else { return 0 };
+            if special.contains(&id) || Some(id) == self.end_of_text() {
                 0
             } else if self.byte_level_decoder {
                 token.chars().count()
@@ -117,6 +137,26 @@ impl HuggingFace {
         };
         (0..self.vocab_size as u32).map(|id| length(id) as u32).collect()
     }
+}
+
+/// The largest number of a token that a `tokenizer.json` gives.
+fn largest_id(tokenizer: &Value) -> Option<u64> {
+    let vocabulary = match &tokenizer["model"]["vocab"] {
+        Value::Object(tokens) => tokens.values().filter_map(Value::as_u64).max(),
+        Value::Array(tokens) => (tokens.len() as u64).checked_sub(1),
+        _ => None,
+    };
+    let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
+    added.filter_map(|token| token["id"].as_u64()).chain(vocabulary).max()
+}
+
+/// Refuses numbers for which tables over the vocabulary would not fit in memory.
+fn check_id(id: u64) -> anyhow::Result<()> {
+    ensure!(
+        id < MAX_VOCABULARY as u64,
+        "a token has the number {id}, but vocabularies end at {MAX_VOCABULARY} tokens; number the tokens from 0 on"
+    );
+    Ok(())
 }
 
 /// Whether encoding [`pieces`] one by one gives the tokens of the whole: so with the byte-level
@@ -212,6 +252,20 @@ mod tests {
         let tokens = tokenizer.encode(END_OF_TEXT).unwrap();
         assert_eq!(tokens.len(), END_OF_TEXT.len());
         assert_eq!(tokenizer.decode(&tokens).unwrap(), END_OF_TEXT);
+    }
+
+    /// Case 25.
+    #[test]
+    fn numbers_of_tokens_have_a_bound() {
+        for id in ["2147483648", "4294967295", "16777216"] {
+            let json = format!(
+                r#"{{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+                "post_processor": null, "decoder": null,
+                "model": {{"type": "WordLevel", "vocab": {{"a": 0, "b": {id}}}, "unk_token": "a"}}}}"#
+            );
+            let error = format!("{:#}", Tokenizer::from_json(&json).unwrap_err());
+            assert!(error.contains(id) && error.contains("16777216 tokens"), "{error}");
+        }
     }
 
     /// SentencePiece's form: words begin with `▁`, bytes that are no token of their own are written

@@ -1,10 +1,12 @@
 //! Text to tokens to batches.
 //!
 //! ```text
-//! corpus, cargo_registry      documents of a source, split into training and validation
-//! tokenizer, byte_pair, ...   text <-> tokens
-//! shard                       tokens on disk, memory-mapped
-//! raw                         token files others wrote, used in place
+//! corpus, files               documents; the files of globs and what is in them
+//! cargo_registry, sources     documents of a source, split into training and validation
+//! tokenizer, byte_pair, ...   text <-> tokens; text as its tokens come
+//! shard, shard_file           tokens on disk, memory-mapped, and the format they have there
+//! dataset                     tokens, tokenizer and what identifies them
+//! raw_file, raw               token files others wrote, used in place
 //! prepare                     all of the above once, cached under data/<hash>/
 //! batches, permutation        tokens -> batches, a pure function of (seed, step, micro-batch)
 //! validation                  the fixed windows every validation uses
@@ -14,17 +16,25 @@ mod batches;
 mod byte_pair;
 mod cargo_registry;
 mod corpus;
+mod dataset;
+mod files;
 mod hugging_face;
 mod permutation;
 mod prepare;
 mod raw;
+mod raw_file;
 mod shard;
+mod shard_file;
+mod sources;
+mod text_stream;
 mod tokenizer;
 mod validation;
 
 pub use batches::{Batch, Batches};
 pub use cargo_registry::crates_at_hand;
-pub use prepare::{Dataset, DatasetSummary, cache_dir, prepare};
+pub use dataset::{Dataset, DatasetSummary};
+pub use prepare::{cache_dir, prepare};
 pub use shard::TokenShard;
+pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use validation::ValidationSet;

@@ -1,16 +1,15 @@
-//! Token files that others wrote (nanoGPT, llama2.c), used where they lie.
+//! Token files that others wrote (nanoGPT, llm.c, llama2.c), used where they lie.
 
 use super::corpus::usage;
-use super::prepare::{Dataset, DatasetSummary, tokenizer_from_file};
+use super::dataset::{Dataset, DatasetSummary};
+use super::files::is_dot_name;
+use super::raw_file;
 use super::shard::TokenShard;
 use super::tokenizer::Tokenizer;
-use crate::fs::write_atomic;
-use crate::spec::{SourceSpec, TokenizerSpec};
+use crate::spec::{DataSpec, MAX_VOCABULARY, SourceSpec, TokenType, TokenizerSpec};
 use anyhow::Context;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 /// Tokens examined at a time by one thread.
 const BLOCK_TOKENS: usize = 1 << 22;
@@ -21,6 +20,7 @@ pub(super) struct RawSource {
     train: Vec<PathBuf>,
     val: Vec<PathBuf>,
     vocab_size: Option<usize>,
+    dtype: Option<TokenType>,
 }
 
 impl RawSource {
@@ -39,11 +39,14 @@ impl RawSource {
                 train: vec![bin.train.clone()],
                 val: vec![bin.val.clone()],
                 vocab_size: bin.vocab_size,
+                dtype: bin.dtype,
             }),
             SourceSpec::Tinystories(stories) => {
-                let mut files = bin_files(&stories.dir)?;
+                let (mut files, are_all) = bin_files(&stories.dir)?;
                 let train = files.split_off(1);
-                check_layout(&stories.dir, train.len())?;
+                if are_all {
+                    check_layout(&stories.dir, train.len())?;
+                }
                 Some(Self {
                     description: format!(
                         "tinystories: {}, {} training files",
@@ -53,6 +56,7 @@ impl RawSource {
                     train,
                     val: files,
                     vocab_size: stories.vocab_size,
+                    dtype: Some(TokenType::U16),
                 })
             }
             SourceSpec::CargoRegistry | SourceSpec::Text(_) | SourceSpec::Jsonl(_) => None,
@@ -62,24 +66,33 @@ impl RawSource {
     /// Maps the files and checks their tokens against the vocabulary.
     ///
     /// # Errors
-    /// [`crate::error::Failure::Usage`] for a tokenizer that would have to be made from text,
-    /// missing or odd files, and a token outside the vocabulary.
-    pub(super) fn open(self, tokenizer: &TokenizerSpec, cache: &Path) -> anyhow::Result<Dataset> {
-        let tokenizer = match tokenizer {
+    /// [`crate::error::Failure::Usage`] for a tokenizer that would have to be made from text, a
+    /// vocabulary past its bound, missing or odd files, and a token outside the vocabulary.
+    pub(super) fn open(self, spec: &DataSpec) -> anyhow::Result<Dataset> {
+        let tokenizer = match &spec.tokenizer {
             TokenizerSpec::Bytes => Tokenizer::bytes(),
-            TokenizerSpec::File(path) => tokenizer_from_file(path)?,
+            TokenizerSpec::File(path) => Tokenizer::from_file(path)?,
             TokenizerSpec::Chars | TokenizerSpec::Bpe(_) => {
                 return Err(usage(
                     "data.tokenizer: the source is tokens already; give `file: tokenizer.json` (or `bytes`) to decode them",
                 ));
             }
         };
-        let tokenizer_hash = tokenizer.hash()?;
+        if spec.end_of_text.is_some() {
+            return Err(usage(
+                "data.end_of_text: the source is tokens already, the ends of its texts among them; remove the key",
+            ));
+        }
         let vocab_size = self.vocab_size.unwrap_or(tokenizer.vocab_size());
+        if vocab_size > MAX_VOCABULARY {
+            return Err(usage(format!(
+                "vocab_size: {vocab_size} is too large; set at most {MAX_VOCABULARY}"
+            )));
+        }
         let byte_lengths = tokenizer.token_byte_lengths();
         let open_part = |paths: &[PathBuf]| -> anyhow::Result<(TokenShard, Examination)> {
-            let shard = TokenShard::open_raw(paths)?;
-            let examination = examine_once(&shard, paths, &tokenizer_hash, &byte_lengths, cache)?;
+            let shard = raw_file::open(paths, self.dtype, vocab_size)?;
+            let examination = examine(&shard, &byte_lengths);
             let names = || {
                 paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
             };
@@ -92,12 +105,24 @@ impl RawSource {
             }
             Ok((shard, examination))
         };
-        let (train, train_examination) = open_part(&self.train)?;
-        let (val, val_examination) = open_part(&self.val)?;
-        let content =
-            [&train_examination.content_hash, &val_examination.content_hash, &tokenizer_hash]
-                .map(String::as_str)
-                .join(" ");
+        let (train, of_train) = open_part(&self.train)?;
+        let (val, of_val) = open_part(&self.val)?;
+        // Tokens the tokenizer has not, or a vocabulary that is not bytes', are another tokenizer's:
+        // how many bytes they stand for is not known.
+        let largest = of_train.largest_token.max(of_val.largest_token) as usize;
+        let are_bytes = self.vocab_size.is_none_or(|size| size == tokenizer.vocab_size());
+        let is_known = largest < tokenizer.vocab_size()
+            && (are_bytes || spec.tokenizer != TokenizerSpec::Bytes);
+        if !is_known {
+            tracing::warn!(
+                "the tokens are not those of the tokenizer ({}), so bits per byte are not known; give the `file` of the one they were made with",
+                tokenizer.description()
+            );
+        }
+        let tokenizer_hash = tokenizer.hash()?;
+        let content = [&of_train.content_hash, &of_val.content_hash, &tokenizer_hash]
+            .map(String::as_str)
+            .join(" ");
         let summary = DatasetSummary {
             source: self.description,
             tokenizer: tokenizer.description(),
@@ -106,20 +131,26 @@ impl RawSource {
             vocab_size,
             train_tokens: train.len() as u64,
             val_tokens: val.len() as u64,
-            train_bytes: train_examination.text_bytes,
-            val_bytes: val_examination.text_bytes,
+            train_bytes: is_known.then_some(of_train.text_bytes),
+            val_bytes: is_known.then_some(of_val.text_bytes),
         };
         Ok(Dataset { train, val, tokenizer, summary })
     }
 }
 
-/// The `.bin` files of a folder in path order, at least two.
-fn bin_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// The `.bin` files of a folder in path order, at least two, and whether these are all: names that
+/// begin with a dot, as `._data00.bin` of macOS, are passed over.
+fn bin_files(dir: &Path) -> anyhow::Result<(Vec<PathBuf>, bool)> {
     let unreadable = || format!("data.source.tinystories.dir: {} cannot be read", dir.display());
-    let mut files = Vec::new();
+    let (mut files, mut are_all) = (Vec::new(), true);
     for entry in std::fs::read_dir(dir).with_context(unreadable)? {
         let path = entry.with_context(unreadable)?.path();
-        if path.extension().is_some_and(|extension| extension == "bin") {
+        if path.extension().is_none_or(|extension| extension != "bin") {
+            continue;
+        }
+        if path.file_name().is_some_and(is_dot_name) {
+            are_all = false;
+        } else {
             files.push(path);
         }
     }
@@ -131,7 +162,7 @@ fn bin_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
             files.len()
         )));
     }
-    Ok(files)
+    Ok((files, are_all))
 }
 
 /// Opens the folder as `candle_datasets` does, so that a layout it would read otherwise is noticed.
@@ -157,49 +188,14 @@ fn check_layout(_dir: &Path, _train_files: usize) -> anyhow::Result<()> {
 }
 
 /// What one pass over token files tells.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Examination {
     content_hash: String,
     largest_token: u32,
     text_bytes: u64,
 }
 
-/// Examines files, or remembers the result if path, size and modification time are those of an
-/// earlier examination: token files may be far larger than memory.
-fn examine_once(
-    shard: &TokenShard,
-    paths: &[PathBuf],
-    tokenizer_hash: &str,
-    byte_lengths: &[u32],
-    cache: &Path,
-) -> anyhow::Result<Examination> {
-    let mut identity = blake3::Hasher::new();
-    identity.update(tokenizer_hash.as_bytes());
-    for path in paths {
-        let metadata = path
-            .metadata()
-            .with_context(|| format!("{}: the file cannot be examined", path.display()))?;
-        let modified = metadata
-            .modified()
-            .ok()
-            .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-            .map_or(0, |time| time.as_nanos());
-        let place = path.canonicalize().unwrap_or_else(|_| path.clone());
-        identity
-            .update(format!("{}\0{}\0{modified}\0", place.display(), metadata.len()).as_bytes());
-    }
-    let remembered = cache.join(format!("examined-{}.json", &identity.finalize().to_hex()[..16]));
-    if let Some(examination) =
-        std::fs::read(&remembered).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
-    {
-        return Ok(examination);
-    }
-    tracing::info!("examining {} tokens of {} files", shard.len(), paths.len());
-    let examination = examine(shard, byte_lengths);
-    write_atomic(&remembered, &serde_json::to_vec_pretty(&examination)?)?;
-    Ok(examination)
-}
-
+/// Reads every token, at every opening: files of others have no checksum, and a run compares the
+/// hash with that of the tokens it began with.
 fn examine(shard: &TokenShard, byte_lengths: &[u32]) -> Examination {
     let starts: Vec<usize> = (0..shard.len()).step_by(BLOCK_TOKENS).collect();
     let blocks: Vec<(blake3::Hash, u32, u64)> = starts
@@ -243,24 +239,21 @@ mod tests {
             train: folder.join("train.bin"),
             val: folder.join("val.bin"),
             vocab_size,
+            dtype: None,
         })
     }
 
-    fn open(
-        source: &SourceSpec,
-        tokenizer: TokenizerSpec,
-        cache: &Path,
-    ) -> anyhow::Result<Dataset> {
-        RawSource::find(source)?.expect("a raw source").open(&tokenizer, cache)
+    fn open(source: &SourceSpec, tokenizer: TokenizerSpec) -> anyhow::Result<Dataset> {
+        let spec = DataSpec { source: source.clone(), tokenizer, end_of_text: None };
+        RawSource::find(source)?.expect("a raw source").open(&spec)
     }
 
     #[test]
     fn nano_gpt_files_are_read_in_place() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = folder.path().join("cache");
         write_tokens(&folder.path().join("train.bin"), &[104, 105, 10, 255]);
         write_tokens(&folder.path().join("val.bin"), &[33, 33]);
-        let dataset = open(&bin(folder.path(), None), TokenizerSpec::Bytes, &cache).unwrap();
+        let dataset = open(&bin(folder.path(), None), TokenizerSpec::Bytes).unwrap();
         assert_eq!(
             (dataset.train.read(0, 4), dataset.val.read(0, 2)),
             (vec![104, 105, 10, 255], vec![33, 33])
@@ -268,13 +261,18 @@ mod tests {
         let summary = &dataset.summary;
         assert_eq!(
             (summary.train_tokens, summary.train_bytes, summary.val_bytes, summary.vocab_size),
-            (4, 4, 2, 256)
+            (4, Some(4), Some(2), 256)
         );
 
-        let again = open(&bin(folder.path(), None), TokenizerSpec::Bytes, &cache).unwrap();
+        let again = open(&bin(folder.path(), None), TokenizerSpec::Bytes).unwrap();
         assert_eq!(again.summary, dataset.summary);
-        write_tokens(&folder.path().join("val.bin"), &[33, 34, 35]);
-        let changed = open(&bin(folder.path(), None), TokenizerSpec::Bytes, &cache).unwrap();
+        // Case 11: a changed token is noticed though length and time of the file are the same.
+        let path = folder.path().join("val.bin");
+        let time = path.metadata().unwrap().modified().unwrap();
+        write_tokens(&path, &[33, 34]);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(time).unwrap();
+        let changed = open(&bin(folder.path(), None), TokenizerSpec::Bytes).unwrap();
         assert_ne!(changed.summary.content_hash, dataset.summary.content_hash);
     }
 
@@ -283,30 +281,50 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write_tokens(&folder.path().join("train.bin"), &[1, 50_256]);
         write_tokens(&folder.path().join("val.bin"), &[1]);
-        let error =
-            open(&bin(folder.path(), None), TokenizerSpec::Bytes, folder.path()).unwrap_err();
+        let error = open(&bin(folder.path(), None), TokenizerSpec::Bytes).unwrap_err();
         assert_eq!(crate::error::exit_code(&error), 2);
         assert!(
             error.to_string().contains("50256") && error.to_string().contains("train.bin"),
             "{error}"
         );
-        let dataset =
-            open(&bin(folder.path(), Some(50_304)), TokenizerSpec::Bytes, folder.path()).unwrap();
-        assert_eq!((dataset.summary.vocab_size, dataset.summary.train_bytes), (50_304, 1));
+        let dataset = open(&bin(folder.path(), Some(50_304)), TokenizerSpec::Bytes).unwrap();
+        assert_eq!((dataset.summary.vocab_size, dataset.summary.train_bytes), (50_304, None));
+    }
+
+    /// Case 16.
+    #[test]
+    fn bytes_of_another_tokenizers_tokens_are_not_known() {
+        let folder = tempfile::tempdir().unwrap();
+        write_tokens(&folder.path().join("train.bin"), &[1, 64]);
+        write_tokens(&folder.path().join("val.bin"), &[1]);
+        let bytes_known = |vocab_size| {
+            let dataset = open(&bin(folder.path(), vocab_size), TokenizerSpec::Bytes).unwrap();
+            assert_eq!(
+                dataset.token_byte_lengths().is_empty(),
+                dataset.summary.val_bytes.is_none()
+            );
+            dataset.summary.val_bytes
+        };
+        assert_eq!((bytes_known(None), bytes_known(Some(256))), (Some(1), Some(1)));
+        assert_eq!((bytes_known(Some(65)), bytes_known(Some(50_304))), (None, None));
+    }
+
+    /// Case 25.
+    #[test]
+    fn vocabularies_have_a_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let error =
+            open(&bin(folder.path(), Some(1_000_000_000_000)), TokenizerSpec::Bytes).unwrap_err();
+        assert_eq!(crate::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("16777216"), "{error}");
     }
 
     #[test]
     fn a_tokenizer_made_from_text_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let bpe = TokenizerSpec::Bpe(BpeSpec { vocab_size: Count(300) });
-        assert_eq!(
-            crate::error::exit_code(
-                &open(&bin(folder.path(), None), bpe, folder.path()).unwrap_err()
-            ),
-            2
-        );
-        let missing =
-            open(&bin(folder.path(), None), TokenizerSpec::Bytes, folder.path()).unwrap_err();
+        assert_eq!(crate::error::exit_code(&open(&bin(folder.path(), None), bpe).unwrap_err()), 2);
+        let missing = open(&bin(folder.path(), None), TokenizerSpec::Bytes).unwrap_err();
         assert!(missing.to_string().contains("train.bin"), "{missing}");
     }
 
@@ -324,7 +342,9 @@ mod tests {
         write_tokens(&stories.join("data00.bin"), &[1, 2]);
         write_tokens(&stories.join("data01.bin"), &[3, 4]);
         std::fs::write(stories.join("data00.json"), "{}").unwrap();
-        let dataset = open(&source, TokenizerSpec::Bytes, &folder.path().join("cache")).unwrap();
+        // Case 14.
+        write_tokens(&stories.join("._data00.bin"), &[300]);
+        let dataset = open(&source, TokenizerSpec::Bytes).unwrap();
         assert_eq!(
             (dataset.val.read(0, 2), dataset.train.read(0, 4)),
             (vec![1, 2], vec![3, 4, 5, 6])

@@ -1,128 +1,10 @@
-//! Tokens on disk, memory-mapped, and the file format of prepared shards (described in
-//! `data/README.md`).
+//! Tokens on disk, memory-mapped.
 
-use super::corpus::usage;
+use super::shard_file::{Document, HEADER_BYTES, Header, Width, documents_of, short, token_bytes};
 use anyhow::Context;
 use memmap2::Mmap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
-
-const MAGIC: &[u8; 8] = b"LRPTTOKN";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 64;
-
-/// Width of a stored token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Width {
-    U16,
-    U32,
-}
-
-impl Width {
-    /// The narrowest width that holds every token of a vocabulary.
-    pub(super) fn for_vocabulary(size: usize) -> Self {
-        if size <= 1 << 16 { Width::U16 } else { Width::U32 }
-    }
-
-    fn bytes(self) -> usize {
-        match self {
-            Width::U16 => 2,
-            Width::U32 => 4,
-        }
-    }
-}
-
-/// The start of a prepared shard; every number little-endian.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Header {
-    pub width: Width,
-    pub tokens: u64,
-    /// UTF-8 bytes the tokens stand for.
-    pub text_bytes: u64,
-    /// BLAKE3 of the tokenizer's JSON.
-    pub tokenizer_hash: blake3::Hash,
-}
-
-impl Header {
-    fn encode(&self) -> [u8; HEADER_BYTES] {
-        let mut bytes = [0; HEADER_BYTES];
-        bytes[..8].copy_from_slice(MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[12..16].copy_from_slice(&(self.width.bytes() as u32).to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.tokens.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.text_bytes.to_le_bytes());
-        bytes[32..].copy_from_slice(self.tokenizer_hash.as_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> anyhow::Result<Self> {
-        anyhow::ensure!(
-            bytes.len() >= HEADER_BYTES,
-            "only {} bytes, less than the header of {HEADER_BYTES}",
-            bytes.len()
-        );
-        let number =
-            |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        let long =
-            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        anyhow::ensure!(
-            &bytes[..8] == MAGIC,
-            "not a token shard: it does not begin with {}",
-            String::from_utf8_lossy(MAGIC)
-        );
-        anyhow::ensure!(
-            number(8) == VERSION,
-            "format version {}, this program reads version {VERSION}",
-            number(8)
-        );
-        let width = match number(12) {
-            2 => Width::U16,
-            4 => Width::U32,
-            other => anyhow::bail!("tokens of {other} bytes; only 2 and 4 are known"),
-        };
-        let tokenizer_hash =
-            blake3::Hash::from_bytes(bytes[32..HEADER_BYTES].try_into().expect("32 bytes"));
-        let header = Header { width, tokens: long(16), text_bytes: long(24), tokenizer_hash };
-        let expected = header
-            .tokens
-            .checked_mul(width.bytes() as u64)
-            .and_then(|size| size.checked_add(HEADER_BYTES as u64));
-        anyhow::ensure!(
-            expected == Some(bytes.len() as u64),
-            "{} bytes, but its header promises {} tokens of {} bytes: the file was cut off or appended to",
-            bytes.len(),
-            header.tokens,
-            width.bytes()
-        );
-        Ok(header)
-    }
-}
-
-/// Writes a prepared shard.
-///
-/// # Errors
-/// When a token does not fit the width, or the file cannot be written.
-pub(super) fn write_shard(path: &Path, header: &Header, tokens: &[u32]) -> anyhow::Result<()> {
-    let failed = || format!("{}: the tokens cannot be written", path.display());
-    anyhow::ensure!(
-        header.tokens == tokens.len() as u64,
-        "{}: header of {} for {} tokens",
-        path.display(),
-        header.tokens,
-        tokens.len()
-    );
-    let mut file = BufWriter::new(File::create(path).with_context(failed)?);
-    file.write_all(&header.encode()).with_context(failed)?;
-    for &token in tokens {
-        match header.width {
-            Width::U16 => file.write_all(&u16::try_from(token).with_context(failed)?.to_le_bytes()),
-            Width::U32 => file.write_all(&token.to_le_bytes()),
-        }
-        .with_context(failed)?;
-    }
-    file.flush().with_context(failed)
-}
+use std::path::Path;
 
 /// A sequence of tokens: a prepared shard, raw token files one after the other, or tokens in
 /// memory.
@@ -130,6 +12,9 @@ pub(super) fn write_shard(path: &Path, header: &Header, tokens: &[u32]) -> anyho
 pub struct TokenShard {
     segments: Vec<Segment>,
     length: usize,
+    /// Documents with the number of tokens before each; empty where every token's own length is
+    /// right.
+    documents: Vec<(u64, Document)>,
 }
 
 /// Tokens that lie together; `start` counts the tokens before them.
@@ -165,37 +50,23 @@ impl TokenShard {
                 short(&header.tokenizer_hash),
                 short(tokenizer_hash)
             );
+            let documents = documents_of(&map, &header)?;
             let storage = Storage::File { map, offset: HEADER_BYTES, width: header.width };
-            Ok((Self::from_storages([(header.tokens as usize, storage)]), header))
+            let shard = Self::from_storages([(header.tokens as usize, storage)]);
+            Ok((Self { documents, ..shard }, header))
         };
         open().with_context(|| {
             format!("{}: delete its folder and prepare the data again", path.display())
         })
     }
 
-    /// Opens files of little-endian uint16 tokens without a header, one after the other.
-    ///
-    /// # Errors
-    /// [`crate::error::Failure::Usage`] for a missing file, an empty one, and one with an odd
-    /// number of bytes.
-    pub(super) fn open_raw(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut storages = Vec::with_capacity(paths.len());
-        for path in paths {
-            if !path.is_file() {
-                return Err(usage(format!("{}: no such token file", path.display())));
-            }
-            let map = map(path)
-                .with_context(|| format!("{}: the tokens cannot be read", path.display()))?;
-            if map.is_empty() || map.len() % 2 != 0 {
-                return Err(usage(format!(
-                    "{}: {} bytes are not uint16 tokens",
-                    path.display(),
-                    map.len()
-                )));
-            }
-            storages.push((map.len() / 2, Storage::File { map, offset: 0, width: Width::U16 }));
-        }
-        Ok(Self::from_storages(storages))
+    /// Parts of files, one after the other: a map, where its tokens begin, their width and number.
+    pub(super) fn from_maps(parts: impl IntoIterator<Item = (Mmap, usize, Width, usize)>) -> Self {
+        Self::from_storages(
+            parts
+                .into_iter()
+                .map(|(map, offset, width, length)| (length, Storage::File { map, offset, width })),
+        )
     }
 
     /// Tokens in memory.
@@ -203,8 +74,16 @@ impl TokenShard {
         Self::from_storages([(tokens.len(), Storage::Memory(tokens))])
     }
 
+    /// The tokens of one text of this many UTF-8 bytes, whose tokens by themselves have
+    /// `token_byte_lengths`.
+    pub fn from_text(tokens: Vec<u32>, text_bytes: u64, token_byte_lengths: &[u32]) -> Self {
+        let document = Document::new(&tokens, text_bytes, token_byte_lengths);
+        let documents = if document.is_exact() { Vec::new() } else { vec![(0, document)] };
+        Self { documents, ..Self::from_tokens(tokens) }
+    }
+
     fn from_storages(storages: impl IntoIterator<Item = (usize, Storage)>) -> Self {
-        let mut shard = TokenShard { segments: Vec::new(), length: 0 };
+        let mut shard = TokenShard { segments: Vec::new(), length: 0, documents: Vec::new() };
         for (length, storage) in storages {
             shard.segments.push(Segment { start: shard.length, length, storage });
             shard.length += length;
@@ -246,6 +125,41 @@ impl TokenShard {
     }
 }
 
+impl TokenShard {
+    /// UTF-8 bytes of the text that the tokens `start .. start + count` stand for.
+    ///
+    /// `token_byte_lengths[token]` are the bytes ℓ of a token by itself (0 past the end of the
+    /// list). In a document of B bytes whose tokens by themselves have L = Σ ℓ, a token counts for
+    /// ℓ B / L; where L is 0, every token for the same share of B.
+    ///
+    /// # Panics
+    /// When the tokens reach past the end.
+    pub fn text_bytes(&self, start: usize, count: usize, token_byte_lengths: &[u32]) -> f64 {
+        let nominal = |start, count| token_bytes(&self.read(start, count), token_byte_lengths);
+        if self.documents.is_empty() {
+            return nominal(start, count) as f64;
+        }
+        let end = start + count;
+        let first = self
+            .documents
+            .partition_point(|(before, document)| before + document.tokens <= start as u64);
+        let mut bytes = 0.0;
+        for (before, document) in &self.documents[first..] {
+            let from = start.max(*before as usize);
+            let to = end.min((before + document.tokens) as usize);
+            if from >= to {
+                break;
+            }
+            let share = match document.token_bytes {
+                0 => (to - from) as f64 / document.tokens as f64,
+                all => nominal(from, to - from) as f64 / all as f64,
+            };
+            bytes += share * document.text_bytes as f64;
+        }
+        bytes
+    }
+}
+
 impl Storage {
     fn append(&self, from: usize, to: usize, tokens: &mut Vec<u32>) {
         match self {
@@ -265,7 +179,7 @@ impl Storage {
     }
 }
 
-fn map(path: &Path) -> anyhow::Result<Mmap> {
+pub(super) fn map(path: &Path) -> anyhow::Result<Mmap> {
     let file = File::open(path)?;
     // SAFETY: the map is only read. Prepared shards are replaced by renaming, never changed in
     // place; for the user's own token files the documentation asks for the same, as for any
@@ -273,21 +187,24 @@ fn map(path: &Path) -> anyhow::Result<Mmap> {
     Ok(unsafe { Mmap::map(&file)? })
 }
 
-/// The first characters of a hash, for messages.
-pub(super) fn short(hash: &blake3::Hash) -> String {
-    hash.to_hex()[..16].to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::shard_file::write_shard;
+    use std::path::PathBuf;
 
     fn written(width: Width, tokens: &[u32]) -> (tempfile::TempDir, PathBuf, blake3::Hash) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("train.tokens");
         let tokenizer_hash = blake3::hash(b"tokenizer");
-        let header = Header { width, tokens: tokens.len() as u64, text_bytes: 7, tokenizer_hash };
-        write_shard(&path, &header, tokens).unwrap();
+        let header = Header {
+            width,
+            tokens: tokens.len() as u64,
+            text_bytes: 7,
+            tokenizer_hash,
+            documents: 0,
+        };
+        write_shard(&path, &header, tokens, &[]).unwrap();
         (folder, path, tokenizer_hash)
     }
 
@@ -308,76 +225,29 @@ mod tests {
         );
     }
 
+    /// Case 15: tokens of one byte each that stand for texts of other lengths.
     #[test]
-    fn a_token_wider_than_the_shard_is_refused() {
+    fn bytes_are_shared_out_within_documents() {
         let folder = tempfile::tempdir().unwrap();
-        let header = Header {
-            width: Width::U16,
-            tokens: 1,
-            text_bytes: 1,
-            tokenizer_hash: blake3::hash(b""),
-        };
-        assert!(write_shard(&folder.path().join("x"), &header, &[65_536]).is_err());
-    }
-
-    type Damage = fn(&mut Vec<u8>);
-
-    #[test]
-    fn damage_is_named() {
-        let damages: [(&str, Damage); 6] = [
-            ("cut off", |bytes| bytes.truncate(bytes.len() - 1)),
-            ("appended", |bytes| bytes.push(0)),
-            ("less than the header", |bytes| bytes.truncate(20)),
-            ("not a token shard", |bytes| bytes[0] = b'X'),
-            ("format version 9", |bytes| bytes[8] = 9),
-            ("tokens of 3 bytes", |bytes| bytes[12] = 3),
-        ];
-        for (expected, damage) in damages {
-            let (_folder, path, hash) = written(Width::U16, &[1, 2, 3]);
-            let mut bytes = std::fs::read(&path).unwrap();
-            damage(&mut bytes);
-            std::fs::write(&path, bytes).unwrap();
-            let error = format!("{:#}", TokenShard::open(&path, &hash).unwrap_err());
-            assert!(
-                error.contains(expected) && error.contains("train.tokens"),
-                "{expected}: {error}"
-            );
-        }
-    }
-
-    #[test]
-    fn another_tokenizer_is_refused() {
-        let (_folder, path, _) = written(Width::U16, &[1, 2, 3]);
-        let error =
-            format!("{:#}", TokenShard::open(&path, &blake3::hash(b"another")).unwrap_err());
-        assert!(error.contains("made with tokenizer"), "{error}");
-    }
-
-    #[test]
-    fn raw_files_follow_each_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let paths: Vec<PathBuf> = [vec![1u16, 2], vec![3], vec![4, 5, 6]]
-            .iter()
-            .enumerate()
-            .map(|(index, tokens)| {
-                let path = folder.path().join(format!("{index}.bin"));
-                std::fs::write(
-                    &path,
-                    tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>(),
-                )
-                .unwrap();
-                path
-            })
-            .collect();
-        let shard = TokenShard::open_raw(&paths).unwrap();
-        for start in 0..6 {
-            for count in 0..=6 - start {
-                let expected: Vec<u32> = (start as u32 + 1..).take(count).collect();
-                assert_eq!(shard.read(start, count), expected);
-            }
-        }
-        std::fs::write(&paths[1], [1]).unwrap();
-        assert_eq!(crate::error::exit_code(&TokenShard::open_raw(&paths).unwrap_err()), 2);
+        let path = folder.path().join("val.tokens");
+        let tokens = [1, 1, 2, 2, 0, 0];
+        let lengths = [0, 1, 1];
+        let documents = [(0, 2, 8), (2, 2, 2), (4, 2, 6)].map(|(from, count, bytes)| {
+            Document::new(&tokens[from..from + count], bytes, &lengths)
+        });
+        assert_eq!(documents.map(|document| document.is_exact()), [false, true, false]);
+        let tokenizer_hash = blake3::hash(b"tokenizer");
+        let header =
+            Header { width: Width::U16, tokens: 6, text_bytes: 16, tokenizer_hash, documents: 3 };
+        write_shard(&path, &header, &tokens, &documents).unwrap();
+        let (shard, _) = TokenShard::open(&path, &tokenizer_hash).unwrap();
+        assert_eq!(shard.text_bytes(0, 6, &lengths), 16.0);
+        // Half of the first document, all of the second, half of the third, whose tokens by
+        // themselves have no bytes.
+        assert_eq!(shard.text_bytes(1, 4, &lengths), 4.0 + 2.0 + 3.0);
+        let text = TokenShard::from_text(vec![1, 1, 1], 9, &lengths);
+        assert_eq!(text.text_bytes(1, 1, &lengths), 3.0);
+        assert_eq!(TokenShard::from_tokens(vec![1, 0, 2]).text_bytes(0, 3, &lengths), 2.0);
     }
 
     #[test]

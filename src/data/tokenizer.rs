@@ -2,12 +2,14 @@
 
 use super::byte_pair;
 use super::corpus::usage;
+use super::files::not_text;
 use super::hugging_face::HuggingFace;
 use anyhow::Context;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 /// A tokenizer: bytes, characters, or anything a Hugging Face `tokenizer.json` describes.
 #[derive(Debug)]
@@ -86,6 +88,35 @@ impl Tokenizer {
         Ok(Self { kind })
     }
 
+    /// The tokenizer of a file the user named at `data.tokenizer.file`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no `tokenizer.json`; a SentencePiece model and compressed
+    /// files are named as what they are.
+    pub(super) fn from_file(path: &Path) -> anyhow::Result<Self> {
+        let place = || format!("data.tokenizer.file: {}", path.display());
+        let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", place()))?;
+        if let Some(what) = not_text(&bytes) {
+            return Err(usage(format!("{}: this is {what}", place())));
+        }
+        let json = match std::str::from_utf8(&bytes) {
+            Ok(json) if !is_sentence_piece(path, &bytes) => json,
+            _ => {
+                let what = if is_sentence_piece(path, &bytes) {
+                    "a SentencePiece model"
+                } else {
+                    "not UTF-8"
+                };
+                return Err(usage(format!(
+                    "{}: {what}; it takes the `tokenizer.json` of the Hugging Face tokenizers library \
+                     (transformers writes one: `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`)",
+                    place()
+                )));
+            }
+        };
+        Self::from_json(json).with_context(place)
+    }
+
     /// The `tokenizer.json` that [`Tokenizer::from_json`] restores.
     ///
     /// # Errors
@@ -136,6 +167,29 @@ impl Tokenizer {
         }
     }
 
+    /// The name of [`Tokenizer::end_of_text`].
+    pub(super) fn end_of_text_name(&self) -> Option<&'static str> {
+        match &self.kind {
+            Kind::Bytes | Kind::Characters(_) => None,
+            Kind::HuggingFace(kind) => kind.end_of_text_name(),
+        }
+    }
+
+    /// The token of this name, such as `<|endoftext|>`; bytes and characters have no names.
+    pub fn token_of(&self, name: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Bytes | Kind::Characters(_) => None,
+            Kind::HuggingFace(kind) => kind.token_of(name),
+        }
+    }
+
+    /// Tokens of a text to continue, where any text will do: token 0 where the text has none or
+    /// cannot be encoded, as where it has characters the training text had not.
+    pub fn encode_or_first(&self, text: &str) -> Vec<u32> {
+        let encoded = self.encode(text).ok().filter(|tokens| !tokens.is_empty());
+        encoded.unwrap_or_else(|| vec![0])
+    }
+
     /// The tokens of a text. Names of special tokens in it, such as `<|endoftext|>`, are ordinary
     /// text.
     ///
@@ -149,37 +203,57 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of documents, one after the other; if `documents_end`, each is followed by the
-    /// end-of-text token, or by a newline where the tokenizer has none. Documents are encoded in
-    /// parallel; the result does not depend on the number of threads.
+    /// The tokens of each document, followed by `end`. Documents are encoded in parallel; the
+    /// result does not depend on the number of threads.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_documents(
         &self,
         documents: &[String],
-        documents_end: bool,
+        end: &[u32],
         progress: &ProgressBar,
-    ) -> anyhow::Result<Vec<u32>> {
-        let end = match (documents_end, self.end_of_text()) {
-            (false, _) => Vec::new(),
-            (true, Some(token)) => vec![token],
-            (true, None) => self.encode(DOCUMENT_END)?,
-        };
+    ) -> anyhow::Result<Vec<Vec<u32>>> {
         let encoded: Vec<anyhow::Result<Vec<u32>>> = documents
             .par_iter()
             .map(|document| {
                 let mut tokens = self.encode(document)?;
-                tokens.extend_from_slice(&end);
+                tokens.extend_from_slice(end);
                 progress.inc(document.len() as u64);
                 Ok(tokens)
             })
             .collect();
-        let mut tokens = Vec::new();
-        for (index, document) in encoded.into_iter().enumerate() {
-            tokens.extend(document.with_context(|| format!("document {}", index + 1))?);
+        let place = |index: usize| format!("document {}", index + 1);
+        encoded
+            .into_iter()
+            .enumerate()
+            .map(|(at, tokens)| tokens.with_context(|| place(at)))
+            .collect()
+    }
+
+    /// Whether there is a token of this number.
+    fn has(&self, token: u32) -> bool {
+        match &self.kind {
+            Kind::HuggingFace(kind) => kind.has(token),
+            _ => (token as usize) < self.vocab_size(),
         }
-        Ok(tokens)
+    }
+
+    /// The text of tokens, for people: a number without a token, as in a vocabulary made larger
+    /// than the tokenizer's, is written `⟨50300⟩`.
+    ///
+    /// # Errors
+    /// When the library cannot decode.
+    pub fn show(&self, tokens: &[u32]) -> anyhow::Result<String> {
+        let mut text = String::new();
+        for run in tokens.chunk_by(|a, b| self.has(*a) == self.has(*b)) {
+            if self.has(run[0]) {
+                text += &self.decode(run)?;
+            } else {
+                run.iter().for_each(|token| text += &format!("⟨{token}⟩"));
+            }
+        }
+        Ok(text)
     }
 
     /// The text of tokens. Bytes that are not UTF-8, as where a sequence ends within a character,
@@ -216,6 +290,14 @@ impl Tokenizer {
     }
 }
 
+/// Whether a file is a SentencePiece model: called so, or a protocol buffer that begins with the
+/// pieces every such model has.
+fn is_sentence_piece(path: &Path, bytes: &[u8]) -> bool {
+    let start = &bytes[..bytes.len().min(64)];
+    path.extension().is_some_and(|extension| extension == "model")
+        || (start.first() == Some(&b'\n') && start.windows(5).any(|part| part == b"<unk>"))
+}
+
 /// What follows a document where the tokenizer has no end-of-text token.
 pub(super) const DOCUMENT_END: &str = "\n";
 
@@ -239,107 +321,4 @@ impl Characters {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TEXT: &str = "fn main() {\n    println!(\"naïve – 你好\");\n}\n";
-
-    fn documents() -> Vec<String> {
-        (0..40)
-            .map(|index| format!("{TEXT}let x{index} = value + {index};\n\n\n    return  x;\n"))
-            .collect()
-    }
-
-    fn all_kinds() -> Vec<Tokenizer> {
-        vec![
-            Tokenizer::bytes(),
-            Tokenizer::characters([TEXT]),
-            Tokenizer::train_byte_pair(&documents(), 300).unwrap(),
-        ]
-    }
-
-    #[test]
-    fn text_survives_and_json_restores() {
-        for tokenizer in all_kinds() {
-            let tokens = tokenizer.encode(TEXT).unwrap();
-            assert_eq!(tokenizer.decode(&tokens).unwrap(), TEXT);
-            let json = tokenizer.to_json().unwrap();
-            let restored = Tokenizer::from_json(&json).unwrap();
-            assert_eq!(restored.to_json().unwrap(), json);
-            assert_eq!(restored.hash().unwrap(), tokenizer.hash().unwrap());
-            assert_eq!(restored.encode(TEXT).unwrap(), tokens);
-            assert_eq!(
-                (restored.vocab_size(), restored.end_of_text()),
-                (tokenizer.vocab_size(), tokenizer.end_of_text())
-            );
-        }
-    }
-
-    #[test]
-    fn token_lengths_add_up_to_the_bytes_of_the_text() {
-        for tokenizer in all_kinds() {
-            let lengths = tokenizer.token_byte_lengths();
-            assert_eq!(lengths.len(), tokenizer.vocab_size());
-            let total: u32 =
-                tokenizer.encode(TEXT).unwrap().iter().map(|token| lengths[*token as usize]).sum();
-            assert_eq!(total as usize, TEXT.len(), "{}", tokenizer.description());
-            if let Some(end) = tokenizer.end_of_text() {
-                assert_eq!(lengths[end as usize], 0);
-            }
-        }
-    }
-
-    #[test]
-    fn unknown_characters_are_named_with_their_place() {
-        let error = Tokenizer::characters(["abc"]).encode("abxc").unwrap_err().to_string();
-        assert!(error.contains("'x'") && error.contains("position 2"), "{error}");
-    }
-
-    #[test]
-    fn unknown_tokens_are_named() {
-        for tokenizer in all_kinds() {
-            let unknown = tokenizer.vocab_size() as u32;
-            let error = tokenizer.decode(&[0, unknown]).unwrap_err().to_string();
-            assert!(error.contains(&unknown.to_string()), "{error}");
-        }
-    }
-
-    #[test]
-    fn half_a_character_is_shown_as_a_replacement() {
-        assert_eq!(Tokenizer::bytes().decode(&[b'a'.into(), 0xe4]).unwrap(), "a\u{fffd}");
-    }
-
-    #[test]
-    fn documents_end_with_the_token_or_a_newline() {
-        let progress = ProgressBar::hidden();
-        let both = ["a".to_string(), "b".to_string()];
-        let tokens = Tokenizer::bytes().encode_documents(&both, true, &progress).unwrap();
-        assert_eq!(tokens, b"a\nb\n".map(u32::from));
-        assert_eq!(
-            Tokenizer::bytes().encode_documents(&both, false, &progress).unwrap(),
-            b"ab".map(u32::from)
-        );
-
-        let byte_pair = Tokenizer::train_byte_pair(&documents(), 300).unwrap();
-        let end = byte_pair.end_of_text().unwrap();
-        let tokens = byte_pair.encode_documents(&documents(), true, &progress).unwrap();
-        assert_eq!(tokens.iter().filter(|token| **token == end).count(), 40);
-        let one_by_one: Vec<u32> = documents()
-            .iter()
-            .flat_map(|d| [byte_pair.encode(d).unwrap(), vec![end]].concat())
-            .collect();
-        assert_eq!(tokens, one_by_one);
-    }
-
-    #[test]
-    fn nonsense_json_is_refused() {
-        for json in [
-            "",
-            "{}",
-            "{\"lrpt_tokenizer\": \"words\"}",
-            "{\"lrpt_tokenizer\": \"characters\", \"characters\": \"aa\"}",
-        ] {
-            assert!(Tokenizer::from_json(json).is_err(), "{json}");
-        }
-    }
-}
+mod tests;

@@ -19,7 +19,7 @@ impl ValidationSet {
     /// there are: window ⌊iN/n⌋ for i < n, so that every part of the text counts.
     ///
     /// `token_byte_lengths[token]` is the number of UTF-8 bytes a token stands for (0 for tokens
-    /// past the end of the list).
+    /// past the end of the list); see [`TokenShard::text_bytes`].
     ///
     /// # Errors
     /// When the shard is too short for one window.
@@ -34,15 +34,11 @@ impl ValidationSet {
         let count = usize::try_from(wanted).map_or(available, |wanted| wanted.min(available));
         let windows: Vec<usize> =
             (0..count).map(|i| (i as u128 * available as u128 / count as u128) as usize).collect();
-        let bytes = |token: u32| {
-            token_byte_lengths.get(token as usize).map_or(0, |bytes| u64::from(*bytes))
-        };
-        let target_bytes = windows
+        let target_bytes: f64 = windows
             .iter()
-            .map(|window| {
-                shard.read(window * block_size + 1, block_size).into_iter().map(bytes).sum::<u64>()
-            })
+            .map(|window| shard.text_bytes(window * block_size + 1, block_size, token_byte_lengths))
             .sum();
+        let target_bytes = target_bytes.round() as u64;
         Ok(Self { shard, block_size, windows, target_bytes })
     }
 
@@ -67,7 +63,7 @@ impl ValidationSet {
         (self.windows.len() * self.block_size) as u64
     }
 
-    /// UTF-8 bytes of the tokens to predict.
+    /// UTF-8 bytes of the text of the tokens to predict; 0 where they are not known.
     pub fn target_bytes(&self) -> u64 {
         self.target_bytes
     }

@@ -286,8 +286,8 @@ pub(super) mod tests_support {
             vocab_size: 256,
             train_tokens: 9000,
             val_tokens: 1000,
-            train_bytes: 9000,
-            val_bytes: 1000,
+            train_bytes: Some(9000),
+            val_bytes: Some(1000),
         };
         let point = |step: u64, loss: f64| {
             let spent = step as f64;

@@ -14,7 +14,14 @@ pub struct DataSpec {
     /// How text becomes tokens; a `bin` or `tinystories` source is tokenized already and takes
     /// `file` (or `bytes`) to decode.
     pub tokenizer: TokenizerSpec,
+    /// Token of the tokenizer that ends a document, by its name; without it the first there is of
+    /// `<|endoftext|>`, `<|end_of_text|>`, `</s>`, `<eos>`, `<|eos|>`, `[SEP]`, `<|im_end|>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_of_text: Option<String>,
 }
+
+/// Most tokens of a vocabulary: tables over it fit in memory up to here.
+pub const MAX_VOCABULARY: usize = 1 << 24;
 
 /// Where the text comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,7 +33,8 @@ pub enum SourceSpec {
     Text(TextSourceSpec),
     /// JSON lines with the text under a key; each document ends with the end-of-text token.
     Jsonl(JsonlSourceSpec),
-    /// nanoGPT's `train.bin` and `val.bin` of little-endian uint16 tokens.
+    /// Token files as nanoGPT (`train.bin` and `val.bin`, little-endian uint16) and llm.c (with its
+    /// header) write them.
     Bin(BinSourceSpec),
     /// Pre-tokenized shards as llama2.c writes them for TinyStories: the first `.bin` file of the
     /// folder is validation.
@@ -72,17 +80,30 @@ fn default_text_key() -> String {
     "text".into()
 }
 
-/// nanoGPT token files.
+/// Token files of nanoGPT or llm.c.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BinSourceSpec {
-    /// Training tokens, little-endian uint16.
+    /// Training tokens, little-endian.
     pub train: PathBuf,
-    /// Validation tokens, little-endian uint16.
+    /// Validation tokens, little-endian.
     pub val: PathBuf,
+    /// Width of a token; without it that of llm.c's header, or `u16` where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<TokenType>,
     /// Number of tokens in the vocabulary; taken from the tokenizer when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocab_size: Option<usize>,
+}
+
+/// Width of a token in a token file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenType {
+    /// Two bytes.
+    U16,
+    /// Four bytes.
+    U32,
 }
 
 /// llama2.c / TinyStories shards.
@@ -102,7 +123,7 @@ pub struct TinystoriesSourceSpec {
 pub enum TokenizerSpec {
     /// One token per byte: 256 tokens.
     Bytes,
-    /// One token per character of the training text.
+    /// One token per character of the text, training and validation.
     Chars,
     /// Byte-level BPE trained on the training text.
     Bpe(BpeSpec),

@@ -18,6 +18,7 @@ mod plan;
 mod problem;
 mod rank_plan;
 mod rank_spec;
+mod resume;
 mod run_spec;
 mod scalar;
 mod schema;

@@ -89,6 +89,7 @@ pub fn train(
     let folder = RunFolder::new(options.run_dir);
     check_folder(&folder, plan, options.resume)?;
     let dataset = data::prepare(&plan.data, options.data_cache)?;
+    options.stop.preparation_ends();
     let _lock = RunLock::acquire(options.run_dir)?;
     let mut checkpoints = Checkpoints::open(options.run_dir);
     if folder.holds_a_run() {
@@ -133,7 +134,7 @@ fn check_folder(folder: &RunFolder, plan: &Plan, resume: bool) -> Result<()> {
         .into()),
         (true, false) => Err(Failure::Usage(format!("{root} holds no run to resume; start one by leaving out --resume")).into()),
         (true, true) => {
-            let differences = folder.plan()?.trajectory_differences(plan);
+            let differences = folder.plan()?.differences_but_of_paths(plan);
             if differences.is_empty() {
                 return Ok(());
             }
@@ -203,6 +204,7 @@ impl<'a> Session<'a> {
         checkpoints: Checkpoints,
         resumed: Option<Snapshot>,
     ) -> Result<Self> {
+        let byte_lengths = dataset.token_byte_lengths();
         let (vocabulary_size, text) = (dataset.tokenizer_vocab_size(), Arc::new(dataset.train));
         let (trainer, state) = match resumed {
             Some(mut snapshot) => {
@@ -215,7 +217,6 @@ impl<'a> Session<'a> {
                 SessionState::default(),
             ),
         };
-        let byte_lengths = dataset.tokenizer.token_byte_lengths();
         let validation = ValidationSet::new(
             Arc::new(dataset.val),
             plan.model.block_size,
@@ -398,12 +399,7 @@ impl<'a> Session<'a> {
             };
             // A tokenizer that cannot encode the prompt (characters unseen in the text) is no
             // reason to end a run.
-            let prompt = self
-                .tokenizer
-                .encode(prompt)
-                .ok()
-                .filter(|tokens| !tokens.is_empty())
-                .unwrap_or_else(|| vec![0]);
+            let prompt = self.tokenizer.encode_or_first(prompt);
             let tokens = generate(
                 self.trainer.model.as_ref(),
                 &self.trainer.params,
@@ -412,7 +408,7 @@ impl<'a> Session<'a> {
                 sampling,
                 &mut |_| true,
             )?;
-            let text = self.tokenizer.decode(&[prompt, tokens].concat())?;
+            let text = self.tokenizer.show(&[prompt, tokens].concat())?;
             observers.on(&Event::Sample(Sample { step, text }))?;
         }
         Ok(loss)

@@ -1,4 +1,5 @@
-//! Signals: the first Ctrl-C or SIGTERM asks for a clean stop, the second leaves at once.
+//! Signals: while data is prepared, Ctrl-C or SIGTERM leaves at once; after that, the first asks for
+//! a clean stop, the second leaves at once.
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -9,18 +10,24 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 #[derive(Clone, Debug, Default)]
 pub struct StopSignal {
     signal: Arc<AtomicUsize>,
+    /// One flag for each signal, set where the next one leaves at once.
+    leave: Vec<Arc<AtomicBool>>,
+    is_preparing: Arc<AtomicBool>,
 }
 
 impl StopSignal {
-    /// Listens for SIGINT and SIGTERM from now on.
+    /// Listens for SIGINT and SIGTERM from now on. Until [`StopSignal::preparation_ends`] each of
+    /// them ends the process: there is nothing yet to be saved.
     ///
     /// # Errors
     /// If the handlers cannot be installed.
     pub fn install() -> std::io::Result<Self> {
-        let stop = Self::default();
+        let mut stop = Self::default();
+        stop.is_preparing.store(true, Ordering::Relaxed);
         for signal in [SIGINT, SIGTERM] {
             // In this order: the second signal finds the flag set and exits, the first one sets it.
-            let asked = Arc::new(AtomicBool::new(false));
+            let asked = Arc::new(AtomicBool::new(true));
+            stop.leave.push(Arc::clone(&asked));
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;
             flag::register(signal, asked)?;
             flag::register_usize(signal, Arc::clone(&stop.signal), signal as usize)?;
@@ -28,8 +35,17 @@ impl StopSignal {
         Ok(stop)
     }
 
+    /// From now on the first signal asks for a clean stop.
+    pub fn preparation_ends(&self) {
+        self.is_preparing.store(false, Ordering::Relaxed);
+        self.leave.iter().for_each(|leave| leave.store(false, Ordering::Relaxed));
+    }
+
     /// Asks for a stop as if by this signal.
     pub fn request(&self, signal: i32) {
+        if self.is_preparing.load(Ordering::Relaxed) {
+            std::process::exit(128 + signal);
+        }
         self.signal.store(signal as usize, Ordering::Relaxed);
     }
 

@@ -1,0 +1,263 @@
+//! The documents of a text source, split into training and validation.
+
+use super::cargo_registry;
+use super::corpus::{Corpus, usage};
+use super::files::{expand, open_lines, read_text_file, without_mark};
+use crate::spec::{JsonlSourceSpec, SourceSpec, TextSourceSpec};
+use anyhow::Context;
+use serde_json::Value;
+use std::io::BufRead;
+
+/// Share of the text that is validation where the spec does not say.
+const DEFAULT_VAL_FRACTION: f64 = 0.1;
+
+/// Reads the text of a source; `None` for sources that are tokens already.
+///
+/// # Errors
+/// [`crate::error::Failure::Usage`] where the source contradicts itself or matches no
+/// file; else where a file cannot be read, is not UTF-8 or not JSON, naming file and line.
+pub(super) fn read(source: &SourceSpec) -> anyhow::Result<Option<Corpus>> {
+    let corpus = match source {
+        SourceSpec::CargoRegistry => cargo_registry::read()?,
+        SourceSpec::Text(text) => read_text(text)?,
+        SourceSpec::Jsonl(jsonl) => read_jsonl(jsonl)?,
+        SourceSpec::Bin(_) | SourceSpec::Tinystories(_) => return Ok(None),
+    };
+    Ok(Some(corpus))
+}
+
+/// Text files. Several files are joined as they are, with nothing between them.
+fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
+    match spec {
+        TextSourceSpec { train: Some(train), val: Some(val), path: None, val_fraction: None } => {
+            Ok(Corpus {
+                description: format!("text: train {}, val {}", train.join(" "), val.join(" ")),
+                train: vec![read_joined(train)?],
+                val: vec![read_joined(val)?],
+                documents_end: false,
+            })
+        }
+        TextSourceSpec { train: None, val: None, path: Some(path), val_fraction } => {
+            let fraction = checked_fraction(*val_fraction, "data.source.text.val_fraction")?;
+            let text = read_joined(std::slice::from_ref(path))?;
+            let (train, val) = split_characters(&text, fraction);
+            Ok(Corpus {
+                description: format!(
+                    "text: {path}, last {fraction} of its characters for validation"
+                ),
+                train: vec![train.to_string()],
+                val: vec![val.to_string()],
+                documents_end: false,
+            })
+        }
+        _ => Err(usage(
+            "data.source.text: give either `train` and `val`, or `path` and, if you like, `val_fraction`",
+        )),
+    }
+}
+
+/// JSON lines: one object per line, the text under a key; empty lines are skipped.
+fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
+    let mut train = read_json_lines(&spec.train, &spec.text_key)?;
+    let mut description = format!("jsonl: train {}", spec.train.join(" "));
+    let val = match (&spec.val, spec.val_fraction) {
+        (Some(_), Some(_)) => {
+            return Err(usage("data.source.jsonl: give `val` or `val_fraction`, not both"));
+        }
+        (Some(val), None) => {
+            description += &format!(", val {}", val.join(" "));
+            read_json_lines(val, &spec.text_key)?
+        }
+        (None, fraction) => {
+            let fraction = checked_fraction(fraction, "data.source.jsonl.val_fraction")?;
+            description += &format!(", last {fraction} of the documents for validation");
+            let count = train_share(train.len(), fraction);
+            train.split_off(count)
+        }
+    };
+    for (part, documents) in [("training", &train), ("validation", &val)] {
+        anyhow::ensure!(
+            !documents.is_empty(),
+            "data.source.jsonl: no {part} documents; give more lines, or another `val_fraction`"
+        );
+    }
+    Ok(Corpus { description, train, val, documents_end: true })
+}
+
+fn read_json_lines(patterns: &[String], text_key: &str) -> anyhow::Result<Vec<String>> {
+    let mut documents = Vec::new();
+    for path in expand(patterns)? {
+        for (index, line) in open_lines(&path)?.lines().enumerate() {
+            let place = || format!("{}:{}", path.display(), index + 1);
+            let line =
+                line.with_context(|| format!("{}: the line cannot be read as UTF-8", place()))?;
+            let line = if index == 0 { without_mark(&line) } else { &line };
+            if line.trim().is_empty() {
+                continue;
+            }
+            documents.push(text_of_line(line, text_key).with_context(place)?);
+        }
+    }
+    Ok(documents)
+}
+
+/// The text under a key of one line's object.
+fn text_of_line(line: &str, text_key: &str) -> anyhow::Result<String> {
+    anyhow::ensure!(
+        !line.trim_start().starts_with('['),
+        "a JSON array, not JSON lines; write one object a line (`jq -c '.[]' FILE`)"
+    );
+    let mut value: Value = serde_json::from_str(line).context("not JSON")?;
+    let Some(object) = value.as_object_mut() else {
+        let kind = match value {
+            Value::String(_) => "string",
+            Value::Number(_) => "number",
+            _ => "literal",
+        };
+        anyhow::bail!("a JSON {kind}, not an object with the text under the key `{text_key}`")
+    };
+    match object.get_mut(text_key).map(Value::take) {
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => anyhow::bail!("the value of `{text_key}` is not a string"),
+        None => anyhow::bail!(
+            "no key `{text_key}`; name the right one with `data.source.jsonl.text_key`"
+        ),
+    }
+}
+
+fn checked_fraction(fraction: Option<f64>, key: &str) -> anyhow::Result<f64> {
+    let fraction = fraction.unwrap_or(DEFAULT_VAL_FRACTION);
+    if fraction > 0.0 && fraction < 1.0 {
+        Ok(fraction)
+    } else {
+        Err(usage(format!("{key}: {fraction} is not between 0 and 1")))
+    }
+}
+
+/// How many of `count` come before the validation part: int((1 − f)·count), as nanoGPT's `int(n *
+/// 0.9)`.
+fn train_share(count: usize, val_fraction: f64) -> usize {
+    (count as f64 * (1.0 - val_fraction)) as usize
+}
+
+/// Text before and after the validation split, counted in characters.
+fn split_characters(text: &str, val_fraction: f64) -> (&str, &str) {
+    let characters = train_share(text.chars().count(), val_fraction);
+    let index = text.char_indices().nth(characters).map_or(text.len(), |(index, _)| index);
+    text.split_at(index)
+}
+
+fn read_joined(patterns: &[String]) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for path in expand(patterns)? {
+        text += &read_text_file(&path)?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(
+        train: Option<&str>,
+        val: Option<&str>,
+        path: Option<&str>,
+        val_fraction: Option<f64>,
+    ) -> anyhow::Result<Corpus> {
+        let list = |entry: Option<&str>| entry.map(|entry| vec![entry.to_string()]);
+        read_text(&TextSourceSpec {
+            train: list(train),
+            val: list(val),
+            path: path.map(String::from),
+            val_fraction,
+        })
+    }
+
+    #[test]
+    fn the_split_counts_characters_as_nano_gpt_does() {
+        let text: String = std::iter::repeat_n('é', 1_115_394).collect();
+        let (train, val) = split_characters(&text, 0.1);
+        // nanoGPT, data/shakespeare_char/prepare.py: int(1115394 * 0.9) characters of training
+        // text.
+        assert_eq!((train.chars().count(), val.chars().count()), (1_003_854, 111_540));
+        assert_eq!(split_characters("abc", 0.5), ("a", "bc"));
+    }
+
+    #[test]
+    fn globs_are_sorted_and_files_joined() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("deep")).unwrap();
+        for (name, content) in [("b.txt", "B"), ("a.txt", "A"), ("c.md", "C"), ("deep/d.txt", "D")]
+        {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        let pattern = |end: &str| format!("{}/{end}", folder.path().display());
+        assert_eq!(
+            text(Some(&pattern("*.txt")), Some(&pattern("c.md")), None, None).unwrap().train,
+            ["AB"]
+        );
+        assert_eq!(
+            text(Some(&pattern("**/*.txt")), Some(&pattern("c.md")), None, None).unwrap().train,
+            ["ABD"]
+        );
+        let error = text(None, None, Some(&pattern("*.rst")), None).unwrap_err();
+        assert_eq!(crate::error::exit_code(&error), 2);
+        assert!(error.to_string().contains("*.rst"), "{error}");
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        for source in [
+            text(Some("a"), None, None, None),
+            text(Some("a"), Some("b"), Some("c"), None),
+            text(None, None, Some("a"), Some(1.5)),
+        ] {
+            assert_eq!(crate::error::exit_code(&source.unwrap_err()), 2);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_located() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latin.txt");
+        std::fs::write(&path, b"caf\xe9").unwrap();
+        let error = text(None, None, path.to_str(), None).unwrap_err().to_string();
+        assert!(error.contains("latin.txt") && error.contains("byte 3"), "{error}");
+    }
+
+    #[test]
+    fn json_lines_give_documents_and_places() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("documents.jsonl");
+        let read = |content: &str, text_key: &str| {
+            std::fs::write(&path, content).unwrap();
+            let train = vec![path.to_str().unwrap().to_string()];
+            read_jsonl(&JsonlSourceSpec {
+                train,
+                val: None,
+                val_fraction: Some(0.5),
+                text_key: text_key.into(),
+            })
+        };
+        let corpus = read("{\"text\": \"one\"}\n\n{\"text\": \"two\"}\n", "text").unwrap();
+        assert_eq!(
+            (corpus.train, corpus.val, corpus.documents_end),
+            (vec!["one".to_string()], vec!["two".to_string()], true)
+        );
+
+        for (content, expected) in [
+            ("{\"text\": \"one\"}\n{\"text\": }", "jsonl:2: not JSON"),
+            ("{\"body\": \"one\"}", "jsonl:1: no key `text`"),
+            ("{\"text\": 3}", "jsonl:1: the value of `text` is not a string"),
+            // Case 35.
+            ("[\n{\"text\": \"one\"}\n]", "jsonl:1: a JSON array"),
+            ("\"one\"", "jsonl:1: a JSON string"),
+        ] {
+            let error = format!("{:#}", read(content, "text").unwrap_err());
+            assert!(error.contains(expected), "{error}");
+        }
+        let marked = read("\u{feff}{\"text\": \"one\"}\n{\"text\": \"two\"}", "text").unwrap();
+        assert_eq!(marked.train, ["one"]);
+    }
+}
