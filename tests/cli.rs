@@ -198,3 +198,29 @@ fn completions_and_help() {
         assert!(help.contains(command), "{command} in the help");
     }
 }
+
+/// Cases 24, 26 and 28: sizes beyond every machine, threads beyond every machine, and a network
+/// larger than this machine's memory are refused at once, with the figures.
+#[test]
+fn what_no_machine_can_do_is_refused_at_once() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    let refused = |arguments: &[&str], said: &str| {
+        let started = Instant::now();
+        let output = place.run(arguments, 2);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(error.contains(said), "{arguments:?}: {error}");
+        assert!(started.elapsed() < Duration::from_secs(20), "{arguments:?}");
+    };
+    refused(&["spec", "check", spec, "--set", "model.n_layer=100000000"], "model.n_layer");
+    refused(&["spec", "check", spec, "--set", "train.batch_size=1e6"], "train.batch_size");
+    let mut many_threads = std::process::Command::new(env!("CARGO_BIN_EXE_lrpt"));
+    let output = many_threads.args(["--threads", "100000", "doctor"]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("set at most 1024"));
+
+    let large = ["--set", "model.n_layer=4000", "--set", "model.n_embd=4096"];
+    refused(&[&["train", spec, "--run-dir", "large"], large.as_slice()].concat(), "--force");
+    assert!(!place.path("large").exists(), "nothing was begun");
+}

@@ -109,7 +109,7 @@ fn values_that_do_not_fit_together() {
     insta::assert_snapshot!(message("rank: 16", "rank: 65"), @"run.yaml:7:30: model.weights.low_rank.rank: rank 65 is not possible for `q`, 64 × 64; choose 1 to 64, or `dense`");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {q: 0}"), @"run.yaml:7:47: model.weights.low_rank.targets.q: rank 0 is not possible for `q`, 64 × 64; choose 1 to 64, or `dense`");
     insta::assert_snapshot!(message("cargo_registry", "{text: {train: [a.txt], path: b.txt}}"), @"run.yaml:8:23: data.source.text: has `train`, `path`; give either `train` and `val`, or `path` alone (with `val_fraction` if you like)");
-    insta::assert_snapshot!(message("tokenizer: bytes", "tokenizer: {bpe: {vocab_size: 256}}"), @"run.yaml:8:62: data.tokenizer.bpe.vocab_size: is 256; set at least 257 (256 bytes and the end-of-text token) and less than 2^32");
+    insta::assert_snapshot!(message("tokenizer: bytes", "tokenizer: {bpe: {vocab_size: 256}}"), @"run.yaml:8:62: data.tokenizer.bpe.vocab_size: is 256; set at least 257 (256 bytes and the end-of-text token) and at most 4194304");
     insta::assert_snapshot!(message("cargo_registry, tokenizer: bytes", "{bin: {train: a.bin, val: b.bin}}, tokenizer: chars"), @"run.yaml:8:62: data.tokenizer: cannot be trained on a `bin` source, which is tokenized already; write `{file: tokenizer.json}` or `bytes`");
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {adamw: {}}}\ntrain:"), @"run.yaml:9:31: optimizer.low_rank.adamw: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it");
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {heavy_ball: {}}}\ntrain:"), @"run.yaml:9:36: optimizer.low_rank.heavy_ball: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: {momentum: heavy_ball}}`");
@@ -135,6 +135,63 @@ fn values_that_do_not_fit_together() {
     run.yaml:11:17: sample.top_p: is 0; set a number greater than 0 and at most 1
     "
     );
+}
+
+/// Case 24: a size beyond every machine is refused at once, wherever it stands, and no count made
+/// from accepted ones overflows.
+#[test]
+fn every_size_has_a_bound() {
+    let started = std::time::Instant::now();
+    for huge in [u64::MAX.to_string(), "10000000019".into(), "100000000".into()] {
+        for key in [
+            "model.n_layer",
+            "model.n_head",
+            "model.n_embd",
+            "model.block_size",
+            "model.weights.low_rank.rank",
+            "train.batch_size",
+            "train.gradient_accumulation_steps",
+            "optimizer.low_rank.dlra.coefficient_steps",
+            "sample.tokens",
+            "rank.budget.final_rank",
+            "data.tokenizer.bpe.vocab_size",
+        ] {
+            let message = message_of(GOOD, &[&format!("{key}={huge}")]);
+            assert!(message.contains(key), "{key}: {message}");
+        }
+        for key in ["grow_by", "min_rank", "max_rank"] {
+            let budget = format!("rank={{budget: {{final_rank: 4, {key}: {huge}}}}}");
+            assert!(message_of(GOOD, &[&budget]).contains(key), "{budget}");
+        }
+        let bin = format!("data.source={{bin: {{train: a, val: b, vocab_size: {huge}}}}}");
+        assert!(message_of(GOOD, &[&bin]).contains("vocab_size"), "{bin}");
+    }
+    let both = ["model.n_embd=10000000019", "model.n_head=5000000000"];
+    insta::assert_snapshot!(message_of(GOOD, &both), @r"
+    --set model.n_head=5000000000: model.n_head: is 5000000000; set at most 65536
+    --set model.n_embd=10000000019: model.n_embd: is 10000000019; set at most 65536
+    ");
+    insta::assert_snapshot!(message_of(GOOD, &["model.n_layer=4096", "model.n_embd=65536"]), @"");
+    insta::assert_snapshot!(message_of(GOOD, &["train.batch_size=65536", "train.gradient_accumulation_steps=65536", "model.n_embd=1024"]), @"");
+    assert!(started.elapsed() < std::time::Duration::from_secs(1), "an answer in a second");
+}
+
+/// The largest sizes that are accepted together are counted without a wrapped number.
+#[test]
+fn the_ledger_of_the_largest_accepted_sizes_does_not_overflow() {
+    for settings in [
+        vec!["model.n_layer=4096", "model.n_embd=4096", "model.weights={low_rank: {rank: 64}}"],
+        vec!["model.n_layer=16", "model.n_embd=65536", "model.weights=dense"],
+        vec!["train.batch_size=65536", "train.gradient_accumulation_steps=4096", "train.max_steps=1e9"],
+        vec!["model.block_size=1048576", "eval.tokens=2M", "model.weights=dense"],
+    ] {
+        let ledger = Ledger::new(&plan_with(&settings), 1 << 22, 1024);
+        let tokens = u128::from(ledger.tokens_per_step);
+        let parameters = u128::from(ledger.parameters.total());
+        let (operations, memory) = (u128::from(ledger.flops_per_step()), ledger.memory.peak());
+        assert!(operations > tokens * 2 && operations < 10u128.pow(19), "{settings:?}: {operations}");
+        assert!(u128::from(memory) > 4 * parameters && memory < u64::MAX / 4, "{settings:?}: {memory}");
+    }
 }
 
 #[test]

@@ -423,3 +423,14 @@ fn a_slurm_array_runs_the_same_runs() {
     let beyond = place.run(&["sweep", "runs/small", "--run-index", "8"], 2);
     assert!(text(&beyond.stderr).contains("has 8 runs"), "{}", text(&beyond.stderr));
 }
+
+/// Case 24: axes whose product is 40⁵ are refused before anything is expanded.
+#[test]
+fn a_sweep_of_too_many_runs_is_refused_at_once() {
+    let place = Workplace::new();
+    let values = (1..=40).map(|value| value.to_string()).collect::<Vec<_>>().join(", ");
+    let axes: String = ["a", "b", "c", "d", "e"].map(|key| format!("  {key}: [{values}]\n")).concat();
+    let path = sweep(&place, &format!("seeds: [1]\nvariants: [{{name: one}}]\naxes:\n{axes}"));
+    let refused = text(&place.run(&["sweep", &path, "--dry-run"], 2).stderr);
+    assert!(refused.contains("these make 102400000 runs"), "{refused}");
+}

@@ -10,6 +10,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod logging;
+mod memory;
 mod output;
 mod selftest;
 mod spec;

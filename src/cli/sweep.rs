@@ -1,7 +1,7 @@
 //! `lrpt sweep`: many runs from one file.
 
-use super::{compute, output};
-use crate::bench::Machine;
+use super::{compute, memory, output};
+use crate::bench::available_memory;
 use crate::checkpoint::RunLock;
 use crate::error::Failure;
 use crate::model::account::{Ledger, scaled};
@@ -34,6 +34,9 @@ pub struct SweepArgs {
     /// Try runs again that failed.
     #[arg(long)]
     retry_failed: bool,
+    /// Try runs even where more memory is expected to be needed than is available.
+    #[arg(long)]
+    force: bool,
     /// Who starts the runs: this process, or a Slurm array job whose script is written into the
     /// sweep's folder.
     #[arg(long, value_enum, default_value = "local")]
@@ -83,11 +86,11 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     // First, so that runs laid out by it are never without it.
     calibration.save(&folder)?;
     let manifest = Manifest::lay_out(&sweep, &written, threads, &folder)?;
-    let memory = sweep.runs.iter().map(|run| {
+    let expected = sweep.runs.iter().map(|run| {
         let vocabulary = calibration.vocabulary_size(&run.plan)?;
         Ok(Ledger::new(&run.plan, vocabulary, threads).memory.peak())
     });
-    let memory = memory.collect::<Result<Vec<u64>>>()?;
+    let memory = expected.collect::<Result<Vec<u64>>>()?;
     match args.launcher {
         Launcher::Slurm => slurm(&args, &sweep, &manifest, &folder, &memory, &mut calibration),
         Launcher::Local => local(&args, &manifest, &folder, &memory, &terminal),
@@ -148,7 +151,7 @@ fn local(
     args: &SweepArgs,
     manifest: &Manifest,
     folder: &Path,
-    memory: &[u64],
+    expected: &[u64],
     terminal: &Terminal,
 ) -> Result<()> {
     let pattern = match &args.only {
@@ -161,11 +164,16 @@ fn local(
     };
     let wanted = |id: &str| pattern.as_ref().is_none_or(|pattern| pattern.is_match(id));
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
-    let available_memory = Machine::detect().memory.map(|(_, available)| available);
+    let available_memory = available_memory();
+    for (run, bytes) in manifest.runs.iter().zip(expected) {
+        if !args.force && wanted(&run.id) {
+            memory::refuse_beyond(&run.id, *bytes, available_memory)?;
+        }
+    }
     let options = LaunchOptions {
         jobs: args.jobs.get(),
         retry_failed: args.retry_failed,
-        memory,
+        memory: expected,
         available_memory,
         wanted: &wanted,
         stop,

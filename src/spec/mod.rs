@@ -3,6 +3,7 @@
 //! `text + --set` → [`RunSpec`] (what was written) → [`Plan`] (everything resolved and checked). No
 //! candle here.
 
+pub mod bounds;
 mod count;
 mod data_spec;
 mod decode;

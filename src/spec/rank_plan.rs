@@ -123,9 +123,9 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
             let parameters = |rank: &dyn Fn(usize) -> usize| -> u64 {
                 let stored = low_rank.iter().map(|&(target, start)| {
                     let ((rows, columns), rank) = (model.shape(target), rank(start));
-                    rank.saturating_mul(rows + columns + rank) as u64
+                    rank.saturating_mul(rows.saturating_add(columns).saturating_add(rank)) as u64
                 });
-                stored.sum::<u64>().saturating_mul(model.n_layer as u64)
+                stored.fold(0, u64::saturating_add).saturating_mul(model.n_layer as u64)
             };
             RankPlan::Budget(BudgetPlan {
                 cycle: rank_cycle(

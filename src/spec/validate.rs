@@ -1,5 +1,6 @@
 //! Whether the values of a spec make sense and fit together.
 
+use super::bounds;
 use super::data_spec::{DataSpec, SourceSpec, TextSourceSpec, TokenizerSpec};
 use super::model_spec::{FactorForm, ModelSpec, WeightsSpec};
 use super::optimizer_spec::{
@@ -40,6 +41,10 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
         "is 0; a run needs its newest checkpoint to resume, set at least 1".into()
     });
     check_sample(&mut found, &spec.sample);
+    // Only where each size is good by itself: one mistake is told once.
+    if found.0.is_empty() {
+        check_step(&mut found, spec, plan);
+    }
     found.0
 }
 
@@ -55,6 +60,13 @@ impl Findings {
 
     pub(super) fn require_positive(&mut self, value: u64, path: &str) {
         self.require(value >= 1, path, || "is 0; set at least 1".into());
+    }
+
+    /// `size` is at least 1 and at most this.
+    pub(super) fn require_size(&mut self, size: u64, most: u64, path: &str) {
+        if let Some(message) = bounds::size_problem(size, most) {
+            self.0.push(Problem::at(path, message));
+        }
     }
 
     /// Whether something is wrong at this place already.
@@ -81,15 +93,15 @@ fn check_name(found: &mut Findings, name: &str) {
 
 fn check_model(found: &mut Findings, model: &ModelSpec) {
     let sizes = [
-        ("n_layer", model.n_layer),
-        ("n_head", model.n_head),
-        ("n_embd", model.n_embd),
-        ("block_size", model.block_size),
+        ("n_layer", model.n_layer, bounds::MAX_LAYERS),
+        ("n_head", model.n_head, bounds::MAX_WIDTH),
+        ("n_embd", model.n_embd, bounds::MAX_WIDTH),
+        ("block_size", model.block_size, bounds::MAX_BLOCK_SIZE),
     ];
-    for (key, size) in sizes {
-        found.require_positive(size as u64, &format!("model.{key}"));
+    for (key, size, most) in sizes {
+        found.require_size(size as u64, most, &format!("model.{key}"));
     }
-    if model.n_head >= 1 && model.n_embd >= 1 {
+    if !found.has("model.n_head") && !found.has("model.n_embd") {
         found.require(model.n_embd.is_multiple_of(model.n_head), "model.n_head", || {
             format!(
                 "{} does not divide `model.n_embd` {}; choose {}",
@@ -180,8 +192,9 @@ fn check_data(found: &mut Findings, data: &DataSpec) {
     }
     if let TokenizerSpec::Bpe(bpe) = &data.tokenizer {
         let size = bpe.vocab_size;
-        found.require((257..=u64::from(u32::MAX)).contains(&size.0), "data.tokenizer.bpe.vocab_size", || {
-            format!("is {size}; set at least 257 (256 bytes and the end-of-text token) and less than 2^32")
+        let most = bounds::MAX_VOCABULARY;
+        found.require((257..=most).contains(&size.0), "data.tokenizer.bpe.vocab_size", || {
+            format!("is {size}; set at least 257 (256 bytes and the end-of-text token) and at most {most}")
         });
     }
 }
@@ -221,6 +234,11 @@ fn check_tokenized_source(
     found.require(vocab_size != Some(0), &format!("data.source.{kind}.vocab_size"), || {
         "is 0; set the number of tokens or remove it to use the tokenizer's".into()
     });
+    let most = bounds::MAX_VOCABULARY;
+    let is_small = vocab_size.is_none_or(|size| size as u64 <= most);
+    found.require(is_small, &format!("data.source.{kind}.vocab_size"), || {
+        format!("is {}; set at most {most}", vocab_size.unwrap_or(0))
+    });
 }
 
 fn check_fraction(found: &mut Findings, fraction: Option<f64>, path: &str) {
@@ -235,10 +253,11 @@ fn check_fraction(found: &mut Findings, fraction: Option<f64>, path: &str) {
 
 fn check_train(found: &mut Findings, spec: &RunSpec) {
     let train = &spec.train;
-    found.require_positive(train.max_steps.0, "train.max_steps");
-    found.require_positive(train.batch_size as u64, "train.batch_size");
-    found.require_positive(
+    found.require_size(train.max_steps.0, bounds::MAX_STEPS, "train.max_steps");
+    found.require_size(train.batch_size as u64, bounds::MAX_BATCH, "train.batch_size");
+    found.require_size(
         train.gradient_accumulation_steps as u64,
+        bounds::MAX_BATCH,
         "train.gradient_accumulation_steps",
     );
     found.require_positive(train.log_every.0, "train.log_every");
@@ -345,7 +364,11 @@ fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
         .require_positive(dlra.reorthonormalize_every.0, &format!("{path}.reorthonormalize_every"));
     found.require_positive(dlra.truncate_every.0, &format!("{path}.truncate_every"));
     if let Some(steps) = dlra.coefficient_steps {
-        found.require_positive(steps.0, &format!("{path}.coefficient_steps"));
+        found.require_size(
+            steps.0,
+            bounds::MAX_COEFFICIENT_STEPS,
+            &format!("{path}.coefficient_steps"),
+        );
     }
     let has_no_moments =
         dlra.integrator == Integrator::AugmentedBug && dlra.momentum == Momentum::MatrixAdam;
@@ -552,7 +575,45 @@ fn check_schedule(found: &mut Findings, spec: &RunSpec) {
     }
 }
 
+/// Tokens in the vocabulary where the spec itself tells.
+fn given_vocabulary(data: &DataSpec) -> Option<u64> {
+    let given = match &data.source {
+        SourceSpec::Bin(bin) => bin.vocab_size,
+        SourceSpec::Tinystories(shards) => shards.vocab_size,
+        SourceSpec::CargoRegistry | SourceSpec::Text(_) | SourceSpec::Jsonl(_) => None,
+    };
+    match &data.tokenizer {
+        _ if given.is_some() => given.map(|size| size as u64),
+        TokenizerSpec::Bpe(bpe) => Some(bpe.vocab_size.0),
+        _ => None,
+    }
+}
+
+/// Sizes that are possible one by one and not together.
+fn check_step(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
+    let model = &spec.model;
+    let numbers = bounds::block_parameters(model.n_layer, model.n_embd);
+    found.require(numbers <= bounds::MAX_PARAMETERS, "model.n_layer", || {
+        format!(
+            "{} blocks of width {} have {numbers} numbers where they are dense; set fewer or narrower ones, at most {} in all",
+            model.n_layer,
+            model.n_embd,
+            bounds::MAX_PARAMETERS
+        )
+    });
+    let vocabulary = given_vocabulary(&spec.data).unwrap_or(0);
+    let operations = bounds::step_operations(plan, vocabulary);
+    found.require(operations <= bounds::MAX_STEP_OPERATIONS, "train.batch_size", || {
+        format!(
+            "a step would take some {operations:.1e} operations, and at most {:.0e} are accepted; reduce the batch or the network",
+            bounds::MAX_STEP_OPERATIONS
+        )
+    });
+}
+
 fn check_sample(found: &mut Findings, sample: &SampleSpec) {
+    let (tokens, most) = (sample.tokens.0, bounds::MAX_SAMPLE);
+    found.require(tokens <= most, "sample.tokens", || format!("is {tokens}; set at most {most}"));
     let temperature = sample.temperature;
     found.require_number(
         temperature,

@@ -102,6 +102,21 @@ pub fn read_sweep(path: &Path) -> anyhow::Result<SweepSpec> {
     decode_document(&text, &name, &|sweep: &SweepSpec| problems(sweep))
 }
 
+/// Most runs of a sweep.
+const MAX_RUNS: usize = 10_000;
+
+/// Runs that a sweep makes; saturates.
+fn run_count(sweep: &SweepSpec) -> usize {
+    let product = |values: &BTreeMap<String, Vec<Value>>| {
+        values.values().map(Vec::len).fold(1usize, usize::saturating_mul)
+    };
+    let variants = sweep.variants.iter().map(|variant| product(&variant.tune));
+    variants
+        .fold(0, usize::saturating_add)
+        .saturating_mul(product(&sweep.axes))
+        .saturating_mul(sweep.seeds.len())
+}
+
 /// Key path and what is wrong with the value there.
 fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
     let mut found = Vec::new();
@@ -138,6 +153,12 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
     for (key, values) in &sweep.axes {
         require(!values.is_empty(), "axes", format!("`{key}` has no value"));
     }
+    let runs = run_count(sweep);
+    require(
+        runs <= MAX_RUNS,
+        if sweep.axes.is_empty() { "variants" } else { "axes" },
+        format!("these make {runs} runs, and a sweep has at most {MAX_RUNS}; give fewer values"),
+    );
     if let Some(baseline) = &sweep.baseline {
         let names: Vec<&str> = sweep.variants.iter().map(|variant| variant.name.as_str()).collect();
         require(

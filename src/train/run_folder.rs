@@ -177,6 +177,7 @@ pub fn restore_model(
 ) -> Result<(Gpt, ParamStore)> {
     let config: ModelConfig =
         serde_json::from_value(snapshot.config.clone()).context("config.json of the checkpoint")?;
+    config.validate()?;
     let model = Gpt::new(config);
     let mut tensors: BTreeMap<&str, &Tensor> =
         snapshot.model.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
