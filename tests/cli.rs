@@ -150,7 +150,7 @@ fn ctrl_c_writes_a_checkpoint_and_exits_130() {
     let long = ["--set", "train.max_steps=100_000", "--set", "eval.every=100_000"];
     let mut arguments = vec!["train", spec, "--run-dir", "run"];
     arguments.extend(long);
-    let mut child = place
+    let child = place
         .lrpt(&arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -167,8 +167,10 @@ fn ctrl_c_writes_a_checkpoint_and_exits_130() {
         .status()
         .expect("kill");
     assert!(killed.success());
-    let status = child.wait().expect("the run ends");
-    assert_eq!(status.code(), Some(130));
+    let ended = child.wait_with_output().expect("the run ends");
+    assert_eq!(ended.status.code(), Some(130));
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(said.contains("continue with `lrpt resume run`"), "{said}");
     assert!(place.path("run/checkpoints/latest").exists(), "a checkpoint was written");
 }
 
@@ -223,4 +225,36 @@ fn what_no_machine_can_do_is_refused_at_once() {
     let large = ["--set", "model.n_layer=4000", "--set", "model.n_embd=4096"];
     refused(&[&["train", spec, "--run-dir", "large"], large.as_slice()].concat(), "--force");
     assert!(!place.path("large").exists(), "nothing was begun");
+}
+
+/// Case 27: a reader that goes away, `| head` or `2>&1 | true`, is no reason to panic.
+#[test]
+fn a_closed_pipe_is_quiet_on_both_streams() {
+    let place = Workplace::new();
+    let mut completions = place
+        .lrpt(&["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    drop(completions.stdout.take());
+    let ended = completions.wait_with_output().expect("it ends");
+    assert_eq!(ended.status.code(), Some(0));
+    assert!(ended.stderr.is_empty(), "{}", String::from_utf8_lossy(&ended.stderr));
+
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    for (arguments, code) in [
+        (["train", "none.yaml", "--run-dir", "none"], 2),
+        (["train", spec, "--run-dir", "whole"], 0),
+    ] {
+        let mut child = place
+            .lrpt(&arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        drop(child.stderr.take());
+        assert_eq!(child.wait().expect("it ends").code(), Some(code), "{arguments:?}");
+    }
 }

@@ -182,15 +182,25 @@ fn the_ledger_of_the_largest_accepted_sizes_does_not_overflow() {
     for settings in [
         vec!["model.n_layer=4096", "model.n_embd=4096", "model.weights={low_rank: {rank: 64}}"],
         vec!["model.n_layer=16", "model.n_embd=65536", "model.weights=dense"],
-        vec!["train.batch_size=65536", "train.gradient_accumulation_steps=4096", "train.max_steps=1e9"],
+        vec![
+            "train.batch_size=65536",
+            "train.gradient_accumulation_steps=4096",
+            "train.max_steps=1e9",
+        ],
         vec!["model.block_size=1048576", "eval.tokens=2M", "model.weights=dense"],
     ] {
         let ledger = Ledger::new(&plan_with(&settings), 1 << 22, 1024);
         let tokens = u128::from(ledger.tokens_per_step);
         let parameters = u128::from(ledger.parameters.total());
         let (operations, memory) = (u128::from(ledger.flops_per_step()), ledger.memory.peak());
-        assert!(operations > tokens * 2 && operations < 10u128.pow(19), "{settings:?}: {operations}");
-        assert!(u128::from(memory) > 4 * parameters && memory < u64::MAX / 4, "{settings:?}: {memory}");
+        assert!(
+            operations > tokens * 2 && operations < 10u128.pow(19),
+            "{settings:?}: {operations}"
+        );
+        assert!(
+            u128::from(memory) > 4 * parameters && memory < u64::MAX / 4,
+            "{settings:?}: {memory}"
+        );
     }
 }
 

@@ -429,8 +429,24 @@ fn a_slurm_array_runs_the_same_runs() {
 fn a_sweep_of_too_many_runs_is_refused_at_once() {
     let place = Workplace::new();
     let values = (1..=40).map(|value| value.to_string()).collect::<Vec<_>>().join(", ");
-    let axes: String = ["a", "b", "c", "d", "e"].map(|key| format!("  {key}: [{values}]\n")).concat();
+    let axes: String =
+        ["a", "b", "c", "d", "e"].map(|key| format!("  {key}: [{values}]\n")).concat();
     let path = sweep(&place, &format!("seeds: [1]\nvariants: [{{name: one}}]\naxes:\n{axes}"));
     let refused = text(&place.run(&["sweep", &path, "--dry-run"], 2).stderr);
     assert!(refused.contains("these make 102400000 runs"), "{refused}");
+}
+
+/// Case 39: `--dry-run` lists what `--only` leaves, and a pattern of no run is an error.
+#[test]
+fn only_is_the_same_for_a_dry_run_and_must_match() {
+    let place = Workplace::new();
+    let path = sweep(&place, TWO_METHODS);
+    let listed = text(&place.run(&["sweep", &path, "--dry-run", "--only", "dense*"], 0).stdout);
+    assert!(listed.contains("4 runs;") && !listed.contains("spectral"), "{listed}");
+    for more in [["--jobs", "1"].as_slice(), &["--dry-run"]] {
+        let arguments = [&["sweep", &path, "--only", "zzz*"], more].concat();
+        let refused = text(&place.run(&arguments, 2).stderr);
+        assert!(refused.contains("no run of this sweep matches"), "{refused}");
+    }
+    assert!(!place.path("runs").exists(), "nothing was begun");
 }

@@ -97,8 +97,9 @@ impl Cli {
             Command::Selftest(args) => selftest::run(args),
             Command::Demo(args) => demo::run(args),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "lrpt", &mut std::io::stdout());
-                Ok(())
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "lrpt", &mut script);
+                output::piece(&String::from_utf8(script)?)
             }
         }
     }

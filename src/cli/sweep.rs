@@ -3,7 +3,7 @@
 use super::{compute, memory, output};
 use crate::bench::available_memory;
 use crate::checkpoint::RunLock;
-use crate::error::Failure;
+use crate::error::{Failure, is_interrupted};
 use crate::model::account::{Ledger, scaled};
 use crate::record::{Terminal, duration};
 use crate::spec::DeviceSpec;
@@ -14,6 +14,7 @@ use crate::sweep::{
 use crate::train::StopSignal;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use globset::{Glob, GlobMatcher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -73,8 +74,9 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     // runs.
     let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?, &folder);
     let sweep = Sweep::expand(&spec, &args.sweep, &mut calibration)?;
+    let only = Only::new(args.only.as_deref(), &sweep)?;
     if args.dry_run {
-        return dry_run(&sweep, &mut calibration);
+        return dry_run(&sweep, &only, &mut calibration);
     }
     let _lock = RunLock::acquire(&folder).with_context(|| {
         format!(
@@ -93,7 +95,7 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     let memory = expected.collect::<Result<Vec<u64>>>()?;
     match args.launcher {
         Launcher::Slurm => slurm(&args, &sweep, &manifest, &folder, &memory, &mut calibration),
-        Launcher::Local => local(&args, &manifest, &folder, &memory, &terminal),
+        Launcher::Local => local(&args, &only, &manifest, &folder, &memory, &terminal),
     }
 }
 
@@ -112,13 +114,39 @@ fn threads(folder: &Path, jobs: usize) -> usize {
     }
 }
 
-fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
+/// The runs that `--only` leaves.
+struct Only(Option<GlobMatcher>);
+
+impl Only {
+    /// # Errors
+    /// The pattern is none, or no run of the sweep matches it.
+    fn new(glob: Option<&str>, sweep: &Sweep) -> Result<Self> {
+        let Some(glob) = glob else { return Ok(Self(None)) };
+        let pattern = Glob::new(glob).map_err(|error| usage(format!("--only {glob}: {error}")))?;
+        let only = Self(Some(pattern.compile_matcher()));
+        if sweep.runs.iter().any(|run| only.wants(&run.id)) {
+            return Ok(only);
+        }
+        let first = sweep.runs.first().map_or("", |run| &run.id);
+        Err(usage(format!(
+            "--only {glob}: no run of this sweep matches; the first of its {} runs is `{first}`, --dry-run lists all",
+            sweep.runs.len()
+        )))
+    }
+
+    fn wants(&self, id: &str) -> bool {
+        self.0.as_ref().is_none_or(|pattern| pattern.is_match(id))
+    }
+}
+
+fn dry_run(sweep: &Sweep, only: &Only, calibration: &mut Calibration) -> Result<()> {
     output::line(format!(
         "{:<64} {:>10} {:>10} {:>8} {:>10} {:>10}",
         "run", "parameters", "tokens", "steps", "FLOPs", "time"
     ))?;
     let mut total = 0.0;
-    for run in &sweep.runs {
+    let runs: Vec<_> = sweep.runs.iter().filter(|run| only.wants(&run.id)).collect();
+    for run in &runs {
         let ledger = Ledger::new(&run.plan, calibration.vocabulary_size(&run.plan)?, 1);
         let steps = run.plan.train.max_steps.0;
         let seconds = steps as f64 * calibration.seconds_per_step(&run.plan)?;
@@ -134,7 +162,7 @@ fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
             duration(seconds),
         ))?;
     }
-    let repeats = sweep.runs.iter().filter(|run| run.repeats_the_best).count();
+    let repeats = runs.iter().filter(|run| run.repeats_the_best).count();
     let searched = if repeats > 0 {
         format!(", {repeats} of them only if their values are the best on the first seed")
     } else {
@@ -143,26 +171,19 @@ fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
     let time = duration(total);
     output::line(format!(
         "{} runs{searched}; training steps of all, one after another: {time}",
-        sweep.runs.len()
+        runs.len()
     ))
 }
 
 fn local(
     args: &SweepArgs,
+    only: &Only,
     manifest: &Manifest,
     folder: &Path,
     expected: &[u64],
     terminal: &Terminal,
 ) -> Result<()> {
-    let pattern = match &args.only {
-        Some(glob) => Some(
-            globset::Glob::new(glob)
-                .map_err(|error| usage(format!("--only {glob}: {error}")))?
-                .compile_matcher(),
-        ),
-        None => None,
-    };
-    let wanted = |id: &str| pattern.as_ref().is_none_or(|pattern| pattern.is_match(id));
+    let wanted = |id: &str| only.wants(id);
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
     let available_memory = available_memory();
     for (run, bytes) in manifest.runs.iter().zip(expected) {
@@ -179,7 +200,8 @@ fn local(
         stop,
         terminal,
     };
-    let Launched { skipped, finished, not_needed, failed } = launch(manifest, folder, &options)?;
+    let Launched { skipped, finished, not_needed, failed } =
+        launch(manifest, folder, &options).map_err(|error| startable_again(error, &args.sweep))?;
     tracing::info!(
         "{}: {finished} runs finished now, {skipped} before, {not_needed} not needed, {} failed; `lrpt compare {}` compares them",
         manifest.name,
@@ -202,6 +224,12 @@ fn local(
         manifest.runs.len(),
         list.join("\n")
     )
+}
+
+/// How an interrupted sweep goes on.
+fn startable_again(error: anyhow::Error, file: &Path) -> anyhow::Error {
+    let remedy = format!("interrupted; go on with `lrpt sweep {}`", file.display());
+    if is_interrupted(&error) { error.context(remedy) } else { error }
 }
 
 fn slurm(

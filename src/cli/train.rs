@@ -3,7 +3,7 @@
 use super::logging::Logging;
 use super::{compute, memory, output};
 use crate::data;
-use crate::error::Failure;
+use crate::error::{Failure, is_interrupted};
 use crate::record::{self, Console, JsonLines, LineOf, Observers, Samples, Terminal};
 use crate::spec::{self, Plan};
 use crate::train::{Outcome, StopSignal, TrainOptions, train};
@@ -133,8 +133,15 @@ fn start(
             Box::new(Samples::new(folder.root())),
             Box::new(Console::new(terminal)),
         ]))
-    })?;
+    });
+    let outcome = outcome.map_err(|error| resumable(error, run_dir))?;
     report(plan, run_dir, &outcome)
+}
+
+/// How an interrupted run goes on.
+fn resumable(error: anyhow::Error, run_dir: &Path) -> anyhow::Error {
+    let remedy = format!("interrupted; continue with `lrpt resume {}`", run_dir.display());
+    if is_interrupted(&error) { error.context(remedy) } else { error }
 }
 
 /// The result, on stdout.
