@@ -9,7 +9,7 @@ use crate::record::{Terminal, duration};
 use crate::spec::DeviceSpec;
 use crate::sweep::{
     Calibration, LaunchOptions, Launched, Manifest, RunState, SlurmOptions, Solver, Stage, Sweep,
-    launch, read_sweep, slurm_scripts,
+    launch, read_sweep, refuse_links, slurm_scripts,
 };
 use crate::train::StopSignal;
 use anyhow::{Context, Result, bail, ensure};
@@ -78,6 +78,7 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     if args.dry_run {
         return dry_run(&sweep, &only, &mut calibration);
     }
+    refuse_links(&folder, sweep.runs.iter().map(|run| run.id.as_str()))?;
     let _lock = RunLock::acquire(&folder).with_context(|| {
         format!(
             "the sweep in {} is running already, or its folder cannot be written",

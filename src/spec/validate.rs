@@ -3,6 +3,7 @@
 use super::bounds;
 use super::data_spec::{DataSpec, SourceSpec, TextSourceSpec, TokenizerSpec};
 use super::model_spec::{FactorForm, ModelSpec, WeightsSpec};
+use super::name::name_problem;
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, DlraSpec, GaloreSpec, Integrator, LoroSpec,
     LowRankOptimizerSpec, MatrixOptimizerSpec, Momentum, OptimizerSpec, RetractionSpec,
@@ -83,12 +84,9 @@ impl Findings {
 }
 
 fn check_name(found: &mut Findings, name: &str) {
-    let is_folder_name = !name.is_empty()
-        && !name.starts_with('.')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-    found.require(is_folder_name, "name", || {
-        format!("`{name}` is no name for a folder under runs/; use letters, digits, `-`, `_` and `.`, and no `.` in front")
-    });
+    if let Some(message) = name_problem(name) {
+        found.require(false, "name", || message);
+    }
 }
 
 fn check_model(found: &mut Findings, model: &ModelSpec) {

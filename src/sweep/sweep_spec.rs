@@ -1,6 +1,6 @@
 //! What a user may write in a sweep's YAML file.
 
-use crate::spec::decode_document;
+use crate::spec::{decode_document, name_problem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -125,21 +125,16 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
             found.push((path.to_owned(), message));
         }
     };
-    let is_name = |name: &str| {
-        !name.is_empty()
-            && !name.starts_with('.')
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
-    let remedy =
-        "is no name for a folder; use letters, digits, `-`, `_` and `.`, and no `.` in front";
-    require(is_name(&sweep.name), "name", format!("`{}` {remedy}", sweep.name));
+    let named = name_problem(&sweep.name);
+    require(named.is_none(), "name", named.unwrap_or_default());
     require(!sweep.variants.is_empty(), "variants", "is empty; name at least one method".into());
     require(!sweep.seeds.is_empty(), "seeds", "is empty; give at least one seed".into());
     for (index, seed) in sweep.seeds.iter().enumerate() {
         require(!sweep.seeds[..index].contains(seed), "seeds", format!("has {seed} twice"));
     }
     for (index, variant) in sweep.variants.iter().enumerate() {
-        require(is_name(&variant.name), "variants", format!("`{}` {remedy}", variant.name));
+        let named = name_problem(&variant.name);
+        require(named.is_none(), "variants", named.unwrap_or_default());
         let twice = sweep.variants[..index].iter().any(|other| other.name == variant.name);
         require(!twice, "variants", format!("two are named `{}`", variant.name));
         for (key, values) in &variant.tune {
