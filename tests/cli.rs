@@ -195,6 +195,10 @@ fn the_demonstration_prints_a_table_or_json_and_draws() {
 fn completions_and_help() {
     let place = Workplace::new();
     assert!(stdout(&place.run(&["completions", "bash"], 0)).contains("lrpt"));
+    for flag in ["-v", "-V", "--version"] {
+        let version = stdout(&place.run(&[flag], 0));
+        assert_eq!(version.trim(), concat!("lrpt ", env!("CARGO_PKG_VERSION")));
+    }
     let help = stdout(&place.run(&["--help"], 0));
     for command in ["train", "resume", "eval", "generate", "inspect", "data", "spec"] {
         assert!(help.contains(command), "{command} in the help");

@@ -95,7 +95,8 @@ fn missing_doubled_and_mistyped_keys() {
     insta::assert_snapshot!(message("name: example", "name: example\ndtype: {compute: fp16}"), @"run.yaml:2:18: dtype.compute: unknown choice `fp16` (choices here: f32, bf16)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {down: full}"), @"run.yaml:7:50: model.weights.low_rank.targets.down: expected a rank (a whole number such as `32`) or `dense`, found the text `full`");
     insta::assert_snapshot!(message("cargo_registry", "{text: {train: a.txt, val: [b.txt]}}"), @"run.yaml:8:31: data.source.text.train: expected a list such as `[a, b]`, found the text `a.txt`");
-    insta::assert_snapshot!(message("cargo_registry", "text"), @"run.yaml:8:16: data.source: `text` needs settings; write `{text: ...}`, or `{text: {}}` where all have defaults");
+    insta::assert_snapshot!(message("cargo_registry", "text"), @"run.yaml:8:16: data.source.text: has neither; give either `train` and `val`, or `path` alone (with `val_fraction` if you like)");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "low_rank"), @"run.yaml:7:12: model.weights: `low_rank` needs settings; write `{low_rank: ...}`, or `{low_rank: {}}` where all have defaults");
     insta::assert_snapshot!(message("cargo_registry", "{cargo_registry: {}}"), @"run.yaml:8:16: data.source: `cargo_registry` takes no settings; write just `cargo_registry`");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}, factored: {rank: 16}}"), @"run.yaml:7:12: model.weights: `low_rank` and `factored` exclude each other; keep one of `dense`, `low_rank`, `factored`");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "!low_rank {rank: 16}"), @"run.yaml:7:12: model.weights: YAML tags such as `!low_rank` are not used here; write `{low_rank: ...}`");
@@ -421,8 +422,53 @@ fn specs_and_plans_survive_being_written() {
         assert_eq!(read, plan, "{plan_text}");
         assert_eq!(read.hash(), plan.hash());
     }
+    let settings = ["rank={budget: {final_rank: 7, targets: {q: {min_rank: 2}, up: {max_rank: 20}}, grow_by: 2}}".to_owned()];
+    let (_, plan) = spec::parse_plan(GOOD, "run.yaml", &settings).unwrap();
+    let read = Plan::from_yaml(&spec::to_yaml(&plan).unwrap(), "plan.yaml").unwrap();
+    assert_eq!(read, plan, "a budget's final rank is found again from its parameters");
     let error = Plan::from_yaml("name: x\nsede: 1\n", "plan.yaml").unwrap_err().to_string();
     assert!(error.contains("did you mean `seed`?") && error.contains("another version"), "{error}");
+}
+
+/// Case 4: an edited plan is held to the rules of specs, and to the figures that follow from it.
+#[test]
+fn a_plan_that_is_read_is_checked_like_a_spec() {
+    let rank = "rank={tolerance: {tau: 0.1, targets: {q: {tau: 0.3}}}}";
+    let yaml = spec::to_yaml(&plan_with(&[rank])).unwrap();
+    for (from, to, said) in [
+        ("n_head: 2", "n_head: 3", "model.n_head: 3 does not divide"),
+        ("dropout: 0.0", "dropout: 2.0", "model.dropout: is 2"),
+        ("    every: 100\n", "    every: 0\n", "grow_every: is 0"),
+        ("name: example", "name: ../../x", "is no name for a folder"),
+        ("batch_size: 4", "batch_size: 0", "train.batch_size: is 0"),
+        ("batch_size: 4", "batch_size: 8", "tokens_per_step: is 128, but 256 follows"),
+        ("beta1: 0.9", "beta1: 1.5", "beta1: is 1.5"),
+        ("keep_last: 2", "keep_last: 0", "checkpoint.keep_last: is 0"),
+        ("tau: 0.3", "tau: 3.0", "tau: is 3"),
+        ("n_layer: 2", "n_layer: 18446744073709551615", "model.n_layer"),
+    ] {
+        assert!(yaml.contains(from), "{from} in {yaml}");
+        let error = Plan::from_yaml(&yaml.replacen(from, to, 1), "plan.yaml").expect_err(to);
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains(said), "{to}: {error}");
+    }
+}
+
+/// Issue 18: what `spec show` prints is a spec, and leads to the same plan; a choice whose settings
+/// all have defaults is written as one word.
+#[test]
+fn a_shown_spec_is_a_spec_and_a_bare_word_is_a_choice() {
+    for path in shipped_configs() {
+        let (_, plan) = spec::load_plan(&path, &[]).unwrap();
+        let shown = spec::to_yaml(&plan.as_spec().unwrap()).unwrap();
+        assert_eq!(spec::parse_plan(&shown, "shown.yaml", &[]).unwrap().1, plan, "{shown}");
+    }
+    assert_eq!(plan_with(&["schedule=constant"]), plan_with(&["schedule={constant: {}}"]));
+    let word = GOOD.to_owned() + "schedule: constant\n";
+    assert_eq!(
+        spec::parse_plan(&word, "run.yaml", &[]).unwrap().1,
+        plan_with(&["schedule={constant: {}}"])
+    );
 }
 
 #[test]
@@ -550,6 +596,7 @@ fn the_schema_refuses_what_the_parser_refuses() {
         ("rank: 16", "rank: 16, targets: {q: 4, down: dense}"),
         ("1k", "60_000"),
         ("name: example", "name: example\ndevice: cuda:1"),
+        ("name: example", "name: example\nschedule: constant"),
         ("train:", "rank: {tolerance: {tau: 0.1, freeze: 1k}}\ntrain:"),
     ] {
         assert_eq!(replaced(from, to), None, "{from} -> {to}");

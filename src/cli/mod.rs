@@ -28,7 +28,7 @@ use logging::{LogFormat, Logging};
 /// Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 diverged; 130 or 143 interrupted after a
 /// clean checkpoint.
 #[derive(Debug, Parser)]
-#[command(name = "lrpt", version, propagate_version = true)]
+#[command(name = "lrpt", version, disable_version_flag = true)]
 pub struct Cli {
     /// Threads for computing (default: all cores); results repeat bit for bit at a fixed number.
     #[arg(long, global = true, value_name = "N")]
@@ -36,6 +36,9 @@ pub struct Cli {
     /// Form of the log on stderr; what is logged follows RUST_LOG.
     #[arg(long, global = true, value_enum, default_value = "text")]
     log_format: LogFormat,
+    /// Print the version.
+    #[arg(short = 'v', short_alias = 'V', long = "version", action = clap::ArgAction::Version, global = true)]
+    _version: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }

@@ -2,14 +2,11 @@
 
 use super::cargo_registry;
 use crate::error::Failure;
-use crate::spec::{JsonlSourceSpec, SourceSpec, TextSourceSpec};
+use crate::spec::{DEFAULT_VAL_FRACTION, JsonlSourceSpec, SourceSpec, TextSourceSpec};
 use anyhow::Context;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-
-/// Share of the text that is validation where the spec does not say.
-const DEFAULT_VAL_FRACTION: f64 = 0.1;
 
 /// Text to train on and text to validate on.
 #[derive(Debug, Default)]
