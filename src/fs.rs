@@ -75,6 +75,22 @@ pub fn write_directory_atomic(
     publish().with_context(failed)
 }
 
+/// Refuses a path that is a symbolic link: what is written there would land elsewhere. A path that
+/// does not exist is fine.
+///
+/// # Errors
+/// Names the link and where it leads.
+pub fn refuse_link(path: &Path) -> anyhow::Result<()> {
+    match fs::read_link(path) {
+        Err(_) => Ok(()),
+        Ok(target) => anyhow::bail!(
+            "{}: is a link to {}, and nothing is written through links; put a folder or file of its own there, or remove it",
+            path.display(),
+            target.display()
+        ),
+    }
+}
+
 /// The folder of a path, created if missing.
 fn parent_folder(path: &Path) -> anyhow::Result<PathBuf> {
     let folder = match path.parent() {

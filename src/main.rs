@@ -2,8 +2,8 @@
 
 use clap::Parser;
 use lrpt::cli::Cli;
-use lrpt::error::exit_code;
-use std::io::ErrorKind;
+use lrpt::error::{exit_code, printable};
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,7 +12,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Whoever reads stderr may have gone; the exit code says it still.
+            let _ = writeln!(std::io::stderr(), "error: {}", printable(&format!("{error:#}")));
             ExitCode::from(exit_code(&error))
         }
     }

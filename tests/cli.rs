@@ -150,7 +150,7 @@ fn ctrl_c_writes_a_checkpoint_and_exits_130() {
     let long = ["--set", "train.max_steps=100_000", "--set", "eval.every=100_000"];
     let mut arguments = vec!["train", spec, "--run-dir", "run"];
     arguments.extend(long);
-    let mut child = place
+    let child = place
         .lrpt(&arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -167,8 +167,10 @@ fn ctrl_c_writes_a_checkpoint_and_exits_130() {
         .status()
         .expect("kill");
     assert!(killed.success());
-    let status = child.wait().expect("the run ends");
-    assert_eq!(status.code(), Some(130));
+    let ended = child.wait_with_output().expect("the run ends");
+    assert_eq!(ended.status.code(), Some(130));
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(said.contains("continue with `lrpt resume run`"), "{said}");
     assert!(place.path("run/checkpoints/latest").exists(), "a checkpoint was written");
 }
 
@@ -193,8 +195,70 @@ fn the_demonstration_prints_a_table_or_json_and_draws() {
 fn completions_and_help() {
     let place = Workplace::new();
     assert!(stdout(&place.run(&["completions", "bash"], 0)).contains("lrpt"));
+    for flag in ["-v", "-V", "--version"] {
+        let version = stdout(&place.run(&[flag], 0));
+        assert_eq!(version.trim(), concat!("lrpt ", env!("CARGO_PKG_VERSION")));
+    }
     let help = stdout(&place.run(&["--help"], 0));
     for command in ["train", "resume", "eval", "generate", "inspect", "data", "spec"] {
         assert!(help.contains(command), "{command} in the help");
+    }
+}
+
+/// Cases 24, 26 and 28: sizes beyond every machine, threads beyond every machine, and a network
+/// larger than this machine's memory are refused at once, with the figures.
+#[test]
+fn what_no_machine_can_do_is_refused_at_once() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    let refused = |arguments: &[&str], said: &str| {
+        let started = Instant::now();
+        let output = place.run(arguments, 2);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(error.contains(said), "{arguments:?}: {error}");
+        assert!(started.elapsed() < Duration::from_secs(20), "{arguments:?}");
+    };
+    refused(&["spec", "check", spec, "--set", "model.n_layer=100000000"], "model.n_layer");
+    refused(&["spec", "check", spec, "--set", "train.batch_size=1e6"], "train.batch_size");
+    let mut many_threads = std::process::Command::new(env!("CARGO_BIN_EXE_lrpt"));
+    let output = many_threads.args(["--threads", "100000", "doctor"]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("set at most 1024"));
+
+    let large = ["--set", "model.n_layer=4000", "--set", "model.n_embd=4096"];
+    refused(&[&["train", spec, "--run-dir", "large"], large.as_slice()].concat(), "--force");
+    assert!(!place.path("large").exists(), "nothing was begun");
+}
+
+/// Case 27: a reader that goes away, `| head` or `2>&1 | true`, is no reason to panic.
+#[test]
+fn a_closed_pipe_is_quiet_on_both_streams() {
+    let place = Workplace::new();
+    let mut completions = place
+        .lrpt(&["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    drop(completions.stdout.take());
+    let ended = completions.wait_with_output().expect("it ends");
+    assert_eq!(ended.status.code(), Some(0));
+    assert!(ended.stderr.is_empty(), "{}", String::from_utf8_lossy(&ended.stderr));
+
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    for (arguments, code) in [
+        (["train", "none.yaml", "--run-dir", "none"], 2),
+        (["train", spec, "--run-dir", "whole"], 0),
+    ] {
+        let mut child = place
+            .lrpt(&arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        drop(child.stderr.take());
+        assert_eq!(child.wait().expect("it ends").code(), Some(code), "{arguments:?}");
     }
 }

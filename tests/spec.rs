@@ -95,7 +95,8 @@ fn missing_doubled_and_mistyped_keys() {
     insta::assert_snapshot!(message("name: example", "name: example\ndtype: {compute: fp16}"), @"run.yaml:2:18: dtype.compute: unknown choice `fp16` (choices here: f32, bf16)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {down: full}"), @"run.yaml:7:50: model.weights.low_rank.targets.down: expected a rank (a whole number such as `32`) or `dense`, found the text `full`");
     insta::assert_snapshot!(message("cargo_registry", "{text: {train: a.txt, val: [b.txt]}}"), @"run.yaml:8:31: data.source.text.train: expected a list such as `[a, b]`, found the text `a.txt`");
-    insta::assert_snapshot!(message("cargo_registry", "text"), @"run.yaml:8:16: data.source: `text` needs settings; write `{text: ...}`, or `{text: {}}` where all have defaults");
+    insta::assert_snapshot!(message("cargo_registry", "text"), @"run.yaml:8:16: data.source.text: has neither; give either `train` and `val`, or `path` alone (with `val_fraction` if you like)");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "low_rank"), @"run.yaml:7:12: model.weights: `low_rank` needs settings; write `{low_rank: ...}`, or `{low_rank: {}}` where all have defaults");
     insta::assert_snapshot!(message("cargo_registry", "{cargo_registry: {}}"), @"run.yaml:8:16: data.source: `cargo_registry` takes no settings; write just `cargo_registry`");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}, factored: {rank: 16}}"), @"run.yaml:7:12: model.weights: `low_rank` and `factored` exclude each other; keep one of `dense`, `low_rank`, `factored`");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "!low_rank {rank: 16}"), @"run.yaml:7:12: model.weights: YAML tags such as `!low_rank` are not used here; write `{low_rank: ...}`");
@@ -109,7 +110,7 @@ fn values_that_do_not_fit_together() {
     insta::assert_snapshot!(message("rank: 16", "rank: 65"), @"run.yaml:7:30: model.weights.low_rank.rank: rank 65 is not possible for `q`, 64 × 64; choose 1 to 64, or `dense`");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {q: 0}"), @"run.yaml:7:47: model.weights.low_rank.targets.q: rank 0 is not possible for `q`, 64 × 64; choose 1 to 64, or `dense`");
     insta::assert_snapshot!(message("cargo_registry", "{text: {train: [a.txt], path: b.txt}}"), @"run.yaml:8:23: data.source.text: has `train`, `path`; give either `train` and `val`, or `path` alone (with `val_fraction` if you like)");
-    insta::assert_snapshot!(message("tokenizer: bytes", "tokenizer: {bpe: {vocab_size: 256}}"), @"run.yaml:8:62: data.tokenizer.bpe.vocab_size: is 256; set at least 257 (256 bytes and the end-of-text token) and less than 2^32");
+    insta::assert_snapshot!(message("tokenizer: bytes", "tokenizer: {bpe: {vocab_size: 256}}"), @"run.yaml:8:62: data.tokenizer.bpe.vocab_size: is 256; set at least 257 (256 bytes and the end-of-text token) and at most 4194304");
     insta::assert_snapshot!(message("cargo_registry, tokenizer: bytes", "{bin: {train: a.bin, val: b.bin}}, tokenizer: chars"), @"run.yaml:8:62: data.tokenizer: cannot be trained on a `bin` source, which is tokenized already; write `{file: tokenizer.json}` or `bytes`");
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {adamw: {}}}\ntrain:"), @"run.yaml:9:31: optimizer.low_rank.adamw: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it");
     insta::assert_snapshot!(message("train:", "optimizer: {low_rank: {heavy_ball: {}}}\ntrain:"), @"run.yaml:9:36: optimizer.low_rank.heavy_ball: needs `weights: {factored: ...}`; for low-rank weights write `{dlra: {momentum: heavy_ball}}`");
@@ -135,6 +136,73 @@ fn values_that_do_not_fit_together() {
     run.yaml:11:17: sample.top_p: is 0; set a number greater than 0 and at most 1
     "
     );
+}
+
+/// Case 24: a size beyond every machine is refused at once, wherever it stands, and no count made
+/// from accepted ones overflows.
+#[test]
+fn every_size_has_a_bound() {
+    let started = std::time::Instant::now();
+    for huge in [u64::MAX.to_string(), "10000000019".into(), "100000000".into()] {
+        for key in [
+            "model.n_layer",
+            "model.n_head",
+            "model.n_embd",
+            "model.block_size",
+            "model.weights.low_rank.rank",
+            "train.batch_size",
+            "train.gradient_accumulation_steps",
+            "optimizer.low_rank.dlra.coefficient_steps",
+            "sample.tokens",
+            "rank.budget.final_rank",
+            "data.tokenizer.bpe.vocab_size",
+        ] {
+            let message = message_of(GOOD, &[&format!("{key}={huge}")]);
+            assert!(message.contains(key), "{key}: {message}");
+        }
+        for key in ["grow_by", "min_rank", "max_rank"] {
+            let budget = format!("rank={{budget: {{final_rank: 4, {key}: {huge}}}}}");
+            assert!(message_of(GOOD, &[&budget]).contains(key), "{budget}");
+        }
+        let bin = format!("data.source={{bin: {{train: a, val: b, vocab_size: {huge}}}}}");
+        assert!(message_of(GOOD, &[&bin]).contains("vocab_size"), "{bin}");
+    }
+    let both = ["model.n_embd=10000000019", "model.n_head=5000000000"];
+    insta::assert_snapshot!(message_of(GOOD, &both), @r"
+    --set model.n_head=5000000000: model.n_head: is 5000000000; set at most 65536
+    --set model.n_embd=10000000019: model.n_embd: is 10000000019; set at most 65536
+    ");
+    insta::assert_snapshot!(message_of(GOOD, &["model.n_layer=4096", "model.n_embd=65536"]), @"");
+    insta::assert_snapshot!(message_of(GOOD, &["train.batch_size=65536", "train.gradient_accumulation_steps=65536", "model.n_embd=1024"]), @"");
+    assert!(started.elapsed() < std::time::Duration::from_secs(1), "an answer in a second");
+}
+
+/// The largest sizes that are accepted together are counted without a wrapped number.
+#[test]
+fn the_ledger_of_the_largest_accepted_sizes_does_not_overflow() {
+    for settings in [
+        vec!["model.n_layer=4096", "model.n_embd=4096", "model.weights={low_rank: {rank: 64}}"],
+        vec!["model.n_layer=16", "model.n_embd=65536", "model.weights=dense"],
+        vec![
+            "train.batch_size=65536",
+            "train.gradient_accumulation_steps=4096",
+            "train.max_steps=1e9",
+        ],
+        vec!["model.block_size=1048576", "eval.tokens=2M", "model.weights=dense"],
+    ] {
+        let ledger = Ledger::new(&plan_with(&settings), 1 << 22, 1024);
+        let tokens = u128::from(ledger.tokens_per_step);
+        let parameters = u128::from(ledger.parameters.total());
+        let (operations, memory) = (u128::from(ledger.flops_per_step()), ledger.memory.peak());
+        assert!(
+            operations > tokens * 2 && operations < 10u128.pow(19),
+            "{settings:?}: {operations}"
+        );
+        assert!(
+            u128::from(memory) > 4 * parameters && memory < u64::MAX / 4,
+            "{settings:?}: {memory}"
+        );
+    }
 }
 
 #[test]
@@ -354,8 +422,53 @@ fn specs_and_plans_survive_being_written() {
         assert_eq!(read, plan, "{plan_text}");
         assert_eq!(read.hash(), plan.hash());
     }
+    let settings = ["rank={budget: {final_rank: 7, targets: {q: {min_rank: 2}, up: {max_rank: 20}}, grow_by: 2}}".to_owned()];
+    let (_, plan) = spec::parse_plan(GOOD, "run.yaml", &settings).unwrap();
+    let read = Plan::from_yaml(&spec::to_yaml(&plan).unwrap(), "plan.yaml").unwrap();
+    assert_eq!(read, plan, "a budget's final rank is found again from its parameters");
     let error = Plan::from_yaml("name: x\nsede: 1\n", "plan.yaml").unwrap_err().to_string();
     assert!(error.contains("did you mean `seed`?") && error.contains("another version"), "{error}");
+}
+
+/// Case 4: an edited plan is held to the rules of specs, and to the figures that follow from it.
+#[test]
+fn a_plan_that_is_read_is_checked_like_a_spec() {
+    let rank = "rank={tolerance: {tau: 0.1, targets: {q: {tau: 0.3}}}}";
+    let yaml = spec::to_yaml(&plan_with(&[rank])).unwrap();
+    for (from, to, said) in [
+        ("n_head: 2", "n_head: 3", "model.n_head: 3 does not divide"),
+        ("dropout: 0.0", "dropout: 2.0", "model.dropout: is 2"),
+        ("    every: 100\n", "    every: 0\n", "grow_every: is 0"),
+        ("name: example", "name: ../../x", "is no name for a folder"),
+        ("batch_size: 4", "batch_size: 0", "train.batch_size: is 0"),
+        ("batch_size: 4", "batch_size: 8", "tokens_per_step: is 128, but 256 follows"),
+        ("beta1: 0.9", "beta1: 1.5", "beta1: is 1.5"),
+        ("keep_last: 2", "keep_last: 0", "checkpoint.keep_last: is 0"),
+        ("tau: 0.3", "tau: 3.0", "tau: is 3"),
+        ("n_layer: 2", "n_layer: 18446744073709551615", "model.n_layer"),
+    ] {
+        assert!(yaml.contains(from), "{from} in {yaml}");
+        let error = Plan::from_yaml(&yaml.replacen(from, to, 1), "plan.yaml").expect_err(to);
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains(said), "{to}: {error}");
+    }
+}
+
+/// Issue 18: what `spec show` prints is a spec, and leads to the same plan; a choice whose settings
+/// all have defaults is written as one word.
+#[test]
+fn a_shown_spec_is_a_spec_and_a_bare_word_is_a_choice() {
+    for path in shipped_configs() {
+        let (_, plan) = spec::load_plan(&path, &[]).unwrap();
+        let shown = spec::to_yaml(&plan.as_spec().unwrap()).unwrap();
+        assert_eq!(spec::parse_plan(&shown, "shown.yaml", &[]).unwrap().1, plan, "{shown}");
+    }
+    assert_eq!(plan_with(&["schedule=constant"]), plan_with(&["schedule={constant: {}}"]));
+    let word = GOOD.to_owned() + "schedule: constant\n";
+    assert_eq!(
+        spec::parse_plan(&word, "run.yaml", &[]).unwrap().1,
+        plan_with(&["schedule={constant: {}}"])
+    );
 }
 
 #[test]
@@ -483,6 +596,7 @@ fn the_schema_refuses_what_the_parser_refuses() {
         ("rank: 16", "rank: 16, targets: {q: 4, down: dense}"),
         ("1k", "60_000"),
         ("name: example", "name: example\ndevice: cuda:1"),
+        ("name: example", "name: example\nschedule: constant"),
         ("train:", "rank: {tolerance: {tau: 0.1, freeze: 1k}}\ntrain:"),
     ] {
         assert_eq!(replaced(from, to), None, "{from} -> {to}");

@@ -423,3 +423,96 @@ fn a_slurm_array_runs_the_same_runs() {
     let beyond = place.run(&["sweep", "runs/small", "--run-index", "8"], 2);
     assert!(text(&beyond.stderr).contains("has 8 runs"), "{}", text(&beyond.stderr));
 }
+
+/// Case 24: axes whose product is 40⁵ are refused before anything is expanded.
+#[test]
+fn a_sweep_of_too_many_runs_is_refused_at_once() {
+    let place = Workplace::new();
+    let values = (1..=40).map(|value| value.to_string()).collect::<Vec<_>>().join(", ");
+    let axes: String =
+        ["a", "b", "c", "d", "e"].map(|key| format!("  {key}: [{values}]\n")).concat();
+    let path = sweep(&place, &format!("seeds: [1]\nvariants: [{{name: one}}]\naxes:\n{axes}"));
+    let refused = text(&place.run(&["sweep", &path, "--dry-run"], 2).stderr);
+    assert!(refused.contains("these make 102400000 runs"), "{refused}");
+}
+
+/// Case 39: `--dry-run` lists what `--only` leaves, and a pattern of no run is an error.
+#[test]
+fn only_is_the_same_for_a_dry_run_and_must_match() {
+    let place = Workplace::new();
+    let path = sweep(&place, TWO_METHODS);
+    let listed = text(&place.run(&["sweep", &path, "--dry-run", "--only", "dense*"], 0).stdout);
+    assert!(listed.contains("4 runs;") && !listed.contains("spectral"), "{listed}");
+    for more in [["--jobs", "1"].as_slice(), &["--dry-run"]] {
+        let arguments = [&["sweep", &path, "--only", "zzz*"], more].concat();
+        let refused = text(&place.run(&arguments, 2).stderr);
+        assert!(refused.contains("no run of this sweep matches"), "{refused}");
+    }
+    assert!(!place.path("runs").exists(), "nothing was begun");
+}
+
+/// Issue 13, hostile folders: a manifest's names are paths, so they obey the rule of specs; `..`
+/// and absolute ones are refused before anything is read or written there.
+#[test]
+fn a_manifest_that_leads_outside_is_refused() {
+    let place = Workplace::new();
+    let path = sweep(&place, "seeds: [1]\nvariants: [{name: one}]\n");
+    place.run(&["sweep", &path], 0);
+    let manifest = place.path("runs/small/manifest.json");
+    let sound = std::fs::read_to_string(&manifest).expect("the manifest");
+    let outside = place.path("outside").display().to_string();
+    for id in ["../../outside", outside.as_str(), "..", "a\\u001b[2Jb"] {
+        std::fs::write(&manifest, sound.replace("\"one-seed-1\"", &format!("\"{id}\"")))
+            .expect("edited");
+        for arguments in
+            [["sweep", "runs/small", "--run-index", "0"].as_slice(), &["compare", "runs/small"]]
+        {
+            let output = place.lrpt(arguments).output().expect("it runs");
+            assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {output:?}");
+            let error = text(&output.stderr);
+            assert!(error.contains("is no name for a folder"), "{error}");
+            assert!(!error.contains('\u{1b}'), "control characters are shown: {error:?}");
+        }
+    }
+    assert!(!place.path("outside").exists() && !place.path("outside.yaml").exists());
+}
+
+/// Case 40: nothing of a sweep or of its report is written through a link.
+#[cfg(unix)]
+#[test]
+fn a_sweep_or_report_whose_files_are_links_is_refused() {
+    let place = Workplace::new();
+    let path = sweep(&place, "seeds: [1]\nvariants: [{name: one}]\n");
+    place.run(&["sweep", &path], 0);
+    let precious = place.path("precious");
+    std::fs::create_dir(&precious).expect("a folder");
+    for (name, command) in [
+        ("lrpt.lock", ["sweep", &path].as_slice()),
+        ("calibration.json", &["sweep", &path]),
+        ("logs", &["sweep", &path]),
+        ("one-seed-1", &["sweep", &path]),
+        ("failures", &["sweep", "runs/small", "--run-index", "0"]),
+        ("report", &["compare", "runs/small"]),
+    ] {
+        let (inside, aside) = (place.path("runs/small").join(name), place.path("aside"));
+        let was_there = std::fs::rename(&inside, &aside).is_ok();
+        std::os::unix::fs::symlink(&precious, &inside).expect("a link");
+        let output = place.lrpt(command).output().expect("it runs");
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}: {error}");
+        assert!(error.contains("is a link to") && error.contains(name), "{name}: {error}");
+        assert_eq!(precious.read_dir().expect("readable").count(), 0, "{name}: nothing written");
+        std::fs::remove_file(&inside).expect("the link");
+        if was_there {
+            std::fs::rename(&aside, &inside).expect("back");
+        }
+    }
+    let elsewhere = place.path("elsewhere");
+    std::fs::create_dir(&elsewhere).expect("a folder");
+    std::fs::write(place.path("kept.txt"), "kept").expect("a file");
+    std::os::unix::fs::symlink(place.path("kept.txt"), elsewhere.join("report.md"))
+        .expect("a link");
+    place.run(&["compare", "runs/small", "--report", "elsewhere"], 2);
+    assert_eq!(std::fs::read_to_string(place.path("kept.txt")).expect("kept"), "kept");
+    place.run(&["compare", "runs/small"], 0);
+}

@@ -164,6 +164,19 @@ fn simd() -> Simd {
     if cfg!(target_arch = "aarch64") { Simd::Neon } else { Simd::Unknown }
 }
 
+/// Bytes of memory that this process can still take: what the system has available, or less where
+/// a control group limits it. None where the system does not tell.
+pub fn available_memory() -> Option<u64> {
+    let (_, available) = system_memory()?;
+    let number = |file: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(file)).ok()?;
+        text.trim().parse().ok()
+    };
+    let limit =
+        number("memory.max").map(|most| most.saturating_sub(number("memory.current").unwrap_or(0)));
+    Some(limit.map_or(available, |limit| limit.min(available)))
+}
+
 /// `MemTotal` and `MemAvailable` of Linux, in bytes.
 fn system_memory() -> Option<(u64, u64)> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -19,7 +19,7 @@ mod steps;
 
 pub use growth::{Exponents, Growth, GrowthPoint, growth};
 pub use low_rank_parts::LowRankParts;
-pub use machine::{DeviceState, Machine, Simd};
+pub use machine::{DeviceState, Machine, Simd, available_memory};
 pub use product_peak::{ProductPeak, product_peak};
 pub use report::{Memory, Operations, Report, SecondsPerStep, Shape};
 pub use steps::{StepCounts, measure, seconds_per_step};

@@ -3,13 +3,17 @@
 use crate::device::{Backend, CUDA, METAL, reason};
 use crate::error::Failure;
 use crate::spec::DeviceSpec;
+use crate::spec::bounds::MAX_THREADS;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use std::num::NonZeroUsize;
 
 /// Fixes the number of computing threads, before any other thread starts.
 pub fn set_threads(threads: Option<NonZeroUsize>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
+    let Some(threads) = threads else { return check_environment() };
+    if threads.get() > MAX_THREADS {
+        return Err(too_many_threads("--threads", threads.get()));
+    }
     // SAFETY: called first thing in `main`, while this is the only thread. candle reads this
     // variable, too.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
@@ -17,6 +21,21 @@ pub fn set_threads(threads: Option<NonZeroUsize>) -> Result<()> {
         .num_threads(threads.get())
         .build_global()
         .context("cannot start the computing threads")
+}
+
+/// The computing threads start by this variable where no number is given.
+fn check_environment() -> Result<()> {
+    let given = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());
+    match given {
+        Some(threads) if threads > MAX_THREADS => {
+            Err(too_many_threads("RAYON_NUM_THREADS", threads))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn too_many_threads(place: &str, threads: usize) -> anyhow::Error {
+    Failure::Usage(format!("{place}: is {threads}; set at most {MAX_THREADS}")).into()
 }
 
 /// The device a spec asks for.

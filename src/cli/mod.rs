@@ -10,6 +10,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod logging;
+mod memory;
 mod output;
 mod selftest;
 mod spec;
@@ -27,7 +28,7 @@ use logging::{LogFormat, Logging};
 /// Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 diverged; 130 or 143 interrupted after a
 /// clean checkpoint.
 #[derive(Debug, Parser)]
-#[command(name = "lrpt", version, propagate_version = true)]
+#[command(name = "lrpt", version, disable_version_flag = true)]
 pub struct Cli {
     /// Threads for computing (default: all cores); results repeat bit for bit at a fixed number.
     #[arg(long, global = true, value_name = "N")]
@@ -35,6 +36,9 @@ pub struct Cli {
     /// Form of the log on stderr; what is logged follows RUST_LOG.
     #[arg(long, global = true, value_enum, default_value = "text")]
     log_format: LogFormat,
+    /// Print the version.
+    #[arg(short = 'v', short_alias = 'V', long = "version", action = clap::ArgAction::Version, global = true)]
+    _version: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }
@@ -96,8 +100,9 @@ impl Cli {
             Command::Selftest(args) => selftest::run(args),
             Command::Demo(args) => demo::run(args),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "lrpt", &mut std::io::stdout());
-                Ok(())
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "lrpt", &mut script);
+                output::piece(&String::from_utf8(script)?)
             }
         }
     }

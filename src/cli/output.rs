@@ -1,11 +1,13 @@
 //! Results on stdout.
 
+use crate::error::printable;
 use anyhow::Result;
 use std::io::Write;
 
-/// Prints a line to stdout; a closed pipe is an error the caller's `main` treats as success.
+/// Prints a line to stdout, control characters shown; a closed pipe is an error the caller's
+/// `main` treats as success.
 pub fn line(text: impl std::fmt::Display) -> Result<()> {
-    writeln!(std::io::stdout().lock(), "{text}")?;
+    writeln!(std::io::stdout().lock(), "{}", printable(&text.to_string()))?;
     Ok(())
 }
 

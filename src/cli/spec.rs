@@ -18,7 +18,7 @@ pub struct SpecArgs {
 enum SpecCommand {
     /// Check a spec and print its parameters, operations, memory and tokens.
     Check(SpecFileArgs),
-    /// Print the plan made from a spec: every setting decided, as YAML.
+    /// Print a spec with every setting decided, as YAML that is a spec again.
     Show(SpecFileArgs),
     /// Print the JSON Schema of specs; `configs/lrpt.schema.json` is this output.
     Schema,
@@ -50,7 +50,7 @@ impl SpecFileArgs {
 pub fn run(args: SpecArgs) -> anyhow::Result<()> {
     let output = match args.command {
         SpecCommand::Check(file) => check(&file.plan()?)?,
-        SpecCommand::Show(file) => spec::to_yaml(&file.plan()?)?,
+        SpecCommand::Show(file) => spec::to_yaml(&file.plan()?.as_spec()?)?,
         SpecCommand::Schema => format!("{:#}\n", spec::schema()),
     };
     std::io::stdout().write_all(output.as_bytes()).context("cannot write to stdout")

@@ -1,19 +1,20 @@
 //! `lrpt sweep`: many runs from one file.
 
-use super::{compute, output};
-use crate::bench::Machine;
+use super::{compute, memory, output};
+use crate::bench::available_memory;
 use crate::checkpoint::RunLock;
-use crate::error::Failure;
+use crate::error::{Failure, is_interrupted};
 use crate::model::account::{Ledger, scaled};
 use crate::record::{Terminal, duration};
 use crate::spec::DeviceSpec;
 use crate::sweep::{
     Calibration, LaunchOptions, Launched, Manifest, RunState, SlurmOptions, Solver, Stage, Sweep,
-    launch, read_sweep, slurm_scripts,
+    launch, read_sweep, refuse_links, slurm_scripts,
 };
 use crate::train::StopSignal;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use globset::{Glob, GlobMatcher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -34,6 +35,9 @@ pub struct SweepArgs {
     /// Try runs again that failed.
     #[arg(long)]
     retry_failed: bool,
+    /// Try runs even where more memory is expected to be needed than is available.
+    #[arg(long)]
+    force: bool,
     /// Who starts the runs: this process, or a Slurm array job whose script is written into the
     /// sweep's folder.
     #[arg(long, value_enum, default_value = "local")]
@@ -70,9 +74,11 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     // runs.
     let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?, &folder);
     let sweep = Sweep::expand(&spec, &args.sweep, &mut calibration)?;
+    let only = Only::new(args.only.as_deref(), &sweep)?;
     if args.dry_run {
-        return dry_run(&sweep, &mut calibration);
+        return dry_run(&sweep, &only, &mut calibration);
     }
+    refuse_links(&folder, sweep.runs.iter().map(|run| run.id.as_str()))?;
     let _lock = RunLock::acquire(&folder).with_context(|| {
         format!(
             "the sweep in {} is running already, or its folder cannot be written",
@@ -83,14 +89,14 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     // First, so that runs laid out by it are never without it.
     calibration.save(&folder)?;
     let manifest = Manifest::lay_out(&sweep, &written, threads, &folder)?;
-    let memory = sweep.runs.iter().map(|run| {
+    let expected = sweep.runs.iter().map(|run| {
         let vocabulary = calibration.vocabulary_size(&run.plan)?;
         Ok(Ledger::new(&run.plan, vocabulary, threads).memory.peak())
     });
-    let memory = memory.collect::<Result<Vec<u64>>>()?;
+    let memory = expected.collect::<Result<Vec<u64>>>()?;
     match args.launcher {
         Launcher::Slurm => slurm(&args, &sweep, &manifest, &folder, &memory, &mut calibration),
-        Launcher::Local => local(&args, &manifest, &folder, &memory, &terminal),
+        Launcher::Local => local(&args, &only, &manifest, &folder, &memory, &terminal),
     }
 }
 
@@ -109,13 +115,39 @@ fn threads(folder: &Path, jobs: usize) -> usize {
     }
 }
 
-fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
+/// The runs that `--only` leaves.
+struct Only(Option<GlobMatcher>);
+
+impl Only {
+    /// # Errors
+    /// The pattern is none, or no run of the sweep matches it.
+    fn new(glob: Option<&str>, sweep: &Sweep) -> Result<Self> {
+        let Some(glob) = glob else { return Ok(Self(None)) };
+        let pattern = Glob::new(glob).map_err(|error| usage(format!("--only {glob}: {error}")))?;
+        let only = Self(Some(pattern.compile_matcher()));
+        if sweep.runs.iter().any(|run| only.wants(&run.id)) {
+            return Ok(only);
+        }
+        let first = sweep.runs.first().map_or("", |run| &run.id);
+        Err(usage(format!(
+            "--only {glob}: no run of this sweep matches; the first of its {} runs is `{first}`, --dry-run lists all",
+            sweep.runs.len()
+        )))
+    }
+
+    fn wants(&self, id: &str) -> bool {
+        self.0.as_ref().is_none_or(|pattern| pattern.is_match(id))
+    }
+}
+
+fn dry_run(sweep: &Sweep, only: &Only, calibration: &mut Calibration) -> Result<()> {
     output::line(format!(
         "{:<64} {:>10} {:>10} {:>8} {:>10} {:>10}",
         "run", "parameters", "tokens", "steps", "FLOPs", "time"
     ))?;
     let mut total = 0.0;
-    for run in &sweep.runs {
+    let runs: Vec<_> = sweep.runs.iter().filter(|run| only.wants(&run.id)).collect();
+    for run in &runs {
         let ledger = Ledger::new(&run.plan, calibration.vocabulary_size(&run.plan)?, 1);
         let steps = run.plan.train.max_steps.0;
         let seconds = steps as f64 * calibration.seconds_per_step(&run.plan)?;
@@ -131,7 +163,7 @@ fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
             duration(seconds),
         ))?;
     }
-    let repeats = sweep.runs.iter().filter(|run| run.repeats_the_best).count();
+    let repeats = runs.iter().filter(|run| run.repeats_the_best).count();
     let searched = if repeats > 0 {
         format!(", {repeats} of them only if their values are the best on the first seed")
     } else {
@@ -140,40 +172,39 @@ fn dry_run(sweep: &Sweep, calibration: &mut Calibration) -> Result<()> {
     let time = duration(total);
     output::line(format!(
         "{} runs{searched}; training steps of all, one after another: {time}",
-        sweep.runs.len()
+        runs.len()
     ))
 }
 
 fn local(
     args: &SweepArgs,
+    only: &Only,
     manifest: &Manifest,
     folder: &Path,
-    memory: &[u64],
+    expected: &[u64],
     terminal: &Terminal,
 ) -> Result<()> {
-    let pattern = match &args.only {
-        Some(glob) => Some(
-            globset::Glob::new(glob)
-                .map_err(|error| usage(format!("--only {glob}: {error}")))?
-                .compile_matcher(),
-        ),
-        None => None,
-    };
-    let wanted = |id: &str| pattern.as_ref().is_none_or(|pattern| pattern.is_match(id));
+    let wanted = |id: &str| only.wants(id);
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
     // A sweep itself prepares nothing: it asks its runs to stop.
     stop.preparation_ends();
-    let available_memory = Machine::detect().memory.map(|(_, available)| available);
+    let available_memory = available_memory();
+    for (run, bytes) in manifest.runs.iter().zip(expected) {
+        if !args.force && wanted(&run.id) {
+            memory::refuse_beyond(&run.id, *bytes, available_memory)?;
+        }
+    }
     let options = LaunchOptions {
         jobs: args.jobs.get(),
         retry_failed: args.retry_failed,
-        memory,
+        memory: expected,
         available_memory,
         wanted: &wanted,
         stop,
         terminal,
     };
-    let Launched { skipped, finished, not_needed, failed } = launch(manifest, folder, &options)?;
+    let Launched { skipped, finished, not_needed, failed } =
+        launch(manifest, folder, &options).map_err(|error| startable_again(error, &args.sweep))?;
     tracing::info!(
         "{}: {finished} runs finished now, {skipped} before, {not_needed} not needed, {} failed; `lrpt compare {}` compares them",
         manifest.name,
@@ -196,6 +227,12 @@ fn local(
         manifest.runs.len(),
         list.join("\n")
     )
+}
+
+/// How an interrupted sweep goes on.
+fn startable_again(error: anyhow::Error, file: &Path) -> anyhow::Error {
+    let remedy = format!("interrupted; go on with `lrpt sweep {}`", file.display());
+    if is_interrupted(&error) { error.context(remedy) } else { error }
 }
 
 fn slurm(

@@ -1,9 +1,9 @@
 //! `lrpt train` and `lrpt resume`.
 
 use super::logging::Logging;
-use super::{compute, output};
+use super::{compute, memory, output};
 use crate::data;
-use crate::error::Failure;
+use crate::error::{Failure, is_interrupted};
 use crate::record::{self, Console, JsonLines, LineOf, Observers, Samples, Terminal};
 use crate::spec::{self, Plan};
 use crate::train::{Outcome, StopSignal, TrainOptions, train};
@@ -31,6 +31,9 @@ pub struct TrainArgs {
     /// --resume.
     #[arg(long, value_name = "STEP")]
     stop_after: Option<u64>,
+    /// Try even where more memory is expected to be needed than is available.
+    #[arg(long)]
+    force: bool,
     /// Stop cleanly when stdin closes, as it does when the process that started this one dies.
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
@@ -44,6 +47,9 @@ pub struct ResumeArgs {
     /// Stop cleanly after this step, with a checkpoint, as if interrupted.
     #[arg(long, value_name = "STEP")]
     stop_after: Option<u64>,
+    /// Try even where more memory is expected to be needed than is available.
+    #[arg(long)]
+    force: bool,
 }
 
 /// Trains as a spec says.
@@ -61,6 +67,7 @@ pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()>
         &run_dir,
         args.resume,
         args.stop_after,
+        args.force,
         stop,
         terminal,
         logging,
@@ -81,7 +88,7 @@ pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result
     let folder = crate::train::RunFolder::new(&args.run);
     let plan = folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
-    start(&plan, "", &args.run, true, args.stop_after, stop, terminal, logging)
+    start(&plan, "", &args.run, true, args.stop_after, args.force, stop, terminal, logging)
 }
 
 #[allow(clippy::too_many_arguments)] // each is a different thing, and there are two callers
@@ -91,11 +98,15 @@ fn start(
     run_dir: &Path,
     resume: bool,
     stop_after: Option<u64>,
+    force: bool,
     stop: StopSignal,
     terminal: Terminal,
     logging: &Logging,
 ) -> Result<()> {
     let device = compute::device(plan.device)?;
+    if !force {
+        memory::refuse_unless_fits(plan, &device)?;
+    }
     let options = TrainOptions {
         run_dir,
         data_cache: data::cache_dir(),
@@ -122,8 +133,15 @@ fn start(
             Box::new(Samples::new(folder.root())),
             Box::new(Console::new(terminal)),
         ]))
-    })?;
+    });
+    let outcome = outcome.map_err(|error| resumable(error, run_dir))?;
     report(plan, run_dir, &outcome)
+}
+
+/// How an interrupted run goes on.
+fn resumable(error: anyhow::Error, run_dir: &Path) -> anyhow::Error {
+    let remedy = format!("interrupted; continue with `lrpt resume {}`", run_dir.display());
+    if is_interrupted(&error) { error.context(remedy) } else { error }
 }
 
 /// The result, on stdout.

@@ -1,6 +1,7 @@
 //! The resolved shape of a network: everything needed to build it and to load its checkpoints.
 
-use crate::spec::{Architecture, Target, WeightForm};
+use crate::spec::{Architecture, Target, WeightForm, bounds};
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -36,5 +37,87 @@ impl ModelConfig {
     /// Form of a target's weights; dense where nothing is said.
     pub fn form(&self, target: Target) -> WeightForm {
         self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
+    }
+
+    /// Checks that every size is one that a network can have, before anything is made from it: a
+    /// `config.json` may come from anyone.
+    ///
+    /// # Errors
+    /// Names the key, its value and what is possible.
+    pub fn validate(&self) -> Result<()> {
+        let sizes = [
+            ("n_layer", self.n_layer, bounds::MAX_LAYERS),
+            ("n_head", self.n_head, bounds::MAX_WIDTH),
+            ("n_embd", self.n_embd, bounds::MAX_WIDTH),
+            ("block_size", self.block_size, bounds::MAX_BLOCK_SIZE),
+            ("vocab_size", self.vocab_size, bounds::MAX_VOCABULARY),
+        ];
+        for (key, size, most) in sizes {
+            if let Some(problem) = bounds::size_problem(size as u64, most) {
+                anyhow::bail!("config.json: {key}: {problem}; the checkpoint is not one of lrpt's");
+            }
+        }
+        let (heads, width, dropout) = (self.n_head, self.n_embd, self.dropout);
+        ensure!(
+            width.is_multiple_of(heads),
+            "config.json: n_head: {heads} does not divide n_embd {width}"
+        );
+        ensure!(
+            (0.0..1.0).contains(&dropout),
+            "config.json: dropout: is {dropout}; it is at least 0 and less than 1"
+        );
+        let numbers = bounds::block_parameters(self.n_layer, width);
+        ensure!(
+            numbers <= bounds::MAX_PARAMETERS,
+            "config.json: n_layer: {} blocks of width {width} are more than the {} numbers that are accepted",
+            self.n_layer,
+            bounds::MAX_PARAMETERS
+        );
+        for (target, form) in &self.weights {
+            let Some(rank) = form.rank() else { continue };
+            let (rows, columns) = self.shape(*target);
+            let limit = rows.min(columns);
+            ensure!(
+                (1..=limit).contains(&rank),
+                "config.json: weights.{}: rank {rank} is not possible for {rows} × {columns}; it is 1 to {limit}",
+                target.name()
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(key: &str, value: serde_json::Value) -> ModelConfig {
+        let mut config = serde_json::json!({
+            "arch": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16,
+            "vocab_size": 60, "dropout": 0.1, "bias": true, "weights": {"q": {"low_rank": {"rank": 6}}}
+        });
+        config[key] = value;
+        serde_json::from_value(config).expect("a configuration")
+    }
+
+    /// Case 25: a checkpoint with sizes that no network has.
+    #[test]
+    fn a_stranger_s_configuration_is_checked_before_it_is_used() {
+        use serde_json::json;
+        config("bias", json!(false)).validate().expect("a sound one");
+        for (key, value, said) in [
+            ("n_embd", json!(1u64 << 40), "set at most 65536"),
+            ("n_layer", json!(u64::MAX), "set at most 4096"),
+            ("vocab_size", json!(1u64 << 31), "set at most 4194304"),
+            ("block_size", json!(0), "is 0"),
+            ("n_head", json!(3), "does not divide n_embd 32"),
+            ("dropout", json!(1.5), "is 1.5"),
+            ("weights", json!({"q": {"low_rank": {"rank": 33}}}), "it is 1 to 32"),
+        ] {
+            let error = config(key, value).validate().expect_err(key).to_string();
+            assert!(error.contains(key) && error.contains(said), "{error}");
+        }
+        let huge = ModelConfig { n_layer: 4096, n_embd: 65_536, ..config("bias", json!(true)) };
+        assert!(huge.validate().is_err(), "each size is possible, all together are not");
     }
 }

@@ -17,6 +17,7 @@ pub fn restore(
 ) -> Result<(Box<dyn Network>, ParamStore)> {
     let config: ModelConfig =
         serde_json::from_value(config.clone()).context("config.json of the checkpoint")?;
+    config.validate()?;
     let model = build(config)?;
     let reader = TensorReader::new("model.safetensors", tensors);
     let params = ParamStore::load(model.declared(), reader, dtype, device)?;

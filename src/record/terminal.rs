@@ -54,8 +54,11 @@ impl Write for &Terminal {
     /// Writes lines above the bar. Every call must contain whole lines, as those of log layers do.
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        self.bars.suspend(|| lines.write_all(bytes))?;
-        Ok(bytes.len())
+        match self.bars.suspend(|| lines.write_all(bytes)) {
+            // Nobody reads any more: no reason to stop a run, or to say so on the same stream.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(bytes.len()),
+            written => written.map(|()| bytes.len()),
+        }
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

@@ -2,8 +2,9 @@
 
 use super::charts::{Explained, charts};
 use super::comparison::Comparison;
-use super::table::{html_table, markdown_table, remarks};
-use crate::fs::write_atomic;
+use super::table::{html_table, markdown_table, markdown_text, remarks};
+use crate::error::Failure;
+use crate::fs::{refuse_link, write_atomic};
 use crate::plot::escape;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
@@ -11,11 +12,16 @@ use std::path::{Path, PathBuf};
 /// Writes `report.html`, `report.md` and the charts as SVG into a folder; returns the page's path.
 ///
 /// # Errors
-/// If a file cannot be written.
+/// If a file that would be written is a link, or cannot be written.
 pub fn write_report(comparison: &Comparison, folder: &Path) -> Result<PathBuf> {
+    let charts = charts(comparison);
+    let names = charts.iter().map(|chart| format!("{}.svg", chart.name));
+    let files = names.chain(["report.md".into(), "report.html".into()]);
+    for path in files.map(|name| folder.join(name)) {
+        refuse_link(&path).map_err(|error| Failure::Usage(error.to_string()))?;
+    }
     std::fs::create_dir_all(folder)
         .map_err(|error| anyhow::anyhow!("cannot create {}: {error}", folder.display()))?;
-    let charts = charts(comparison);
     for chart in &charts {
         write_atomic(&folder.join(format!("{}.svg", chart.name)), chart.svg.as_bytes())?;
     }
@@ -88,16 +94,18 @@ fn headline(comparison: &Comparison) -> String {
 
 fn markdown(comparison: &Comparison, charts: &[Explained]) -> String {
     let list = |lines: Vec<String>| {
-        lines.iter().map(|line| format!("* {line}")).collect::<Vec<_>>().join("\n")
+        lines.iter().map(|line| format!("* {}", markdown_text(line))).collect::<Vec<_>>().join("\n")
     };
     let images: String = charts
         .iter()
-        .map(|chart| format!("![{0}]({0}.svg)\n\n{1}\n\n", chart.name, chart.caption))
+        .map(|chart| {
+            format!("![{0}]({0}.svg)\n\n{1}\n\n", chart.name, markdown_text(&chart.caption))
+        })
         .collect();
     format!(
         "# {}\n\n{}\n\n{}\n\n{}\n\n{images}## How the runs were made\n\n{}\n",
-        comparison.name,
-        headline(comparison),
+        markdown_text(&comparison.name),
+        markdown_text(&headline(comparison)),
         markdown_table(comparison),
         list(remarks(comparison)),
         list(protocol(comparison))
@@ -192,6 +200,10 @@ mod tests {
         }
         assert!(!page.contains("<AdamW>") && !page.contains("NaN"));
         let markdown = std::fs::read_to_string(folder.path().join("report.md")).expect("Markdown");
+        assert!(
+            markdown.contains("dense &lt;AdamW&gt;") && !markdown.contains("<AdamW>"),
+            "{markdown}"
+        );
         for name in ["loss", "parameters", "learning-rates", "effective-ranks", "spectra", "times"]
         {
             assert!(markdown.contains(&format!("({name}.svg)")), "{name}");

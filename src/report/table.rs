@@ -3,6 +3,7 @@
 use super::comparison::{Comparison, GroupSummary};
 use super::groups::Group;
 use super::statistics::Estimate;
+use crate::error::printable;
 use crate::model::account::{bytes, scaled};
 
 const HEADER: [&str; 13] = [
@@ -24,7 +25,28 @@ const HEADER: [&str; 13] = [
 fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
     let rows = comparison.groups.iter().enumerate();
     rows.map(|(index, (group, summary))| row(group, summary, comparison.baseline == Some(index)))
+        .map(|cells| cells.iter().map(|cell| one_line(cell)).collect())
         .collect()
+}
+
+/// Text from a file as part of one line: line ends and other control characters are shown.
+pub(super) fn one_line(text: &str) -> String {
+    printable(text).replace('\n', "\\n").replace('\t', " ")
+}
+
+/// Text as Markdown shows it as it is: no tags, links or emphasis of its own, and no further cells.
+pub(super) fn markdown_text(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in one_line(text).chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '|' | '[' | ']' | '*' | '\\' => escaped.extend(['\\', character]),
+            character => escaped.push(character),
+        }
+    }
+    escaped
 }
 
 fn row(group: &Group, summary: &GroupSummary, is_baseline: bool) -> Vec<String> {
@@ -90,7 +112,7 @@ pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
     for (id, why) in groups.flat_map(|group| &group.missing) {
         remarks.push(format!("No result: {id}: {why}."));
     }
-    remarks
+    remarks.iter().map(|remark| one_line(remark)).collect()
 }
 
 /// The comparison for a terminal.
@@ -115,7 +137,7 @@ pub fn markdown_table(comparison: &Comparison) -> String {
     let line = |cells: Vec<String>| {
         format!(
             "| {} |",
-            cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>().join(" | ")
+            cells.iter().map(|cell| markdown_text(cell)).collect::<Vec<_>>().join(" | ")
         )
     };
     let mut lines =

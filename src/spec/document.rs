@@ -1,6 +1,7 @@
 //! A spec's text with the settings laid over it: reads it, and says where in it something is wrong.
 
 use super::decode::decode;
+use super::findings::problems;
 use super::key_path::KeyPath;
 use super::locate::{duplicate_key, locate};
 use super::overrides::Override;
@@ -8,7 +9,6 @@ use super::plan::Plan;
 use super::problem::{PointsAt, Problem};
 use super::run_spec::RunSpec;
 use super::schema::schema;
-use super::validate::problems;
 use crate::error::Failure;
 use serde_yaml::Value;
 use std::path::Path;

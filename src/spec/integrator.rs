@@ -1,7 +1,7 @@
 //! What an integrator of DLRA does at a step, as a function of the step alone.
 
 use super::count::Count;
-use super::optimizer_spec::{DlraSpec, Integrator, RetractionSpec};
+use super::dlra_spec::{DlraSpec, Integrator, RetractionSpec};
 
 /// What a step of `coefficient_cycle` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

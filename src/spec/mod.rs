@@ -4,39 +4,51 @@
 //! candle here.
 
 mod architecture;
+pub mod bounds;
 mod count;
+mod data_rules;
 mod data_spec;
 mod decode;
+mod dlra_spec;
 mod document;
+mod findings;
 mod integrator;
 mod key_path;
 mod locate;
 mod model_spec;
+mod name;
+mod optimizer_rules;
 mod optimizer_spec;
 mod overrides;
 mod plan;
+mod plan_as_spec;
 mod problem;
 mod rank_plan;
+mod rank_rules;
 mod rank_spec;
+mod refusal;
 mod resume;
 mod run_spec;
 mod scalar;
+mod schedule_spec;
 mod schema;
-mod validate;
-mod validate_rank;
+mod unused;
 
 pub use architecture::{Architecture, Target};
 pub use count::{Count, NotACount};
 pub use data_spec::*;
+pub use dlra_spec::*;
 pub use integrator::CyclePhase;
 pub use model_spec::*;
+pub use name::name_problem;
 pub use optimizer_spec::*;
 pub use plan::*;
 pub use rank_plan::*;
 pub use rank_spec::*;
 pub use run_spec::*;
+pub use schedule_spec::*;
 pub use schema::schema;
-pub use validate::unused_settings;
+pub use unused::unused_settings;
 
 use document::Document;
 pub(crate) use document::decode_document;

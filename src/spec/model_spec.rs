@@ -1,6 +1,10 @@
 //! `model:` of a spec: the shape of the network and the form of its weights.
 
 use super::architecture::{Architecture, Target};
+use super::bounds;
+use super::findings::Findings;
+use super::plan::{Plan, WeightForm};
+use super::run_spec::RunSpec;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -102,4 +106,80 @@ pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) 
         |target: Target| (target.name().to_owned(), generator.subschema_for::<T>().to_value());
     let properties: serde_json::Map<_, _> = Target::known().map(entry).collect();
     json_schema!({ "type": "object", "properties": properties, "additionalProperties": false })
+}
+
+pub(super) fn check_model(found: &mut Findings, model: &ModelSpec) {
+    let sizes = [
+        ("n_layer", model.n_layer, bounds::MAX_LAYERS),
+        ("n_head", model.n_head, bounds::MAX_WIDTH),
+        ("n_embd", model.n_embd, bounds::MAX_WIDTH),
+        ("block_size", model.block_size, bounds::MAX_BLOCK_SIZE),
+    ];
+    for (key, size, most) in sizes {
+        found.require_size(size as u64, most, &format!("model.{key}"));
+    }
+    if !found.has("model.n_head") && !found.has("model.n_embd") {
+        found.require(model.n_embd.is_multiple_of(model.n_head), "model.n_head", || {
+            format!(
+                "{} does not divide `model.n_embd` {}; choose {}",
+                model.n_head,
+                model.n_embd,
+                nearest_divisors(model.n_embd, model.n_head)
+            )
+        });
+    }
+    found.require_number(
+        model.dropout,
+        (0.0..1.0).contains(&model.dropout),
+        "of at least 0 and less than 1",
+        "model.dropout",
+    );
+}
+
+/// The divisors of `number` next to `wish`, in words.
+fn nearest_divisors(number: usize, wish: usize) -> String {
+    let divides = |divisor: &usize| number.is_multiple_of(*divisor);
+    let below = (1..wish.min(number)).rev().find(divides);
+    let above = (wish..=number).find(divides);
+    let names: Vec<String> =
+        below.into_iter().chain(above).map(|divisor| divisor.to_string()).collect();
+    names.join(" or ")
+}
+
+pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
+    let (kind, targets) = match &spec.model.weights {
+        WeightsSpec::Dense => return,
+        WeightsSpec::LowRank(low_rank) => ("low_rank", &low_rank.targets),
+        WeightsSpec::Factored(factored) => ("factored", &factored.targets),
+    };
+    let everything_dense = plan.model.weights.values().all(|form| *form == WeightForm::Dense);
+    found.require(!everything_dense, &format!("model.weights.{kind}.targets"), || {
+        "every target is dense; write `weights: dense`".into()
+    });
+    for target in targets.keys() {
+        if let Some(objection) = spec.model.arch.objection(*target) {
+            let path = format!("model.weights.{kind}.targets.{}", target.name());
+            found.require(false, &path, || objection);
+        }
+    }
+    let mut default_rank_refused = false;
+    for (target, form) in &plan.model.weights {
+        let Some(rank) = form.rank() else { continue };
+        let is_exception = targets.contains_key(target);
+        let (rows, columns) = plan.model.shape(*target);
+        let limit = rows.min(columns);
+        if (1..=limit).contains(&rank) || limit == 0 || (!is_exception && default_rank_refused) {
+            continue;
+        }
+        default_rank_refused |= !is_exception;
+        let path = if is_exception {
+            format!("model.weights.{kind}.targets.{}", target.name())
+        } else {
+            format!("model.weights.{kind}.rank")
+        };
+        let name = target.name();
+        found.require(false, &path, || {
+            format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}, or `dense`")
+        });
+    }
 }

@@ -4,18 +4,20 @@
 use super::architecture::{Architecture, Target};
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
+use super::dlra_spec::DlraSpec;
 use super::document::usage;
+use super::findings::problems;
 use super::model_spec::{FactorForm, ModelSpec, TargetRank, WeightsSpec};
 use super::optimizer_spec::{
-    AdamwSpec, DenseOptimizerSpec, DlraSpec, GaloreSpec, HeavyBallSpec, LoroSpec,
-    LowRankOptimizerSpec, MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
+    AdamwSpec, DenseOptimizerSpec, GaloreSpec, HeavyBallSpec, LoroSpec, LowRankOptimizerSpec,
+    MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
 };
 use super::rank_plan::{RankPlan, rank_plan};
 use super::run_spec::{
     CheckpointSpec, DeviceSpec, DtypeSpec, EvalSpec, KernelsSpec, LinalgSpec, RunSpec, SampleSpec,
-    ScheduleSpec, TrainSpec,
+    TrainSpec,
 };
-use super::validate::problems;
+use super::schedule_spec::ScheduleSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -259,12 +261,16 @@ impl Plan {
     /// messages.
     ///
     /// # Errors
-    /// The text is not such a plan, for instance because another version of lrpt wrote it.
+    /// The text is not such a plan, for instance because another version of lrpt wrote it, or its
+    /// values are not such as a spec may have ([`Plan::validate`]).
     pub fn from_yaml(text: &str, name: &str) -> anyhow::Result<Plan> {
         let value = serde_yaml::from_str(text)
             .map_err(|error| usage(format!("{name}: not YAML: {error}")))?;
         let remedy = "the plan was edited or comes from another version of lrpt; make it anew from the spec beside it";
-        decode(&value).map_err(|problem| usage(format!("{name}: {problem}; {remedy}")))
+        let plan: Plan =
+            decode(&value).map_err(|problem| usage(format!("{name}: {problem}; {remedy}")))?;
+        plan.validate().map_err(|error| usage(format!("{name}: {error}; {remedy}")))?;
+        Ok(plan)
     }
 
     /// Identity of the run's trajectory: BLAKE3 (hexadecimal) of the canonical JSON, sorted by key
@@ -351,7 +357,7 @@ fn rank_of(rank: usize, targets: &BTreeMap<Target, TargetRank>, target: Target) 
 }
 
 /// Share of the text that is validation, where a spec splits it without saying how.
-const DEFAULT_VAL_FRACTION: f64 = 0.1;
+pub const DEFAULT_VAL_FRACTION: f64 = 0.1;
 
 fn data_plan(spec: &DataSpec) -> DataSpec {
     let mut data = spec.clone();
@@ -387,13 +393,4 @@ fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec, model: &ModelPlan
     let has_full_matrices = model.weights.values().any(|form| *form == WeightForm::Dense);
     let matrices = spec.matrices.clone().filter(|_| has_full_matrices);
     OptimizerPlan { dense: spec.dense.clone(), matrices, low_rank: written.or_else(default_rule) }
-}
-
-/// Steps of linear warm-up of any schedule.
-pub(crate) fn warmup_steps(schedule: &ScheduleSpec) -> u64 {
-    match schedule {
-        ScheduleSpec::Constant(schedule) => schedule.warmup_steps.0,
-        ScheduleSpec::Cosine(schedule) | ScheduleSpec::Linear(schedule) => schedule.warmup_steps.0,
-        ScheduleSpec::WarmupStableDecay(schedule) => schedule.warmup_steps.0,
-    }
 }

@@ -3,9 +3,10 @@
 use super::architecture::Target;
 use super::count::Count;
 use super::model_spec::WeightsSpec;
-use super::plan::{ModelPlan, warmup_steps};
+use super::plan::ModelPlan;
 use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
 use super::run_spec::RunSpec;
+use super::schedule_spec::warmup_steps;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -121,12 +122,8 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
         }),
         RankSpec::Budget(budget) => {
             let settle = budget.settle.unwrap_or(Count(budget.every.0 / 2));
-            let parameters = |rank: &dyn Fn(usize) -> usize| -> u64 {
-                let stored = low_rank.iter().map(|&(target, start)| {
-                    let ((rows, columns), rank) = (model.shape(target), rank(start));
-                    rank.saturating_mul(rows + columns + rank) as u64
-                });
-                stored.sum::<u64>().saturating_mul(model.n_layer as u64)
+            let parameters = |rank: &dyn Fn(usize) -> usize| {
+                stored_by(model, low_rank.iter().map(|&(target, start)| (target, rank(start))))
             };
             RankPlan::Budget(BudgetPlan {
                 cycle: rank_cycle(
@@ -147,6 +144,15 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
             })
         }
     }
+}
+
+/// Numbers that these targets' weights of all blocks store at these ranks.
+pub(super) fn stored_by(model: &ModelPlan, ranks: impl Iterator<Item = (Target, usize)>) -> u64 {
+    let stored = ranks.map(|(target, rank)| {
+        let (rows, columns) = model.shape(target);
+        rank.saturating_mul(rows.saturating_add(columns).saturating_add(rank)) as u64
+    });
+    stored.fold(0, u64::saturating_add).saturating_mul(model.n_layer as u64)
 }
 
 fn rank_cycle(

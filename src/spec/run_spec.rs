@@ -3,11 +3,14 @@
 //! Every optional key has its default beside its definition and nowhere else; the files `*_spec.rs`
 //! hold one block each.
 
+use super::bounds;
 use super::count::Count;
 use super::data_spec::DataSpec;
+use super::findings::Findings;
 use super::model_spec::ModelSpec;
 use super::optimizer_spec::OptimizerSpec;
 use super::rank_spec::RankSpec;
+use super::schedule_spec::ScheduleSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -163,69 +166,6 @@ fn default_log_every() -> Count {
     Count(10)
 }
 
-/// Learning rate over the run, as a factor in [0, 1].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleSpec {
-    /// Warm-up, then 1.
-    Constant(ConstantScheduleSpec),
-    /// Warm-up, then half a cosine down to `final_ratio` at the last step.
-    Cosine(DecayScheduleSpec),
-    /// Warm-up, then a straight line down to `final_ratio` at the last step.
-    Linear(DecayScheduleSpec),
-    /// Warm-up, stable at 1, then a straight line down to `final_ratio` over the last
-    /// `decay_steps`.
-    WarmupStableDecay(WarmupStableDecaySpec),
-}
-
-impl Default for ScheduleSpec {
-    fn default() -> Self {
-        Self::Cosine(DecayScheduleSpec::default())
-    }
-}
-
-/// Keys of `constant`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ConstantScheduleSpec {
-    /// Steps of linear warm-up.
-    pub warmup_steps: Count,
-}
-
-impl Default for ConstantScheduleSpec {
-    fn default() -> Self {
-        Self { warmup_steps: Count(100) }
-    }
-}
-
-/// Keys of `cosine` and `linear`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct DecayScheduleSpec {
-    /// Steps of linear warm-up.
-    pub warmup_steps: Count,
-    /// Factor at the last step.
-    pub final_ratio: f64,
-}
-
-impl Default for DecayScheduleSpec {
-    fn default() -> Self {
-        Self { warmup_steps: Count(100), final_ratio: 0.1 }
-    }
-}
-
-/// Keys of `warmup_stable_decay`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct WarmupStableDecaySpec {
-    /// Steps of linear warm-up.
-    pub warmup_steps: Count,
-    /// Steps of decay at the end.
-    pub decay_steps: Count,
-    /// Factor at the last step.
-    pub final_ratio: f64,
-}
-
 /// Validation during training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -287,4 +227,55 @@ impl Default for SampleSpec {
             top_k: None,
         }
     }
+}
+
+pub(super) fn check_train(found: &mut Findings, spec: &RunSpec) {
+    let train = &spec.train;
+    found.require_size(train.max_steps.0, bounds::MAX_STEPS, "train.max_steps");
+    found.require_size(train.batch_size as u64, bounds::MAX_BATCH, "train.batch_size");
+    found.require_size(
+        train.gradient_accumulation_steps as u64,
+        bounds::MAX_BATCH,
+        "train.gradient_accumulation_steps",
+    );
+    found.require_positive(train.log_every.0, "train.log_every");
+    found.require_number(
+        train.grad_clip,
+        train.grad_clip >= 0.0,
+        "of at least 0 (0 turns clipping off)",
+        "train.grad_clip",
+    );
+    let factors = [
+        train.batch_size as u64,
+        train.gradient_accumulation_steps as u64,
+        spec.model.block_size as u64,
+        train.max_steps.0,
+    ];
+    let total = factors.iter().try_fold(1u64, |product, factor| product.checked_mul(*factor));
+    found.require(total.is_some(), "train.max_steps", || {
+        "the run's tokens do not fit 64 bits; reduce the steps or the batch".into()
+    });
+}
+
+pub(super) fn check_sample(found: &mut Findings, sample: &SampleSpec) {
+    let (tokens, most) = (sample.tokens.0, bounds::MAX_SAMPLE);
+    found.require(tokens <= most, "sample.tokens", || format!("is {tokens}; set at most {most}"));
+    let temperature = sample.temperature;
+    found.require_number(
+        temperature,
+        temperature >= 0.0,
+        "of at least 0 (0 always takes the likeliest token)",
+        "sample.temperature",
+    );
+    if let Some(top_p) = sample.top_p {
+        found.require_number(
+            top_p,
+            top_p > 0.0 && top_p <= 1.0,
+            "greater than 0 and at most 1",
+            "sample.top_p",
+        );
+    }
+    found.require(sample.top_k != Some(0), "sample.top_k", || {
+        "is 0; set at least 1 or remove it".into()
+    });
 }

@@ -8,7 +8,36 @@ use serde_json::Value;
 /// JSON Schema (draft 7) of [`RunSpec`]: `configs/lrpt.schema.json` holds it, so that editors
 /// complete and explain keys.
 pub fn schema() -> Value {
-    SchemaSettings::draft07().into_generator().into_root_schema_for::<RunSpec>().to_value()
+    let mut schema =
+        SchemaSettings::draft07().into_generator().into_root_schema_for::<RunSpec>().to_value();
+    let written_out = schema.clone();
+    allow_bare_words(&mut schema, &written_out);
+    schema
+}
+
+/// A choice whose settings all have defaults may be written as one word: `schedule: constant`.
+fn allow_bare_words(node: &mut Value, root: &Value) {
+    match node {
+        Value::Object(entries) => {
+            entries.values_mut().for_each(|child| allow_bare_words(child, root))
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| allow_bare_words(item, root)),
+        _ => {}
+    }
+    let Some(alternatives) = node.get_mut("oneOf").and_then(Value::as_array_mut) else { return };
+    let bare = |alternative: &Value| {
+        let properties = alternative.get("properties")?.as_object()?;
+        let (name, settings) = properties.iter().next().filter(|_| properties.len() == 1)?;
+        let settings = resolved(root, settings);
+        let is_block = settings.get("type")? == "object";
+        (is_block && settings.get("required").is_none()).then(|| name.clone())
+    };
+    let words: Vec<String> = alternatives.iter().filter_map(bare).collect();
+    if !words.is_empty() {
+        alternatives.push(serde_json::json!({
+            "description": "With the default of every setting.", "type": "string", "enum": words,
+        }));
+    }
 }
 
 /// The choices at a path where one is to be made, as `dense`, `low_rank`, `factored` at
@@ -16,7 +45,13 @@ pub fn schema() -> Value {
 pub(crate) fn choices_at(schema: &Value, path: &KeyPath) -> Vec<String> {
     let Some(node) = node_at(schema, path) else { return Vec::new() };
     let Some(alternatives) = node.get("oneOf").and_then(Value::as_array) else { return Vec::new() };
-    alternatives.iter().flat_map(names_of_choice).collect()
+    let mut names: Vec<String> = Vec::new();
+    for name in alternatives.iter().flat_map(names_of_choice) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 fn names_of_choice(alternative: &Value) -> Vec<String> {

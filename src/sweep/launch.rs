@@ -225,7 +225,8 @@ pub fn training(manifest: &Manifest, folder: &Path, index: usize) -> Result<Comm
     command
         .args(["--threads", &manifest.threads.to_string(), "train"])
         .arg(spec_path(folder, &manifest.runs[index].id));
-    command.arg("--run-dir").arg(&run_dir);
+    // The sweep has looked at the memory of all its runs together.
+    command.arg("--force").arg("--run-dir").arg(&run_dir);
     if RunFolder::new(&run_dir).holds_a_run() {
         command.arg("--resume");
     }

@@ -8,13 +8,13 @@
 use super::expand::{PlannedRun, Sweep};
 use super::sweep_spec::{Budget, Equal, SearchSpec, SweepSpec};
 use crate::error::Failure;
-use crate::fs::write_atomic;
+use crate::fs::{refuse_link, write_atomic};
 use crate::report::{LabelledRun, RunResults};
-use crate::spec::{Plan, to_yaml};
+use crate::spec::{Plan, bounds, name_problem, to_yaml};
 use crate::train::RunFolder;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Version of the format below.
@@ -157,7 +157,35 @@ impl Manifest {
             path.display(),
             manifest.format
         );
+        manifest.check().map_err(|error| {
+            Failure::Usage(format!(
+                "{}: {error}; the manifest was edited or damaged",
+                path.display()
+            ))
+        })?;
+        refuse_links(folder, manifest.runs.iter().map(|run| run.id.as_str()))?;
         Ok(manifest)
+    }
+
+    /// Names become paths: those of a manifest, which may come from anyone, obey the rule of specs.
+    fn check(&self) -> Result<()> {
+        let mut ids = BTreeSet::new();
+        for (index, run) in self.runs.iter().enumerate() {
+            if let Some(problem) = name_problem(&run.id) {
+                anyhow::bail!("runs[{index}].id: {problem}");
+            }
+            anyhow::ensure!(ids.insert(&run.id), "runs[{index}].id: `{}` is there twice", run.id);
+        }
+        if let Some(problem) = name_problem(&self.name) {
+            anyhow::bail!("name: {problem}");
+        }
+        let threads = self.threads;
+        anyhow::ensure!(
+            (1..=bounds::MAX_THREADS).contains(&threads),
+            "threads: is {threads}; it is 1 to {}",
+            bounds::MAX_THREADS
+        );
+        Ok(())
     }
 
     /// Whether it is a run's turn, given the state of all runs in the manifest's order: one that
@@ -251,6 +279,34 @@ impl ManifestRun {
     pub fn forget_failure(&self, folder: &Path) {
         let _ = std::fs::remove_file(failure_path(folder, &self.id));
     }
+}
+
+/// Refuses a sweep's folder in which something that is written to is a link; `ids` are its runs.
+///
+/// # Errors
+/// [`Failure::Usage`] that names the link.
+pub fn refuse_links<'a>(folder: &Path, ids: impl Iterator<Item = &'a str>) -> Result<()> {
+    let own = [
+        "manifest.json",
+        "sweep.yaml",
+        "calibration.json",
+        "lrpt.lock",
+        "specs",
+        "failures",
+        "logs",
+        "report",
+        "slurm.sh",
+        "slurm-repeat.sh",
+    ];
+    let of_run = |id: &'a str| {
+        let log = format!("logs/{id}.log");
+        [folder.join(id), spec_path(folder, id), failure_path(folder, id), folder.join(log)]
+    };
+    let paths = own.map(|name| folder.join(name)).into_iter().chain(ids.flat_map(of_run));
+    for path in paths {
+        refuse_link(&path).map_err(|error| Failure::Usage(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// The spec of a run.

@@ -23,6 +23,6 @@ pub use calibrate::Calibration;
 pub use equal::Solver;
 pub use expand::{PlannedRun, Sweep};
 pub use launch::{LaunchOptions, Launched, launch, training};
-pub use manifest::{Manifest, ManifestRun, RunState, Stage, experiment, plain_runs};
+pub use manifest::{Manifest, ManifestRun, RunState, Stage, experiment, plain_runs, refuse_links};
 pub use slurm::{SlurmOptions, SlurmScript, slurm_scripts};
 pub use sweep_spec::{Budget, Equal, SearchSpec, SweepSpec, VariantSpec, read_sweep};

@@ -42,6 +42,11 @@ const GRACE: u32 = 120;
 /// If the manifest has no run.
 pub fn slurm_scripts(manifest: &Manifest, options: &SlurmOptions) -> Result<Vec<SlurmScript>> {
     ensure!(!manifest.runs.is_empty(), "the sweep has no runs");
+    for path in [options.program, options.folder, options.working_folder] {
+        let text = path.display().to_string();
+        // A line end would begin a line of its own in the script.
+        ensure!(!text.contains(char::is_control), "{text:?}: a Slurm script cannot hold this path");
+    }
     let search = manifest.runs.iter().filter(|run| !run.repeats_the_best).count();
     let mut scripts = vec![SlurmScript {
         name: "slurm.sh",

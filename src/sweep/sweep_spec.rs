@@ -1,6 +1,6 @@
 //! What a user may write in a sweep's YAML file.
 
-use crate::spec::decode_document;
+use crate::spec::{decode_document, name_problem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -102,6 +102,21 @@ pub fn read_sweep(path: &Path) -> anyhow::Result<SweepSpec> {
     decode_document(&text, &name, &|sweep: &SweepSpec| problems(sweep))
 }
 
+/// Most runs of a sweep.
+const MAX_RUNS: usize = 10_000;
+
+/// Runs that a sweep makes; saturates.
+fn run_count(sweep: &SweepSpec) -> usize {
+    let product = |values: &BTreeMap<String, Vec<Value>>| {
+        values.values().map(Vec::len).fold(1usize, usize::saturating_mul)
+    };
+    let variants = sweep.variants.iter().map(|variant| product(&variant.tune));
+    variants
+        .fold(0, usize::saturating_add)
+        .saturating_mul(product(&sweep.axes))
+        .saturating_mul(sweep.seeds.len())
+}
+
 /// Key path and what is wrong with the value there.
 fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
     let mut found = Vec::new();
@@ -110,21 +125,16 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
             found.push((path.to_owned(), message));
         }
     };
-    let is_name = |name: &str| {
-        !name.is_empty()
-            && !name.starts_with('.')
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
-    let remedy =
-        "is no name for a folder; use letters, digits, `-`, `_` and `.`, and no `.` in front";
-    require(is_name(&sweep.name), "name", format!("`{}` {remedy}", sweep.name));
+    let named = name_problem(&sweep.name);
+    require(named.is_none(), "name", named.unwrap_or_default());
     require(!sweep.variants.is_empty(), "variants", "is empty; name at least one method".into());
     require(!sweep.seeds.is_empty(), "seeds", "is empty; give at least one seed".into());
     for (index, seed) in sweep.seeds.iter().enumerate() {
         require(!sweep.seeds[..index].contains(seed), "seeds", format!("has {seed} twice"));
     }
     for (index, variant) in sweep.variants.iter().enumerate() {
-        require(is_name(&variant.name), "variants", format!("`{}` {remedy}", variant.name));
+        let named = name_problem(&variant.name);
+        require(named.is_none(), "variants", named.unwrap_or_default());
         let twice = sweep.variants[..index].iter().any(|other| other.name == variant.name);
         require(!twice, "variants", format!("two are named `{}`", variant.name));
         for (key, values) in &variant.tune {
@@ -138,6 +148,12 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
     for (key, values) in &sweep.axes {
         require(!values.is_empty(), "axes", format!("`{key}` has no value"));
     }
+    let runs = run_count(sweep);
+    require(
+        runs <= MAX_RUNS,
+        if sweep.axes.is_empty() { "variants" } else { "axes" },
+        format!("these make {runs} runs, and a sweep has at most {MAX_RUNS}; give fewer values"),
+    );
     if let Some(baseline) = &sweep.baseline {
         let names: Vec<&str> = sweep.variants.iter().map(|variant| variant.name.as_str()).collect();
         require(

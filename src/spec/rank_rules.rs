@@ -1,11 +1,12 @@
 //! Whether the rank policy of a spec makes sense for its weights and its length.
 
 use super::architecture::Target;
+use super::bounds;
+use super::findings::Findings;
 use super::plan::Plan;
-use super::rank_plan::{RankCyclePlan, RankPlan, TolerancePlan};
+use super::rank_plan::{RankCyclePlan, RankPlan, TolerancePlan, stored_by};
 use super::rank_spec::{RankSpec, ToleranceSpec};
 use super::run_spec::RunSpec;
-use super::validate::Findings;
 use std::collections::BTreeMap;
 
 /// What is wrong with `rank:`; `plan` is what was derived from it.
@@ -13,7 +14,11 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     match (&spec.rank, &plan.rank) {
         (RankSpec::Tolerance(tolerance), RankPlan::Tolerance(resolved)) => {
             let path = "rank.tolerance";
-            found.require_positive(resolved.cycle.grow_by as u64, &format!("{path}.grow_by"));
+            found.require_size(
+                resolved.cycle.grow_by as u64,
+                bounds::MAX_WIDTH,
+                &format!("{path}.grow_by"),
+            );
             check_cycle(
                 found,
                 &resolved.cycle,
@@ -33,6 +38,10 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
         }
         (RankSpec::Budget(budget), RankPlan::Budget(resolved)) => {
             let path = "rank.budget";
+            let (grow_by, most) = (resolved.cycle.grow_by as u64, bounds::MAX_WIDTH);
+            found.require(grow_by <= most, &format!("{path}.grow_by"), || {
+                format!("is {grow_by}; set at most {most}")
+            });
             check_cycle(
                 found,
                 &resolved.cycle,
@@ -54,11 +63,8 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             found.require(is_within, &format!("{path}.final_rank"), || {
                 format!("is {}; set at least 1, and no more than the starting ranks unless `grow_by` lets them grow", budget.final_rank)
             });
-            let least: u64 = resolved
-                .targets
-                .iter()
-                .map(|(target, bounds)| parameters(plan, *target, bounds.min_rank))
-                .sum();
+            let smallest = resolved.targets.iter().map(|(target, own)| (*target, own.min_rank));
+            let least = stored_by(&plan.model, smallest);
             found.require(!is_within || least <= resolved.final_parameters, &format!("{path}.min_rank"), || {
                 format!(
                     "the smallest ranks store {least} numbers, more than the {} of rank {} everywhere; lower `min_rank` or raise `final_rank`",
@@ -68,12 +74,6 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
         }
         _ => {}
     }
-}
-
-/// Numbers that one target's weights of all blocks store at this rank.
-fn parameters(plan: &Plan, target: Target, rank: usize) -> u64 {
-    let (rows, columns) = plan.model.shape(target);
-    (rank.saturating_mul(rows + columns + rank) as u64).saturating_mul(plan.model.n_layer as u64)
 }
 
 /// The rhythm of rank changes; `every` is what the spec calls it.

@@ -1,0 +1,109 @@
+//! Whether the values of `data:` make sense.
+
+use super::bounds;
+use super::data_spec::{DataSpec, SourceSpec, TextSourceSpec, TokenizerSpec};
+use super::findings::Findings;
+
+pub(super) fn check_data(found: &mut Findings, data: &DataSpec) {
+    match &data.source {
+        SourceSpec::CargoRegistry => {}
+        SourceSpec::Text(text) => check_text_source(found, text),
+        SourceSpec::Jsonl(jsonl) => {
+            let path = "data.source.jsonl";
+            found.require(!jsonl.train.is_empty(), &format!("{path}.train"), || {
+                "is empty; name at least one file or glob".into()
+            });
+            found.require(!jsonl.text_key.is_empty(), &format!("{path}.text_key"), || {
+                "is empty; name the key that holds the text".into()
+            });
+            if let Some(val) = &jsonl.val {
+                found.require(!val.is_empty(), &format!("{path}.val"), || {
+                    "is empty; name at least one file or glob".into()
+                });
+                found.require(
+                    jsonl.val_fraction.is_none(),
+                    &format!("{path}.val_fraction"),
+                    || "unused beside `val`; remove it".into(),
+                );
+            }
+            check_fraction(found, jsonl.val_fraction, &format!("{path}.val_fraction"));
+        }
+        SourceSpec::Bin(bin) => check_tokenized_source(found, data, "bin", bin.vocab_size),
+        SourceSpec::Tinystories(shards) => {
+            check_tokenized_source(found, data, "tinystories", shards.vocab_size)
+        }
+    }
+    if let TokenizerSpec::Bpe(bpe) = &data.tokenizer {
+        let size = bpe.vocab_size;
+        let most = bounds::MAX_VOCABULARY;
+        found.require((257..=most).contains(&size.0), "data.tokenizer.bpe.vocab_size", || {
+            format!("is {size}; set at least 257 (256 bytes and the end-of-text token) and at most {most}")
+        });
+    }
+}
+
+fn check_text_source(found: &mut Findings, text: &TextSourceSpec) {
+    let path = "data.source.text";
+    match (&text.train, &text.val, &text.path) {
+        (Some(train), Some(val), None) => {
+            for (key, files) in [("train", train), ("val", val)] {
+                found.require(!files.is_empty(), &format!("{path}.{key}"), || "is empty; name at least one file or glob".into());
+            }
+            found.require(text.val_fraction.is_none(), &format!("{path}.val_fraction"), || "unused beside `val`; remove it".into());
+        }
+        (None, None, Some(file)) => {
+            found.require(!file.is_empty(), &format!("{path}.path"), || "is empty; name a file or glob".into());
+            check_fraction(found, text.val_fraction, &format!("{path}.val_fraction"));
+        }
+        _ => found.require(false, path, || {
+            let keys = [("train", text.train.is_some()), ("val", text.val.is_some()), ("path", text.path.is_some())];
+            let given: Vec<&str> = keys.iter().filter(|(_, is_given)| *is_given).map(|(key, _)| *key).collect();
+            let given = if given.is_empty() { "neither".to_owned() } else { format!("`{}`", given.join("`, `")) };
+            format!("has {given}; give either `train` and `val`, or `path` alone (with `val_fraction` if you like)")
+        }),
+    }
+}
+
+fn check_tokenized_source(
+    found: &mut Findings,
+    data: &DataSpec,
+    kind: &str,
+    vocab_size: Option<usize>,
+) {
+    let decodes = matches!(data.tokenizer, TokenizerSpec::File(_) | TokenizerSpec::Bytes);
+    found.require(decodes, "data.tokenizer", || {
+        format!("cannot be trained on a `{kind}` source, which is tokenized already; write `{{file: tokenizer.json}}` or `bytes`")
+    });
+    found.require(vocab_size != Some(0), &format!("data.source.{kind}.vocab_size"), || {
+        "is 0; set the number of tokens or remove it to use the tokenizer's".into()
+    });
+    let most = bounds::MAX_VOCABULARY;
+    let is_small = vocab_size.is_none_or(|size| size as u64 <= most);
+    found.require(is_small, &format!("data.source.{kind}.vocab_size"), || {
+        format!("is {}; set at most {most}", vocab_size.unwrap_or(0))
+    });
+}
+
+fn check_fraction(found: &mut Findings, fraction: Option<f64>, path: &str) {
+    let Some(fraction) = fraction else { return };
+    found.require_number(
+        fraction,
+        fraction > 0.0 && fraction < 1.0,
+        "greater than 0 and less than 1",
+        path,
+    );
+}
+
+/// Tokens in the vocabulary where the spec itself tells.
+pub(super) fn given_vocabulary(data: &DataSpec) -> Option<u64> {
+    let given = match &data.source {
+        SourceSpec::Bin(bin) => bin.vocab_size,
+        SourceSpec::Tinystories(shards) => shards.vocab_size,
+        SourceSpec::CargoRegistry | SourceSpec::Text(_) | SourceSpec::Jsonl(_) => None,
+    };
+    match &data.tokenizer {
+        _ if given.is_some() => given.map(|size| size as u64),
+        TokenizerSpec::Bpe(bpe) => Some(bpe.vocab_size.0),
+        _ => None,
+    }
+}

@@ -1,0 +1,70 @@
+//! Settings of a spec that have no effect.
+
+use super::dlra_spec::{Momentum, SecondMomentTransport, unused_of_integrator};
+use super::model_spec::WeightsSpec;
+use super::optimizer_spec::LowRankOptimizerSpec;
+use super::plan::Plan;
+use super::rank_spec::RankSpec;
+use super::run_spec::{DeviceSpec, KernelsSpec, LinalgSpec, RunSpec};
+use super::schedule_spec::warmup_steps;
+
+/// Settings that the form of the weights or the length of the run leaves without effect, each with
+/// what happens instead.
+///
+/// They are no errors, so that one spec serves a method and its baselines: `--set
+/// model.weights=dense` is enough.
+pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
+    let mut unused = Vec::new();
+    match (&spec.optimizer.low_rank, &spec.model.weights) {
+        (Some(_), WeightsSpec::Dense) => {
+            unused.push("optimizer.low_rank: unused with `model.weights: dense`".into())
+        }
+        (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => {
+            unused.push("optimizer.low_rank.dlra: unused with factored weights, which move by `optimizer.dense`'s rule".into());
+        }
+        _ => {}
+    }
+    if spec.kernels == KernelsSpec::Portable
+        && matches!(spec.device, DeviceSpec::Cuda(_) | DeviceSpec::Metal)
+    {
+        unused.push("kernels: unused, only the CPU has kernels of its own".into());
+    }
+    let optimizer = Plan::derive(spec).optimizer;
+    if spec.linalg != LinalgSpec::Auto && optimizer.dlra().is_none() && optimizer.muon().is_none() {
+        unused.push("linalg: unused, nothing is low-rank or trained by Muon".into());
+    }
+    if spec.optimizer.matrices.is_some() && optimizer.matrices.is_none() {
+        unused.push("optimizer.matrices: unused, no matrix of the blocks is dense".into());
+    }
+    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) =
+        (&spec.optimizer.low_rank, &spec.model.weights)
+        && dlra.second_moment_transport == SecondMomentTransport::Linear
+        && dlra.momentum != Momentum::Adam
+    {
+        let key = "optimizer.low_rank.dlra.second_moment_transport";
+        unused
+            .push(format!("{key}: unused, only `momentum: adam` has element-wise second moments"));
+    }
+    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) =
+        (&spec.optimizer.low_rank, &spec.model.weights)
+    {
+        unused_of_integrator(&mut unused, dlra, spec.train.max_steps.0);
+    }
+    let policy = match spec.rank {
+        RankSpec::Fixed(_) => None,
+        RankSpec::Tolerance(_) => Some("tolerance"),
+        RankSpec::Budget(_) => Some("budget"),
+    };
+    if let (Some(policy), false) = (policy, matches!(spec.model.weights, WeightsSpec::LowRank(_))) {
+        unused.push(format!(
+            "rank.{policy}: unused, only `model.weights: {{low_rank: ...}}` have ranks that change"
+        ));
+    }
+    let (warmup, steps) = (warmup_steps(&spec.schedule), spec.train.max_steps.0);
+    if warmup > steps {
+        unused.push(format!(
+            "schedule: the warm-up of {warmup} steps is longer than the run of {steps}; it ends before the full learning rate"
+        ));
+    }
+    unused
+}
