@@ -226,8 +226,8 @@ fn what_no_machine_can_do_is_refused_at_once() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("set at most 1024"));
 
-    let large = ["--set", "model.n_layer=4000", "--set", "model.n_embd=4096"];
-    refused(&[&["train", spec, "--run-dir", "large"], large.as_slice()].concat(), "--force");
+    let large = "model={n_layer: 4000, n_head: 2, n_embd: 4096, block_size: 16, weights: dense}";
+    refused(&["train", spec, "--run-dir", "large", "--set", large], "--force");
     assert!(!place.path("large").exists(), "nothing was begun");
 }
 

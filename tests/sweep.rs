@@ -297,7 +297,7 @@ fn a_stopped_sweep_leaves_checkpoints() {
                 seeds: [1]\nvariants:\n  - {name: slow}\n";
     let path = sweep(&place, body);
     let mut child = place
-        .lrpt(&["sweep", &path])
+        .lrpt(&["sweep", path.as_str()])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -444,7 +444,7 @@ fn only_is_the_same_for_a_dry_run_and_must_match() {
     let listed = text(&place.run(&["sweep", &path, "--dry-run", "--only", "dense*"], 0).stdout);
     assert!(listed.contains("4 runs;") && !listed.contains("spectral"), "{listed}");
     for more in [["--jobs", "1"].as_slice(), &["--dry-run"]] {
-        let arguments = [&["sweep", &path, "--only", "zzz*"], more].concat();
+        let arguments = [["sweep", path.as_str(), "--only", "zzz*"].as_slice(), more].concat();
         let refused = text(&place.run(&arguments, 2).stderr);
         assert!(refused.contains("no run of this sweep matches"), "{refused}");
     }
@@ -487,10 +487,10 @@ fn a_sweep_or_report_whose_files_are_links_is_refused() {
     let precious = place.path("precious");
     std::fs::create_dir(&precious).expect("a folder");
     for (name, command) in [
-        ("lrpt.lock", ["sweep", &path].as_slice()),
-        ("calibration.json", &["sweep", &path]),
-        ("logs", &["sweep", &path]),
-        ("one-seed-1", &["sweep", &path]),
+        ("lrpt.lock", ["sweep", path.as_str()].as_slice()),
+        ("calibration.json", &["sweep", path.as_str()]),
+        ("logs", &["sweep", path.as_str()]),
+        ("one-seed-1", &["sweep", path.as_str()]),
         ("failures", &["sweep", "runs/small", "--run-index", "0"]),
         ("report", &["compare", "runs/small"]),
     ] {

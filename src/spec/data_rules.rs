@@ -103,7 +103,8 @@ pub(super) fn given_vocabulary(data: &DataSpec) -> Option<u64> {
     };
     match &data.tokenizer {
         _ if given.is_some() => given.map(|size| size as u64),
+        TokenizerSpec::Bytes => Some(256),
         TokenizerSpec::Bpe(bpe) => Some(bpe.vocab_size.0),
-        _ => None,
+        TokenizerSpec::Chars | TokenizerSpec::File(_) => None,
     }
 }

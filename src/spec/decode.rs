@@ -255,7 +255,7 @@ impl<'de> de::VariantAccess<'de> for Choice<'de> {
     /// A bare word, `constant`, is the choice with an empty block where that is enough.
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Refusal> {
         if self.settings.is_none() {
-            return seed.deserialize(Node(&Value::Null)).or_else(|_| Err(self.needs_settings()));
+            return seed.deserialize(Node(&Value::Null)).map_err(|_| self.needs_settings());
         }
         seed.deserialize(self.settings()?).map_err(|refusal| refusal.under(self.named()))
     }

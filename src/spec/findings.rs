@@ -60,7 +60,7 @@ fn check_step(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             bounds::MAX_PARAMETERS
         )
     });
-    let vocabulary = given_vocabulary(&spec.data).unwrap_or(0);
+    let vocabulary = given_vocabulary(&spec.data).unwrap_or(bounds::USUAL_VOCABULARY);
     let operations = bounds::step_operations(plan, vocabulary);
     found.require(operations <= bounds::MAX_STEP_OPERATIONS, "train.batch_size", || {
         format!(

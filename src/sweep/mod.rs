@@ -6,6 +6,7 @@
 //! expand       a sweep -> its runs, each a complete spec
 //! equal        steps or ranks that give a run the baseline's tokens, parameters, FLOPs or seconds
 //! manifest     the expansion on disk, and each run's state as its folder shows it
+//! experiment   the runs of a sweep, or any runs, labelled for a comparison
 //! calibrate    seconds of a step of each kind of run, here
 //! launch       runs as child processes, side by side
 //! slurm        the same runs as a Slurm array job
@@ -14,6 +15,7 @@
 mod calibrate;
 mod equal;
 mod expand;
+mod experiment;
 mod launch;
 mod manifest;
 mod slurm;
@@ -22,7 +24,8 @@ mod sweep_spec;
 pub use calibrate::Calibration;
 pub use equal::Solver;
 pub use expand::{PlannedRun, Sweep};
+pub use experiment::{experiment, plain_runs};
 pub use launch::{LaunchOptions, Launched, launch, training};
-pub use manifest::{Manifest, ManifestRun, RunState, Stage, experiment, plain_runs, refuse_links};
+pub use manifest::{Manifest, ManifestRun, RunState, Stage, refuse_links};
 pub use slurm::{SlurmOptions, SlurmScript, slurm_scripts};
 pub use sweep_spec::{Budget, Equal, SearchSpec, SweepSpec, VariantSpec, read_sweep};
