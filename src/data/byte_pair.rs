@@ -169,7 +169,7 @@ mod tests {
             assert!(tokens.len() < text.len());
             assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
         }
-        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+        assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
     }
 
     #[test]
