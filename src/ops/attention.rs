@@ -1,15 +1,18 @@
 //! Causal self-attention, exact, without a T × T tensor (after FlashAttention: Dao et al. 2022,
 //! Algorithms 1 and 4).
 //!
-//! Shapes: B sequences, T tokens, H heads of width d, C = H d. Heads are strided views within C,
+//! Shapes: B sequences, T tokens, H heads of queries of width d, C = H d, and G heads of keys and
+//! values, each for H/G heads of queries in a row. Heads are strided views within their rows,
 //! nothing is transposed in memory. Queries go in tiles of rows against all keys up to the causal
 //! limit; only the log-sum-exp of each row is kept, and the backward recomputes the probabilities
 //! from it.
 
+mod portable;
+
 use super::compute::{wide, widened};
 use super::host::{Host, SharedOut, build, unwritten, with_real};
 use super::pointwise::{Dropout, Mask};
-use super::product::{Matrix, batched_product, multiply_at};
+use super::product::{Matrix, multiply_at};
 use super::real::{Real, lane_max, lane_sum, vectorized};
 use super::tape::{Tape, Value};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -18,36 +21,59 @@ use rayon::prelude::*;
 /// Query rows per tile.
 const TILE: usize = 64;
 
-/// softmax(q kᵀ/√d + causal mask) v per head, for q, k, v of (B, T, C); dropout acts on the
-/// probabilities.
+/// Heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionHeads {
+    /// Heads of queries, H.
+    pub queries: usize,
+    /// Heads of keys and values, G; divides H.
+    pub keys: usize,
+}
+
+impl From<usize> for AttentionHeads {
+    /// As many heads of keys and values as of queries.
+    fn from(heads: usize) -> Self {
+        Self { queries: heads, keys: heads }
+    }
+}
+
+/// softmax(q kᵀ/√d + causal mask) v per head of queries, for q of (B, T, H d) and k, v of
+/// (B, T, G d), where head h of the queries sees head ⌊h G/H⌋ of the keys and values (grouped-query
+/// attention: Ainslie et al. 2023); dropout acts on the probabilities.
 ///
 /// # Errors
-/// If the shapes differ or `n_head` does not divide C.
+/// If the shapes do not fit the heads.
 pub fn causal_attention(
     tape: &Tape,
     q: &Value,
     k: &Value,
     v: &Value,
-    n_head: usize,
+    heads: impl Into<AttentionHeads>,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
     let (b, t, width) = q.tensor().dims3()?;
-    if [k, v].iter().any(|x| x.tensor().dims() != [b, t, width]) || !width.is_multiple_of(n_head) {
+    let AttentionHeads { queries, keys } = heads.into();
+    let fits = queries > 0
+        && keys > 0
+        && width.is_multiple_of(queries)
+        && queries.is_multiple_of(keys)
+        && [k, v].iter().all(|x| x.tensor().dims() == [b, t, width / queries * keys]);
+    if !fits {
         bail!(
-            "causal_attention: q {:?}, k {:?}, v {:?} with {n_head} heads",
+            "causal_attention: q {:?}, k {:?}, v {:?} with {queries} heads of queries, {keys} of keys",
             q.tensor().dims(),
             k.tensor().dims(),
             v.tensor().dims()
         )
     }
-    let shape = Shape { b, t, heads: n_head, d: width / n_head };
+    let shape = Shape { b, t, heads: queries, key_heads: keys, d: width / queries };
     let sources = [q.source(), k.source(), v.source()];
     let given = q.tensor().dtype();
     if !tape.compute().kernels
         || !q.tensor().device().is_cpu()
         || !matches!(wide(given), DType::F32 | DType::F64)
     {
-        return portable(tape, q, k, v, shape, dropout);
+        return portable::attention(tape, q, k, v, shape, dropout);
     }
     let contiguous = |x: &Value| widened(x.tensor())?.contiguous();
     let (q, k, v) = (contiguous(q)?, contiguous(k)?, contiguous(v)?);
@@ -65,6 +91,7 @@ struct Shape {
     b: usize,
     t: usize,
     heads: usize,
+    key_heads: usize,
     d: usize,
 }
 
@@ -74,6 +101,24 @@ impl Shape {
     }
     fn scale(&self) -> f64 {
         1.0 / (self.d as f64).sqrt()
+    }
+    /// Heads of queries that share a head of keys.
+    fn group(&self) -> usize {
+        self.heads / self.key_heads
+    }
+    /// The (sequence, head of keys) that a (sequence, head of queries) sees.
+    fn key_task(&self, task: usize) -> usize {
+        task / self.heads * self.key_heads + task % self.heads / self.group()
+    }
+    /// The (sequence, head of queries) of a member of the group that sees a (sequence, head of
+    /// keys).
+    fn member(&self, key_task: usize, member: usize) -> usize {
+        let (sequence, head) = (key_task / self.key_heads, key_task % self.key_heads);
+        sequence * self.heads + head * self.group() + member
+    }
+    /// The same for keys and values.
+    fn of_keys(self) -> Self {
+        Self { heads: self.key_heads, ..self }
     }
     /// Offset of a token of (sequence, head) in a (B, T, C) tensor.
     fn offset(&self, task: usize, token: usize) -> usize {
@@ -114,11 +159,9 @@ fn forward<T: Real>(
             for first in (0..t).step_by(TILE) {
                 let rows = TILE.min(t - first);
                 let limit = first + rows;
-                let [queries, keys, values] = [
-                    shape.rows(q, task, first, rows),
-                    shape.rows(k, task, 0, limit),
-                    shape.rows(v, task, 0, limit),
-                ];
+                let queries = shape.rows(q, task, first, rows);
+                let [keys, values] =
+                    [k, v].map(|x| shape.of_keys().rows(x, shape.key_task(task), 0, limit));
                 // SAFETY: the scores are this task's own.
                 unsafe { multiply_at(scores.as_mut_ptr(), limit, queries, keys.t(), scale, false) };
                 for row in 0..rows {
@@ -187,20 +230,24 @@ fn backward<T: Real>(
         *slice = host.numbers::<T>()?;
     }
     let [q, k, v, out, log_sums, delta] = slices;
-    let mut gradients = [0; 3].map(|_| unwritten::<T>(q.len()));
+    let mut gradients = [q, k, v].map(|x| unwritten::<T>(x.len()));
     let [dq, dk, dv] = gradients.each_mut().map(|g| SharedOut::new(g));
     let Shape { t, d, .. } = shape;
-    let (stride, scale) = (shape.width(), T::real(shape.scale()));
+    let (keys_shape, scale) = (shape.of_keys(), T::real(shape.scale()));
+    let (stride, key_stride) = (shape.width(), keys_shape.width());
     let mask = dropout.map(|dropout| dropout.mask::<T>());
-    (0..shape.b * shape.heads).into_par_iter().with_max_len(1).for_each(|task| {
+    let tiles = || (0..t).step_by(TILE).rev().enumerate();
+    (0..shape.b * shape.key_heads).into_par_iter().with_max_len(1).for_each(|key_task| {
         let (mut p, mut dp) = (unwritten::<T>(TILE.min(t) * t), unwritten::<T>(TILE.min(t) * t));
-        // From the last tile to the first: the last one reaches every key, so it writes dk and dv,
-        // and the others add.
-        for (nth, first) in (0..t).step_by(TILE).rev().enumerate() {
+        let members = (0..shape.group()).flat_map(|member| tiles().map(move |tile| (member, tile)));
+        // From the last tile to the first: the last one reaches every key, so that of the first
+        // member writes dk and dv, and the others add.
+        for (member, (nth, first)) in members {
+            let task = shape.member(key_task, member);
             let rows = TILE.min(t - first);
             let limit = first + rows;
             let [queries, deltas] = [q, delta].map(|x| shape.rows(x, task, first, rows));
-            let [keys, values] = [k, v].map(|x| shape.rows(x, task, 0, limit));
+            let [keys, values] = [k, v].map(|x| keys_shape.rows(x, key_task, 0, limit));
             // SAFETY: the scratch memory is this task's own.
             unsafe {
                 multiply_at(p.as_mut_ptr(), limit, queries, keys.t(), scale, false);
@@ -224,11 +271,11 @@ fn backward<T: Real>(
             }
             // p now holds P∘M and dp holds dS.
             let [p, ds] = [&p, &dp].map(|x| Matrix::new(&x[..rows * limit], rows, limit));
-            let (start, accumulate) = (shape.offset(task, 0), nth > 0);
+            let (start, add) = (keys_shape.offset(key_task, 0), member > 0 || nth > 0);
             // SAFETY: tasks write disjoint heads of dq, dk and dv.
             unsafe {
-                multiply_at(dv.get().add(start), stride, p.t(), deltas, T::ONE, accumulate);
-                multiply_at(dk.get().add(start), stride, ds.t(), queries, T::ONE, accumulate);
+                multiply_at(dv.get().add(start), key_stride, p.t(), deltas, T::ONE, add);
+                multiply_at(dk.get().add(start), key_stride, ds.t(), queries, T::ONE, add);
                 multiply_at(
                     dq.get().add(shape.offset(task, first)),
                     stride,
@@ -240,8 +287,9 @@ fn backward<T: Real>(
             }
         }
     });
-    let [dq, dk, dv] = gradients.map(|g| Tensor::from_vec(g, shape.tensor(), &Device::Cpu));
-    Ok([dq?, dk?, dv?])
+    let [dq, dk, dv] = gradients;
+    let tensor = |numbers, shape: Shape| Tensor::from_vec(numbers, shape.tensor(), &Device::Cpu);
+    Ok([tensor(dq, shape)?, tensor(dk, keys_shape)?, tensor(dv, keys_shape)?])
 }
 
 /// Turns a row of scores and of dO Vᵀ into P∘M and dS, in place.
@@ -278,166 +326,4 @@ fn row_backward<T: Real>(
         p_rest.fill(T::ZERO);
         dp_rest.fill(T::ZERO);
     })
-}
-
-/// The same by candle operations: tiles of query rows against the keys up to the causal limit,
-/// probabilities computed again in the backward.
-///
-/// Products are in the inputs' type, softmax and everything element-wise in f32 or wider.
-fn portable(
-    tape: &Tape,
-    q: &Value,
-    k: &Value,
-    v: &Value,
-    shape: Shape,
-    dropout: Option<Dropout>,
-) -> Result<Value> {
-    let Shape { t, .. } = shape;
-    let heads = Heads {
-        q: shape.split(q.tensor())?,
-        k: shape.split(k.tensor())?,
-        v: shape.split(v.tensor())?,
-        shape,
-        dropout,
-    };
-    let tiles = Tile::all(t, heads.q.device())?;
-    let parts = tiles.iter().map(|tile| heads.forward(tile)).collect::<Result<Vec<_>>>()?;
-    let out = shape.merge(&Tensor::cat(&parts, 1)?)?;
-    let sources = [q.source(), k.source(), v.source()];
-    Ok(tape.record(&sources, out, move |delta, flow| {
-        let gradients = heads.backward(&tiles, &shape.split(&delta)?)?;
-        sources
-            .into_iter()
-            .zip(gradients)
-            .try_for_each(|(to, gradient)| flow.add(to, shape.merge(&gradient)?))
-    }))
-}
-
-impl Shape {
-    /// (B, T, C) as (B H, T, d).
-    fn split(&self, x: &Tensor) -> Result<Tensor> {
-        let Shape { b, t, heads, d } = *self;
-        x.reshape((b, t, heads, d))?.transpose(1, 2)?.contiguous()?.reshape((b * heads, t, d))
-    }
-
-    /// (B H, T, d) as (B, T, C).
-    fn merge(&self, x: &Tensor) -> Result<Tensor> {
-        let Shape { b, t, heads, d } = *self;
-        x.reshape((b, heads, t, d))?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * d))
-    }
-}
-
-/// Query rows `first..first + rows` against keys `0..limit`.
-struct Tile {
-    first: usize,
-    rows: usize,
-    limit: usize,
-    /// (rows, limit) in f32: 0 where a row may look, −∞ behind it.
-    mask: Tensor,
-}
-
-impl Tile {
-    /// Query rows per tile: large enough to keep a device busy, small enough to leave out most of
-    /// what the mask would hide.
-    const ROWS: usize = 256;
-
-    fn all(t: usize, device: &Device) -> Result<Vec<Self>> {
-        let tile = |first: usize| {
-            let rows = Self::ROWS.min(t - first);
-            let limit = first + rows;
-            let hidden =
-                |i: usize| if i % limit > first + i / limit { f32::NEG_INFINITY } else { 0.0 };
-            let mask =
-                Tensor::from_vec((0..rows * limit).map(hidden).collect(), (rows, limit), device)?;
-            Ok(Self { first, rows, limit, mask })
-        };
-        (0..t).step_by(Self::ROWS).map(tile).collect()
-    }
-}
-
-/// Queries, keys and values by head, (B H, T, d).
-struct Heads {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    shape: Shape,
-    dropout: Option<Dropout>,
-}
-
-impl Heads {
-    fn rows(x: &Tensor, first: usize, count: usize) -> Result<Tensor> {
-        x.narrow(1, first, count)?.contiguous()
-    }
-
-    /// softmax of a tile, (B H, rows, limit), in f32 or wider.
-    fn probabilities(&self, tile: &Tile) -> Result<Tensor> {
-        let (q, k) =
-            (Self::rows(&self.q, tile.first, tile.rows)?, Self::rows(&self.k, 0, tile.limit)?);
-        let scores = (widened(&batched_product(&q, &k.t()?)?)? * self.shape.scale())?;
-        // candle's fused softmax has no backward, and needs none here.
-        candle_nn::ops::softmax_last_dim(
-            &scores.broadcast_add(&tile.mask.to_dtype(scores.dtype())?)?,
-        )
-    }
-
-    /// Dropout factors of a tile's probabilities, those of [`Mask`] at the same (row, column).
-    fn factors(&self, tile: &Tile, dtype: DType) -> Result<Option<Tensor>> {
-        let Some(dropout) = self.dropout else { return Ok(None) };
-        let (mask, t, tasks) =
-            (dropout.mask::<f64>(), self.shape.t, self.shape.b * self.shape.heads);
-        let index = |i: usize| {
-            let (task, row, column) =
-                (i / (tile.rows * tile.limit), i / tile.limit % tile.rows, i % tile.limit);
-            ((task * t + tile.first + row) * t + column) as u64
-        };
-        let factors: Vec<f64> =
-            (0..tasks * tile.rows * tile.limit).map(|i| mask.factor(index(i))).collect();
-        let factors = Tensor::from_vec(factors, (tasks, tile.rows, tile.limit), &Device::Cpu)?;
-        Ok(Some(factors.to_dtype(dtype)?.to_device(self.q.device())?))
-    }
-
-    fn forward(&self, tile: &Tile) -> Result<Tensor> {
-        let p = self.probabilities(tile)?;
-        let p = match self.factors(tile, p.dtype())? {
-            Some(factors) => (p * factors)?,
-            None => p,
-        };
-        batched_product(&p.to_dtype(self.v.dtype())?, &Self::rows(&self.v, 0, tile.limit)?)
-    }
-
-    /// dq, dk, dv by head; sums over tiles are in f32 or wider.
-    fn backward(&self, tiles: &[Tile], delta: &Tensor) -> Result<[Tensor; 3]> {
-        let given = self.q.dtype();
-        let (mut dq, mut dk, mut dv) = (Vec::with_capacity(tiles.len()), None, None);
-        // From the last tile, which reaches every key, to the first.
-        for tile in tiles.iter().rev() {
-            let p = self.probabilities(tile)?;
-            let factors = self.factors(tile, p.dtype())?;
-            let masked = |x: Tensor| if let Some(factors) = &factors { x * factors } else { Ok(x) };
-            let (delta, q) = (
-                Self::rows(delta, tile.first, tile.rows)?,
-                Self::rows(&self.q, tile.first, tile.rows)?,
-            );
-            let (k, v) = (Self::rows(&self.k, 0, tile.limit)?, Self::rows(&self.v, 0, tile.limit)?);
-            let dp = masked(widened(&batched_product(&delta, &v.t()?)?)?)?;
-            let centered = dp.broadcast_sub(&(&dp * &p)?.sum_keepdim(2)?)?;
-            drop(dp);
-            let ds = ((&p * centered)? * self.shape.scale())?.to_dtype(given)?;
-            dq.push(batched_product(&ds, &k)?);
-            let add = |sum: Option<Tensor>, part: Tensor| -> Result<Option<Tensor>> {
-                let part = widened(&part)?;
-                Ok(Some(match sum {
-                    Some(sum) => (sum + part.pad_with_zeros(1, 0, self.shape.t - tile.limit)?)?,
-                    None => part,
-                }))
-            };
-            dk = add(dk, batched_product(&ds.t()?, &q)?)?;
-            dv = add(dv, batched_product(&masked(p)?.to_dtype(given)?.t()?, &delta)?)?;
-        }
-        dq.reverse();
-        let whole = |sum: Option<Tensor>| {
-            sum.map_or_else(|| self.k.zeros_like(), |sum| sum.to_dtype(given))
-        };
-        Ok([Tensor::cat(&dq, 1)?, whole(dk)?, whole(dv)?])
-    }
 }
