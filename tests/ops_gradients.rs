@@ -2,7 +2,7 @@
 //! and through the portable path.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lrpt::ops::{self, Dropout, Gradients, Tape, Value};
+use lrpt::ops::{self, AttentionHeads, Dropout, Gradients, Tape, Value};
 use lrpt::rng;
 
 /// Standard normal numbers in f64, another draw for every `draw`.
@@ -190,6 +190,49 @@ fn causal_attention() -> Result<()> {
     check("causal_attention in two tiles", &inputs, &|tape, v| {
         ops::causal_attention(tape, &v[0], &v[1], &v[2], 1, None)
     })
+}
+
+#[test]
+fn grouped_query_attention() -> Result<()> {
+    // (heads of queries, heads of keys), heads 2 wide; one length takes two tiles of queries.
+    for (t, queries, keys) in [(5, 4, 2), (5, 6, 2), (5, 3, 1), (67, 2, 1)] {
+        let of = |draw, heads: usize| normal(draw, &[if t > 64 { 1 } else { 2 }, t, heads * 2]);
+        let inputs = [of(1, queries)?, of(2, keys)?, of(3, keys)?];
+        for dropout in [None, Some(Dropout { probability: 0.3, key: 8 })] {
+            check(&format!("{queries} heads of queries, {keys} of keys"), &inputs, &|tape, v| {
+                let heads = AttentionHeads { queries, keys };
+                ops::causal_attention(tape, &v[0], &v[1], &v[2], heads, dropout)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Grouped heads are heads whose keys and values are the same: repeating those gives the same
+/// numbers.
+#[test]
+fn grouped_heads_see_the_keys_of_their_group() -> Result<()> {
+    let (queries, keys) = (6, 2);
+    let q = normal(1, &[2, 9, queries * 4])?;
+    let [k, v] = [2, 3].map(|draw| normal(draw, &[2, 9, keys * 4]));
+    let (k, v) = (k?, v?);
+    let repeated = |x: &Tensor| {
+        let heads = [0, 0, 0, 1, 1, 1].map(|head| x.narrow(2, head * 4, 4));
+        Tensor::cat(&heads.into_iter().collect::<Result<Vec<_>>>()?, 2)
+    };
+    for tape in [Tape::inference(), Tape::inference().portable()] {
+        let attend = |k: &Tensor, v: &Tensor, keys| {
+            let [q, k, v] = [&q, k, v].map(|x| tape.constant(x.clone()));
+            let heads = AttentionHeads { queries, keys };
+            numbers(ops::causal_attention(&tape, &q, &k, &v, heads, None)?.tensor())
+        };
+        assert_eq!(attend(&k, &v, keys)?, attend(&repeated(&k)?, &repeated(&v)?, queries)?);
+    }
+    let [q, k] = [&q, &k].map(|x| Tape::inference().constant(x.clone()));
+    for heads in [AttentionHeads { queries, keys: 4 }, AttentionHeads { queries, keys: 0 }] {
+        assert!(ops::causal_attention(&Tape::inference(), &q, &k, &k, heads, None).is_err());
+    }
+    Ok(())
 }
 
 #[test]

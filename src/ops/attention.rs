@@ -1,7 +1,8 @@
 //! Causal self-attention, exact, without a T × T tensor (after FlashAttention: Dao et al. 2022,
 //! Algorithms 1 and 4).
 //!
-//! Shapes: B sequences, T tokens, H heads of width d, C = H d. Heads are strided views within C,
+//! Shapes: B sequences, T tokens, H heads of queries of width d, C = H d, and G heads of keys and
+//! values, each for H/G heads of queries in a row. Heads are strided views within their rows,
 //! nothing is transposed in memory. Queries go in tiles of rows against all keys up to the causal
 //! limit; only the log-sum-exp of each row is kept, and the backward recomputes the probabilities
 //! from it.
@@ -21,36 +22,59 @@ use rayon::prelude::*;
 /// Query rows per tile.
 const TILE: usize = 64;
 
-/// softmax(q kᵀ/√d + causal mask) v per head, for q, k, v of (B, T, C); dropout acts on the
-/// probabilities.
+/// Heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionHeads {
+    /// Heads of queries, H.
+    pub queries: usize,
+    /// Heads of keys and values, G; divides H.
+    pub keys: usize,
+}
+
+impl From<usize> for AttentionHeads {
+    /// As many heads of keys and values as of queries.
+    fn from(heads: usize) -> Self {
+        Self { queries: heads, keys: heads }
+    }
+}
+
+/// softmax(q kᵀ/√d + causal mask) v per head of queries, for q of (B, T, H d) and k, v of
+/// (B, T, G d), where head h of the queries sees head ⌊h G/H⌋ of the keys and values (grouped-query
+/// attention: Ainslie et al. 2023); dropout acts on the probabilities.
 ///
 /// # Errors
-/// If the shapes differ or `n_head` does not divide C.
+/// If the shapes do not fit the heads.
 pub fn causal_attention(
     tape: &Tape,
     q: &Value,
     k: &Value,
     v: &Value,
-    n_head: usize,
+    heads: impl Into<AttentionHeads>,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
     let (b, t, width) = q.tensor().dims3()?;
-    if [k, v].iter().any(|x| x.tensor().dims() != [b, t, width]) || !width.is_multiple_of(n_head) {
+    let AttentionHeads { queries, keys } = heads.into();
+    let fits = queries > 0
+        && keys > 0
+        && width.is_multiple_of(queries)
+        && queries.is_multiple_of(keys)
+        && [k, v].iter().all(|x| x.tensor().dims() == [b, t, width / queries * keys]);
+    if !fits {
         bail!(
-            "causal_attention: q {:?}, k {:?}, v {:?} with {n_head} heads",
+            "causal_attention: q {:?}, k {:?}, v {:?} with {queries} heads of queries, {keys} of keys",
             q.tensor().dims(),
             k.tensor().dims(),
             v.tensor().dims()
         )
     }
-    let shape = Shape { b, t, heads: n_head, d: width / n_head };
+    let shape = Shape { b, t, heads: queries, key_heads: keys, d: width / queries };
     let sources = [q.source(), k.source(), v.source()];
     let given = q.tensor().dtype();
     if !tape.compute().kernels
         || !q.tensor().device().is_cpu()
         || !matches!(wide(given), DType::F32 | DType::F64)
     {
-        return portable::portable(tape, q, k, v, shape, dropout);
+        return portable::attention(tape, q, k, v, shape, dropout);
     }
     let contiguous = |x: &Value| widened(x.tensor())?.contiguous();
     let (q, k, v) = (contiguous(q)?, contiguous(k)?, contiguous(v)?);
@@ -68,6 +92,7 @@ struct Shape {
     b: usize,
     t: usize,
     heads: usize,
+    key_heads: usize,
     d: usize,
 }
 
@@ -77,6 +102,24 @@ impl Shape {
     }
     fn scale(&self) -> f64 {
         1.0 / (self.d as f64).sqrt()
+    }
+    /// Heads of queries that share a head of keys.
+    fn group(&self) -> usize {
+        self.heads / self.key_heads
+    }
+    /// The (sequence, head of keys) that a (sequence, head of queries) sees.
+    fn key_task(&self, task: usize) -> usize {
+        task / self.heads * self.key_heads + task % self.heads / self.group()
+    }
+    /// The (sequence, head of queries) of a member of the group that sees a (sequence, head of
+    /// keys).
+    fn member(&self, key_task: usize, member: usize) -> usize {
+        let (sequence, head) = (key_task / self.key_heads, key_task % self.key_heads);
+        sequence * self.heads + head * self.group() + member
+    }
+    /// The same for keys and values.
+    fn of_keys(self) -> Self {
+        Self { heads: self.key_heads, ..self }
     }
     /// Offset of a token of (sequence, head) in a (B, T, C) tensor.
     fn offset(&self, task: usize, token: usize) -> usize {
@@ -117,11 +160,9 @@ fn forward<T: Real>(
             for first in (0..t).step_by(TILE) {
                 let rows = TILE.min(t - first);
                 let limit = first + rows;
-                let [queries, keys, values] = [
-                    shape.rows(q, task, first, rows),
-                    shape.rows(k, task, 0, limit),
-                    shape.rows(v, task, 0, limit),
-                ];
+                let queries = shape.rows(q, task, first, rows);
+                let [keys, values] =
+                    [k, v].map(|x| shape.of_keys().rows(x, shape.key_task(task), 0, limit));
                 // SAFETY: the scores are this task's own.
                 unsafe { multiply_at(scores.as_mut_ptr(), limit, queries, keys.t(), scale, false) };
                 for row in 0..rows {
@@ -190,20 +231,24 @@ fn backward<T: Real>(
         *slice = host.numbers::<T>()?;
     }
     let [q, k, v, out, log_sums, delta] = slices;
-    let mut gradients = [0; 3].map(|_| unwritten::<T>(q.len()));
+    let mut gradients = [q, k, v].map(|x| unwritten::<T>(x.len()));
     let [dq, dk, dv] = gradients.each_mut().map(|g| SharedOut::new(g));
     let Shape { t, d, .. } = shape;
-    let (stride, scale) = (shape.width(), T::real(shape.scale()));
+    let (keys_shape, scale) = (shape.of_keys(), T::real(shape.scale()));
+    let (stride, key_stride) = (shape.width(), keys_shape.width());
     let mask = dropout.map(|dropout| dropout.mask::<T>());
-    (0..shape.b * shape.heads).into_par_iter().with_max_len(1).for_each(|task| {
+    let tiles = || (0..t).step_by(TILE).rev().enumerate();
+    (0..shape.b * shape.key_heads).into_par_iter().with_max_len(1).for_each(|key_task| {
         let (mut p, mut dp) = (unwritten::<T>(TILE.min(t) * t), unwritten::<T>(TILE.min(t) * t));
-        // From the last tile to the first: the last one reaches every key, so it writes dk and dv,
-        // and the others add.
-        for (nth, first) in (0..t).step_by(TILE).rev().enumerate() {
+        let members = (0..shape.group()).flat_map(|member| tiles().map(move |tile| (member, tile)));
+        // From the last tile to the first: the last one reaches every key, so that of the first
+        // member writes dk and dv, and the others add.
+        for (member, (nth, first)) in members {
+            let task = shape.member(key_task, member);
             let rows = TILE.min(t - first);
             let limit = first + rows;
             let [queries, deltas] = [q, delta].map(|x| shape.rows(x, task, first, rows));
-            let [keys, values] = [k, v].map(|x| shape.rows(x, task, 0, limit));
+            let [keys, values] = [k, v].map(|x| keys_shape.rows(x, key_task, 0, limit));
             // SAFETY: the scratch memory is this task's own.
             unsafe {
                 multiply_at(p.as_mut_ptr(), limit, queries, keys.t(), scale, false);
@@ -227,11 +272,11 @@ fn backward<T: Real>(
             }
             // p now holds P∘M and dp holds dS.
             let [p, ds] = [&p, &dp].map(|x| Matrix::new(&x[..rows * limit], rows, limit));
-            let (start, accumulate) = (shape.offset(task, 0), nth > 0);
+            let (start, add) = (keys_shape.offset(key_task, 0), member > 0 || nth > 0);
             // SAFETY: tasks write disjoint heads of dq, dk and dv.
             unsafe {
-                multiply_at(dv.get().add(start), stride, p.t(), deltas, T::ONE, accumulate);
-                multiply_at(dk.get().add(start), stride, ds.t(), queries, T::ONE, accumulate);
+                multiply_at(dv.get().add(start), key_stride, p.t(), deltas, T::ONE, add);
+                multiply_at(dk.get().add(start), key_stride, ds.t(), queries, T::ONE, add);
                 multiply_at(
                     dq.get().add(shape.offset(task, first)),
                     stride,
@@ -243,8 +288,9 @@ fn backward<T: Real>(
             }
         }
     });
-    let [dq, dk, dv] = gradients.map(|g| Tensor::from_vec(g, shape.tensor(), &Device::Cpu));
-    Ok([dq?, dk?, dv?])
+    let [dq, dk, dv] = gradients;
+    let tensor = |numbers, shape: Shape| Tensor::from_vec(numbers, shape.tensor(), &Device::Cpu);
+    Ok([tensor(dq, shape)?, tensor(dk, keys_shape)?, tensor(dv, keys_shape)?])
 }
 
 /// Turns a row of scores and of dO Vᵀ into P∘M and dS, in place.

@@ -19,7 +19,7 @@ mod product;
 mod tape;
 
 pub use crate::kernels::scalar;
-pub use attention::causal_attention;
+pub use attention::{AttentionHeads, causal_attention};
 pub use compute::Compute;
 pub use cross_entropy::{cross_entropy_head, cross_entropy_sum, logits};
 pub use embedding::embedding;

@@ -1,4 +1,4 @@
-//! Attention by candle operations, for devices.
+//! Attention by candle operations, for other devices than the CPU.
 
 use super::Shape;
 use crate::ops::compute::widened;
@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Result, Tensor};
 /// probabilities computed again in the backward.
 ///
 /// Products are in the inputs' type, softmax and everything element-wise in f32 or wider.
-pub(super) fn portable(
+pub fn attention(
     tape: &Tape,
     q: &Value,
     k: &Value,
@@ -22,8 +22,8 @@ pub(super) fn portable(
     let Shape { t, .. } = shape;
     let heads = Heads {
         q: shape.split(q.tensor())?,
-        k: shape.split(k.tensor())?,
-        v: shape.split(v.tensor())?,
+        k: shape.repeat(&shape.of_keys().split(k.tensor())?)?,
+        v: shape.repeat(&shape.of_keys().split(v.tensor())?)?,
         shape,
         dropout,
     };
@@ -33,24 +33,47 @@ pub(super) fn portable(
     let sources = [q.source(), k.source(), v.source()];
     Ok(tape.record(&sources, out, move |delta, flow| {
         let gradients = heads.backward(&tiles, &shape.split(&delta)?)?;
-        sources
-            .into_iter()
-            .zip(gradients)
-            .try_for_each(|(to, gradient)| flow.add(to, shape.merge(&gradient)?))
+        let shapes = [shape, shape.of_keys(), shape.of_keys()];
+        for ((to, gradient), shape) in sources.into_iter().zip(gradients).zip(shapes) {
+            flow.add(to, shape.merge(&gradient)?)?;
+        }
+        Ok(())
     }))
 }
 
 impl Shape {
     /// (B, T, C) as (B H, T, d).
     fn split(&self, x: &Tensor) -> Result<Tensor> {
-        let Shape { b, t, heads, d } = *self;
+        let Shape { b, t, heads, d, .. } = *self;
         x.reshape((b, t, heads, d))?.transpose(1, 2)?.contiguous()?.reshape((b * heads, t, d))
     }
 
     /// (B H, T, d) as (B, T, C).
     fn merge(&self, x: &Tensor) -> Result<Tensor> {
-        let Shape { b, t, heads, d } = *self;
+        let Shape { b, t, heads, d, .. } = *self;
         x.reshape((b, heads, t, d))?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * d))
+    }
+
+    /// Keys or values (B G, T, d) as (B H, T, d): each head once for every head of queries that
+    /// sees it.
+    fn repeat(&self, x: &Tensor) -> Result<Tensor> {
+        let (Shape { b, t, d, .. }, group) = (*self, self.group());
+        if group == 1 {
+            return Ok(x.clone());
+        }
+        x.reshape((b * self.key_heads, 1, t, d))?
+            .broadcast_as((b * self.key_heads, group, t, d))?
+            .contiguous()?
+            .reshape((b * self.heads, t, d))
+    }
+
+    /// A gradient of what [`Self::repeat`] gave, summed over the repetitions: (B G, T, d).
+    fn sum_repeated(&self, gradient: Tensor) -> Result<Tensor> {
+        let (Shape { b, t, d, .. }, group) = (*self, self.group());
+        if group == 1 {
+            return Ok(gradient);
+        }
+        gradient.reshape((b * self.key_heads, group, t, d))?.sum(1)
     }
 }
 
@@ -82,7 +105,7 @@ impl Tile {
     }
 }
 
-/// Queries, keys and values by head, (B H, T, d).
+/// Queries, keys and values by head of queries, (B H, T, d).
 struct Heads {
     q: Tensor,
     k: Tensor,
@@ -163,7 +186,8 @@ impl Heads {
         }
         dq.reverse();
         let whole = |sum: Option<Tensor>| {
-            sum.map_or_else(|| self.k.zeros_like(), |sum| sum.to_dtype(given))
+            let sum = sum.map_or_else(|| self.k.zeros_like(), Ok)?;
+            self.shape.sum_repeated(sum)?.to_dtype(given)
         };
         Ok([Tensor::cat(&dq, 1)?, whole(dk)?, whole(dv)?])
     }
