@@ -270,10 +270,7 @@ impl Optimizer {
         {
             return Ok(gradient);
         }
-        let message = format!(
-            "the gradient of `{name}` in its augmented bases is not finite; lower the learning rate or lengthen the warm-up; the last good checkpoint is \
-             untouched"
-        );
+        let message = format!("the gradient of `{name}` in its augmented bases is not finite");
         Err(Failure::Diverged(message).into())
     }
 
