@@ -68,7 +68,7 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     let threads = threads(&folder, args.jobs.get());
     // The sweep's budgets and times are for the machine it is started on; a device is opened by the
     // runs.
-    let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?, &folder);
+    let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?, &folder)?;
     let sweep = Sweep::expand(&spec, &args.sweep, &mut calibration)?;
     if args.dry_run {
         return dry_run(&sweep, &mut calibration);

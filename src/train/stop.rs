@@ -1,6 +1,7 @@
-//! Signals: the first Ctrl-C or SIGTERM asks for a clean stop, the second leaves at once.
+//! Signals: the first Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGXCPU asks for a clean stop, the second
+//! leaves at once.
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXCPU, SIGXFSZ};
 use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,13 +13,19 @@ pub struct StopSignal {
 }
 
 impl StopSignal {
-    /// Listens for SIGINT and SIGTERM from now on.
+    /// Listens for signals from now on. SIGXFSZ is heard and asks for nothing, so that a file at
+    /// the size limit is an error of the write and not the end of the process. SIGHUP stays ignored
+    /// where it was (under `nohup`).
     ///
     /// # Errors
     /// If the handlers cannot be installed.
     pub fn install() -> std::io::Result<Self> {
         let stop = Self::default();
-        for signal in [SIGINT, SIGTERM] {
+        flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+        for signal in [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGXCPU] {
+            if signal == SIGHUP && hang_up_is_ignored() {
+                continue;
+            }
             // In this order: the second signal finds the flag set and exits, the first one sets it.
             let asked = Arc::new(AtomicBool::new(false));
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;
@@ -40,4 +47,12 @@ impl StopSignal {
             signal => Some(signal as i32),
         }
     }
+}
+
+/// Whether the process was started with SIGHUP ignored, as far as the system tells.
+fn hang_up_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> (SIGHUP - 1) & 1 == 1)
 }
