@@ -9,7 +9,7 @@ use std::fmt;
 pub enum Failure {
     /// The command line or the spec is wrong: exit code 2.
     Usage(String),
-    /// The loss or a gradient stopped being finite: exit code 3.
+    /// A loss, gradient, parameter or moment stopped being finite: exit code 3.
     Diverged(String),
     /// A signal ended the run after a clean checkpoint: exit code 128 + signal (130 for Ctrl-C, 143
     /// for SIGTERM).

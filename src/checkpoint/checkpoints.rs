@@ -89,12 +89,20 @@ impl Checkpoints {
     /// killed before it moved them.
     ///
     /// # Errors
-    /// When the folder cannot be read. A damaged checkpoint is no error but an entry of the list.
+    /// When the folder or a file cannot be read, for want of file handles, memory or a sound disk.
+    /// A damaged checkpoint is no error but an entry of the list.
     pub fn load_latest(&self) -> anyhow::Result<(Option<Snapshot>, Vec<Damaged>)> {
         let mut damaged = Vec::new();
         for Entry { path, .. } in self.list()?.into_iter().rev() {
             match directory::load(&path) {
                 Ok(snapshot) => return Ok((Some(snapshot), damaged)),
+                Err(error) if is_failed_read(&error) => {
+                    return Err(error.context(format!(
+                        "{}: the system could not read this checkpoint, which is no damage; \
+                         nothing was changed, mend the cause and try again",
+                        path.display()
+                    )));
+                }
                 Err(error) => {
                     let reason = error
                         .chain()
@@ -186,6 +194,20 @@ impl Checkpoints {
         Ok(deleted)
     }
 
+    /// Mends what a process killed in its last save left: temporary files go, `latest` leads to
+    /// the newest checkpoint, of the step `loaded` that was just read, and older ones are pruned.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::prune`].
+    pub fn repair(&mut self, loaded: u64, keep_last: usize) -> anyhow::Result<()> {
+        self.verified = Some(loaded);
+        self.prune(keep_last)?;
+        if self.latest() != Some(loaded) {
+            pointer::set(&self.folder, LATEST, loaded)?;
+        }
+        Ok(())
+    }
+
     /// Renames a damaged checkpoint `step-...` to `damaged-step-...`, so that it no longer counts;
     /// `latest` moves to the newest that is left.
     ///
@@ -258,6 +280,15 @@ impl Checkpoints {
             }),
         }
     }
+}
+
+/// Whether an error comes from the system (EIO, EMFILE, ENOMEM, EACCES, ...) and says nothing of
+/// the checkpoint; a file or folder that is missing or of the wrong kind is damage.
+fn is_failed_read(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|io| {
+        io.raw_os_error().is_some() && !matches!(io.kind(), NotFound | IsADirectory | NotADirectory)
+    })
 }
 
 fn remove_folder(path: &Path) -> anyhow::Result<()> {

@@ -1,9 +1,9 @@
 //! One training process per run.
 
 use anyhow::{Context, bail};
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const LOCK_FILE: &str = "lrpt.lock";
 
@@ -14,19 +14,27 @@ const LOCK_FILE: &str = "lrpt.lock";
 /// number; the file itself stays and means nothing.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 impl RunLock {
     /// Takes the lock of a run's folder, which is created if missing.
     ///
     /// # Errors
-    /// When another process holds it (the message names the folder and that process) or the lock
-    /// file cannot be written.
+    /// When another process holds it (the message names the folder and that process), the lock
+    /// file is a symbolic link or cannot be written, or the folder was replaced meanwhile.
     pub fn acquire(run_dir: &Path) -> anyhow::Result<Self> {
         let path = run_dir.join(LOCK_FILE);
         let failed = || format!("{}: the lock of the run could not be taken", path.display());
         std::fs::create_dir_all(run_dir).with_context(failed)?;
+        if path.is_symlink() {
+            bail!(
+                "{} is a symbolic link, through which a file elsewhere would be overwritten; \
+                 delete the link",
+                path.display()
+            );
+        }
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -46,8 +54,47 @@ impl RunLock {
             Err(TryLockError::Error(error)) => return Err(error).with_context(failed),
         }
         write_holder(&mut file).with_context(failed)?;
-        Ok(Self { _file: file })
+        let lock = Self { file, path };
+        // The folder may have been deleted and made anew between opening and locking.
+        lock.check_held()?;
+        Ok(lock)
     }
+
+    /// Checks that the lock file at its path is still the one that was locked.
+    ///
+    /// # Errors
+    /// When the run's folder was deleted, renamed or replaced while this process trains in it.
+    pub fn check_held(&self) -> anyhow::Result<()> {
+        let ours = self.file.metadata().with_context(|| self.path.display().to_string())?;
+        let remedy = "this process no longer owns that folder and stops without writing to it; \
+                      leave the folder of a run in place while it trains";
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(found) if same_file(&ours, &found) => Ok(()),
+            Ok(_) => bail!(
+                "{} is another file than this process locked: the run's folder was replaced \
+                 while it trained; {remedy}",
+                self.path.display()
+            ),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!(
+                "{} is gone: the run's folder was deleted or renamed while it trained; {remedy}",
+                self.path.display()
+            ),
+            Err(error) => Err(error).with_context(|| format!("{}: not read", self.path.display())),
+        }
+    }
+}
+
+/// Whether two files are one, by device and inode.
+#[cfg(unix)]
+fn same_file(a: &Metadata, b: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+/// Elsewhere an open file can be neither deleted nor renamed.
+#[cfg(not(unix))]
+fn same_file(_: &Metadata, _: &Metadata) -> bool {
+    true
 }
 
 /// Leaves this process's number for those who find the run locked.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, layer};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -68,6 +69,18 @@ impl Logging {
         let file = open().with_context(|| format!("{}: not opened", path.display()))?;
         *self.file.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
         Ok(())
+    }
+}
+
+impl Logging {
+    /// Writes the error the process ends with into `log.txt`; the terminal gets it as its last
+    /// line anyhow.
+    pub fn note_error(&self, error: &anyhow::Error) {
+        let mut line = String::new();
+        // The error is on the terminal, too: a log that cannot be written is no second error.
+        let _ = SystemTime.format_time(&mut Writer::new(&mut line));
+        let _ =
+            io::Write::write_all(&mut &self.file, format!("{line} ERROR {error:#}\n").as_bytes());
     }
 }
 

@@ -72,7 +72,7 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     let threads = threads(&folder, args.jobs.get());
     // The sweep's budgets and times are for the machine it is started on; a device is opened by the
     // runs.
-    let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?, &folder);
+    let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?, &folder)?;
     let sweep = Sweep::expand(&spec, &args.sweep, &mut calibration)?;
     let only = Only::new(args.only.as_deref(), &sweep)?;
     if args.dry_run {

@@ -27,6 +27,9 @@ pub struct TrainArgs {
     /// Continue the run in that folder from its newest sound checkpoint.
     #[arg(long)]
     resume: bool,
+    /// Begin anew in a folder that holds a run; its metrics and checkpoints are kept aside.
+    #[arg(long, conflicts_with = "resume")]
+    restart: bool,
     /// Stop cleanly after this step, with a checkpoint, as if interrupted; continue later with
     /// --resume.
     #[arg(long, value_name = "STEP")]
@@ -44,6 +47,9 @@ pub struct TrainArgs {
 pub struct ResumeArgs {
     /// The run's folder.
     run: PathBuf,
+    /// Begin the run anew; its metrics and checkpoints are kept aside.
+    #[arg(long)]
+    restart: bool,
     /// Stop cleanly after this step, with a checkpoint, as if interrupted.
     #[arg(long, value_name = "STEP")]
     stop_after: Option<u64>,
@@ -65,7 +71,7 @@ pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()>
         &plan,
         &spec::to_yaml(&written)?,
         &run_dir,
-        args.resume,
+        (args.resume, args.restart),
         args.stop_after,
         args.force,
         stop,
@@ -87,8 +93,19 @@ fn stop_with_stdin(stop: StopSignal) {
 pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
     let folder = crate::train::RunFolder::new(&args.run);
     let plan = folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
+    let written = folder.spec_yaml()?;
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
-    start(&plan, "", &args.run, true, args.stop_after, args.force, stop, terminal, logging)
+    start(
+        &plan,
+        &written,
+        &args.run,
+        (true, args.restart),
+        args.stop_after,
+        args.force,
+        stop,
+        terminal,
+        logging,
+    )
 }
 
 #[allow(clippy::too_many_arguments)] // each is a different thing, and there are two callers
@@ -96,7 +113,7 @@ fn start(
     plan: &Plan,
     spec_yaml: &str,
     run_dir: &Path,
-    resume: bool,
+    (resume, restart): (bool, bool),
     stop_after: Option<u64>,
     force: bool,
     stop: StopSignal,
@@ -112,6 +129,7 @@ fn start(
         data_cache: data::cache_dir(),
         spec_yaml,
         resume,
+        restart,
         stop_after,
         device: &device,
         stop,
@@ -134,6 +152,7 @@ fn start(
             Box::new(Console::new(terminal)),
         ]))
     });
+    let outcome = outcome.inspect_err(|error| logging.note_error(error));
     let outcome = outcome.map_err(|error| resumable(error, run_dir))?;
     report(plan, run_dir, &outcome)
 }

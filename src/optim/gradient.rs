@@ -171,10 +171,7 @@ impl TrainedGradients {
         if let Some(((_, parameter), _)) =
             parameters.iter().zip(&squares).find(|(_, square)| !square.is_finite())
         {
-            let message = format!(
-                "the gradient of `{}` is not finite; lower the learning rate or lengthen the warm-up; the last good checkpoint is untouched",
-                parameter.name
-            );
+            let message = format!("the gradient of `{}` is not finite", parameter.name);
             return Err(Failure::Diverged(message).into());
         }
         let mean = 1.0 / micro_batches as f64;

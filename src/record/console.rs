@@ -68,7 +68,7 @@ impl Observer for Console {
                 tracing::info!(target: TARGET, "{}", evaluation_line(evaluation));
             }
             Event::Ranks(ranks) => tracing::debug!(target: TARGET, "{}", ranks_line(ranks)),
-            Event::Spectra(_) => {}
+            Event::Spectra(_) | Event::CheckpointDue { .. } => {}
             Event::Sample(sample) => {
                 tracing::info!(target: TARGET, "sample at step {}:\n{}", sample.step, sample.text)
             }

@@ -31,6 +31,11 @@ pub enum Event {
     Spectra(Spectra),
     /// Text written by the model.
     Sample(Sample),
+    /// A checkpoint is about to be written; figures up to its step must be on the disk first.
+    CheckpointDue {
+        /// Steps taken.
+        step: u64,
+    },
     /// A checkpoint is on disk.
     CheckpointSaved {
         /// Steps taken.
@@ -45,7 +50,7 @@ pub enum Event {
     },
     /// Training has ended.
     Finished {
-        /// Steps taken.
+        /// Steps taken; where the run diverged, the step that did.
         step: u64,
         /// Why it ended.
         reason: EndReason,
@@ -182,7 +187,7 @@ pub enum EndReason {
     Completed,
     /// A signal asked for it; the state was saved.
     Interrupted,
-    /// The loss or a gradient was not finite.
+    /// A loss, gradient, parameter or moment was not finite.
     Diverged,
 }
 

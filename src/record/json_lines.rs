@@ -87,7 +87,7 @@ impl Observer for JsonLines {
             // One unbuffered write, so that a reader sees whole lines as they are written.
             self.file.write_all(&bytes).with_context(failed)?;
         }
-        if matches!(event, Event::CheckpointSaved { .. } | Event::Finished { .. }) {
+        if matches!(event, Event::CheckpointDue { .. } | Event::Finished { .. }) {
             self.file.sync_data().with_context(failed)?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The figures of an event under the keys of `metrics.jsonl`.
 
-use super::{Evaluation, Event, Ranks, Spectra, Step};
+use super::{EndReason, Evaluation, Event, Ranks, Spectra, Step};
 use serde_json::{Map, Value, json};
 
 /// Whether the values under this key depend on the clock or the machine, and so differ between
@@ -19,6 +19,7 @@ pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
         Event::Step(step) => Some(step_metrics(step)),
         Event::Evaluation(evaluation) => Some(evaluation_metrics(evaluation)),
         Event::Ranks(ranks) => Some(ranks_metrics(ranks)),
+        Event::Finished { step, reason: EndReason::Diverged, .. } => Some(diverged(*step)),
         _ => None,
     }
 }
@@ -31,6 +32,12 @@ pub fn spectra(event: &Event) -> Option<Map<String, Value>> {
     line.insert("step".to_owned(), json!(step));
     line.extend(layers.iter().map(|(name, values)| (name.clone(), json!(values))));
     Some(line)
+}
+
+/// The line that a run ends with where it diverged.
+fn diverged(step: u64) -> Map<String, Value> {
+    let line = [("step", json!(step)), ("diverged", json!(true))];
+    line.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 fn step_metrics(step: &Step) -> Map<String, Value> {

@@ -19,6 +19,8 @@ pub struct RunResults {
     pub data: DatasetSummary,
     /// Computing threads and device, as recorded when the run began.
     pub machine: String,
+    /// The step at which the run diverged, if it did.
+    pub diverged: Option<u64>,
     /// Validations in the order of their steps.
     pub validations: Vec<Point>,
     /// Ranks of the low-rank weights, wherever they were recorded.
@@ -95,6 +97,7 @@ impl RunResults {
             plan,
             data,
             machine,
+            diverged: None,
             validations: Vec::new(),
             ranks: Vec::new(),
             spectra: Vec::new(),
@@ -125,6 +128,9 @@ impl RunResults {
             clock.advance(step, line);
             let peak = line.get("mem/peak").and_then(Value::as_u64);
             self.peak_memory = self.peak_memory.max(peak);
+        }
+        if line.contains_key("diverged") {
+            self.diverged = Some(step);
         }
         if line.contains_key("val/loss") {
             let number = |key: &str| line.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
@@ -178,9 +184,11 @@ impl RunResults {
         }
     }
 
-    /// The validation at the last step of the plan; none until the run is finished.
+    /// The validation at the plan's last step; none while the run is not finished, or if it
+    /// diverged.
     pub fn last(&self) -> Option<Point> {
-        self.validations.last().filter(|point| point.step == self.plan.train.max_steps.0).copied()
+        let last = self.validations.last().filter(|_| self.diverged.is_none())?;
+        (last.step == self.plan.train.max_steps.0 && last.loss.is_finite()).then_some(*last)
     }
 }
 
@@ -305,6 +313,7 @@ pub(super) mod tests_support {
             plan,
             data,
             machine: "cpu, 2 threads, x86_64".into(),
+            diverged: None,
             validations: vec![point(50, loss + 0.5), point(100, loss)],
             ranks: vec![RanksAt { step: 100, layers: vec![("transformer.h.0.attn.q".into(), 2)] }],
             spectra: [50, 100]

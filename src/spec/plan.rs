@@ -305,7 +305,7 @@ impl Plan {
     }
 
     /// Key path and value of every setting that can change a loss or a weight.
-    fn trajectory(&self) -> BTreeMap<String, Value> {
+    pub(crate) fn trajectory(&self) -> BTreeMap<String, Value> {
         let mut leaves = BTreeMap::new();
         collect_leaves(&serde_json::to_value(self).expect("a plan is JSON"), "", &mut leaves);
         leaves

@@ -1,6 +1,8 @@
 //! In what the plan of a run that goes on may differ from the one it began with.
 
 use super::plan::Plan;
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Settings that say where data lies and how it is written there.
 const PLACES_OF_DATA: &[&str] = &[
@@ -17,6 +19,16 @@ const PLACES_OF_DATA: &[&str] = &[
 ];
 
 impl Plan {
+    /// Key path and value of every setting by which a run is known: those that can change a loss or
+    /// a weight, less where the data lies, whose content has a hash of its own.
+    pub fn identity(&self) -> BTreeMap<String, Value> {
+        let mut settings = self.trajectory();
+        settings.retain(|path, _| {
+            !PLACES_OF_DATA.iter().any(|place| path.strip_prefix(place).is_some_and(is_below))
+        });
+        settings
+    }
+
     /// As [`Plan::trajectory_differences`], less where the data lies and how its files are written:
     /// the same text at another path is the same data, which the hash of its content decides.
     pub fn differences_but_of_paths(&self, other: &Plan) -> Vec<String> {
@@ -25,6 +37,11 @@ impl Plan {
         };
         self.trajectory_differences(other).into_iter().filter(|line| !is_place(line)).collect()
     }
+}
+
+/// Whether what follows a key is nothing, or a part of its value.
+fn is_below(rest: &str) -> bool {
+    rest.is_empty() || rest.starts_with(['.', '['])
 }
 
 #[cfg(test)]
@@ -47,6 +64,7 @@ mod tests {
         let moved = plan("{source: {text: {path: b/a.txt}}, tokenizer: {file: b.json}}");
         assert_eq!(before.trajectory_differences(&moved).len(), 2);
         assert!(before.differences_but_of_paths(&moved).is_empty());
+        assert_eq!(before.identity(), moved.identity());
         let split = "{source: {text: {path: b.txt, val_fraction: 0.5}}, tokenizer: {file: a.json}}";
         assert_eq!(
             before.differences_but_of_paths(&plan(split)),

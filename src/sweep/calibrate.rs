@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Steps of a calibration.
@@ -29,11 +30,26 @@ pub struct Calibration {
 impl Calibration {
     /// Timings with this many threads; those a sweep's folder has already stay, so that it solves
     /// its budgets once.
-    pub fn new(threads: usize, device: Device, folder: &Path) -> Self {
-        let known = std::fs::read_to_string(folder.join(FILE))
-            .ok()
-            .and_then(|text| serde_json::from_str(&text).ok());
-        Self { threads, device, vocabularies: BTreeMap::new(), seconds: known.unwrap_or_default() }
+    ///
+    /// # Errors
+    /// If the timings that are there cannot be read or are damaged.
+    pub fn new(threads: usize, device: Device, folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        let seconds = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
+            read => {
+                let text = read.with_context(|| format!("cannot read {}", path.display()))?;
+                serde_json::from_str(&text).with_context(|| {
+                    format!(
+                        "{}: the timings of this sweep are damaged, and its runs were given their \
+                         steps by them; put the file back, or delete it to time anew if no run \
+                         has begun",
+                        path.display()
+                    )
+                })?
+            }
+        };
+        Ok(Self { threads, device, vocabularies: BTreeMap::new(), seconds })
     }
 
     /// Keeps the timings in a sweep's folder.

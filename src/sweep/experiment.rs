@@ -111,8 +111,8 @@ pub fn plain_runs(folders: &[PathBuf]) -> Result<Vec<LabelledRun>> {
             group,
             tuned: BTreeMap::new(),
             seed,
+            failure: results.diverged.map(|step| format!("diverged at step {step}")),
             results: Some(results),
-            failure: None,
             not_needed: false,
         });
     }

@@ -66,7 +66,8 @@ struct Running {
 /// [`Failure::Interrupted`] after a signal, when all children have saved their state; or if a child
 /// cannot be started or the folder not be read.
 pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Result<Launched> {
-    let mut states = manifest.states(folder)?;
+    let mut states: Vec<RunState> =
+        manifest.runs.iter().map(|run| run.state_to_go_on(folder)).collect::<Result<_>>()?;
     let mut launched = Launched::default();
     for (index, run) in manifest.runs.iter().enumerate() {
         if options.retry_failed
@@ -74,7 +75,7 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
             && (options.wanted)(&run.id)
         {
             run.forget_failure(folder);
-            states[index] = run.state(folder)?;
+            states[index] = run.state_to_go_on(folder)?;
         }
     }
     launched.skipped = states.iter().filter(|state| matches!(state, RunState::Finished(_))).count();
@@ -113,7 +114,7 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
                 Some(status) => {
                     run.bar.finish_and_clear();
                     let planned = &manifest.runs[run.index];
-                    let interrupted = matches!(status.code(), Some(130 | 143))
+                    let interrupted = matches!(status.code(), Some(129 | 130 | 138 | 143 | 152))
                         || options.stop.requested().is_some();
                     if !status.success() && !interrupted {
                         let message = last_line(&log_path(folder, &planned.id));
@@ -192,6 +193,7 @@ fn start(
 ) -> Result<Option<Running>> {
     let run = &manifest.runs[index];
     let run_dir = folder.join(&run.id);
+    RunFolder::new(&run_dir).refuse_links()?;
     // A process that outlived an earlier sweep for a moment may still be saving its state there.
     if RunLock::acquire(&run_dir).is_err() {
         return Ok(None);

@@ -7,6 +7,7 @@
 
 use super::expand::{PlannedRun, Sweep};
 use super::sweep_spec::{Equal, SearchSpec, SweepSpec};
+use crate::checkpoint::{self, Checkpoints};
 use crate::error::Failure;
 use crate::fs::{refuse_link, write_atomic};
 use crate::report::RunResults;
@@ -256,6 +257,26 @@ impl ManifestRun {
             (None, Some(failed)) => failed,
             (None, None) => {
                 RunState::Begun(results.validations.last().map_or(0, |point| point.step))
+            }
+        })
+    }
+
+    /// What its folder says to whoever goes on with the sweep: a run is finished only when its last
+    /// checkpoint is sound.
+    ///
+    /// # Errors
+    /// As [`Self::state`].
+    pub(super) fn state_to_go_on(&self, folder: &Path) -> Result<RunState> {
+        let state = self.state(folder)?;
+        if !matches!(state, RunState::Finished(_)) {
+            return Ok(state);
+        }
+        let last = Checkpoints::open(&folder.join(&self.id)).path(self.max_steps);
+        Ok(match checkpoint::verify(&last) {
+            Ok(_) => state,
+            Err(error) => {
+                tracing::warn!("{}: its last checkpoint is to be made again: {error:#}", self.id);
+                RunState::Begun(self.max_steps)
             }
         })
     }

@@ -7,6 +7,7 @@ mod memory;
 mod meter;
 mod oracle;
 mod run_folder;
+mod run_history;
 mod session;
 mod settings;
 mod stop;

@@ -63,8 +63,7 @@ impl GradientOracle for BatchOracle<'_> {
                 let place = place
                     .unwrap_or_else(|| "the loss itself (every layer's output is finite)".into());
                 return Err(Failure::Diverged(format!(
-                    "the loss is {value} at step {}: {place} is the first that is not finite; lower the learning rate, lengthen the warm-up, \
-                     or set train.grad_clip; the last good checkpoint is untouched",
+                    "the loss is {value} at step {}: {place} is the first that is not finite",
                     self.step
                 ))
                 .into());

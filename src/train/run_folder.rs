@@ -61,11 +61,27 @@ impl RunFolder {
     }
 
     /// The tokenizer the run was trained with.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is another than `data.json` names.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.root.join("tokenizer.json");
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read the run's tokenizer {}", path.display()))?;
-        Tokenizer::from_json(&text).with_context(|| format!("{}: not a tokenizer", path.display()))
+        let tokenizer = Tokenizer::from_json(&text)
+            .with_context(|| format!("{}: not a tokenizer", path.display()))?;
+        if self.root.join("data.json").exists() {
+            let (found, expected) = (tokenizer.hash()?, self.data_summary()?.tokenizer_hash);
+            if found != expected {
+                return Err(Failure::Usage(format!(
+                    "{}: has the hash {found}, but data.json names {expected}; put back the \
+                     tokenizer the run was trained with",
+                    path.display()
+                ))
+                .into());
+            }
+        }
+        Ok(tokenizer)
     }
 
     /// Identity and size of the data the run was trained on.
@@ -75,6 +91,15 @@ impl RunFolder {
             .with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text)
             .with_context(|| format!("{}: not a data summary", path.display()))
+    }
+
+    /// The spec as the user wrote it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn spec_yaml(&self) -> Result<String> {
+        let path = self.root.join("spec.yaml");
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
     /// Writes what identifies a fresh run: the spec as given, the plan, the environment, the data,

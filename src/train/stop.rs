@@ -1,7 +1,7 @@
-//! Signals: while data is prepared, Ctrl-C or SIGTERM leaves at once; after that, the first asks for
-//! a clean stop, the second leaves at once.
+//! Signals: while data is prepared, one leaves at once; after that, the first Ctrl-C, SIGTERM,
+//! SIGHUP, SIGUSR1 or SIGXCPU asks for a clean stop, the second leaves at once.
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXCPU, SIGXFSZ};
 use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,15 +16,21 @@ pub struct StopSignal {
 }
 
 impl StopSignal {
-    /// Listens for SIGINT and SIGTERM from now on. Until [`StopSignal::preparation_ends`] each of
-    /// them ends the process: there is nothing yet to be saved.
+    /// Listens for signals from now on. Until [`StopSignal::preparation_ends`] each of them ends
+    /// the process: there is nothing yet to be saved. SIGXFSZ is heard and asks for nothing, so
+    /// that a file at the size limit is an error of the write and not the end of the process.
+    /// SIGHUP stays ignored where it was (under `nohup`).
     ///
     /// # Errors
     /// If the handlers cannot be installed.
     pub fn install() -> std::io::Result<Self> {
         let mut stop = Self::default();
         stop.is_preparing.store(true, Ordering::Relaxed);
-        for signal in [SIGINT, SIGTERM] {
+        flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+        for signal in [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGXCPU] {
+            if signal == SIGHUP && hang_up_is_ignored() {
+                continue;
+            }
             // In this order: the second signal finds the flag set and exits, the first one sets it.
             let asked = Arc::new(AtomicBool::new(true));
             stop.leave.push(Arc::clone(&asked));
@@ -56,4 +62,12 @@ impl StopSignal {
             signal => Some(signal as i32),
         }
     }
+}
+
+/// Whether the process was started with SIGHUP ignored, as far as the system tells.
+fn hang_up_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> (SIGHUP - 1) & 1 == 1)
 }

@@ -251,10 +251,7 @@ fn coefficient_gradient(
     if squares.iter().all(|sum| sum.is_finite()) {
         return Ok(gradient);
     }
-    let message = format!(
-        "the gradient of `{name}` in its augmented bases is not finite; lower the learning rate or \
-         lengthen the warm-up; the last good checkpoint is untouched"
-    );
+    let message = format!("the gradient of `{name}` in its augmented bases is not finite");
     Err(Failure::Diverged(message).into())
 }
 

@@ -1,0 +1,147 @@
+//! What a run's folder already holds: whether there is something to lose, how it is kept aside, and
+//! whether the folder is what it says.
+
+use super::run_folder::RunFolder;
+use crate::error::Failure;
+use crate::spec::{self, Plan};
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// What is written, cut or pruned in a run's folder.
+const WRITTEN: [&str; 6] =
+    ["lrpt.lock", "log.txt", "metrics.jsonl", "spectra.jsonl", "checkpoints", "samples"];
+/// What a new beginning would overwrite or count as its own.
+const HISTORY: [&str; 3] = ["metrics.jsonl", "spectra.jsonl", "checkpoints"];
+
+impl RunFolder {
+    /// Refuses a folder in which something that is written is a symbolic link.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] naming the link.
+    pub fn refuse_links(&self) -> Result<()> {
+        let linked = WRITTEN.iter().map(|name| self.root().join(name)).find(|at| at.is_symlink());
+        match linked {
+            None => Ok(()),
+            Some(link) => Err(Failure::Usage(format!(
+                "{} is a symbolic link, through which files outside the run would be changed; \
+                 delete the link (to keep a run on another disk, link or choose its whole folder)",
+                link.display()
+            ))
+            .into()),
+        }
+    }
+
+    /// Whether a run here has come past its first checkpoint, so that a new beginning would lose
+    /// something and a missing checkpoint is one that was lost.
+    ///
+    /// Training up to the first checkpoint, diverged or killed in saving it, is no history.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn has_history(&self) -> Result<bool> {
+        let checkpoints = self.root().join("checkpoints");
+        match std::fs::read_dir(&checkpoints) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            entries => {
+                for entry in entries.with_context(|| checkpoints.display().to_string())? {
+                    // Names with a dot are of saves that never ended.
+                    let name = entry?.file_name();
+                    let name = name.to_string_lossy();
+                    if !name.starts_with('.') || name.starts_with(".replaced-") {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        let text = match std::fs::read(self.metrics()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            read => read.with_context(|| self.metrics().display().to_string())?,
+        };
+        if !self.holds_a_run() {
+            return Ok(!text.is_empty());
+        }
+        let mut first_due = self.plan().map_or(u64::MAX, |plan| plan.checkpoint.every.0.max(1));
+        for line in text.split(|byte| *byte == b'\n') {
+            let Ok(line) = serde_json::from_slice::<Value>(line) else { continue };
+            let step = line["step"].as_u64().unwrap_or(0);
+            // A validation that is the best so far is saved, and the first one is.
+            if line["val/loss"].is_number() {
+                first_due = first_due.min(step);
+            }
+            if step > first_due && line.get("diverged").is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Renames the metrics, spectra and checkpoints that are here to `metrics-<n>.jsonl`,
+    /// `spectra-<n>.jsonl` and `checkpoints-<n>`, with the first number that is free.
+    ///
+    /// # Errors
+    /// If something cannot be renamed.
+    pub fn set_history_aside(&self) -> Result<()> {
+        let aside = |name: &str, number: u64| match name.strip_suffix(".jsonl") {
+            Some(stem) => self.root().join(format!("{stem}-{number}.jsonl")),
+            None => self.root().join(format!("{name}-{number}")),
+        };
+        let is_free = |number: &u64| {
+            HISTORY.iter().all(|name| aside(name, *number).symlink_metadata().is_err())
+        };
+        let number = (1..).find(is_free).unwrap_or(1);
+        for name in HISTORY {
+            let path = self.root().join(name);
+            let is_empty = path.metadata().is_ok_and(|found| found.is_file() && found.len() == 0);
+            if !path.exists() || is_empty {
+                continue;
+            }
+            let target = aside(name, number);
+            std::fs::rename(&path, &target)
+                .with_context(|| format!("{}: not kept aside", path.display()))?;
+            tracing::info!("kept {} aside as {}", path.display(), target.display());
+        }
+        Ok(())
+    }
+
+    /// Deletes the temporary files that a killed process left beside the run's files; the caller
+    /// holds the run's lock.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or a file not deleted.
+    pub fn remove_temporaries(&self) -> Result<()> {
+        let failed = |path: &Path| format!("{}: not deleted", path.display());
+        for entry in std::fs::read_dir(self.root()).with_context(|| failed(self.root()))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') && name.ends_with(".tmp") && entry.file_type()?.is_file() {
+                std::fs::remove_file(entry.path()).with_context(|| failed(&entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a plan that is not what the spec beside it resolves to, since it was edited.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] with the settings that differ.
+    pub fn check_plan_is_as_written(&self, plan: &Plan) -> Result<()> {
+        let path = self.root().join("plan.yaml");
+        let spec = self.root().join("spec.yaml");
+        let Ok(text) = std::fs::read_to_string(&spec) else { return Ok(()) };
+        let (_, written) = spec::parse_plan(&text, &spec.display().to_string(), &[])?;
+        let differences = written.differences_but_of_paths(plan);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::Usage(format!(
+            "{} is not what the spec beside it says (spec.yaml -> plan.yaml); a run keeps its \
+             settings, so undo these changes, or start a new run with --run-dir:\n  {}",
+            path.display(),
+            differences.join("\n  ")
+        ))
+        .into())
+    }
+}

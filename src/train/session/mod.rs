@@ -1,0 +1,257 @@
+//! The training loop: step, log, evaluate, checkpoint, stop; the same bytes whether interrupted or
+//! not.
+
+mod divergence;
+mod identity;
+mod report;
+mod start;
+
+pub use start::train;
+
+use super::evaluate::{ValidationLoss, evaluate};
+use super::meter::Meter;
+use super::stop::StopSignal;
+use super::trainer::Trainer;
+use crate::checkpoint::{Checkpoints, RunLock, Snapshot};
+use crate::data::{self, Dataset, ValidationSet};
+use crate::error::Failure;
+use crate::record::{EndReason, Event, Observer, Observers};
+use crate::spec::Plan;
+use anyhow::Result;
+use candle_core::Device;
+use identity::Identity;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Where and how to train, beside the plan.
+pub struct TrainOptions<'a> {
+    /// Folder of the run.
+    pub run_dir: &'a Path,
+    /// Folder of prepared data.
+    pub data_cache: &'a Path,
+    /// The spec as the user wrote it, kept in the run.
+    pub spec_yaml: &'a str,
+    /// Continue from the newest sound checkpoint.
+    pub resume: bool,
+    /// Begin anew, keeping the metrics and checkpoints that are there aside.
+    pub restart: bool,
+    /// Stop cleanly after this step, as if interrupted, with a checkpoint.
+    pub stop_after: Option<u64>,
+    /// Where to compute.
+    pub device: &'a Device,
+    /// Set by Ctrl-C.
+    pub stop: StopSignal,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Last step taken.
+    pub step: u64,
+    /// Validation at the last step; absent if the run was stopped before its end.
+    pub validation: Option<ValidationLoss>,
+}
+
+/// What a checkpoint knows beside tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct SessionState {
+    step: u64,
+    tokens: u64,
+    /// Counted operations, at the ranks each step had.
+    #[serde(default)]
+    flops: u64,
+    best: Option<Best>,
+    /// The run it belongs to; none in checkpoints of before it was written.
+    #[serde(default)]
+    identity: Option<Identity>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Best {
+    step: u64,
+    loss: f64,
+}
+
+/// Everything a run holds in memory.
+struct Session<'a> {
+    plan: &'a Plan,
+    options: &'a TrainOptions<'a>,
+    trainer: Trainer<'a>,
+    tokenizer: data::Tokenizer,
+    validation: ValidationSet,
+    checkpoints: Checkpoints,
+    lock: RunLock,
+    state: SessionState,
+    /// The step that is being taken or was taken last.
+    attempted: u64,
+    /// Training loss of the last step.
+    last_loss: Option<f64>,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        plan: &'a Plan,
+        options: &'a TrainOptions<'a>,
+        dataset: Dataset,
+        checkpoints: Checkpoints,
+        lock: RunLock,
+        identity: Identity,
+        resumed: Option<(Snapshot, SessionState)>,
+    ) -> Result<Self> {
+        let byte_lengths = dataset.token_byte_lengths();
+        let (vocabulary_size, text) = (dataset.tokenizer_vocab_size(), Arc::new(dataset.train));
+        let (trainer, state) = match resumed {
+            Some((snapshot, state)) => {
+                (Trainer::restored(plan, options.device, snapshot, text)?, state)
+            }
+            None => (
+                Trainer::fresh(plan, options.device, vocabulary_size, text)?,
+                SessionState { identity: Some(identity), ..SessionState::default() },
+            ),
+        };
+        let validation = ValidationSet::new(
+            Arc::new(dataset.val),
+            plan.model.block_size,
+            plan.eval.tokens.0,
+            &byte_lengths,
+        )?;
+        Ok(Self {
+            plan,
+            options,
+            trainer,
+            tokenizer: dataset.tokenizer,
+            validation,
+            checkpoints,
+            lock,
+            attempted: state.step,
+            state,
+            last_loss: None,
+        })
+    }
+
+    /// Trains to the end, and tells the observers how it ended.
+    fn run(&mut self, observers: &mut Observers) -> Result<Outcome> {
+        let started = Instant::now();
+        self.steps(observers, started).or_else(|error| {
+            let Some(error) = self.divergence(&error) else { return Err(error) };
+            observers.on(&Event::Finished {
+                step: self.attempted,
+                reason: EndReason::Diverged,
+                seconds: started.elapsed().as_secs_f64(),
+            })?;
+            Err(error)
+        })
+    }
+
+    fn steps(&mut self, observers: &mut Observers, started: Instant) -> Result<Outcome> {
+        self.point_to_best()?;
+        if self.state.step > 0 {
+            self.checkpoints.repair(self.state.step, self.plan.checkpoint.keep_last)?;
+        }
+        if self.options.stop_after.is_some_and(|last| last <= self.state.step)
+            && self.state.step > 0
+            && self.state.step < self.plan.train.max_steps.0
+        {
+            return Ok(Outcome { step: self.state.step, validation: None });
+        }
+        let last = self.plan.train.max_steps.0;
+        let mut validation = None;
+        let mut meter = Meter::default();
+        while self.state.step < last {
+            let step = self.state.step + 1;
+            self.attempted = step;
+            let flops = self.trainer.flops_of_step(step);
+            let timed = self.trainer.step(step)?;
+            let report = &timed.report;
+            self.last_loss = Some(report.loss);
+            self.state.step = step;
+            self.state.tokens += self.plan.tokens_per_step;
+            self.state.flops += flops;
+            meter.add(self.plan.tokens_per_step, &timed);
+
+            let is_last = step == last;
+            observers.on(&Event::Progress { step })?;
+            if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
+                observers.on(&Event::Step(self.step_record(report, &mut meter)))?;
+            }
+            if !report.truncations.is_empty() {
+                observers.on(&Event::Ranks(self.ranks(report, None)))?;
+            }
+            let mut improved = false;
+            if is_last || step.is_multiple_of(self.plan.eval.every.0) {
+                let loss = self.evaluate(report, observers)?;
+                improved = loss.loss.is_finite()
+                    && self.state.best.is_none_or(|best| loss.loss < best.loss);
+                if improved {
+                    self.state.best = Some(Best { step, loss: loss.loss });
+                }
+                validation = is_last.then_some(loss);
+            }
+            let signal = self.options.stop.requested();
+            let asked_to_stop =
+                !is_last && (signal.is_some() || self.options.stop_after == Some(step));
+            if is_last
+                || improved
+                || asked_to_stop
+                || step.is_multiple_of(self.plan.checkpoint.every.0)
+            {
+                // Whatever counts on figures comes after they are on the disk.
+                observers.on(&Event::CheckpointDue { step })?;
+                let path = self.save()?;
+                if improved {
+                    self.checkpoints.mark_best(step)?;
+                }
+                self.checkpoints.prune(self.plan.checkpoint.keep_last)?;
+                observers.on(&Event::CheckpointSaved { step, path })?;
+            }
+            if asked_to_stop {
+                observers.on(&Event::Finished {
+                    step,
+                    reason: EndReason::Interrupted,
+                    seconds: started.elapsed().as_secs_f64(),
+                })?;
+                return match signal {
+                    Some(signal) => Err(Failure::Interrupted(signal).into()),
+                    None => Ok(Outcome { step, validation: None }),
+                };
+            }
+        }
+        self.warn_of_high_loss(observers)?;
+        observers.on(&Event::Finished {
+            step: last,
+            reason: EndReason::Completed,
+            seconds: started.elapsed().as_secs_f64(),
+        })?;
+        // A finished run that is resumed has nothing to do but to say where it stands.
+        let validation = match validation {
+            Some(validation) => validation,
+            None => evaluate(self.trainer.model.as_ref(), &self.trainer.params, &self.validation)?,
+        };
+        Ok(Outcome { step: last, validation: Some(validation) })
+    }
+
+    /// A process killed between a save and its mark leaves `best` behind the state; the state is
+    /// right.
+    fn point_to_best(&mut self) -> Result<()> {
+        match self.state.best.map(|best| best.step) {
+            Some(step)
+                if self.checkpoints.best() != Some(step)
+                    && self.checkpoints.path(step).exists() =>
+            {
+                self.checkpoints.mark_best(step)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Saves a checkpoint of finite numbers into the folder that is still this run's.
+    fn save(&mut self) -> Result<PathBuf> {
+        self.lock.check_held()?;
+        let snapshot =
+            self.trainer.snapshot(self.state.step, serde_json::to_value(&self.state)?)?;
+        divergence::ensure_finite(&snapshot)?;
+        self.checkpoints.save(&snapshot)
+    }
+}

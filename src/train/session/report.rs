@@ -1,0 +1,127 @@
+//! What a session tells its observers: figures, ranks, spectra, validation, samples.
+
+use super::{Session, divergence};
+use crate::lowrank::LowRank;
+use crate::model::{Sampling, generate};
+use crate::optim::StepReport;
+use crate::params::{ParamId, Parameter};
+use crate::record::{
+    Evaluation, Event, LayerRank, Observer, Observers, Ranks, Sample, Spectra, Step,
+};
+use crate::rng;
+use crate::train::evaluate::{ValidationLoss, evaluate};
+use crate::train::memory;
+use crate::train::meter::Meter;
+use anyhow::Result;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+impl Session<'_> {
+    pub(super) fn step_record(&self, report: &StepReport, meter: &mut Meter) -> Step {
+        let settings = self.trainer.optimizer.settings();
+        let has_low_rank = self.trainer.params.low_rank().next().is_some();
+        let means = meter.take();
+        Step {
+            step: self.state.step,
+            tokens: self.state.tokens,
+            flops: self.state.flops,
+            parameters: self.trainer.params.element_count() as u64,
+            loss: report.loss,
+            grad_norm: report.gradient_norm,
+            learning_rate: settings.dense.learning_rate * report.schedule_factor,
+            low_rank_learning_rate: has_low_rank
+                .then_some(settings.low_rank.learning_rate * report.schedule_factor),
+            tokens_per_second: means.tokens_per_second,
+            rank_mean: self.trainer.params.mean_rank(),
+            times: means.times,
+            memory: memory::measured(self.options.device),
+        }
+    }
+
+    /// The rank of every low-rank weight, with the truncation errors of this step.
+    pub(super) fn ranks(&self, report: &StepReport, defect: Option<f64>) -> Ranks {
+        let truncations: BTreeMap<_, _> =
+            report.truncations.iter().map(|(id, truncation)| (*id, truncation)).collect();
+        let layers = self.trainer.params.low_rank().map(|(id, parameter, point)| LayerRank {
+            name: parameter.name.clone(),
+            rank: point.rank(),
+            truncation_error: truncations.get(&id).map(|truncation| truncation.relative_error),
+            discarded_energy: truncations.get(&id).map(|truncation| truncation.error.powi(2)),
+        });
+        Ranks { step: self.state.step, layers: layers.collect(), defect }
+    }
+
+    /// The singular values of every low-rank weight.
+    fn spectra(&self) -> Result<Spectra> {
+        let weights: Vec<_> = self.trainer.params.low_rank().collect();
+        let layer = |(_, parameter, point): &(ParamId, &Parameter, &LowRank)| {
+            Ok((parameter.name.clone(), point.singular_values()?))
+        };
+        Ok(Spectra {
+            step: self.state.step,
+            layers: weights.par_iter().map(layer).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Validation loss and a sample of text.
+    pub(super) fn evaluate(
+        &self,
+        report: &StepReport,
+        observers: &mut Observers,
+    ) -> Result<ValidationLoss> {
+        let started = Instant::now();
+        let loss = evaluate(self.trainer.model.as_ref(), &self.trainer.params, &self.validation)?;
+        let step = self.state.step;
+        observers.on(&Event::Evaluation(Evaluation {
+            step,
+            tokens: self.state.tokens,
+            flops: self.state.flops,
+            parameters: self.trainer.params.element_count() as u64,
+            loss: loss.loss,
+            perplexity: loss.perplexity,
+            bits_per_byte: loss.bits_per_byte,
+            validation_tokens: loss.tokens,
+            seconds: started.elapsed().as_secs_f64(),
+        }))?;
+        divergence::ensure_finite_validation(loss.loss, step)?;
+        if let Some(defect) = self.worst_defect()? {
+            observers.on(&Event::Ranks(self.ranks(report, Some(defect))))?;
+            observers.on(&Event::Spectra(self.spectra()?))?;
+        }
+        let sample = &self.plan.sample;
+        if sample.tokens.0 > 0 {
+            let prompt = if sample.prompt.is_empty() { "\n" } else { &sample.prompt };
+            let sampling = Sampling {
+                temperature: sample.temperature,
+                top_k: sample.top_k,
+                top_p: sample.top_p,
+                seed: rng::key64(self.plan.seed, "sample", &[step]),
+            };
+            // A tokenizer that cannot encode the prompt (characters unseen in the text) is no
+            // reason to end a run.
+            let prompt = self.tokenizer.encode_or_first(prompt);
+            let tokens = generate(
+                self.trainer.model.as_ref(),
+                &self.trainer.params,
+                &prompt,
+                sample.tokens.0 as usize,
+                sampling,
+                &mut |_| true,
+            )?;
+            let text = self.tokenizer.show(&[prompt, tokens].concat())?;
+            observers.on(&Event::Sample(Sample { step, text }))?;
+        }
+        Ok(loss)
+    }
+
+    /// Largest ‖UᵀU − I‖_F or ‖VᵀV − I‖_F over the low-rank weights.
+    fn worst_defect(&self) -> Result<Option<f64>> {
+        let mut worst: Option<f64> = None;
+        for (_, _, point) in self.trainer.params.low_rank() {
+            let defect = point.orthonormality_defect()?;
+            worst = Some(worst.map_or(defect, |w| w.max(defect)));
+        }
+        Ok(worst)
+    }
+}

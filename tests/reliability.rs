@@ -1,0 +1,278 @@
+//! Nothing is lost and nothing is silently wrong: identity, the lock, divergence, damage, links.
+//! The numbers are those of the cases of issue 13.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+use support::{Workplace, assert_same};
+
+const LOW_RANK: &str = "{low_rank: {rank: 6}}";
+const EVERY_STEP: &str = "checkpoint: {every: 1, keep_last: 2}";
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn train(place: &Workplace, more: &[&str], code: i32) -> String {
+    stderr(&place.run(&[&["train", "spec.yaml", "--run-dir", "run"], more].concat(), code))
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+    }
+}
+
+/// Cases 2 and 3: a checkpoint of another run is refused, and the message has what differs.
+#[test]
+fn a_checkpoint_of_another_run_is_refused() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "2"], 0);
+    let other = ["train", "spec.yaml", "--run-dir", "other", "--stop-after", "3"];
+    place.run(&[&other[..], &["--set", "seed=6", "--set", "model.n_embd=16"]].concat(), 0);
+    let foreign = place.path("run/checkpoints/step-00000003");
+    copy(&place.path("other/checkpoints/step-00000003"), &foreign);
+    let error = stderr(&place.run(&["resume", "run"], 2));
+    assert!(error.contains("seed: 6 -> 5") && error.contains("model.n_embd: 16 -> 32"), "{error}");
+    assert!(foreign.exists(), "it is renamed");
+}
+
+/// Case 4: an edited plan is refused, before and after the first checkpoint.
+#[test]
+fn an_edited_plan_is_refused() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "2"], 0);
+    let path = place.path("run/plan.yaml");
+    let plan = fs::read_to_string(&path).expect("a plan");
+    for (from, to, key) in [
+        ("seed: 5", "seed: 6", "seed"),
+        ("batch_size: 4", "batch_size: 8", "train.batch_size"),
+        ("n_head: 2", "n_head: 3", "model.n_head"),
+        ("dropout: 0.1", "dropout: 2.0", "model.dropout"),
+        ("every: 4", "every: 0", "eval.every"),
+        ("every: 1\n", "every: 0\n", "checkpoint.every"),
+    ] {
+        assert!(plan.contains(from), "{from} in\n{plan}");
+        fs::write(&path, plan.replace(from, to)).expect("writable");
+        for spec in [true, false] {
+            if !spec {
+                fs::rename(place.path("run/spec.yaml"), place.path("kept")).expect("a file");
+                fs::write(place.path("run/spec.yaml"), &plan[..0]).expect("writable");
+            }
+            let error = stderr(&place.run(&["resume", "run"], 2));
+            assert!(!spec || error.contains(key), "{key}: {error}");
+            if !spec {
+                fs::rename(place.path("kept"), place.path("run/spec.yaml")).expect("a file");
+            }
+        }
+    }
+    fs::write(&path, &plan).expect("writable");
+    place.run(&["resume", "run"], 0);
+}
+
+/// The run's tokenizer is the one data.json names.
+#[test]
+fn another_tokenizer_is_refused() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "2"], 0);
+    let path = place.path("run/tokenizer.json");
+    let text = fs::read_to_string(&path).expect("a tokenizer");
+    fs::write(&path, text.replacen('a', "Z", 1)).expect("writable");
+    let error = stderr(&place.run(&["resume", "run"], 2));
+    assert!(error.contains("tokenizer.json") && error.contains("data.json"), "{error}");
+}
+
+/// Cases 6, 29 and 33: whatever stops being finite, the run exits with 3, says so in log.txt and
+/// metrics, and saves nothing of it; then the corrected spec begins in the same folder (case 31).
+#[test]
+fn divergence_saves_nothing_and_a_corrected_spec_begins() {
+    let place = Workplace::new();
+    place.spec("dense", "optimizer: {dense: {adamw: {learning_rate: 1e10, weight_decay: 0}}}");
+    let flags = ["--set", "train.max_steps=1", "--set", "schedule={constant: {warmup_steps: 0}}"];
+    let error = train(&place, &[&flags[..], &["--set", "sample.tokens=0"]].concat(), 3);
+    assert!(error.contains("no checkpoint yet") && !error.contains("untouched"), "{error}");
+    let log = fs::read_to_string(place.path("run/log.txt")).expect("a log");
+    assert!(log.contains("ERROR") && log.contains("diverged at step 1"), "{log}");
+    let metrics = fs::read_to_string(place.path("run/metrics.jsonl")).expect("metrics");
+    assert!(metrics.contains("\"diverged\":true"), "{metrics}");
+    let table = place.run(&["compare", "run"], 0).stdout;
+    let table = String::from_utf8_lossy(&table).into_owned();
+    assert!(table.contains("diverged at step 1"), "{table}");
+    place.spec("dense", "");
+    train(&place, &[], 0);
+    assert!(place.path("run/metrics-1.jsonl").exists(), "the old metrics are kept");
+}
+
+/// Case 29: numbers that are not finite inside a low-rank step are divergence.
+#[test]
+fn a_low_rank_step_that_breaks_down_is_divergence() {
+    let place = Workplace::new();
+    place.spec(
+        LOW_RANK,
+        "optimizer: {low_rank: {dlra: {momentum: adam, learning_rate: 1e30, weight_decay: 0}}}",
+    );
+    train(&place, &["--set", "schedule={constant: {warmup_steps: 0}}"], 3);
+}
+
+/// Case 7: the last checkpoint that is left is finite, and the message names it.
+#[test]
+fn the_last_finite_checkpoint_is_kept() {
+    let place = Workplace::new();
+    place.spec(
+        "{factored: {rank: 6}}",
+        "optimizer: {low_rank: {loro: {learning_rate: 1e3}}}\n\
+         checkpoint: {every: 1, keep_last: 1}",
+    );
+    let error = train(
+        &place,
+        &["--set", "train.max_steps=200", "--set", "schedule={constant: {warmup_steps: 0}}"],
+        3,
+    );
+    let left: Vec<u64> = lrpt::checkpoint::Checkpoints::open(&place.path("run"))
+        .list()
+        .expect("checkpoints")
+        .iter()
+        .map(|entry| entry.step)
+        .collect();
+    for step in &left {
+        let path = place.path(&format!("run/checkpoints/step-{step:08}"));
+        for (name, tensor) in lrpt::checkpoint::load(&path).expect("a checkpoint").model {
+            let numbers = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+            assert!(numbers.iter().all(|x| x.is_finite()), "{name} of step {step}");
+        }
+    }
+    let newest = left.last().map_or("no checkpoint yet".into(), |step| format!("step-{step:08}"));
+    assert!(error.contains(&newest), "{newest}: {error}");
+}
+
+/// Case 10: a run whose checkpoints are gone is refused; --restart begins anew and loses nothing.
+#[test]
+fn lost_checkpoints_are_refused_and_restart_keeps_the_metrics() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &[], 0);
+    let whole = place.trajectory("run", 12);
+    let old = fs::read(place.path("run/metrics.jsonl")).expect("metrics");
+    fs::remove_dir_all(place.path("run/checkpoints")).expect("checkpoints");
+    let error = stderr(&place.run(&["resume", "run"], 2));
+    assert!(error.contains("--restart"), "{error}");
+    train(&place, &[], 2);
+    assert_eq!(fs::read(place.path("run/metrics.jsonl")).expect("metrics"), old);
+    place.run(&["resume", "run", "--restart"], 0);
+    assert_eq!(fs::read(place.path("run/metrics-1.jsonl")).expect("old metrics"), old);
+    assert_same(&whole, &place.trajectory("run", 12), "begun anew");
+}
+
+/// Cases 2 and 19: a run whose folder goes away stops, and leaves its successor alone.
+#[test]
+fn a_run_notices_that_its_folder_is_gone() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    let child = place
+        .lrpt(&["train", "spec.yaml", "--run-dir", "run", "--set", "train.max_steps=100000"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let started = Instant::now();
+    while !place.path("run/checkpoints/latest").exists() {
+        assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    fs::rename(place.path("run"), place.path("moved")).expect("a rename");
+    let output = child.wait_with_output().expect("the child ends");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("deleted or renamed"), "{}", stderr(&output));
+    assert!(!place.path("run/plan.yaml").exists());
+}
+
+/// Case 1: of two starts at once, one is refused.
+#[test]
+fn of_two_starts_at_once_one_trains() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    let start = |seed: &str| {
+        place
+            .lrpt(&["train", "spec.yaml", "--run-dir", "run", "--set", seed])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts")
+    };
+    let mut children = [start("seed=111"), start("seed=222")];
+    let mut codes: Vec<_> =
+        children.iter_mut().map(|child| child.wait().expect("it ends").code()).collect();
+    codes.sort();
+    assert!(codes == [Some(0), Some(1)] || codes == [Some(0), Some(2)], "{codes:?}");
+}
+
+/// Case 40: nothing is written through links.
+#[cfg(unix)]
+#[test]
+fn links_inside_a_run_are_refused() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    for name in ["lrpt.lock", "log.txt", "metrics.jsonl", "spectra.jsonl", "checkpoints", "samples"]
+    {
+        fs::create_dir_all(place.path("run")).expect("a folder");
+        fs::write(place.path("victim"), "precious").expect("writable");
+        let link = place.path("run").join(name);
+        std::os::unix::fs::symlink(place.path("victim"), &link).expect("a link");
+        let error = train(&place, &[], 2);
+        assert!(error.contains(name) && error.contains("symbolic link"), "{error}");
+        assert_eq!(fs::read_to_string(place.path("victim")).expect("the file"), "precious");
+        fs::remove_file(&link).expect("the link");
+    }
+}
+
+/// Case 41: what a kill in the last save leaves is mended at the next start.
+#[test]
+fn the_next_start_mends_a_save_that_was_killed() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &[], 0);
+    let whole = place.trajectory("run", 12);
+    let checkpoints = place.path("run/checkpoints");
+    fs::remove_file(checkpoints.join("latest")).expect("a link");
+    fs::create_dir(checkpoints.join(".step-00000012.x.tmp")).expect("a folder");
+    fs::write(place.path("run/.metrics.jsonl.x.tmp"), "half").expect("writable");
+    place.run(&["resume", "run"], 0);
+    assert_eq!(lrpt::checkpoint::Checkpoints::open(&place.path("run")).latest(), Some(12));
+    assert!(!checkpoints.join(".step-00000012.x.tmp").exists());
+    assert!(!place.path("run/.metrics.jsonl.x.tmp").exists());
+    assert_same(&whole, &place.trajectory("run", 12), "mended");
+}
+
+/// Case 9: a checkpoint that the system does not let one read is not damaged.
+#[cfg(unix)]
+#[test]
+fn a_failed_read_renames_nothing() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "2"], 0);
+    // A link to itself: the system's ELOOP, for every user, as EMFILE and EIO are.
+    let model = place.path("run/checkpoints/step-00000002/model.safetensors");
+    fs::remove_file(&model).expect("a file");
+    std::os::unix::fs::symlink(&model, &model).expect("a link");
+    let error = stderr(&place.run(&["resume", "run"], 1));
+    assert!(error.contains("no damage"), "{error}");
+    assert!(place.path("run/checkpoints/step-00000002").exists(), "it was renamed");
+}
+
+/// Case 38: a step that has passed already is a stop at once.
+#[test]
+fn stop_after_a_step_that_has_passed_stops() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "5"], 0);
+    place.run(&["resume", "run", "--stop-after", "3"], 0);
+    assert_eq!(lrpt::checkpoint::Checkpoints::open(&place.path("run")).latest(), Some(5));
+}
