@@ -4,7 +4,8 @@
 use super::equal::Solver;
 use crate::bench::{StepCounts, seconds_per_step};
 use crate::data;
-use crate::fs::write_atomic;
+use crate::error::Failure;
+use crate::fs::{refuse_link, write_atomic};
 use crate::spec::Plan;
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -35,6 +36,7 @@ impl Calibration {
     /// If the timings that are there cannot be read or are damaged.
     pub fn new(threads: usize, device: Device, folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
+        refuse_link(&path).map_err(|error| Failure::Usage(format!("{error:#}")))?;
         let seconds = match std::fs::read_to_string(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
             read => {
