@@ -16,7 +16,7 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
-/// The function behind [`vectorized!`], which marks the closure as it must be.
+/// The function behind `vectorized!`, which marks the closure as it must be.
 #[inline(always)]
 pub fn dispatch<R>(kernel: impl FnOnce() -> R) -> R {
     struct Kernel<F>(F);

@@ -6,7 +6,7 @@ use super::Real;
 /// the same order.
 const LANES: usize = 32;
 
-/// Σ term(element i of every row) over rows of equal length, in [`LANES`] interleaved partial sums.
+/// Σ term(element i of every row) over rows of equal length, in `LANES` interleaved partial sums.
 #[inline(always)]
 pub fn lane_sum<T: Real, const N: usize>(rows: [&[T]; N], term: impl Fn([T; N]) -> T) -> T {
     let (whole, rest) = rows[0].split_at(rows[0].len() / LANES * LANES);
