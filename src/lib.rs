@@ -8,22 +8,24 @@
 //! cli          one file per command: parse, call, print; no logic
 //!  ├ sweep     many runs from one file: expansion, equal budgets, child processes, Slurm
 //!  │  └ report    runs read back: groups, statistics, tables, charts, the page
-//!  ├ bench     how fast and how large: timed steps on random tokens, the product peak, what this machine offers
-//!  ├ selftest  does a device compute what the CPU computes: operations, linear algebra, steps, a training, checkpoints, memory
+//!  ├ bench     how fast and how large: timed steps on random tokens, the product peak, the machine
+//!  ├ selftest  does a device compute what the CPU computes, from one operation to a training
 //!  ├ demo      momentum on small matrix problems: on factors and in the tangent space
-//!  └ train     the only place where model, optimizer and data meet: session, step, validation, resume, signals
-//!     ├ model       networks: layers, architectures, forward pass, generation, and its account of parameters, FLOPs and memory
-//!     ├ optim       how parameters move: AdamW, the DLRA step, baselines, rank policies, schedules, clipping
-//!     ├ data        text -> tokenizer -> shards -> batches as a pure function of (seed, step, micro-batch)
+//!  └ train     where model, optimizer and data meet: session, step, validation, resume, signals
+//!     ├ account     what a plan costs before it runs: parameters, operations, memory
+//!     ├ model       networks: layers, architectures, forward pass, generation
+//!     ├ optim       how parameters move: rules by group, DLRA, rank policies, schedules, clipping
+//!     ├ data        text -> tokenizer -> shards -> batches, a function of (seed, step, micro-batch)
 //!     ├ checkpoint  atomic folders of named tensors with a manifest; knows no model
-//!     └ record      what happens, as one `Event` enum, and its observers: metrics.jsonl, console, samples
-//!        ├ params   the named parameters in one order, dense or low-rank: declared, drawn from a seed, read by name
-//!        ├ ops      differentiable operations on a tape of our own, with CPU kernels and a portable path
-//!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport, truncation
+//!     └ record      what happens, as one `Event`, and its observers: metrics, console, samples
+//!        ├ params   the named parameters in one order: declared, drawn from a seed, read by name
+//!        ├ ops      differentiable operations on a tape, with CPU kernels and a portable path
+//!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport
 //!        │  └ linalg    QR, SVD, polar factor, orthonormality; no words of machine learning
-//!        │     └ kernels   below ops and linalg: numbers in host memory, SIMD loops, sums in a fixed order
+//!        │     └ kernels   numbers in host memory, SIMD loops, sums in a fixed order
 //!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
-//! error  fs  rng  plot  device    exit codes; durable files; random streams as pure functions of (seed, purpose, indices); charts as SVG; what a GPU says
+//! error   exit codes          fs    durable files            rng     random streams, pure functions
+//! plot    charts as SVG       device  what a GPU says of itself
 //! ```
 //!
 //! Arrows point down only; `tests/architecture.rs` reads the imports and says so. `model` and
@@ -49,6 +51,7 @@
 //! gradient; tangent vector Z = U M Vᵀ + P Vᵀ + U Qᵀ with UᵀP = 0, VᵀQ = 0. B, T, C, H, V:
 //! sequences, tokens, width, heads, vocabulary.
 
+pub mod account;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;

@@ -1,7 +1,7 @@
 //! What users see of specs: messages, overrides, plans, the schema, the shipped configurations.
 
+use lrpt::account::Ledger;
 use lrpt::error::{Failure, exit_code};
-use lrpt::model::account::Ledger;
 use lrpt::spec::{
     self, Count, FactorForm, LowRankOptimizerSpec, Plan, RankPlan, Target, WeightForm, WeightsSpec,
 };

@@ -2,7 +2,7 @@
 
 use super::report::SecondsPerStep;
 use super::steps::{StepCounts, time_steps};
-use crate::model::account::Ledger;
+use crate::account::Ledger;
 use crate::plot::{Axis, Chart, Mark, Series};
 use crate::spec::Plan;
 use anyhow::{Result, ensure};

@@ -2,7 +2,7 @@
 
 use super::low_rank_parts::LowRankParts;
 use super::product_peak::ProductPeak;
-use crate::model::account::{Ledger, MemoryLedger, bytes, scaled};
+use crate::account::{Ledger, MemoryLedger, bytes, scaled};
 use crate::spec::Plan;
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -3,9 +3,9 @@
 use super::low_rank_parts::LowRankParts;
 use super::product_peak::product_peak;
 use super::report::{Memory, Operations, Report, SecondsPerStep, Shape, median};
+use crate::account::Ledger;
 use crate::data::TokenShard;
 use crate::device;
-use crate::model::account::Ledger;
 use crate::rng;
 use crate::spec::Plan;
 use crate::train::{Meter, Trainer, measured_memory};

@@ -1,10 +1,10 @@
 //! `lrpt doctor`: what this machine offers, and what would slow training down.
 
 use super::{compute, output};
+use crate::account::{bytes, scaled};
 use crate::bench::{DeviceState, Machine, ProductPeak, Simd, product_peak};
 use crate::data;
 use crate::device::{DeviceInfo, short_name};
-use crate::model::account::{bytes, scaled};
 use crate::spec::DeviceSpec;
 use anyhow::Result;
 use candle_core::DType;

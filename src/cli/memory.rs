@@ -1,9 +1,9 @@
 //! Whether a run fits into the memory there is.
 
+use crate::account::{Ledger, bytes};
 use crate::bench::available_memory;
 use crate::device;
 use crate::error::Failure;
-use crate::model::account::{Ledger, bytes};
 use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::Device;

@@ -1,6 +1,6 @@
 //! `lrpt spec`: look at a spec without training.
 
-use crate::model::account::Ledger;
+use crate::account::Ledger;
 use crate::spec::{self, Plan, SourceSpec, TokenizerSpec};
 use anyhow::Context;
 use clap::{Args, Subcommand};

@@ -1,10 +1,10 @@
 //! `lrpt sweep`: many runs from one file.
 
 use super::{compute, memory, output};
+use crate::account::{Ledger, scaled};
 use crate::bench::available_memory;
 use crate::checkpoint::RunLock;
 use crate::error::{Failure, is_interrupted};
-use crate::model::account::{Ledger, scaled};
 use crate::record::{Terminal, duration};
 use crate::spec::DeviceSpec;
 use crate::sweep::{

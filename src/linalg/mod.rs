@@ -34,7 +34,9 @@ pub use combine::{
     add_product, frobenius_norm, gram, inner, multiply, sum_of_products, weighted_sum,
 };
 pub use directions::{orthonormal_directions, orthonormal_directions_together};
-pub use newton_schulz::{PolarPolynomials, polar_by_polynomials, polar_newton_schulz};
+pub use newton_schulz::{
+    PolarPolynomials, polar_by_polynomials, polar_newton_schulz, polar_newton_schulz_flops,
+};
 pub use qr_choice::{cholesky_qr, qr};
 pub use stack::{matrix_shape, stack, stack_shape, transfers, unstack};
 pub use svd::{Svd, Svds, polar, svd, svds};

@@ -45,8 +45,18 @@ impl Default for PolarPolynomials {
     /// Five polynomials for singular values in [10⁻³, 1]: error 0.114, 15 products. (Six: 0.0010;
     /// seven: 10⁻⁶.)
     fn default() -> Self {
-        Self::new(1e-3, 5)
+        Self::new(1e-3, ITERATIONS)
     }
+}
+
+/// Iterations of [`polar_newton_schulz`].
+const ITERATIONS: usize = 5;
+
+/// Floating-point operations of [`polar_newton_schulz`] on a matrix of these sides: 4 a² b + 2 a³
+/// an iteration, with a ≤ b.
+pub fn polar_newton_schulz_flops(rows: u64, columns: u64) -> u64 {
+    let (short, long) = (rows.min(columns), rows.max(columns));
+    ITERATIONS as u64 * (4 * short * short * long + 2 * short * short * short)
 }
 
 /// Approximate polar factor U p(σ) Vᵀ of A = U diag(σ) Vᵀ by the default [`PolarPolynomials`].

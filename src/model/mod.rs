@@ -3,7 +3,6 @@
 //! An architecture is one file that implements [`Network`] out of `layers`, and an arm of
 //! [`build`].
 
-pub mod account;
 mod config;
 mod generate;
 mod gpt2;

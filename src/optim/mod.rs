@@ -26,6 +26,7 @@ pub use rank::{
 };
 pub use rules::{
     AdamwState, AdamwStep, DlraState, DlraStep, DlraUpdate, GalerkinStep, GaloreState,
-    HeavyBallState, MomentClock, MuonState, loro_exact_step,
+    HeavyBallState, MomentClock, MomentumCost, MuonState, WeightSize, loro_exact_step,
+    momentum_cost,
 };
 pub use schedule::Schedule;

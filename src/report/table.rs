@@ -3,8 +3,8 @@
 use super::comparison::{Comparison, GroupSummary};
 use super::groups::Group;
 use super::statistics::Estimate;
+use crate::account::{bytes, scaled};
 use crate::error::printable;
-use crate::model::account::{bytes, scaled};
 
 const HEADER: [&str; 13] = [
     "method",

@@ -1,7 +1,7 @@
 //! Equal budgets: how many steps, or which rank, make a run spend what another spends.
 
 use super::sweep_spec::{Budget, Equal};
-use crate::model::account::Ledger;
+use crate::account::Ledger;
 use crate::spec::{Plan, Target, WeightForm};
 use anyhow::{Result, bail, ensure};
 use std::collections::BTreeMap;

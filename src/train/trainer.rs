@@ -2,10 +2,10 @@
 
 use super::oracle::{BatchOracle, OracleTimes};
 use super::settings::{compute, model_config, optimizer_settings};
+use crate::account::{FlopLedger, cut_flops};
 use crate::checkpoint::Snapshot;
 use crate::data::{Batches, TokenShard};
 use crate::lowrank::LowRank;
-use crate::model::account::{FlopLedger, cut_flops};
 use crate::model::{Network, build, restore};
 use crate::ops::Gradients;
 use crate::optim::{Optimizer, StepReport};

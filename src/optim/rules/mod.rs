@@ -10,7 +10,9 @@ mod loro;
 mod muon;
 
 pub use adamw::{AdamwState, AdamwStep};
-pub use dlra::{DlraState, DlraStep, DlraUpdate, GalerkinStep};
+pub use dlra::{
+    DlraState, DlraStep, DlraUpdate, GalerkinStep, MomentumCost, WeightSize, momentum_cost,
+};
 pub use galore::GaloreState;
 pub use heavy_ball::HeavyBallState;
 pub use loro::{MomentClock, exact_step as loro_exact_step};

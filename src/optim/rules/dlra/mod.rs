@@ -35,6 +35,7 @@ use crate::spec::{DlraSpec, Integrator, RetractionSpec};
 pub use augmented_bug::GalerkinStep;
 use candle_core::{D, Device, Result, Tensor};
 use conditioning::regularized;
+pub use momenta::{MomentumCost, WeightSize, momentum_cost};
 use momenta::{TangentMomentum, map_tangent};
 pub(in crate::optim) use rule::DlraRule;
 

@@ -1,6 +1,7 @@
 //! Element-wise second moments of the tangent coordinates (`adam`).
 
 use super::super::DlraStep;
+use super::cost::{MomentumCost, WeightSize, small_products};
 use super::{TangentMomentum, map_tangent};
 use crate::linalg::{multiply, weighted_sum};
 use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent};
@@ -163,5 +164,33 @@ impl CoefficientMoments {
         self.weight = self.weight.affine(beta2, 1.0 - beta2)?;
         let gathered = 1.0 - beta1.powf(decays as f64);
         (mean / gathered)? / ((&self.sum / &self.weight)?.sqrt()? + epsilon)?
+    }
+}
+
+/// Second moments of every tangent coordinate.
+pub(super) struct Cost;
+
+impl MomentumCost for Cost {
+    /// As many as the first moment has: r² + (m + n) r.
+    fn values(&self, size: WeightSize) -> u64 {
+        (size.rows + size.columns) * size.rank + size.rank * size.rank
+    }
+
+    /// The return to the tangent space, 4 (m + n) r².
+    fn direction(&self, size: WeightSize) -> u64 {
+        4 * size.sides()
+    }
+
+    fn transport(&self, size: WeightSize, new: u64) -> u64 {
+        2 * (size.rows + size.columns) * size.rank * new + 2 * small_products(size.rank, new)
+    }
+
+    /// 10 (m + n) r² + 8 r³.
+    fn transport_at_rank(&self, size: WeightSize) -> u64 {
+        10 * size.sides() + 8 * size.cube()
+    }
+
+    fn has_coefficient_moments(&self) -> bool {
+        true
     }
 }

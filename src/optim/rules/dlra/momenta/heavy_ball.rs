@@ -1,6 +1,7 @@
 //! `heavy_ball`: the direction is the tangent first moment itself.
 
 use super::TangentMomentum;
+use super::cost::MomentumCost;
 use crate::optim::leaves::LeafMap;
 
 /// m ← β₁m + g, D = m: the SGD-with-momentum form. The paper's V ← (1−γ)V − λ∇L, W ← W + λV is this
@@ -21,3 +22,8 @@ impl TangentMomentum for HeavyBall {
         Box::new(self.clone())
     }
 }
+
+/// Nothing beside the first moment.
+pub(super) struct Cost;
+
+impl MomentumCost for Cost {}

@@ -1,6 +1,7 @@
 //! Second moments of the K- and L-gradient as r × r matrices (`matrix_adam`).
 
 use super::TangentMomentum;
+use super::cost::{MomentumCost, WeightSize, small_products};
 use crate::linalg::{inverse_square_root, multiply, weighted_sum};
 use crate::lowrank::{BasisChange, LowRank, Tangent};
 use crate::optim::gradient::Scaled;
@@ -107,5 +108,30 @@ impl TangentMomentum for MatrixAdam {
 
     fn boxed_clone(&self) -> Box<dyn TangentMomentum> {
         Box::new(self.clone())
+    }
+}
+
+/// Four r × r matrices and their inverse roots.
+pub(super) struct Cost;
+
+impl MomentumCost for Cost {
+    /// Two second moments and the weights that they have gathered: 4 r².
+    fn values(&self, size: WeightSize) -> u64 {
+        4 * size.rank * size.rank
+    }
+
+    /// The second moments, 2 (m + n) r² + 4 r³, and the direction, 2 (m + n) r² + 4 r³.
+    fn direction(&self, size: WeightSize) -> u64 {
+        4 * size.sides() + 8 * size.cube()
+    }
+
+    /// Four inverse roots by symmetric eigenvalues, 9 r³ + 2 r³ each (Golub & Van Loan, §8.3), and
+    /// four products, 2 r³ each.
+    fn core(&self, size: WeightSize, _: (u64, u64), _: u64) -> u64 {
+        52 * size.cube()
+    }
+
+    fn transport(&self, size: WeightSize, new: u64) -> u64 {
+        8 * small_products(size.rank, new)
     }
 }

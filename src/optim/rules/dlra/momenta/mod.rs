@@ -1,9 +1,10 @@
 //! The momenta of DLRA, one in a file: what turns the carried first moment into a direction.
 //!
 //! To add one: a file here that implements [`TangentMomentum`], a variant of
-//! [`Momentum`](crate::spec::Momentum), and its line in [`new`].
+//! [`Momentum`](crate::spec::Momentum), and its lines in [`new`] and [`momentum_cost`].
 
 mod adam;
+mod cost;
 mod heavy_ball;
 mod matrix_adam;
 mod spectral;
@@ -93,6 +94,7 @@ pub(super) fn map_tangent(
 
 /// Second moments of the coefficients Ŝ while `augmented_bug` steps them.
 pub(super) use adam::CoefficientMoments;
+pub use cost::{MomentumCost, WeightSize};
 
 /// The momentum of the settings, at this point, with nothing gathered yet.
 pub(super) fn new(point: &LowRank, settings: &DlraSpec) -> Result<Box<dyn TangentMomentum>> {
@@ -102,4 +104,14 @@ pub(super) fn new(point: &LowRank, settings: &DlraSpec) -> Result<Box<dyn Tangen
         Momentum::Adam => Box::new(adam::Adam::new(point)?),
         Momentum::MatrixAdam => Box::new(matrix_adam::MatrixAdam::new(point)?),
     })
+}
+
+/// What the momentum costs.
+pub fn momentum_cost(momentum: Momentum) -> &'static dyn MomentumCost {
+    match momentum {
+        Momentum::HeavyBall => &heavy_ball::Cost,
+        Momentum::Spectral => &spectral::Cost,
+        Momentum::Adam => &adam::Cost,
+        Momentum::MatrixAdam => &matrix_adam::Cost,
+    }
 }

@@ -2,6 +2,8 @@
 
 use super::super::DlraStep;
 use super::TangentMomentum;
+use super::cost::{MomentumCost, WeightSize};
+use crate::linalg::polar_newton_schulz_flops;
 use crate::lowrank::LowRank;
 use crate::optim::leaves::LeafMap;
 use candle_core::{Result, Tensor};
@@ -22,5 +24,14 @@ impl TangentMomentum for Spectral {
 
     fn boxed_clone(&self) -> Box<dyn TangentMomentum> {
         Box::new(self.clone())
+    }
+}
+
+/// Polar factors of the core.
+pub(super) struct Cost;
+
+impl MomentumCost for Cost {
+    fn core(&self, _: WeightSize, (rows, columns): (u64, u64), times: u64) -> u64 {
+        times * polar_newton_schulz_flops(rows, columns)
     }
 }

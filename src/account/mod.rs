@@ -31,9 +31,7 @@ pub use cut::cut_flops;
 use figures::grouped;
 pub(crate) use figures::{bytes, scaled};
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
-pub use operations::{
-    FlopLedger, NEWTON_SCHULZ_ITERATIONS, OptimizerFlops, low_rank_optimizer_flops,
-};
+pub use operations::{FlopLedger, OptimizerFlops, low_rank_optimizer_flops};
 pub use parameters::{ParameterLedger, TargetLedger};
 use std::fmt;
 

@@ -1,8 +1,9 @@
 //! What the integrators of DLRA add: evaluations in augmented bases, and steps that are not alike.
 
 use super::matrix::Matrix;
-use super::operations::{FlopLedger, OptimizerFlops, cost_of_projection, polar_flops};
-use crate::spec::{CyclePhase, DlraSpec, Integrator, Momentum, WeightForm};
+use super::operations::{FlopLedger, OptimizerFlops, cost_of_projection};
+use crate::optim::{WeightSize, momentum_cost};
+use crate::spec::{CyclePhase, DlraSpec, Integrator, WeightForm};
 
 impl Matrix {
     /// The matrix in the augmented bases of `augmented_bug`, min(2r, max(m, n)) wide (the narrower
@@ -33,7 +34,8 @@ pub(super) fn coefficient_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: 
     }
     let (square, cube) = (rank * rank, rank * rank * rank);
     let sides = (rows + columns) * square;
-    let moments = if dlra.momentum == Momentum::Adam { 8 * sides } else { 4 * sides };
+    let has_second = momentum_cost(dlra.momentum).has_coefficient_moments();
+    let moments = if has_second { 8 * sides } else { 4 * sides };
     dlra.coefficient_steps() * 8 * rows * square
         + moments
         + 8 * sides
@@ -77,11 +79,8 @@ pub(super) fn cycle_flops(
         }
         CyclePhase::Coefficients { truncate } => truncate,
     };
-    let polar = match dlra.momentum {
-        Momentum::Spectral => polar_flops(rank, rank),
-        Momentum::MatrixAdam => 52 * rank * rank * rank,
-        Momentum::HeavyBall | Momentum::Adam => 0,
-    };
+    let size = WeightSize { rows, columns, rank };
+    let polar = momentum_cost(dlra.momentum).core(size, (rank, rank), 1);
     if !truncates {
         return OptimizerFlops { polar, ..nothing };
     }
@@ -100,11 +99,7 @@ pub(super) fn cycle_flops(
 fn transport_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: u64, new: u64) -> u64 {
     let sides = rows + columns;
     let small = rank * rank * new + rank * new * new;
-    let second = match dlra.momentum {
-        Momentum::Adam => 2 * sides * rank * new + 2 * small,
-        Momentum::MatrixAdam => 8 * small,
-        Momentum::HeavyBall | Momentum::Spectral => 0,
-    };
+    let second = momentum_cost(dlra.momentum).transport(WeightSize { rows, columns, rank }, new);
     sides * (6 * rank * new + 2 * new * new) + 4 * small + second
 }
 

@@ -2,13 +2,11 @@
 
 use super::integrator;
 use super::matrix::Matrix;
+use crate::linalg::polar_newton_schulz_flops;
+use crate::optim::{WeightSize, momentum_cost};
 use crate::spec::{
-    CyclePhase, DlraSpec, GaloreSpec, Integrator, Momentum, Plan, RetractionSpec, Target,
-    WeightForm,
+    CyclePhase, DlraSpec, GaloreSpec, Integrator, Plan, RetractionSpec, Target, WeightForm,
 };
-
-/// Quintic Newton–Schulz iterations that `spectral` momentum is counted with.
-pub const NEWTON_SCHULZ_ITERATIONS: u64 = 5;
 
 /// Floating-point operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +128,9 @@ impl FlopLedger {
             coefficient_evaluations_per_token: coefficient_evaluations,
             low_rank_optimizer_per_step: optimizer + exact_steps,
             matrix_optimizer_per_step: match (plan.optimizer.muon(), plan.optimizer.galore()) {
-                (Some(_), _) => full.map(|matrix| polar_flops(matrix.rows, matrix.columns)).sum(),
+                (Some(_), _) => {
+                    full.map(|matrix| polar_newton_schulz_flops(matrix.rows, matrix.columns)).sum()
+                }
                 (_, Some(galore)) => full.map(|matrix| projection_flops(galore, matrix)).sum(),
                 (None, None) => 0,
             },
@@ -202,30 +202,20 @@ pub fn low_rank_optimizer_flops(
 ) -> OptimizerFlops {
     let (square, cube) = (rank * rank, rank * rank * rank);
     let sides = (rows + columns) * square;
-    let is_adam = u64::from(dlra.momentum == Momentum::Adam);
-    let is_matrix_adam = u64::from(dlra.momentum == Momentum::MatrixAdam);
+    let (momentum, size) = (momentum_cost(dlra.momentum), WeightSize { rows, columns, rank });
+    let core = ((2 * rank).min(rows), (2 * rank).min(columns));
     let (subspace, svd) = ((2 * 20 * cube) / 3 + 8 * cube, 21 * 8 * cube);
     let every = dlra.truncate_every.0.max(1);
     OptimizerFlops {
         projection: cost_of_projection(dlra, rows, columns, rank),
         augmentation: 16 * sides,
-        polar: match dlra.momentum {
-            Momentum::Spectral => {
-                dlra.coefficient_steps().max(1)
-                    * polar_flops((2 * rank).min(rows), (2 * rank).min(columns))
-            }
-            Momentum::MatrixAdam => 52 * cube,
-            Momentum::HeavyBall | Momentum::Adam => 0,
-        },
+        polar: momentum.core(size, core, dlra.coefficient_steps().max(1)),
         retraction: 4 * sides
             + match dlra.retraction {
                 RetractionSpec::Subspace => subspace,
                 RetractionSpec::Svd => (svd + (every - 1) * subspace) / every,
             },
-        transport: 8 * sides
-            + 8 * cube
-            + is_adam * (10 * sides + 8 * cube)
-            + is_matrix_adam * 16 * cube,
+        transport: 8 * sides + 8 * cube + momentum.transport_at_rank(size),
         coefficients: integrator::coefficient_flops(dlra, rows, columns, rank),
     }
 }
@@ -250,17 +240,8 @@ fn projection_flops(galore: &GaloreSpec, matrix: &Matrix) -> u64 {
 
 /// Tangent projection and the direction; see [`OptimizerFlops::projection`].
 pub(super) fn cost_of_projection(dlra: &DlraSpec, rows: u64, columns: u64, rank: u64) -> u64 {
-    let (square, cube) = (rank * rank, rank * rank * rank);
-    let direction = match dlra.momentum {
-        Momentum::Adam => 4 * (rows + columns) * square,
-        Momentum::MatrixAdam => 4 * (rows + columns) * square + 8 * cube,
-        Momentum::HeavyBall | Momentum::Spectral => 0,
-    };
+    let square = rank * rank;
+    let size = WeightSize { rows, columns, rank };
+    let direction = momentum_cost(dlra.momentum).direction(size);
     4 * rows * square + 2 * columns * square + direction
-}
-
-/// Operations of an a × b polar factor by products, 4 a² b + 2 a³ per iteration for a ≤ b.
-pub(super) fn polar_flops(rows: u64, columns: u64) -> u64 {
-    let (short, long) = (rows.min(columns), rows.max(columns));
-    NEWTON_SCHULZ_ITERATIONS * (4 * short * short * long + 2 * short * short * short)
 }

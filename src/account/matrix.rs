@@ -1,6 +1,7 @@
 //! What one matrix of one block contributes.
 
-use crate::spec::{FactorForm, ModelPlan, Momentum, OptimizerPlan, Target, WeightForm};
+use crate::optim::{WeightSize, momentum_cost};
+use crate::spec::{FactorForm, ModelPlan, OptimizerPlan, Target, WeightForm};
 
 /// One matrix of one block.
 pub(super) struct Matrix {
@@ -13,6 +14,10 @@ impl Matrix {
     pub fn new(model: &ModelPlan, target: Target) -> Self {
         let (rows, columns) = model.shape(target);
         Matrix { form: model.form(target), rows: rows as u64, columns: columns as u64 }
+    }
+
+    pub fn size(&self) -> WeightSize {
+        WeightSize { rows: self.rows, columns: self.columns, rank: self.rank() }
     }
 
     pub fn rank(&self) -> u64 {
@@ -63,11 +68,8 @@ impl Matrix {
     }
 
     pub fn moment_values(&self, optimizer: &OptimizerPlan) -> u64 {
-        let second = match optimizer.dlra().map(|dlra| dlra.momentum) {
-            Some(Momentum::Adam) => self.parameters(),
-            Some(Momentum::MatrixAdam) => 4 * self.rank() * self.rank(),
-            _ => 0,
-        };
+        let second =
+            optimizer.dlra().map_or(0, |dlra| momentum_cost(dlra.momentum).values(self.size()));
         match self.form {
             WeightForm::LowRank { .. } => self.parameters() + second,
             WeightForm::Dense if optimizer.muon().is_some() => self.parameters(),

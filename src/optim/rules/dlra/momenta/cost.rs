@@ -1,0 +1,63 @@
+//! What a momentum costs beside the first moment, counted by the momentum itself.
+
+/// An m × n weight of rank r.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightSize {
+    /// m.
+    pub rows: u64,
+    /// n.
+    pub columns: u64,
+    /// r.
+    pub rank: u64,
+}
+
+impl WeightSize {
+    /// (m + n) r².
+    pub fn sides(self) -> u64 {
+        (self.rows + self.columns) * self.rank * self.rank
+    }
+
+    /// r³.
+    pub fn cube(self) -> u64 {
+        self.rank * self.rank * self.rank
+    }
+}
+
+/// Numbers and floating-point operations that a momentum adds for one weight; nothing unless said.
+pub trait MomentumCost: Sync {
+    /// Numbers kept beside the first moment.
+    fn values(&self, _: WeightSize) -> u64 {
+        0
+    }
+
+    /// Operations from the gradient to the direction.
+    fn direction(&self, _: WeightSize) -> u64 {
+        0
+    }
+
+    /// Operations of what becomes of the a × b core, of which a step has `times`, and of roots that
+    /// are taken once a step.
+    fn core(&self, _: WeightSize, _core: (u64, u64), _times: u64) -> u64 {
+        0
+    }
+
+    /// Operations into bases of rank `new`.
+    fn transport(&self, _: WeightSize, _new: u64) -> u64 {
+        0
+    }
+
+    /// Operations into new bases of the same rank.
+    fn transport_at_rank(&self, size: WeightSize) -> u64 {
+        self.transport(size, size.rank)
+    }
+
+    /// Whether the coefficients of `augmented_bug` have second moments of their own.
+    fn has_coefficient_moments(&self) -> bool {
+        false
+    }
+}
+
+/// r² k + r k², which counts the products of r × r with r × k and of r × k with k × k.
+pub(super) fn small_products(rank: u64, new: u64) -> u64 {
+    rank * rank * new + rank * new * new
+}
