@@ -110,10 +110,7 @@ mod tests {
         assert_eq!(choices("model.weights"), ["dense", "low_rank", "factored"]);
         assert_eq!(choices("rank"), ["fixed", "tolerance", "budget"]);
         assert_eq!(choices("optimizer.low_rank"), ["dlra", "adamw", "heavy_ball", "loro"]);
-        assert_eq!(
-            choices("optimizer.low_rank.dlra.momentum"),
-            ["heavy_ball", "adam", "matrix_adam", "spectral"]
-        );
+        assert_eq!(choices("optimizer.low_rank.dlra.retraction"), ["svd", "subspace"]);
         assert_eq!(choices("data.tokenizer"), ["bytes", "chars", "bpe", "file"]);
         assert!(choices("train").is_empty());
         assert!(choices("model.n_layr").is_empty());

@@ -7,6 +7,7 @@ mod adam;
 mod cost;
 mod heavy_ball;
 mod matrix_adam;
+mod matrix_moments;
 mod spectral;
 
 use super::DlraStep;
