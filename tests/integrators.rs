@@ -409,7 +409,8 @@ impl Textbook {
                         dlra.epsilon,
                     )
                 }
-                Momentum::HeavyBall | Momentum::MatrixAdam => mean,
+                Momentum::HeavyBall => mean,
+                other => panic!("there is no textbook of {other:?} here"),
             };
             s = (1.0 - LEARNING_RATE * DECAY) * &s - LEARNING_RATE * direction;
         }
