@@ -135,55 +135,105 @@ fn nesterov_looks_ahead_by_one_gradient() {
     });
 }
 
-/// (A + ε (tr A / r) I)^{-½} by the SVD of a symmetric positive semidefinite matrix.
-fn inverse_root(a: &Mat<f64>, relative_epsilon: f64) -> Mat<f64> {
+/// (A + ε (tr A / r) I)^p by the SVD of a symmetric positive semidefinite matrix.
+fn power(a: &Mat<f64>, relative_epsilon: f64, exponent: f64) -> Mat<f64> {
     let rank = a.nrows();
     let (u, sigma, _) = truncated_svd(a, rank);
     let shift = relative_epsilon * sigma.iter().sum::<f64>() / rank as f64;
-    let scaled = Mat::from_fn(rank, rank, |i, j| u[(i, j)] / (sigma[j] + shift).sqrt());
+    let scaled = Mat::from_fn(rank, rank, |i, j| u[(i, j)] * (sigma[j] + shift).powf(exponent));
     scaled * u.transpose()
 }
 
-/// The rule of the PyTorch reference, with second moments of K = G V and L = Gᵀ U carried by the
-/// rotations between the textbook's bases; while no direction is lost between steps the gathered
-/// weight is C = RᵀCR + ..., which the textbook carries, too.
-#[test]
-fn matrix_adam_agrees_with_the_dense_textbook() {
-    let settings = settings(Momentum::MatrixAdam);
-    let (beta1, beta2) = (settings.beta1, settings.beta2);
-    let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
-    let mut second = [0, 1].map(|_| Mat::<f64>::zeros(RANK, RANK));
-    let mut weight = [0, 1].map(|_| Mat::<f64>::zeros(RANK, RANK));
-    let mut bases: Option<(Mat<f64>, Mat<f64>)> = None;
-    compare(&settings, 6, 1e-9, |at, gradient, step| {
-        if let Some((u_old, v_old)) = &bases {
+/// Second moments of K = G V and L = Gᵀ U, carried by the rotations between the textbook's bases;
+/// while no direction is lost between steps the gathered weight is C = RᵀCR + ..., which the
+/// textbook carries, too.
+struct TextbookMoments {
+    second: [Mat<f64>; 2],
+    weight: [Mat<f64>; 2],
+    bases: Option<(Mat<f64>, Mat<f64>)>,
+}
+
+impl TextbookMoments {
+    fn new() -> Self {
+        let zeros = || [0, 1].map(|_| Mat::<f64>::zeros(RANK, RANK));
+        Self { second: zeros(), weight: zeros(), bases: None }
+    }
+
+    /// Takes in a gradient; the means of K's and L's second moments to this power.
+    fn powers(
+        &mut self,
+        at: &Textbook,
+        gradient: &Mat<f64>,
+        beta2: f64,
+        exponent: f64,
+    ) -> [Mat<f64>; 2] {
+        if let Some((u_old, v_old)) = &self.bases {
             let rotations = [v_old.transpose() * &at.v, u_old.transpose() * &at.u];
-            for side in [0, 1] {
-                second[side] = rotations[side].transpose() * &second[side] * &rotations[side];
-                weight[side] = rotations[side].transpose() * &weight[side] * &rotations[side];
+            for (side, rotation) in rotations.iter().enumerate() {
+                self.second[side] = rotation.transpose() * &self.second[side] * rotation;
+                self.weight[side] = rotation.transpose() * &self.weight[side] * rotation;
             }
         }
-        bases = Some((at.u.clone(), at.v.clone()));
+        self.bases = Some((at.u.clone(), at.v.clone()));
         let (k, l) = (gradient * &at.v, gradient.transpose() * &at.u);
         let forms = [
             (1.0 / ROWS as f64) * (k.transpose() * &k),
             (1.0 / COLUMNS as f64) * (l.transpose() * &l),
         ];
-        let roots = [0, 1].map(|side| {
-            second[side] = beta2 * &second[side] + (1.0 - beta2) * &forms[side];
-            weight[side] = beta2 * &weight[side] + (1.0 - beta2) * Mat::<f64>::identity(RANK, RANK);
-            let whiten = inverse_root(&weight[side], 0.0);
-            inverse_root(&(&whiten * &second[side] * &whiten), 1e-3)
-        });
+        [0, 1].map(|side| {
+            self.second[side] = beta2 * &self.second[side] + (1.0 - beta2) * &forms[side];
+            self.weight[side] =
+                beta2 * &self.weight[side] + (1.0 - beta2) * Mat::<f64>::identity(RANK, RANK);
+            let whiten = power(&self.weight[side], 0.0, -0.5);
+            power(&(&whiten * &self.second[side] * &whiten), 1e-3, exponent)
+        })
+    }
+}
+
+/// The coordinates M, P and Q of the tangent part of a matrix.
+fn coordinates(at: &Textbook, z: &Mat<f64>) -> [Mat<f64>; 3] {
+    let m = at.u.transpose() * z * &at.v;
+    let p = z * &at.v - &at.u * &m;
+    let q = z.transpose() * &at.u - &at.v * m.transpose();
+    [m, p, q]
+}
+
+/// The rule of the PyTorch reference.
+#[test]
+fn matrix_adam_agrees_with_the_dense_textbook() {
+    let settings = settings(Momentum::MatrixAdam);
+    let (beta1, beta2) = (settings.beta1, settings.beta2);
+    let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
+    let mut moments = TextbookMoments::new();
+    compare(&settings, 6, 1e-9, |at, gradient, step| {
+        let roots = moments.powers(at, gradient, beta2, -0.5);
         momentum = beta1 * at.project(&momentum) + (1.0 - beta1) * at.project(gradient);
         let mean = (1.0 / (1.0 - beta1.powi(step as i32))) * &momentum;
-        let m = at.u.transpose() * &mean * &at.v;
-        let p = &mean * &at.v - &at.u * &m;
-        let q = mean.transpose() * &at.u - &at.v * m.transpose();
+        let [m, p, q] = coordinates(at, &mean);
         let d_m = 0.5 * (&m * &roots[0] + &roots[1] * &m);
         &at.u * d_m * at.v.transpose()
             + p * &roots[0] * at.v.transpose()
             + &at.u * (q * &roots[1]).transpose()
+    });
+}
+
+/// The whitened moment is rescaled to the norm before, which the polar factor does not see.
+#[test]
+fn whitened_spectral_agrees_with_the_dense_textbook() {
+    let settings = settings(Momentum::WhitenedSpectral);
+    let (beta1, beta2) = (settings.beta1, settings.beta2);
+    let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
+    let mut moments = TextbookMoments::new();
+    compare(&settings, 6, 1e-9, |at, gradient, _| {
+        let roots = moments.powers(at, gradient, beta2, -0.25);
+        momentum = beta1 * at.project(&momentum) + (1.0 - beta1) * at.project(gradient);
+        let [m, p, q] = coordinates(at, &momentum);
+        let whitened = &at.u * (&roots[1] * m * &roots[0]) * at.v.transpose()
+            + p * &roots[0] * at.v.transpose()
+            + &at.u * (q * &roots[1]).transpose();
+        let whitened = (momentum.norm_l2() / whitened.norm_l2()) * whitened;
+        let (u, _, v) = truncated_svd(&whitened, 2 * RANK);
+        0.2 * (ROWS as f64).sqrt() * (u * v.transpose())
     });
 }
 
@@ -370,8 +420,13 @@ fn cut(update: DlraUpdate, rank: usize, settings: &DlraSpec) -> DlraUpdate {
 /// shapes.
 #[test]
 fn ranks_grow_and_shrink_with_their_state() {
-    for momentum in [Momentum::HeavyBall, Momentum::Adam, Momentum::MatrixAdam, Momentum::Spectral]
-    {
+    for momentum in [
+        Momentum::HeavyBall,
+        Momentum::Adam,
+        Momentum::MatrixAdam,
+        Momentum::Spectral,
+        Momentum::WhitenedSpectral,
+    ] {
         let settings = DlraSpec { retraction: RetractionSpec::Subspace, ..settings(momentum) };
         let mut point =
             LowRank::from_dense(&tensor(&random("spread", 2)), RANK).expect("rank fits");

@@ -105,6 +105,9 @@ pub enum Momentum {
     MatrixAdam,
     /// Polar factor of the tangent first moment.
     Spectral,
+    /// Polar factor of the tangent first moment, whitened by the r × r second moments of
+    /// `matrix_adam` to the power −¼.
+    WhitenedSpectral,
 }
 
 /// How element-wise second moments (`adam`) follow the bases.
@@ -151,12 +154,15 @@ pub(super) fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
             &format!("{path}.coefficient_steps"),
         );
     }
-    let has_no_moments =
-        dlra.integrator == Integrator::AugmentedBug && dlra.momentum == Momentum::MatrixAdam;
+    let name = match dlra.momentum {
+        Momentum::MatrixAdam => "matrix_adam",
+        Momentum::WhitenedSpectral => "whitened_spectral",
+        Momentum::HeavyBall | Momentum::Adam | Momentum::Spectral => return,
+    };
+    let has_no_moments = dlra.integrator == Integrator::AugmentedBug;
     found.require(!has_no_moments, &format!("{path}.momentum"), || {
-        "`matrix_adam` has gathered no second moments of the directions that `integrator: augmented_bug` steps along; choose `spectral`, `adam` \
-         or `heavy_ball`, or the integrator `tangent` or `coefficient_cycle`"
-            .into()
+        format!("`{name}` has gathered no second moments of the directions that `integrator: augmented_bug` steps along; choose `spectral`, `adam` \
+         or `heavy_ball`, or the integrator `tangent` or `coefficient_cycle`")
     });
 }
 

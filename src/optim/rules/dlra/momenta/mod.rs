@@ -9,6 +9,7 @@ mod heavy_ball;
 mod matrix_adam;
 mod matrix_moments;
 mod spectral;
+mod whitened_spectral;
 
 use super::DlraStep;
 use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent};
@@ -104,6 +105,7 @@ pub(super) fn new(point: &LowRank, settings: &DlraSpec) -> Result<Box<dyn Tangen
         Momentum::Spectral => Box::new(spectral::Spectral),
         Momentum::Adam => Box::new(adam::Adam::new(point)?),
         Momentum::MatrixAdam => Box::new(matrix_adam::MatrixAdam::new(point)?),
+        Momentum::WhitenedSpectral => Box::new(whitened_spectral::WhitenedSpectral::new(point)?),
     })
 }
 
@@ -114,5 +116,6 @@ pub fn momentum_cost(momentum: Momentum) -> &'static dyn MomentumCost {
         Momentum::Spectral => &spectral::Cost,
         Momentum::Adam => &adam::Cost,
         Momentum::MatrixAdam => &matrix_adam::Cost,
+        Momentum::WhitenedSpectral => &whitened_spectral::Cost,
     }
 }
