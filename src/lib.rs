@@ -12,6 +12,7 @@
 //!  ├ selftest  does a device compute what the CPU computes, from one operation to a training
 //!  ├ demo      momentum on small matrix problems: on factors and in the tangent space
 //!  └ train     where model, optimizer and data meet: session, step, validation, resume, signals
+//!     ├ hub         models out and in: the folders that `transformers` reads and writes
 //!     ├ account     what a plan costs before it runs: parameters, operations, memory
 //!     ├ model       networks: layers, architectures, forward pass, generation
 //!     ├ optim       how parameters move: rules by group, DLRA, rank policies, schedules, clipping
@@ -60,6 +61,7 @@ pub mod demo;
 pub mod device;
 pub mod error;
 pub mod fs;
+pub mod hub;
 pub mod kernels;
 pub mod linalg;
 pub mod lowrank;

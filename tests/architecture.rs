@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("checkpoint", &["error", "fs", "rng"]),
     ("optim", &["error", "kernels", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
     ("account", &["linalg", "model", "ops", "optim", "spec"]),
+    ("hub", &["data", "fs", "lowrank", "model", "params", "spec"]),
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),
     (
@@ -94,6 +95,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "device",
             "error",
             "fs",
+            "hub",
             "linalg",
             "lowrank",
             "model",

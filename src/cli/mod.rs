@@ -7,6 +7,7 @@ mod data;
 mod demo;
 mod doctor;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod logging;
@@ -57,6 +58,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Continue a prompt.
     Generate(generate::GenerateArgs),
+    /// Write a run as a folder that Hugging Face `transformers` loads.
+    Export(export::ExportArgs),
     /// Ranks, singular values and orthonormality of a run's weights.
     Inspect(inspect::InspectArgs),
     /// Prepare or look at training data.
@@ -92,6 +95,7 @@ impl Cli {
             Command::Compare(args) => compare::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Generate(args) => generate::run(args),
+            Command::Export(args) => export::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Data(args) => data::run(args),
             Command::Spec(args) => spec::run(args),

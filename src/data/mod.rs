@@ -19,6 +19,7 @@ mod corpus;
 mod dataset;
 mod files;
 mod hugging_face;
+mod hugging_face_form;
 mod permutation;
 mod prepare;
 mod raw;

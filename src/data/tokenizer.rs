@@ -4,6 +4,7 @@ use super::byte_pair;
 use super::corpus::usage;
 use super::files::not_text;
 use super::hugging_face::HuggingFace;
+use super::hugging_face_form;
 use anyhow::Context;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
@@ -132,6 +133,19 @@ impl Tokenizer {
         Ok(serde_json::to_string_pretty(&own)? + "\n")
     }
 
+    /// A `tokenizer.json` that the Hugging Face libraries read, with the same tokens.
+    ///
+    /// # Errors
+    /// Never for the kinds there are; serialisation could fail.
+    pub fn to_hugging_face_json(&self) -> anyhow::Result<String> {
+        let own = match &self.kind {
+            Kind::Bytes => hugging_face_form::of_bytes(),
+            Kind::Characters(kind) => hugging_face_form::of_characters(&kind.characters),
+            Kind::HuggingFace(kind) => return Ok(kind.json().to_string()),
+        };
+        Ok(serde_json::to_string_pretty(&own)? + "\n")
+    }
+
     /// BLAKE3 of [`Tokenizer::to_json`], in hexadecimal.
     ///
     /// # Errors
@@ -168,7 +182,7 @@ impl Tokenizer {
     }
 
     /// The name of [`Tokenizer::end_of_text`].
-    pub(super) fn end_of_text_name(&self) -> Option<&'static str> {
+    pub fn end_of_text_name(&self) -> Option<&'static str> {
         match &self.kind {
             Kind::Bytes | Kind::Characters(_) => None,
             Kind::HuggingFace(kind) => kind.end_of_text_name(),

@@ -1,0 +1,216 @@
+//! A folder as `AutoModelForCausalLM.from_pretrained` takes it: config.json, generation_config.json,
+//! the weights in one safetensors file or in many with an index, and the tokenizer.
+
+use super::gpt2;
+use crate::data::Tokenizer;
+use crate::fs::write_directory_atomic;
+use crate::model::{ModelConfig, Network};
+use crate::params::ParamStore;
+use crate::spec::Architecture;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// How to export.
+#[derive(Clone, Copy, Debug)]
+pub struct ExportOptions {
+    /// Type of the numbers: f32, f16 or bf16.
+    pub dtype: DType,
+    /// The most bytes of tensors in one file; a larger model is sharded.
+    pub shard_bytes: usize,
+}
+
+/// What an export wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Numbers, all of them dense.
+    pub parameters: usize,
+    /// Bytes of tensors.
+    pub bytes: usize,
+    /// Files of weights.
+    pub files: usize,
+}
+
+/// Writes a model as a folder of `transformers`, whole or not at all.
+///
+/// Low-rank and factored weights become W = U S Vᵀ or B A; biases that the model has not are zero.
+///
+/// # Errors
+/// If the folder exists already, or something cannot be written.
+pub fn export(
+    model: &dyn Network,
+    params: &ParamStore,
+    tokenizer: &Tokenizer,
+    options: ExportOptions,
+    to: &Path,
+) -> Result<Exported> {
+    ensure!(
+        !to.exists(),
+        "{} exists already; choose another folder with --to, or remove it first",
+        to.display()
+    );
+    let dtype = match options.dtype {
+        DType::F32 => "float32",
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        other => bail!("a model is exported in f32, f16 or bf16, not in {other:?}"),
+    };
+    let end_of_text = tokenizer.end_of_text();
+    let (config, tensors) = match model.config().arch {
+        Architecture::Gpt2 => {
+            let config = gpt2::config(model.config(), end_of_text, dtype);
+            (config, gpt2::tensors(model.config(), params)?)
+        }
+    };
+    let tensors: Vec<(String, Tensor)> = tensors
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.to_dtype(options.dtype)?.contiguous()?)))
+        .collect::<candle_core::Result<_>>()?;
+    let shards = shards(tensors, options.shard_bytes);
+    let exported = Exported {
+        parameters: shards.iter().flatten().map(|(_, tensor)| tensor.elem_count()).sum(),
+        bytes: shards.iter().map(|shard| bytes_of(shard)).sum(),
+        files: shards.len(),
+    };
+    write_directory_atomic(to, |folder| {
+        write_json(&folder.join("config.json"), &config)?;
+        let generation = json!({
+            "_from_model_config": true,
+            "bos_token_id": end_of_text,
+            "eos_token_id": end_of_text,
+        });
+        write_json(&folder.join("generation_config.json"), &generation)?;
+        write_weights(folder, shards)?;
+        write(&folder.join("tokenizer.json"), tokenizer.to_hugging_face_json()?.as_bytes())?;
+        let name = tokenizer.end_of_text_name();
+        let tokenizer_config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": model.config().block_size,
+            "clean_up_tokenization_spaces": false,
+            "bos_token": name,
+            "eos_token": name,
+        });
+        write_json(&folder.join("tokenizer_config.json"), &tokenizer_config)
+    })?;
+    Ok(exported)
+}
+
+/// The configuration and the dense parameters of a folder of `transformers`, in f32.
+///
+/// # Errors
+/// If the architecture or a setting has no counterpart here, or a tensor is missing, has another
+/// shape, or is left over; all by name.
+pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
+    let config = read_json(&folder.join("config.json"))?;
+    let tensors = read_weights(folder)?;
+    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("none");
+    let read = || -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
+        match kind {
+            "gpt2" => {
+                let model = gpt2::read_config(&config)?;
+                let tensors = gpt2::read_tensors(&model, tensors)?;
+                Ok((model, tensors))
+            }
+            other => bail!("config.json: `model_type` is {other}; lrpt imports gpt2"),
+        }
+    };
+    read().with_context(|| format!("{} cannot be imported", folder.display()))
+}
+
+fn bytes_of(shard: &[(String, Tensor)]) -> usize {
+    shard.iter().map(|(_, tensor)| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+}
+
+/// Tensors in their order, in files of at most so many bytes; a larger tensor has a file of its own.
+fn shards(tensors: Vec<(String, Tensor)>, most: usize) -> Vec<Vec<(String, Tensor)>> {
+    let mut shards: Vec<Vec<(String, Tensor)>> = vec![Vec::new()];
+    for named in tensors {
+        let full = shards.last().is_some_and(|shard| {
+            !shard.is_empty() && bytes_of(shard) + bytes_of(std::slice::from_ref(&named)) > most
+        });
+        if full {
+            shards.push(Vec::new());
+        }
+        if let Some(shard) = shards.last_mut() {
+            shard.push(named);
+        }
+    }
+    shards
+}
+
+fn write_weights(folder: &Path, shards: Vec<Vec<(String, Tensor)>>) -> Result<()> {
+    let count = shards.len();
+    let total: usize = shards.iter().map(|shard| bytes_of(shard)).sum();
+    let mut places = Map::new();
+    for (index, shard) in shards.into_iter().enumerate() {
+        let file = match count {
+            1 => WEIGHTS.to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+        };
+        places.extend(shard.iter().map(|(name, _)| (name.clone(), json!(file))));
+        let tensors: BTreeMap<String, Tensor> = shard.into_iter().collect();
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        write(&folder.join(file), &safetensors::serialize(tensors, Some(metadata))?)?;
+    }
+    if count > 1 {
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": places });
+        write_json(&folder.join(INDEX), &index)?;
+    }
+    Ok(())
+}
+
+/// All tensors of a folder, in f32 on the host.
+fn read_weights(folder: &Path) -> Result<Vec<(String, Tensor)>> {
+    let files: Vec<PathBuf> = if folder.join(WEIGHTS).exists() {
+        vec![folder.join(WEIGHTS)]
+    } else if folder.join(INDEX).exists() {
+        let index = read_json(&folder.join(INDEX))?;
+        let map = index.get("weight_map").and_then(Value::as_object);
+        let map = map.with_context(|| format!("{INDEX}: no `weight_map`"))?;
+        let names: std::collections::BTreeSet<&str> =
+            map.values().filter_map(Value::as_str).collect();
+        for name in &names {
+            ensure!(
+                !name.contains(['/', '\\']) && !name.starts_with('.'),
+                "{INDEX}: `{name}` is no name of a file in the folder"
+            );
+        }
+        names.into_iter().map(|name| folder.join(name)).collect()
+    } else {
+        bail!("{} has neither {WEIGHTS} nor {INDEX}", folder.display())
+    };
+    let mut tensors = Vec::new();
+    for path in files {
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
+        for (name, view) in file.tensors() {
+            let tensor = view.load(&Device::Cpu).with_context(|| format!("tensor `{name}`"))?;
+            tensors.push((name, tensor.to_dtype(DType::F32)?));
+        }
+    }
+    Ok(tensors)
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value)?;
+    bytes.push(b'\n');
+    write(path, &bytes)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = std::fs::File::create_new(path).with_context(|| path.display().to_string())?;
+    std::io::Write::write_all(&mut file, bytes).with_context(|| path.display().to_string())?;
+    file.sync_all().with_context(|| path.display().to_string())
+}

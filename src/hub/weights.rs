@@ -1,0 +1,71 @@
+//! A weight matrix as one dense tensor, whatever its form here.
+
+use crate::params::{ParamStore, Parameter, Weight};
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+
+/// Parameters by name, on the host.
+pub(super) struct Named<'a> {
+    parameters: BTreeMap<&'a str, &'a Parameter>,
+}
+
+impl<'a> Named<'a> {
+    /// The parameters of a store.
+    pub fn new(params: &'a ParamStore) -> Self {
+        let parameters = params.iter().map(|(_, parameter)| (parameter.name.as_str(), parameter));
+        Self { parameters: parameters.collect() }
+    }
+
+    /// A dense parameter.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn dense(&self, name: &str) -> Result<Tensor> {
+        self.find(name)?.with_context(|| format!("the model has no parameter `{name}`"))
+    }
+
+    /// A vector, or zeros where the model has none of this name (a bias, in a model without).
+    ///
+    /// # Errors
+    /// If the parameter is no dense one.
+    pub fn vector_or_zeros(&self, name: &str, like: &Tensor, size: usize) -> Result<Tensor> {
+        match self.find(name)? {
+            Some(vector) => Ok(vector),
+            None => Ok(Tensor::zeros(size, like.dtype(), &Device::Cpu)?),
+        }
+    }
+
+    /// W: m × n of a site: dense as it is, or the product of its factors.
+    ///
+    /// # Errors
+    /// If the site has no weight in any form.
+    pub fn matrix(&self, site: &str) -> Result<Tensor> {
+        let factor = |leaf: &str| self.find(&format!("{site}.{leaf}"));
+        if let Some(parameter) = self.parameters.get(site)
+            && let Weight::LowRank(point) = &parameter.weight
+        {
+            return Ok(point.to_device(&Device::Cpu)?.to_dense()?);
+        }
+        if let Some(dense) = factor("weight")? {
+            return Ok(dense);
+        }
+        if let (Some(b), Some(a)) = (factor("b")?, factor("a")?) {
+            return Ok(b.matmul(&a)?);
+        }
+        match (factor("u")?, factor("s")?, factor("vt")?) {
+            (Some(u), Some(s), Some(vt)) => Ok(u.matmul(&s)?.matmul(&vt)?),
+            _ => anyhow::bail!("the model has no weight `{site}`"),
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Tensor>> {
+        match self.parameters.get(name).map(|parameter| &parameter.weight) {
+            None => Ok(None),
+            Some(Weight::Dense(tensor)) => Ok(Some(tensor.to_device(&Device::Cpu)?)),
+            Some(Weight::LowRank(_)) => {
+                anyhow::bail!("`{name}` is low-rank where a dense parameter is due")
+            }
+        }
+    }
+}

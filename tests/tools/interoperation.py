@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Models out of lrpt and in, checked with the real `transformers`.
+
+    python3 -m venv VENV && VENV/bin/pip install torch transformers
+    cargo build --release --bins --examples
+    VENV/bin/python tests/tools/interoperation.py
+
+Trains small runs, exports them, loads each export with AutoModelForCausalLM and compares logits at
+every position and greedy continuations token for token; makes random GPT-2 models with transformers
+and compares their logits with those of our import. Exits with 1 if anything disagrees.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LRPT = ROOT / "target/release/lrpt"
+LOGITS = ROOT / "target/release/examples/logits"
+TOLERANCE = 1e-4
+SPEC = """
+name: small
+seed: 5
+device: cpu
+model: {{n_layer: 2, n_head: 4, n_embd: 64, block_size: 32, bias: {bias}, weights: {weights}}}
+data: {{source: {{text: {{path: text.txt, val_fraction: 0.2}}}}, tokenizer: {tokenizer}}}
+train: {{max_steps: 40, batch_size: 8, log_every: 20}}
+schedule: {{cosine: {{warmup_steps: 4, final_ratio: 0.1}}}}
+eval: {{every: 40, tokens: 1024}}
+sample: {{tokens: 0}}
+"""
+
+
+def run(*arguments, cwd):
+    done = subprocess.run([str(a) for a in arguments], cwd=cwd, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{arguments}\n{done.stderr}")
+    return done.stdout
+
+
+def ours(kind, path, tokens, cwd):
+    lines = run(LOGITS, kind, path, ",".join(map(str, tokens)), cwd=cwd).splitlines()
+    return torch.tensor([json.loads(line) for line in lines])
+
+
+def theirs(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0]
+
+
+def greedy(logits_of, tokens, count):
+    tokens = list(tokens)
+    for _ in range(count):
+        tokens.append(int(logits_of(tokens)[-1].argmax()))
+    return tokens
+
+
+failures = 0
+
+
+def check(what, difference, tolerance, same=True):
+    global failures
+    good = difference <= tolerance and same
+    failures += not good
+    print(f"{'ok  ' if good else 'FAIL'} {what}: largest difference of logits {difference:.2e}")
+
+
+def exported(place, name, weights, bias, tokenizer, *flags, tolerance=TOLERANCE):
+    spec = SPEC.format(weights=weights, bias=str(bias).lower(), tokenizer=tokenizer)
+    (place / "spec.yaml").write_text(spec)
+    run(LRPT, "train", "spec.yaml", "--run-dir", name, cwd=place)
+    out = place / f"{name}-hf"
+    run(LRPT, "export", name, "--to", out, *flags, cwd=place)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    library = AutoTokenizer.from_pretrained(out)
+    text = "the rank of a matrix grows\nand its tail is small"
+    tokens = library(text)["input_ids"][:24]
+    assert library.decode(tokens) == text[: len(library.decode(tokens))], library.decode(tokens)
+    mine, other = ours("run", name, tokens, place), theirs(model, tokens)
+    same = True
+    if tolerance == TOLERANCE:
+        a = greedy(lambda t: ours("run", name, t, place), tokens, 8)
+        b = greedy(lambda t: theirs(model, t), tokens, 8)
+        same = a == b
+    check(f"export {name}", (mine - other).abs().max().item(), tolerance, same)
+    if tolerance == TOLERANCE:
+        back = ours("hf", out, tokens, place)
+        # Dense weights come back bit for bit; a product of factors adds up in another order.
+        bound = 0.0 if weights == "dense" else 1e-5
+        check("  and in again", (mine - back).abs().max().item(), bound)
+
+
+def imported(place, name, **settings):
+    torch.manual_seed(3)
+    config = GPT2Config(
+        vocab_size=97, n_positions=24, n_embd=48, n_layer=3, n_head=4, **settings
+    )
+    model = GPT2LMHeadModel(config).eval()
+    # Biases and norms start at 0 and 1, which would hide a wrong order.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = place / name
+    model.save_pretrained(folder, max_shard_size="50KB" if name.endswith("sharded") else "5GB")
+    tokens = [3, 96, 0, 41, 41, 7, 8, 12, 90, 55]
+    mine, other = ours("hf", folder, tokens, place), theirs(model, tokens)
+    check(f"import {name}", (mine - other).abs().max().item(), TOLERANCE)
+
+
+def main():
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}")
+    words = "the rank of a matrix grows and shrinks when its tail is small or large".split()
+    state, text = 12345, []
+    for _ in range(6000):
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        text.append(words[(state >> 33) % len(words)] + ("\n" if (state >> 20) % 9 == 0 else " "))
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        (place / "text.txt").write_text("".join(text))
+        exported(place, "dense-bias-bytes", "dense", True, "bytes")
+        exported(place, "dense-chars", "dense", False, "chars")
+        exported(place, "low-rank-bpe", "{low_rank: {rank: 16}}", True, "{bpe: {vocab_size: 300}}")
+        exported(place, "factored-bpe", "{factored: {rank: 8}}", False, "{bpe: {vocab_size: 300}}")
+        exported(place, "usv-chars", "{factored: {rank: 8, form: usv}}", True, "chars")
+        exported(place, "sharded", "dense", True, "bytes", "--max-shard-size", "0")
+        exported(place, "bf16", "dense", True, "bytes", "--dtype", "bf16", tolerance=0.05)
+        imported(place, "random")
+        imported(place, "random-sharded")
+    print(f"{failures} failed")
+    sys.exit(1 if failures else 0)
+
+
+main()
