@@ -333,6 +333,46 @@ fn the_next_start_mends_a_save_that_was_killed() {
     assert_same(&whole, &place.trajectory("run", 12), "mended");
 }
 
+/// A run whose only checkpoint is gone does not begin again without a word, though its metrics alone
+/// could be those of a run killed before its first checkpoint.
+#[test]
+fn a_lost_only_checkpoint_is_refused() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, "checkpoint: {every: 250}");
+    train(&place, &["--stop-after", "3"], 0);
+    let old = fs::read(place.path("run/metrics.jsonl")).expect("metrics");
+    fs::remove_dir_all(place.path("run/checkpoints")).expect("checkpoints");
+    let error = stderr(&place.run(&["resume", "run"], 2));
+    assert!(error.contains("has trained before") && error.contains("--restart"), "{error}");
+    assert_eq!(fs::read(place.path("run/metrics.jsonl")).expect("metrics"), old);
+    // Begun anew, it is a run without a checkpoint again until it has one.
+    place.run(&["resume", "run", "--restart", "--stop-after", "2"], 0);
+    assert!(place.path("run/first-checkpoint.json").exists());
+}
+
+/// Metrics that end before the checkpoint are reported with both steps, and whole ones are not.
+#[test]
+fn a_hole_between_metrics_and_checkpoint_is_reported() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "7"], 0);
+    let path = place.path("run/metrics.jsonl");
+    let text = fs::read_to_string(&path).expect("metrics");
+    let kept: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.contains("\"step\":6,") && !line.contains("\"step\":7,"))
+        .collect();
+    assert!(kept.len() + 2 <= text.lines().count(), "{text}");
+    fs::write(&path, kept.join("\n") + "\n").expect("writable");
+    let warned = stderr(&place.run(&["resume", "run", "--stop-after", "9"], 0));
+    assert!(
+        warned.contains("ends at step 5") && warned.contains("checkpoint is of step 7"),
+        "{warned}"
+    );
+    let quiet = stderr(&place.run(&["resume", "run"], 0));
+    assert!(!quiet.contains("hole"), "{quiet}");
+}
+
 /// Case 41: the pruning that a killed process did not come to is done at the next start, also of a
 /// run that has ended.
 #[test]
