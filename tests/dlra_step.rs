@@ -450,9 +450,17 @@ fn ranks_grow_and_shrink_with_their_state() {
             let moved =
                 dense(&(update.point.to_dense().unwrap() - point.to_dense().unwrap()).unwrap())
                     .norm_l2();
+            // A quarter above what steps at the rate 1e-3 come to: that of the gathered gradients of
+            // norm 10, of signs of every coordinate, of polar factors.
+            let bound = match momentum {
+                Momentum::HeavyBall => 0.02,
+                Momentum::Adam | Momentum::MatrixAdam => 0.0115,
+                Momentum::Spectral | Momentum::WhitenedSpectral => 0.003,
+            };
             assert!(
-                moved < 0.2,
-                "a small step moves the matrix a little, also when the rank grows: {moved}"
+                moved < bound && moved > 1e-3,
+                "{momentum:?}, step {step}: a small step moves the matrix a little, also when the \
+                 rank grows: {moved}, expected at most {bound}"
             );
             let update = if step == 4 { cut(update, 3, &settings) } else { update };
             (point, state) = (update.point, update.state);

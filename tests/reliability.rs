@@ -204,6 +204,98 @@ fn of_two_starts_at_once_one_trains() {
     assert!(codes == [Some(0), Some(1)] || codes == [Some(0), Some(2)], "{codes:?}");
 }
 
+/// Case 1 where preparation takes a moment, in which neither has written anything: one trains, and
+/// what it leaves is of its own seed.
+#[test]
+fn of_two_starts_during_preparation_one_trains() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    let text = fs::read_to_string(place.path("text.txt")).expect("the text");
+    fs::write(place.path("text.txt"), text.repeat(60)).expect("writable");
+    let start = |seed: u64| {
+        let mut command = place.lrpt(&["train", "spec.yaml", "--run-dir", "run"]);
+        command.args(["--set", &format!("seed={seed}")]);
+        command.args(["--set", "data.tokenizer={bpe: {vocab_size: 300}}"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts")
+    };
+    let mut children = [111, 222].map(|seed| (seed, start(seed)));
+    let codes = children.each_mut().map(|(_, child)| child.wait().expect("it ends").code());
+    let winners: Vec<u64> = children
+        .iter()
+        .zip(codes)
+        .filter_map(|((seed, _), code)| (code == Some(0)).then_some(*seed))
+        .collect();
+    let [seed] = winners[..] else { panic!("one trains and one is refused: {codes:?}") };
+    let plan = fs::read_to_string(place.path("run/plan.yaml")).expect("a plan");
+    assert!(plan.contains(&format!("seed: {seed}\n")), "{plan}");
+    let state = fs::read_to_string(place.path("run/checkpoints/step-00000012/state.json"));
+    let state: serde_json::Value = serde_json::from_str(&state.expect("a state")).expect("JSON");
+    assert_eq!(state["state"]["identity"]["settings"]["seed"].as_u64(), Some(seed));
+}
+
+/// Case 30: the signals of batch systems and of closed terminals write a checkpoint of the step
+/// that was taken last.
+#[cfg(unix)]
+#[test]
+fn signals_write_a_checkpoint() {
+    let ignored = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = ignored.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let signals = [("USR1", 10), ("XCPU", 24), ("HUP", 1)];
+    let heard = |number: i32| ignored >> (number - 1) & 1 == 0;
+    for (name, number) in signals.into_iter().filter(|(_, number)| heard(*number)) {
+        let place = Workplace::new();
+        place.spec(LOW_RANK, "checkpoint: {every: 100000}");
+        let child = place
+            .lrpt(&["train", "spec.yaml", "--run-dir", "run", "--set", "train.max_steps=100000"])
+            .args(["--set", "eval.every=100000"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let started = Instant::now();
+        while place.metric_lines("run") < 3 {
+            assert!(started.elapsed() < Duration::from_secs(60), "no steps within a minute");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let sent = std::process::Command::new("kill")
+            .args([&format!("-{name}"), &child.id().to_string()])
+            .status();
+        assert!(sent.expect("kill").success());
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(128 + number), "{name}: {}", stderr(&output));
+        let saved = lrpt::checkpoint::Checkpoints::open(&place.path("run")).latest();
+        assert_eq!(saved, Some(place.metric_lines("run") as u64), "{name}");
+        place.run(&["resume", "run", "--stop-after", &(saved.unwrap_or(0) + 1).to_string()], 0);
+    }
+}
+
+/// Case 34: a run that ends far above the loss of guessing says so, and one that learns does not.
+#[test]
+fn a_high_final_loss_is_warned_about() {
+    let place = Workplace::new();
+    place.spec("dense", "optimizer: {dense: {adamw: {learning_rate: 1}}}");
+    let warned = train(&place, &[], 0);
+    assert!(warned.contains("far above") && warned.contains("of guessing"), "{warned}");
+    let log = fs::read_to_string(place.path("run/log.txt")).expect("a log");
+    assert!(log.contains("far above"), "{log}");
+    place.spec("dense", "");
+    let quiet = stderr(&place.run(&["train", "spec.yaml", "--run-dir", "learns"], 0));
+    assert!(!quiet.contains("far above"), "{quiet}");
+}
+
+/// Case 31: a text shorter than a block stops the first start, and the corrected spec begins in the
+/// same folder.
+#[test]
+fn a_first_start_on_a_short_text_leaves_the_folder_free() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    let flags = ["--set", "model.block_size=4900", "--set", "eval.tokens=4900"];
+    let error = train(&place, &flags, 1);
+    assert!(error.contains("block_size 4900") && error.contains("more text"), "{error}");
+    train(&place, &[], 0);
+}
+
 /// Case 40: nothing is written through links.
 #[cfg(unix)]
 #[test]
@@ -239,6 +331,66 @@ fn the_next_start_mends_a_save_that_was_killed() {
     assert!(!checkpoints.join(".step-00000012.x.tmp").exists());
     assert!(!place.path("run/.metrics.jsonl.x.tmp").exists());
     assert_same(&whole, &place.trajectory("run", 12), "mended");
+}
+
+/// A run whose only checkpoint is gone does not begin again without a word, though its metrics alone
+/// could be those of a run killed before its first checkpoint.
+#[test]
+fn a_lost_only_checkpoint_is_refused() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, "checkpoint: {every: 250}");
+    train(&place, &["--stop-after", "3"], 0);
+    let old = fs::read(place.path("run/metrics.jsonl")).expect("metrics");
+    fs::remove_dir_all(place.path("run/checkpoints")).expect("checkpoints");
+    let error = stderr(&place.run(&["resume", "run"], 2));
+    assert!(error.contains("has trained before") && error.contains("--restart"), "{error}");
+    assert_eq!(fs::read(place.path("run/metrics.jsonl")).expect("metrics"), old);
+    // Begun anew, it is a run without a checkpoint again until it has one.
+    place.run(&["resume", "run", "--restart", "--stop-after", "2"], 0);
+    assert!(place.path("run/first-checkpoint.json").exists());
+}
+
+/// Metrics that end before the checkpoint are reported with both steps, and whole ones are not.
+#[test]
+fn a_hole_between_metrics_and_checkpoint_is_reported() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "7"], 0);
+    let path = place.path("run/metrics.jsonl");
+    let text = fs::read_to_string(&path).expect("metrics");
+    let kept: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.contains("\"step\":6,") && !line.contains("\"step\":7,"))
+        .collect();
+    assert!(kept.len() + 2 <= text.lines().count(), "{text}");
+    fs::write(&path, kept.join("\n") + "\n").expect("writable");
+    let warned = stderr(&place.run(&["resume", "run", "--stop-after", "9"], 0));
+    assert!(
+        warned.contains("ends at step 5") && warned.contains("checkpoint is of step 7"),
+        "{warned}"
+    );
+    let quiet = stderr(&place.run(&["resume", "run"], 0));
+    assert!(!quiet.contains("hole"), "{quiet}");
+}
+
+/// Case 41: the pruning that a killed process did not come to is done at the next start, also of a
+/// run that has ended.
+#[test]
+fn the_next_start_prunes() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, "checkpoint: {every: 1, keep_last: 9}");
+    train(&place, &[], 0);
+    let steps = || -> Vec<u64> {
+        let entries = lrpt::checkpoint::Checkpoints::open(&place.path("run")).list();
+        entries.expect("checkpoints").iter().map(|entry| entry.step).collect()
+    };
+    assert_eq!(steps(), (4..=12).collect::<Vec<_>>());
+    train(&place, &["--resume", "--set", "checkpoint.keep_last=2"], 0);
+    let best = lrpt::checkpoint::Checkpoints::open(&place.path("run")).best().expect("a best");
+    let mut kept = vec![best, 11, 12];
+    kept.sort_unstable();
+    kept.dedup();
+    assert_eq!(steps(), kept);
 }
 
 /// Case 9: a checkpoint that the system does not let one read is not damaged.

@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::process::Stdio;
-use std::time::Duration;
 use support::{Workplace, assert_same};
 
 const LOW_RANK: &str = "{low_rank: {rank: 6}}";
@@ -280,9 +278,13 @@ fn cycles_are_seen_from_outside() {
     );
     let spec = spec.to_str().expect("UTF-8");
     place.run(&["train", spec, "--run-dir", "run", "--stop-after", "2"], 0);
-    let output = place.run(&["inspect", "run"], 0);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("12"), "rank 12 inside the cycle:\n{text}");
+    let output = place.run(&["inspect", "run", "--json"], 0);
+    let ranks: Vec<_> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["rank"].as_u64())
+        .collect();
+    assert!(!ranks.is_empty(), "a line for each low-rank weight");
+    assert!(ranks.iter().all(|rank| *rank == Some(12)), "ranks inside the cycle: {ranks:?}");
     place.run(&["train", spec, "--run-dir", "run", "--resume"], 0);
     assert_eq!(
         training_steps(&place, "run", "rank/mean"),
@@ -352,8 +354,8 @@ fn operations_of_cuts_are_counted() {
     );
 }
 
-/// Killed again and again at arbitrary moments, writing a checkpoint after every step, a run still
-/// ends as if nothing had happened.
+/// Killed again and again while it trains and while it writes a checkpoint, a run still ends as if
+/// nothing had happened.
 #[test]
 fn kill_dash_nine_at_any_moment() {
     let place = Workplace::new();
@@ -361,23 +363,38 @@ fn kill_dash_nine_at_any_moment() {
         LOW_RANK,
         &format!("{}{TOLERANCE}checkpoint: {{every: 1, keep_last: 2}}", dlra("adam", "subspace")),
     );
-    let spec = spec.to_str().expect("UTF-8");
-    place.run(&["train", spec, "--run-dir", "whole"], 0);
-    let expected = place.trajectory("whole", 12);
-    place.run(&["train", spec, "--run-dir", "killed", "--stop-after", "1"], 0);
-    for attempt in 0..12u64 {
-        let mut child = place
-            .lrpt(&["train", spec, "--run-dir", "killed", "--resume"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the binary starts");
-        std::thread::sleep(Duration::from_millis(15 + 17 * attempt));
-        child.kill().expect("kill");
-        child.wait().expect("wait");
+    let arguments = |run: &'static str, more: &'static str| {
+        let spec = spec.to_str().expect("UTF-8");
+        ["train", spec, "--run-dir", run, "--set", "train.max_steps=60", more, "5"]
+    };
+    place.run(&arguments("whole", "--stop-after")[..6], 0);
+    let expected = place.trajectory("whole", 60);
+    place.run(&arguments("killed", "--stop-after"), 0);
+    let resume = [&arguments("killed", "--resume")[..6], &["--resume"]].concat();
+    let (mut in_training, mut in_saving) = (0, 0);
+    for attempt in 0..12 {
+        let newest = || {
+            let checkpoints = lrpt::checkpoint::Checkpoints::open(&place.path("killed"));
+            checkpoints.list().expect("a folder").last().expect("a checkpoint").step
+        };
+        let before = newest();
+        // Every second time while files are written, else some steps on.
+        let landed = place.kill_when(&resume, || match attempt % 2 {
+            0 => newest() > before && place.is_saving("killed"),
+            _ => newest() > before + attempt % 3,
+        });
+        assert!(landed, "attempt {attempt} from step {before}: the run had ended");
+        assert!(newest() > before && newest() < 60, "killed mid-run: {before} to {}", newest());
+        // The folder of a checkpoint that was being written is still there.
+        if place.is_saving("killed") {
+            in_saving += 1;
+        } else {
+            in_training += 1;
+        }
     }
-    place.run(&["train", spec, "--run-dir", "killed", "--resume"], 0);
-    assert_same(&expected, &place.trajectory("killed", 12), "killed twelve times");
+    assert!(in_saving >= 3, "{in_saving} kills while writing, {in_training} while training");
+    place.run(&resume, 0);
+    assert_same(&expected, &place.trajectory("killed", 60), "killed twelve times");
 }
 
 /// A damaged newest checkpoint is reported and passed over.

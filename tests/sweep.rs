@@ -272,19 +272,77 @@ fn a_killed_sweep_goes_on_to_the_same_results() {
 
     let place = Workplace::new();
     let path = sweep(&place, TWO_METHODS);
-    for milliseconds in [150, 300, 450] {
-        let mut child = place
-            .lrpt(&["sweep", &path, "--jobs", "2"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it starts");
-        std::thread::sleep(Duration::from_millis(milliseconds));
-        child.kill().expect("killed");
-        child.wait().expect("gone");
+    let lines = || -> usize {
+        expected.keys().map(|id| place.metric_lines(&format!("runs/small/{id}"))).sum()
+    };
+    let whole: usize = expected.values().map(Vec::len).sum();
+    for kill in 1..=3 {
+        let before = lines();
+        let landed = place.kill_when(&["sweep", &path, "--jobs", "2"], || lines() > before + 5);
+        assert!(landed, "kill {kill}: the sweep had ended, {before} lines before");
+        assert!(lines() < whole, "kill {kill}: every run had ended");
     }
     place.run(&["sweep", &path, "--jobs", "2"], 0);
     assert_eq!(expected, trajectories(&place));
+}
+
+/// Case 8: a run killed when it began to write its last checkpoint is finished first.
+#[test]
+fn a_run_killed_in_its_last_save_is_finished() {
+    let place = Workplace::new();
+    let path = sweep(&place, "seeds: [1]\nvariants:\n  - {name: only}\n");
+    let first = summary(&place.run(&["sweep", &path], 0));
+    assert_eq!(first["finished"].as_u64(), Some(1));
+    let whole = place.trajectory("runs/small/only-seed-1", 12);
+    let checkpoints = place.path("runs/small/only-seed-1/checkpoints");
+    // What a kill there leaves: all metrics, the folder that was begun, the checkpoint before.
+    std::fs::remove_dir_all(checkpoints.join("step-00000012")).expect("the last checkpoint");
+    std::fs::create_dir(checkpoints.join(".step-00000012.x.tmp")).expect("a folder");
+    let again = summary(&place.run(&["sweep", &path], 0));
+    assert_eq!((again["finished"].as_u64(), again["skipped"].as_u64()), (Some(1), Some(0)));
+    support::assert_same(
+        &whole,
+        &place.trajectory("runs/small/only-seed-1", 12),
+        "killed in its last save",
+    );
+    // One whose bytes are damaged is no last checkpoint either.
+    let model = checkpoints.join("step-00000012/model.safetensors");
+    let mut bytes = std::fs::read(&model).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&model, bytes).expect("writable");
+    let again = summary(&place.run(&["sweep", &path], 0));
+    assert_eq!((again["finished"].as_u64(), again["skipped"].as_u64()), (Some(1), Some(0)));
+    support::assert_same(
+        &whole,
+        &place.trajectory("runs/small/only-seed-1", 12),
+        "after damage of the last checkpoint",
+    );
+}
+
+/// Case 20: damaged timings are named as what they are, and nothing is timed anew.
+#[test]
+fn damaged_timings_are_named() {
+    let place = Workplace::new();
+    let path = sweep(
+        &place,
+        "equal: {seconds: baseline}\nbaseline: dense\nseeds: [1]\nvariants:\n  - {name: dense, set: {model.weights: dense}}\n  - {name: spectral}\n",
+    );
+    place.run(&["sweep", &path], 0);
+    let timings = place.path("runs/small/calibration.json");
+    let sound = std::fs::read(&timings).expect("timings");
+    let manifest = std::fs::read(place.path("runs/small/manifest.json")).expect("the manifest");
+    std::fs::write(&timings, &sound[..sound.len() / 2]).expect("writable");
+    let error = text(&place.run(&["sweep", &path], 1).stderr);
+    assert!(error.contains("calibration.json") && error.contains("damaged"), "{error}");
+    assert!(!error.contains("other settings"), "{error}");
+    assert_eq!(
+        std::fs::read(place.path("runs/small/manifest.json")).expect("the manifest"),
+        manifest
+    );
+    std::fs::write(&timings, &sound).expect("writable");
+    let again = summary(&place.run(&["sweep", &path], 0));
+    assert_eq!(again["skipped"].as_u64(), Some(2));
 }
 
 /// A sweep that is asked to stop lets every run finish its step and save, however long the step

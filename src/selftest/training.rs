@@ -12,6 +12,7 @@ use crate::train::{Trainer, measured_memory};
 use anyhow::{Context, Result};
 use candle_core::Device;
 use rand::Rng;
+use std::process::Command;
 use std::sync::Arc;
 
 /// Tokens in the vocabulary of the text that is learned.
@@ -270,7 +271,7 @@ fn kept_memory(text: &Arc<TokenShard>, device: &Device) -> Result<f64> {
         device.synchronize()?;
         match device::memory(device) {
             Some(memory) => Ok(memory.used),
-            None => Ok(measured_memory(device).get("resident").copied().unwrap_or(0)),
+            None => resident(measured_memory(device).get("resident").copied()),
         }
     };
     let plan = plan(SPECTRAL.0, SPECTRAL.1, 2, 5, ON_DEVICE)?;
@@ -278,4 +279,40 @@ fn kept_memory(text: &Arc<TokenShard>, device: &Device) -> Result<f64> {
     let before = used()?;
     losses(&plan, device, text)?;
     Ok(used()?.saturating_sub(before) as f64 / f64::from(1 << 20))
+}
+
+/// Bytes of this process, where `/proc` told them, or else as `ps` has them.
+///
+/// # Errors
+/// If nothing measures them: a check of nothing must not pass.
+fn resident(from_proc: Option<u64>) -> Result<u64> {
+    if let Some(bytes) = from_proc {
+        return Ok(bytes);
+    }
+    let output = Command::new("ps")
+        .args(["-o", "rss=", "-p", &std::process::id().to_string()])
+        .output()
+        .context("the memory of this process is not in /proc, and `ps` cannot be run")?;
+    let kibibytes: u64 = String::from_utf8_lossy(&output.stdout)
+        .trim()
+        .parse()
+        .ok()
+        .filter(|kibibytes| *kibibytes > 0)
+        .context("the memory of this process is not in /proc, and `ps` does not tell it")?;
+    Ok(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where there is no /proc, memory is measured by other means or the check fails.
+    #[test]
+    fn memory_that_is_not_measured_is_an_error() {
+        assert_eq!(resident(Some(7)).unwrap(), 7);
+        match resident(None) {
+            Ok(bytes) => assert!(bytes > 1 << 20, "{bytes} bytes is no process"),
+            Err(error) => assert!(format!("{error:#}").contains("ps"), "{error:#}"),
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`,
-//! `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`.
+//! `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`,
+//! `first-checkpoint.json`.
 
 use super::settings::compute;
 use crate::checkpoint::{self, Checkpoints};

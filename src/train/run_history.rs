@@ -3,6 +3,7 @@
 
 use super::run_folder::RunFolder;
 use crate::error::Failure;
+use crate::fs::write_atomic;
 use crate::spec::{self, Plan};
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -14,6 +15,8 @@ const WRITTEN: [&str; 6] =
     ["lrpt.lock", "log.txt", "metrics.jsonl", "spectra.jsonl", "checkpoints", "samples"];
 /// What a new beginning would overwrite or count as its own.
 const HISTORY: [&str; 3] = ["metrics.jsonl", "spectra.jsonl", "checkpoints"];
+/// Written once the first checkpoint is sound: from then on a folder without one has lost it.
+const FIRST_CHECKPOINT: &str = "first-checkpoint.json";
 
 impl RunFolder {
     /// Refuses a folder in which something that is written is a symbolic link.
@@ -41,6 +44,9 @@ impl RunFolder {
     /// # Errors
     /// If the folder cannot be read.
     pub fn has_history(&self) -> Result<bool> {
+        if self.root().join(FIRST_CHECKPOINT).exists() {
+            return Ok(true);
+        }
         let checkpoints = self.root().join("checkpoints");
         match std::fs::read_dir(&checkpoints) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -102,7 +108,49 @@ impl RunFolder {
                 .with_context(|| format!("{}: not kept aside", path.display()))?;
             tracing::info!("kept {} aside as {}", path.display(), target.display());
         }
-        Ok(())
+        let mark = self.root().join(FIRST_CHECKPOINT);
+        match std::fs::remove_file(&mark) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed.with_context(|| format!("{}: not deleted", mark.display())),
+        }
+    }
+
+    /// Remembers that the run has a sound checkpoint, of `step` or of one before it.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn note_checkpoint(&self, step: u64) -> Result<()> {
+        let mark = self.root().join(FIRST_CHECKPOINT);
+        if mark.exists() {
+            return Ok(());
+        }
+        write_atomic(&mark, format!("{{\"step\":{step}}}\n").as_bytes())
+    }
+
+    /// What is missing between the end of the metrics and a checkpoint that is gone on from, where
+    /// lines come every `log_every` steps: a warning, or none where nothing is.
+    ///
+    /// # Errors
+    /// If the metrics cannot be read.
+    pub fn hole_in_metrics(&self, checkpoint: u64, log_every: u64) -> Result<Option<String>> {
+        let text = match std::fs::read(self.metrics()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            read => read.with_context(|| self.metrics().display().to_string())?,
+        };
+        let steps = text.split(|byte| *byte == b'\n').filter_map(|line| {
+            serde_json::from_slice::<Value>(line).ok()?.get("step").and_then(Value::as_u64)
+        });
+        let last = steps.filter(|step| *step <= checkpoint).max().unwrap_or(0);
+        // The step of the last line that must be there; the first step always has one.
+        let due = (checkpoint - checkpoint % log_every.max(1)).max(checkpoint.min(1));
+        Ok((last < due).then(|| {
+            format!(
+                "{} ends at step {last}, but the checkpoint is of step {checkpoint}: the figures \
+                 between them are lost (a crash of the machine, or an edit); training goes on \
+                 exactly, and its curves have a hole there",
+                self.metrics().display()
+            )
+        }))
     }
 
     /// Deletes the temporary files that a killed process left beside the run's files; the caller

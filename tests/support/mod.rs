@@ -5,7 +5,8 @@ pub mod textbook;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A temporary folder with a text in it; the binary runs there, so its caches and runs land there
@@ -63,6 +64,45 @@ impl Workplace {
             String::from_utf8_lossy(&output.stderr)
         );
         output
+    }
+
+    /// Starts the binary and kills it (signal 9) as soon as `when` holds; false where it ended
+    /// before.
+    pub fn kill_when(&self, arguments: &[&str], mut when: impl FnMut() -> bool) -> bool {
+        let mut child = self
+            .lrpt(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        let started = Instant::now();
+        while !when() {
+            if child.try_wait().expect("a child").is_some() {
+                return false;
+            }
+            assert!(started.elapsed() < Duration::from_secs(120), "lrpt {arguments:?} hangs");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        child.kill().expect("kill");
+        // One that had just ended has an exit code.
+        child.wait().expect("wait").code().is_none()
+    }
+
+    /// Whether a checkpoint of a run is being written, or was when its process died.
+    pub fn is_saving(&self, run: &str) -> bool {
+        let entries = std::fs::read_dir(self.path(run).join("checkpoints"));
+        entries.into_iter().flatten().flatten().any(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(".step-") && name.ends_with(".tmp") && !name.contains(".deleted")
+        })
+    }
+
+    /// Lines of a run's metrics; 0 where there are none yet.
+    pub fn metric_lines(&self, run: &str) -> usize {
+        let bytes = std::fs::read(self.path(run).join("metrics.jsonl")).unwrap_or_default();
+        bytes.iter().filter(|byte| **byte == b'\n').count()
     }
 
     /// Everything of a run that must not depend on interruptions: each file of its last checkpoint,

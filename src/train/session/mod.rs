@@ -10,6 +10,7 @@ pub use start::train;
 
 use super::evaluate::{ValidationLoss, evaluate};
 use super::meter::Meter;
+use super::run_folder::RunFolder;
 use super::stop::StopSignal;
 use super::trainer::Trainer;
 use crate::checkpoint::{Checkpoints, RunLock, Snapshot};
@@ -252,6 +253,10 @@ impl<'a> Session<'a> {
         let snapshot =
             self.trainer.snapshot(self.state.step, serde_json::to_value(&self.state)?)?;
         divergence::ensure_finite(&snapshot)?;
-        self.checkpoints.save(&snapshot)
+        let path = self.checkpoints.save(&snapshot)?;
+        let noted = RunFolder::new(self.options.run_dir).note_checkpoint(self.state.step);
+        // A folder that has gone is told as that.
+        noted.or_else(|error| self.lock.check_held().and(Err(error)))?;
+        Ok(path)
     }
 }

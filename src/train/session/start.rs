@@ -72,6 +72,12 @@ pub fn train(
     }))?;
     if from > 0 {
         observers.on(&Event::Resumed { step: from, path: session.checkpoints.path(from) })?;
+        folder.note_checkpoint(from)?;
+        // Lines may have come more rarely before: only what no setting explains is a hole.
+        let log_every = plan.train.log_every.0.max(folder.plan()?.train.log_every.0);
+        if let Some(message) = folder.hole_in_metrics(from, log_every)? {
+            observers.on(&Event::Warning { message })?;
+        }
     }
     session.run(&mut observers)
 }
