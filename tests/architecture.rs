@@ -32,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "device",
             "error",
             "fs",
+            "hub",
             "lowrank",
             "model",
             "ops",

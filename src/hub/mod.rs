@@ -13,3 +13,4 @@ mod tests;
 mod weights;
 
 pub use folder::{ExportOptions, Exported, export, import};
+pub use weights::Named;

@@ -1,12 +1,13 @@
 //! A weight matrix as one dense tensor, whatever its form here.
 
+use crate::lowrank::LowRank;
 use crate::params::{ParamStore, Parameter, Weight};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
 /// Parameters by name, on the host.
-pub(super) struct Named<'a> {
+pub struct Named<'a> {
     parameters: BTreeMap<&'a str, &'a Parameter>,
 }
 
@@ -42,9 +43,7 @@ impl<'a> Named<'a> {
     /// If the site has no weight in any form.
     pub fn matrix(&self, site: &str) -> Result<Tensor> {
         let factor = |leaf: &str| self.find(&format!("{site}.{leaf}"));
-        if let Some(parameter) = self.parameters.get(site)
-            && let Weight::LowRank(point) = &parameter.weight
-        {
+        if let Some(point) = self.point(site) {
             return Ok(point.to_device(&Device::Cpu)?.to_dense()?);
         }
         if let Some(dense) = factor("weight")? {
@@ -57,6 +56,20 @@ impl<'a> Named<'a> {
             (Some(u), Some(s), Some(vt)) => Ok(u.matmul(&s)?.matmul(&vt)?),
             _ => anyhow::bail!("the model has no weight `{site}`"),
         }
+    }
+
+    /// The point of a low-rank weight; none where the site has another form.
+    pub fn point(&self, site: &str) -> Option<&'a LowRank> {
+        match self.parameters.get(site).map(|parameter| &parameter.weight) {
+            Some(Weight::LowRank(point)) => Some(point),
+            _ => None,
+        }
+    }
+
+    /// Whether a site has a weight matrix, in any form.
+    pub fn has_matrix(&self, site: &str) -> bool {
+        let is_there = |leaf: &str| self.parameters.contains_key(format!("{site}{leaf}").as_str());
+        self.point(site).is_some() || [".weight", ".b", ".u"].into_iter().any(is_there)
     }
 
     fn find(&self, name: &str) -> Result<Option<Tensor>> {

@@ -176,15 +176,8 @@ impl Initial {
             // from the name without the factor's.
             Initial::Factor { factor, rows, columns, rank, standard_deviation } => {
                 let matrix = name.rsplit_once('.').map_or(name, |(matrix, _)| matrix);
-                let LowRank { u, s, v } =
-                    orthonormal(matrix, rows, columns, rank, standard_deviation)?;
-                Weight::Dense(match factor {
-                    Factor::B => u.matmul(&s.sqrt()?)?,
-                    Factor::A => s.sqrt()?.matmul(&v.t()?)?,
-                    Factor::U => u,
-                    Factor::S => s,
-                    Factor::VTransposed => v.t()?.contiguous()?,
-                })
+                let point = orthonormal(matrix, rows, columns, rank, standard_deviation)?;
+                Weight::Dense(factor.of(&point)?)
             }
         })
     }

@@ -80,6 +80,22 @@ pub enum Factor {
 }
 
 impl Factor {
+    /// This factor of a W = U S Vᵀ whose S is diagonal and not negative; B = U √S and A = √S Vᵀ are
+    /// balanced.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn of(self, point: &LowRank) -> Result<Tensor> {
+        let LowRank { u, s, v } = point;
+        match self {
+            Factor::B => u.matmul(&s.sqrt()?),
+            Factor::A => s.sqrt()?.matmul(&v.t()?),
+            Factor::U => Ok(u.clone()),
+            Factor::S => Ok(s.clone()),
+            Factor::VTransposed => v.t()?.contiguous(),
+        }
+    }
+
     /// Last part of its name in checkpoints.
     pub fn name(self) -> &'static str {
         match self {

@@ -3,6 +3,7 @@
 
 use super::bounds;
 use super::data_rules::{check_data, given_vocabulary};
+use super::init_spec::check_init;
 use super::model_spec::{check_model, check_weights};
 use super::name::name_problem;
 use super::optimizer_rules::check_optimizer;
@@ -20,6 +21,7 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
     }
     check_model(&mut found, &spec.model);
     check_weights(&mut found, spec, plan);
+    check_init(&mut found, spec.init.as_ref());
     check_data(&mut found, &spec.data);
     check_train(&mut found, spec);
     check_optimizer(&mut found, &spec.optimizer, &spec.model.weights, plan);

@@ -7,6 +7,7 @@ use super::decode::decode;
 use super::dlra_spec::DlraSpec;
 use super::document::usage;
 use super::findings::problems;
+use super::init_spec::InitSpec;
 use super::model_spec::{FactorForm, ModelSpec, TargetRank, WeightsSpec};
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, GaloreSpec, HeavyBallSpec, LoroSpec, LowRankOptimizerSpec,
@@ -43,6 +44,9 @@ pub struct Plan {
     pub dtype: DtypeSpec,
     /// Shape of the network and form of each of its matrices.
     pub model: ModelPlan,
+    /// Where the first weights come from, if not from the seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitSpec>,
     /// Text and tokenizer; `val_fraction` is filled in wherever the text is split.
     pub data: DataSpec,
     /// Length and batch of the training.
@@ -243,6 +247,7 @@ impl Plan {
             linalg: spec.linalg,
             kernels: spec.kernels,
             dtype: spec.dtype,
+            init: spec.init.clone(),
             data: data_plan(&spec.data),
             train: spec.train.clone(),
             optimizer: optimizer_plan(&spec.optimizer, &spec.model.weights, &model),

@@ -72,6 +72,7 @@ impl Plan {
                 bias: model.bias,
                 weights: weights(model)?,
             },
+            init: self.init.clone(),
             data: self.data.clone(),
             train: self.train.clone(),
             optimizer: OptimizerSpec {

@@ -16,6 +16,8 @@ const PLACES_OF_DATA: &[&str] = &[
     "data.source.bin.dtype",
     "data.source.tinystories.dir",
     "data.tokenizer.file",
+    "init.hf",
+    "init.run",
 ];
 
 impl Plan {

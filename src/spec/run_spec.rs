@@ -7,6 +7,7 @@ use super::bounds;
 use super::count::Count;
 use super::data_spec::DataSpec;
 use super::findings::Findings;
+use super::init_spec::InitSpec;
 use super::model_spec::ModelSpec;
 use super::optimizer_spec::OptimizerSpec;
 use super::rank_spec::RankSpec;
@@ -37,6 +38,9 @@ pub struct RunSpec {
     pub dtype: DtypeSpec,
     /// Shape of the network and of its weights.
     pub model: ModelSpec,
+    /// Where the first weights come from; default: from the seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitSpec>,
     /// Text and tokenizer.
     pub data: DataSpec,
     /// Length and batch of the training.

@@ -3,6 +3,7 @@
 
 mod diagnose;
 mod evaluate;
+mod init;
 mod memory;
 mod meter;
 mod oracle;

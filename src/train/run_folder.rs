@@ -2,6 +2,7 @@
 //! `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`,
 //! `first-checkpoint.json`.
 
+use super::init::InitReport;
 use super::settings::compute;
 use crate::checkpoint::{self, Checkpoints};
 use crate::data::{DatasetSummary, Tokenizer};
@@ -101,6 +102,14 @@ impl RunFolder {
     pub fn spec_yaml(&self) -> Result<String> {
         let path = self.root.join("spec.yaml");
         std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// Writes where the first weights came from.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_init(&self, init: &InitReport) -> Result<()> {
+        write_atomic(&self.root.join("init.json"), &pretty(init)?)
     }
 
     /// Writes what identifies a fresh run: the spec as given, the plan, the environment, the data,

@@ -1,5 +1,6 @@
 //! What a training step needs, and the step: shared by the session and by `lrpt bench`.
 
+use super::init::{InitReport, initial_parameters};
 use super::oracle::{BatchOracle, OracleTimes};
 use super::settings::{compute, model_config, optimizer_settings};
 use crate::account::{FlopLedger, cut_flops};
@@ -26,6 +27,8 @@ pub struct Trainer<'a> {
     pub params: ParamStore,
     /// Their rules and moments.
     pub optimizer: Optimizer,
+    /// Where fresh parameters came from, if not from the seed.
+    pub init: Option<InitReport>,
     gradients: Gradients,
     batches: Batches,
 }
@@ -42,7 +45,7 @@ pub struct TimedStep {
 }
 
 impl<'a> Trainer<'a> {
-    /// Parameters as initialised from the plan's seed, for a vocabulary of this size; `text` is
+    /// Parameters as initialised from the plan's seed or source, for a vocabulary of this size; `text` is
     /// what is trained on.
     ///
     /// # Errors
@@ -54,9 +57,10 @@ impl<'a> Trainer<'a> {
         text: Arc<TokenShard>,
     ) -> Result<Self> {
         let model = build(model_config(plan, vocabulary_size))?;
-        let params = model.initialize(plan.seed, DType::F32, device)?;
+        let (params, init) = initial_parameters(plan, model.as_ref(), device)?;
         let optimizer = Optimizer::new(optimizer_settings(plan, device), &params)?;
-        Self::new(plan, device, model, params, optimizer, text)
+        let trainer = Self::new(plan, device, model, params, optimizer, text)?;
+        Ok(Self { init, ..trainer })
     }
 
     /// Parameters and optimizer as a checkpoint has them.
@@ -96,7 +100,7 @@ impl<'a> Trainer<'a> {
         )?;
         let gradients = Gradients::new(params.slot_count());
         model.set_compute(compute(plan));
-        Ok(Self { plan, device, model, params, optimizer, gradients, batches })
+        Ok(Self { plan, device, model, params, optimizer, init: None, gradients, batches })
     }
 
     /// Counted operations of a step (from 1), all its evaluations and its rank cut together, at the

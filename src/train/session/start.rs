@@ -70,6 +70,15 @@ pub fn train(
         device: format!("{:?}", options.device.location()).to_lowercase(),
         threads: rayon::current_num_threads(),
     }))?;
+    if let Some(init) = &session.trainer.init {
+        folder.write_init(init)?;
+        tracing::info!(
+            "first weights from {} ({} matrices cut to their rank, {:.3}% of their energy left out)",
+            init.source.path(),
+            init.truncated,
+            100.0 * init.discarded_energy
+        );
+    }
     if from > 0 {
         observers.on(&Event::Resumed { step: from, path: session.checkpoints.path(from) })?;
         folder.note_checkpoint(from)?;

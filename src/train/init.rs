@@ -1,0 +1,163 @@
+//! The first weights of a run: from the seed, or from another model.
+
+use super::run_folder::LoadedRun;
+use crate::error::Failure;
+use crate::hub::{self, Named};
+use crate::lowrank::LowRank;
+use crate::model::{ModelConfig, Network, build};
+use crate::params::{Declared, Factor, Initial, ParamStore, Parameter, TensorReader, Weight};
+use crate::spec::{InitSpec, Plan};
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::Path;
+
+/// Where a run's first weights came from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct InitReport {
+    /// The source, as the spec names it.
+    pub source: InitSpec,
+    /// BLAKE3 of the source's tensors, in hexadecimal.
+    pub hash: String,
+    /// Matrices that were cut to a rank.
+    pub truncated: usize,
+    /// Share of ‖W‖_F² of those matrices that the cuts discarded.
+    pub discarded_energy: f64,
+}
+
+/// The first parameters of a plan's network, and where they came from if not from the seed.
+///
+/// # Errors
+/// If the source cannot be read, has another shape than the network, or a rank exceeds a matrix;
+/// the message names what differs.
+pub fn initial_parameters(
+    plan: &Plan,
+    model: &dyn Network,
+    device: &Device,
+) -> Result<(ParamStore, Option<InitReport>)> {
+    let Some(source) = &plan.init else {
+        return Ok((model.initialize(plan.seed, DType::F32, device)?, None));
+    };
+    let path = Path::new(source.path());
+    let read = || -> Result<(ModelConfig, ParamStore)> {
+        match source {
+            InitSpec::Run(_) => {
+                let run = LoadedRun::open(path, &Device::Cpu)?;
+                Ok((run.model.config().clone(), run.params))
+            }
+            InitSpec::Hf(_) => {
+                let (config, tensors) = hub::import(path)?;
+                let imported = build(config.clone())?;
+                let reader = TensorReader::new("the imported model", tensors);
+                let params =
+                    ParamStore::load(imported.declared(), reader, DType::F32, &Device::Cpu)?;
+                Ok((config, params))
+            }
+        }
+    };
+    let (config, params) = read().with_context(|| format!("init: {}", path.display()))?;
+    check_shape(model.config(), &config).with_context(|| format!("init: {}", path.display()))?;
+    let named = Named::new(&params);
+    let placed = |declared: &Declared| place(declared, &named, device);
+    let placed: Vec<Placed> = model.declared().par_iter().map(placed).collect::<Result<_>>()?;
+    let (kept, whole): (f64, f64) = placed
+        .iter()
+        .filter_map(|placed| placed.energies)
+        .fold((0.0, 0.0), |(kept, whole), (k, w)| (kept + k, whole + w));
+    let report = InitReport {
+        source: source.clone(),
+        hash: hash(&params)?,
+        truncated: placed.iter().filter(|placed| placed.energies.is_some()).count(),
+        discarded_energy: if whole > 0.0 { (1.0 - kept / whole).max(0.0) } else { 0.0 },
+    };
+    let parameters = placed.into_iter().map(|placed| placed.parameter).collect();
+    Ok((ParamStore::new(parameters)?, Some(report)))
+}
+
+/// Refuses a source of another shape, naming each key.
+fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
+    let sizes = [
+        ("model.n_layer", model.n_layer, source.n_layer),
+        ("model.n_head", model.n_head, source.n_head),
+        ("model.n_embd", model.n_embd, source.n_embd),
+        ("model.block_size", model.block_size, source.block_size),
+        ("the vocabulary of data.tokenizer", model.vocab_size, source.vocab_size),
+    ];
+    let mut differences: Vec<String> = sizes
+        .into_iter()
+        .filter(|(_, ours, theirs)| ours != theirs)
+        .map(|(key, ours, theirs)| format!("{key} is {ours}, the source has {theirs}"))
+        .collect();
+    if model.arch != source.arch {
+        differences.push("model.arch is another than the source's".into());
+    }
+    if model.bias != source.bias {
+        differences.push(format!("model.bias is {}, the source has {}", model.bias, source.bias));
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!("{}; set them alike", differences.join("; "))).into())
+}
+
+/// A parameter with its first numbers; where a matrix was cut, ‖W_r‖² and ‖W‖².
+struct Placed {
+    parameter: Parameter,
+    energies: Option<(f64, f64)>,
+}
+
+/// A declared parameter with the source's numbers, in the form that it is declared in.
+fn place(declared: &Declared, source: &Named, device: &Device) -> Result<Placed> {
+    let name = &declared.name;
+    let site = |leaf: &str| name.strip_suffix(leaf).unwrap_or(name).to_owned();
+    let cut = |site: &str, rank: usize| -> Result<(LowRank, Option<(f64, f64)>)> {
+        let w = source.matrix(site)?;
+        let point = LowRank::from_dense(&w, rank).with_context(|| format!("cutting `{site}`"))?;
+        let whole = w.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let kept = point.frobenius_norm()?.powi(2);
+        Ok((point, Some((kept, whole))))
+    };
+    let (weight, energies) = match declared.initial {
+        Initial::LowRank { rank, .. } => {
+            // A point of this rank is taken as it is, bit for bit.
+            let same = source.point(name).filter(|point| point.rank() == rank);
+            let (point, energies) = match same {
+                Some(point) => (point.clone(), None),
+                None => cut(name, rank)?,
+            };
+            (Weight::LowRank(point.to_device(device)?), energies)
+        }
+        Initial::Factor { factor, rank, .. } => {
+            let (point, energies) = cut(&site(&format!(".{}", factor.name())), rank)?;
+            // Every factor makes the same cut; its energy counts once.
+            let energies = energies.filter(|_| matches!(factor, Factor::B | Factor::U));
+            (Weight::Dense(factor.of(&point)?.to_device(device)?), energies)
+        }
+        Initial::Normal { .. } if source.has_matrix(&site(".weight")) => {
+            (Weight::Dense(source.matrix(&site(".weight"))?.to_device(device)?), None)
+        }
+        Initial::Normal { .. } | Initial::Constant { .. } => {
+            (Weight::Dense(source.dense(name)?.to_device(device)?), None)
+        }
+    };
+    let parameter =
+        Parameter { name: name.clone(), role: declared.role, weight, trained: declared.trained };
+    Ok(Placed { parameter, energies })
+}
+
+/// BLAKE3 over names, shapes and numbers.
+fn hash(params: &ParamStore) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for (name, tensor) in params.named_tensors() {
+        hasher.update(format!("{name} {:?}", tensor.dims()).as_bytes());
+        for number in numbers(&tensor)? {
+            hasher.update(&number.to_le_bytes());
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+}

@@ -1,0 +1,127 @@
+//! Warm starts: from a run of our own and from a folder of transformers, in every form of weight.
+
+mod support;
+
+use std::fs;
+use support::{Workplace, assert_same};
+
+/// Steps that move nothing that shows: the first validation is the source's.
+const STILL: [&str; 8] = [
+    "--set",
+    "optimizer.dense.adamw.learning_rate=1e-12",
+    "--set",
+    "train.max_steps=1",
+    "--set",
+    "schedule={constant: {warmup_steps: 0}}",
+    "--set",
+    "sample.tokens=0",
+];
+
+/// The last validation loss that a run printed.
+fn loss(output: &std::process::Output) -> f64 {
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    result["loss"].as_f64().expect("a loss")
+}
+
+fn train(
+    place: &Workplace,
+    run: &str,
+    init: &str,
+    flags: &[&str],
+    code: i32,
+) -> std::process::Output {
+    let init = format!("init={init}");
+    let mut arguments = vec!["train", "spec.yaml", "--run-dir", run];
+    if init != "init=" {
+        arguments.extend(["--set", init.as_str()]);
+    }
+    arguments.extend(flags);
+    place.run(&arguments, code)
+}
+
+fn report(place: &Workplace, run: &str) -> serde_json::Value {
+    let text = fs::read_to_string(place.path(&format!("{run}/init.json"))).expect("init.json");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn a_run_starts_where_another_ended_whatever_the_form() {
+    let place = Workplace::new();
+    place.spec("dense", "");
+    let source = loss(&train(&place, "source", "", &[], 0));
+    place.run(&["export", "source", "--to", "exported"], 0);
+    for (index, init) in ["{run: source}", "{hf: exported}"].into_iter().enumerate() {
+        for (form, weights, rate) in [
+            ("dense", "dense", None),
+            (
+                "points",
+                "{low_rank: {rank: 32}}",
+                Some("optimizer.low_rank.dlra.learning_rate=1e-12"),
+            ),
+            ("factors", "{factored: {rank: 32}}", None),
+            ("three", "{factored: {rank: 32, form: usv}}", None),
+        ] {
+            let weights = format!("model.weights={weights}");
+            let mut flags = STILL.to_vec();
+            flags.extend(["--set", &weights]);
+            rate.into_iter().for_each(|rate| flags.extend(["--set", rate]));
+            let run = format!("{form}-{index}");
+            let found = loss(&train(&place, &run, init, &flags, 0));
+            assert!((found - source).abs() < 1e-5, "{init} as {form}: {found}, not {source}");
+            let report = report(&place, &run);
+            assert!(report["discarded_energy"].as_f64().expect("a share") < 1e-5, "{report}");
+            assert_eq!(report["truncated"], if form == "dense" { 0 } else { 12 }, "{report}");
+        }
+    }
+}
+
+#[test]
+fn a_cut_says_what_it_discards() {
+    let place = Workplace::new();
+    place.spec("dense", "");
+    train(&place, "source", "", &[], 0);
+    let mut energies = Vec::new();
+    for rank in ["4", "16"] {
+        let weights = format!("model.weights={{low_rank: {{rank: {rank}}}}}");
+        let mut flags = STILL.to_vec();
+        flags.extend(["--set", &weights]);
+        train(&place, rank, "{run: source}", &flags, 0);
+        energies.push(report(&place, rank)["discarded_energy"].as_f64().expect("a share"));
+    }
+    assert!(0.0 < energies[1] && energies[1] < energies[0] && energies[0] < 1.0, "{energies:?}");
+}
+
+/// Resume is exact, and needs the source no more.
+#[test]
+fn a_warm_start_resumes_exactly_without_its_source() {
+    let place = Workplace::new();
+    place.spec("dense", "");
+    train(&place, "source", "", &[], 0);
+    place.spec("{low_rank: {rank: 8}}", "");
+    let init = "{run: source}";
+    train(&place, "whole", init, &[], 0);
+    train(&place, "broken", init, &["--stop-after", "5"], 0);
+    fs::rename(place.path("source"), place.path("elsewhere")).expect("moved");
+    place.run(&["resume", "broken"], 0);
+    assert_same(&place.trajectory("whole", 12), &place.trajectory("broken", 12), "a warm start");
+}
+
+#[test]
+fn a_source_of_another_shape_is_refused_by_name() {
+    let place = Workplace::new();
+    place.spec("dense", "");
+    train(&place, "source", "", &["--stop-after", "1"], 0);
+    let flags =
+        ["--set", "model.n_embd=64", "--set", "model.n_layer=3", "--set", "model.bias=false"];
+    let error = train(&place, "other", "{run: source}", &flags, 2).stderr;
+    let error = String::from_utf8_lossy(&error);
+    for named in [
+        "model.n_embd is 64, the source has 32",
+        "model.n_layer is 3, the source has 2",
+        "model.bias is false, the source has true",
+    ] {
+        assert!(error.contains(named), "{named}: {error}");
+    }
+    let error = train(&place, "none", "{hf: nowhere}", &[], 1).stderr;
+    assert!(String::from_utf8_lossy(&error).contains("nowhere/config.json"));
+}
