@@ -61,6 +61,16 @@ impl Batches {
         })
     }
 
+    /// The same text and sizes in the order of another seed.
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// The text.
+    pub fn text(&self) -> Arc<TokenShard> {
+        Arc::clone(&self.shard)
+    }
+
     /// Sequences in an epoch.
     pub fn windows(&self) -> u64 {
         self.windows

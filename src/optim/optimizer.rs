@@ -120,6 +120,11 @@ impl Optimizer {
         &self.settings
     }
 
+    /// Multiplies every learning rate from now on.
+    pub fn scale_rates(&mut self, scale: f64) {
+        self.settings.schedule = self.settings.schedule.clone().scaled(scale);
+    }
+
     /// The norm of the rank cut that a step (counted from 1) ends with; none if it has no cut.
     pub fn cut_norm(&self, step: u64) -> Option<RankNorm> {
         self.settings.rank_event(step).cut_norm()

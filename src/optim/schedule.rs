@@ -7,12 +7,19 @@ use crate::spec::ScheduleSpec;
 pub struct Schedule {
     shape: ScheduleSpec,
     max_steps: u64,
+    /// Factor beside the shape's.
+    scale: f64,
 }
 
 impl Schedule {
     /// The schedule of this shape over `max_steps` steps.
     pub fn new(shape: ScheduleSpec, max_steps: u64) -> Self {
-        Self { shape, max_steps }
+        Self { shape, max_steps, scale: 1.0 }
+    }
+
+    /// The same with every factor times this one.
+    pub fn scaled(self, scale: f64) -> Self {
+        Self { scale: self.scale * scale, ..self }
     }
 
     /// Steps of the run.
@@ -26,6 +33,10 @@ impl Schedule {
     /// With p = (t − w)/(T − w): cosine f + (1 − f)(1 + cos πp)/2, linear 1 − (1 − f)p;
     /// warm-up–stable–decay is linear over its last steps.
     pub fn factor(&self, step: u64) -> f64 {
+        self.scale * self.shape_factor(step)
+    }
+
+    fn shape_factor(&self, step: u64) -> f64 {
         let (warmup, decay_start, final_ratio, cosine) = match &self.shape {
             ScheduleSpec::Constant(keys) => (keys.warmup_steps.0, self.max_steps, 1.0, false),
             ScheduleSpec::Cosine(keys) => {

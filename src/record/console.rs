@@ -1,7 +1,7 @@
 //! Progress for people: a bar on a terminal, log lines elsewhere.
 
 use super::format::{
-    bar_message, evaluation_line, ranks_line, run_started, seconds_left, step_line,
+    bar_message, evaluation_line, ranks_line, recovered_line, run_started, seconds_left, step_line,
 };
 use super::{Event, Observer, RunStarted, Step, Terminal};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -74,6 +74,10 @@ impl Observer for Console {
             }
             Event::CheckpointSaved { step, path } => {
                 tracing::info!(target: TARGET, "checkpoint of step {step} in {}", path.display())
+            }
+            Event::Recovered(recovered) => {
+                self.bar.set_position(recovered.step.saturating_sub(1));
+                tracing::warn!(target: TARGET, "{}", recovered_line(recovered));
             }
             Event::Warning { message } => tracing::warn!(target: TARGET, "{message}"),
             Event::Finished { step, reason, seconds } => {

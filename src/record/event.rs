@@ -43,6 +43,8 @@ pub enum Event {
         /// The checkpoint's folder.
         path: PathBuf,
     },
+    /// A step diverged and was left out or undone; the run goes on.
+    Recovered(Recovered),
     /// Something the user should know, and can act on.
     Warning {
         /// What it is and what to do about it.
@@ -134,6 +136,21 @@ pub struct Evaluation {
     pub validation_tokens: u64,
     /// Seconds it took.
     pub seconds: f64,
+}
+
+/// How a run went on after a step that diverged.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recovered {
+    /// The step left out, or the first one to be taken again.
+    pub step: u64,
+    /// The checkpoint's step that the run went back to; none where a step was left out.
+    pub back_to: Option<u64>,
+    /// Steps left out so far.
+    pub skipped_steps: u64,
+    /// Rollbacks so far.
+    pub rollbacks: u64,
+    /// What was not finite.
+    pub reason: String,
 }
 
 /// Ranks of the low-rank weights after a step.

@@ -1,6 +1,6 @@
 //! Formats figures for people. Pure functions.
 
-use super::{Evaluation, Ranks, RunStarted, Step};
+use super::{Evaluation, Ranks, Recovered, RunStarted, Step};
 
 /// A time as `45s`, `5m12s`, `2h03m` or `3d04h`; `?` where it is unknown.
 pub fn duration(seconds: f64) -> String {
@@ -123,6 +123,18 @@ pub(super) fn ranks_line(ranks: &Ranks) -> String {
         .collect::<Vec<_>>()
         .join(", ");
     format!("ranks at step {}: {layers}", ranks.step)
+}
+
+/// What diverged and how the run goes on.
+pub(super) fn recovered_line(recovered: &Recovered) -> String {
+    let Recovered { step, back_to, skipped_steps, rollbacks, reason } = recovered;
+    match back_to {
+        Some(from) => format!(
+            "{reason}; back to step {from} with other batches and half the learning rates \
+             (rollback {rollbacks})"
+        ),
+        None => format!("{reason}; step {step} is left out ({skipped_steps} so far)"),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `metrics.jsonl` and `spectra.jsonl`: one JSON object per line.
 
-use super::{Event, Observer};
+use super::{Event, Observer, Recovered};
 use anyhow::Context;
 use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
@@ -80,6 +80,10 @@ impl JsonLines {
 
 impl Observer for JsonLines {
     fn on(&mut self, event: &Event) -> anyhow::Result<()> {
+        if let Event::Recovered(Recovered { back_to: Some(step), .. }) = event {
+            // As for a run that was stopped and resumed there.
+            *self = Self::resume(&self.path, *step, self.line_of)?;
+        }
         let failed = || format!("{}: not written (is the disk full?)", self.path.display());
         if let Some(line) = (self.line_of)(event) {
             let mut bytes = serde_json::to_vec(&line)?;

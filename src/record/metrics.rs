@@ -1,6 +1,6 @@
 //! The figures of an event under the keys of `metrics.jsonl`.
 
-use super::{EndReason, Evaluation, Event, Ranks, Spectra, Step};
+use super::{EndReason, Evaluation, Event, Ranks, Recovered, Spectra, Step};
 use serde_json::{Map, Value, json};
 
 /// Whether the values under this key depend on the clock or the machine, and so differ between
@@ -19,6 +19,7 @@ pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
         Event::Step(step) => Some(step_metrics(step)),
         Event::Evaluation(evaluation) => Some(evaluation_metrics(evaluation)),
         Event::Ranks(ranks) => Some(ranks_metrics(ranks)),
+        Event::Recovered(recovered) => Some(recovered_metrics(recovered)),
         Event::Finished { step, reason: EndReason::Diverged, .. } => Some(diverged(*step)),
         _ => None,
     }
@@ -32,6 +33,17 @@ pub fn spectra(event: &Event) -> Option<Map<String, Value>> {
     line.insert("step".to_owned(), json!(step));
     line.extend(layers.iter().map(|(name, values)| (name.clone(), json!(values))));
     Some(line)
+}
+
+/// Steps left out and rollbacks so far, each where there were any.
+fn recovered_metrics(recovered: &Recovered) -> Map<String, Value> {
+    let counts = [
+        ("train/skipped_steps", recovered.skipped_steps),
+        ("train/rollbacks", recovered.rollbacks),
+    ];
+    let counts = counts.into_iter().filter(|(_, count)| *count > 0);
+    let line = [("step", recovered.step)].into_iter().chain(counts);
+    line.map(|(key, value)| (key.to_owned(), json!(value))).collect()
 }
 
 /// The line that a run ends with where it diverged.

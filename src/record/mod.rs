@@ -15,8 +15,8 @@ mod terminal;
 
 pub use console::{Console, STEP_TARGET};
 pub use event::{
-    EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, RunStarted, Sample,
-    Spectra, Step,
+    EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, Recovered, RunStarted,
+    Sample, Spectra, Step,
 };
 pub use format::{count, duration};
 pub use json_lines::{JsonLines, LineOf};

@@ -63,6 +63,18 @@ fn protocol(comparison: &Comparison) -> Vec<String> {
             plural(count),
             plural(seeds)
         ));
+        for (seed, run) in &group.chosen().runs {
+            if run.rollbacks + run.skipped_steps > 0 {
+                lines.push(format!(
+                    "{}, seed {seed}: steps diverged; {} rollback{}, {} step{} left out.",
+                    group.name,
+                    run.rollbacks,
+                    plural(run.rollbacks as usize),
+                    run.skipped_steps,
+                    plural(run.skipped_steps as usize)
+                ));
+            }
+        }
     }
     lines
 }

@@ -21,6 +21,10 @@ pub struct RunResults {
     pub machine: String,
     /// The step at which the run diverged, if it did.
     pub diverged: Option<u64>,
+    /// Steps that the run left out since they diverged.
+    pub skipped_steps: u64,
+    /// Times that the run went back to a checkpoint after a divergence.
+    pub rollbacks: u64,
     /// Validations in the order of their steps.
     pub validations: Vec<Point>,
     /// Ranks of the low-rank weights, wherever they were recorded.
@@ -98,6 +102,8 @@ impl RunResults {
             data,
             machine,
             diverged: None,
+            skipped_steps: 0,
+            rollbacks: 0,
             validations: Vec::new(),
             ranks: Vec::new(),
             spectra: Vec::new(),
@@ -132,6 +138,9 @@ impl RunResults {
         if line.contains_key("diverged") {
             self.diverged = Some(step);
         }
+        let count = |key: &str| line.get(key).and_then(Value::as_u64).unwrap_or(0);
+        self.skipped_steps = self.skipped_steps.max(count("train/skipped_steps"));
+        self.rollbacks = self.rollbacks.max(count("train/rollbacks"));
         if line.contains_key("val/loss") {
             let number = |key: &str| line.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
             self.validations.push(Point {
@@ -314,6 +323,8 @@ pub(super) mod tests_support {
             data,
             machine: "cpu, 2 threads, x86_64".into(),
             diverged: None,
+            skipped_steps: 0,
+            rollbacks: 0,
             validations: vec![point(50, loss + 0.5), point(100, loss)],
             ranks: vec![RanksAt { step: 100, layers: vec![("transformer.h.0.attn.q".into(), 2)] }],
             spectra: [50, 100]

@@ -16,6 +16,8 @@ pub const MAX_VOCABULARY: u64 = 1 << 22;
 pub(super) const USUAL_VOCABULARY: u64 = 1 << 18;
 /// Most sequences in a micro-batch, and most micro-batches in a step.
 pub const MAX_BATCH: u64 = 1 << 16;
+/// Rollbacks after a divergence: at the halved rates of more nothing moves.
+pub const MAX_ROLLBACKS: u64 = 30;
 /// Most optimizer steps.
 pub const MAX_STEPS: u64 = 1_000_000_000_000;
 /// Most coefficient steps between an augmentation and its truncation.

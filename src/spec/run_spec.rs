@@ -6,10 +6,11 @@
 use super::bounds;
 use super::count::Count;
 use super::data_spec::DataSpec;
+use super::dlra_spec::Integrator;
 use super::findings::Findings;
 use super::init_spec::InitSpec;
 use super::model_spec::ModelSpec;
-use super::optimizer_spec::OptimizerSpec;
+use super::optimizer_spec::{LowRankOptimizerSpec, MatrixOptimizerSpec, OptimizerSpec};
 use super::rank_spec::RankSpec;
 use super::schedule_spec::ScheduleSpec;
 use schemars::JsonSchema;
@@ -158,6 +159,31 @@ pub struct TrainSpec {
     /// Steps between lines of the log and of metrics.jsonl.
     #[serde(default = "default_log_every")]
     pub log_every: Count,
+    /// What to do where a loss, a gradient or a number of a step is not finite.
+    #[serde(default, skip_serializing_if = "OnDivergence::is_default")]
+    pub on_divergence: OnDivergence,
+    /// Rollbacks, or steps left out in a row, after which the run stops all the same.
+    #[serde(default = "default_max_rollbacks", skip_serializing_if = "is_default_max_rollbacks")]
+    pub max_rollbacks: u64,
+}
+
+/// What a run does where a loss, a gradient or a number of a step is not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDivergence {
+    /// It ends.
+    #[default]
+    Stop,
+    /// It leaves the step out, parameters and moments as they were, and takes the next batch.
+    SkipStep,
+    /// It goes on from its last checkpoint, with other batches and half the learning rates.
+    Rollback,
+}
+
+impl OnDivergence {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 fn one() -> usize {
@@ -168,6 +194,12 @@ fn default_grad_clip() -> f64 {
 }
 fn default_log_every() -> Count {
     Count(10)
+}
+fn default_max_rollbacks() -> u64 {
+    3
+}
+fn is_default_max_rollbacks(rollbacks: &u64) -> bool {
+    *rollbacks == default_max_rollbacks()
 }
 
 /// Validation during training.
@@ -249,6 +281,16 @@ pub(super) fn check_train(found: &mut Findings, spec: &RunSpec) {
         "of at least 0 (0 turns clipping off)",
         "train.grad_clip",
     );
+    found.require_size(train.max_rollbacks, bounds::MAX_ROLLBACKS, "train.max_rollbacks");
+    if train.on_divergence == OnDivergence::SkipStep {
+        let needs_every_step = needs_every_step(&spec.optimizer);
+        found.require(needs_every_step.is_none(), "train.on_divergence", || {
+            format!(
+                "is skip_step, but {} builds on the step before; set rollback or stop",
+                needs_every_step.unwrap_or_default()
+            )
+        });
+    }
     let factors = [
         train.batch_size as u64,
         train.gradient_accumulation_steps as u64,
@@ -259,6 +301,23 @@ pub(super) fn check_train(found: &mut Findings, spec: &RunSpec) {
     found.require(total.is_some(), "train.max_steps", || {
         "the run's tokens do not fit 64 bits; reduce the steps or the batch".into()
     });
+}
+
+/// The setting by which a step cannot be left out without another that counts on it.
+fn needs_every_step(optimizer: &OptimizerSpec) -> Option<&'static str> {
+    match (&optimizer.matrices, &optimizer.low_rank) {
+        (Some(MatrixOptimizerSpec::Galore(_)), _) => Some("galore"),
+        (_, Some(LowRankOptimizerSpec::Loro(_))) => Some("loro"),
+        (_, Some(LowRankOptimizerSpec::Dlra(dlra)))
+            if dlra.integrator == Integrator::CoefficientCycle =>
+        {
+            Some("integrator: coefficient_cycle")
+        }
+        (_, Some(LowRankOptimizerSpec::Dlra(dlra))) if dlra.truncate_every.0 > 1 => {
+            Some("truncate_every")
+        }
+        _ => None,
+    }
 }
 
 pub(super) fn check_sample(found: &mut Findings, sample: &SampleSpec) {

@@ -11,6 +11,7 @@ use crate::model::{Network, build, restore};
 use crate::ops::Gradients;
 use crate::optim::{Optimizer, StepReport};
 use crate::params::{ParamStore, Place, Role, TensorReader};
+use crate::rng;
 use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -101,6 +102,23 @@ impl<'a> Trainer<'a> {
         let gradients = Gradients::new(params.slot_count());
         model.set_compute(compute(plan));
         Ok(Self { plan, device, model, params, optimizer, init: None, gradients, batches })
+    }
+
+    /// The same after this many rollbacks: batches in the order of another seed, and every learning
+    /// rate times 2 to the power of −`rollbacks`. A pure function of the plan and the number; none
+    /// changes nothing.
+    pub fn after_rollbacks(mut self, rollbacks: u64) -> Self {
+        if rollbacks > 0 {
+            let seed = rng::key64(self.plan.seed, "rollback", &[rollbacks]);
+            self.batches = self.batches.with_seed(seed);
+            self.optimizer.scale_rates(0.5f64.powi(rollbacks.min(1000) as i32));
+        }
+        self
+    }
+
+    /// The text that is trained on.
+    pub fn text(&self) -> Arc<TokenShard> {
+        self.batches.text()
     }
 
     /// Counted operations of a step (from 1), all its evaluations and its rank cut together, at the

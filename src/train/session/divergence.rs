@@ -66,17 +66,10 @@ impl Session<'_> {
     /// The error of a run that diverged, with the checkpoint that is left and advice; none if the
     /// error is of another kind.
     pub(super) fn divergence(&self, error: &anyhow::Error) -> Option<anyhow::Error> {
-        let diverged = error.chain().find_map(|cause| match cause.downcast_ref() {
-            Some(Failure::Diverged(message)) => Some(message.clone()),
-            _ => None,
-        });
-        let message = match diverged {
-            Some(message) => message,
-            None if is_numeric_breakdown(error) => {
-                format!("step {} met numbers that are not finite: {error:#}", self.attempted)
-            }
-            None => return None,
-        };
+        let mut message = self.reason_of_divergence(error)?;
+        if error.to_string().ends_with("train.max_rollbacks") {
+            message = format!("{message} ({error})");
+        }
         let advice = "with a lower learning rate, a longer warm-up or train.grad_clip";
         let newest = self.checkpoints.list().ok().and_then(|mut entries| entries.pop());
         let advice = match newest {
@@ -92,6 +85,19 @@ impl Session<'_> {
             ),
         };
         Some(Failure::Diverged(format!("{message}; {advice}")).into())
+    }
+
+    /// What was not finite; none if the error is of another kind.
+    pub(super) fn reason_of_divergence(&self, error: &anyhow::Error) -> Option<String> {
+        let diverged = error.chain().find_map(|cause| match cause.downcast_ref() {
+            Some(Failure::Diverged(message)) => Some(message.clone()),
+            _ => None,
+        });
+        diverged.or_else(|| {
+            is_numeric_breakdown(error).then(|| {
+                format!("step {} met numbers that are not finite: {error:#}", self.attempted)
+            })
+        })
     }
 
     /// Warns of a run that ends at a loss far above that of guessing, ln V.

@@ -3,6 +3,7 @@
 
 mod divergence;
 mod identity;
+mod recovery;
 mod report;
 mod start;
 
@@ -64,15 +65,38 @@ struct SessionState {
     #[serde(default)]
     flops: u64,
     best: Option<Best>,
+    /// Rollbacks so far, which decide batches and learning rates.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    rollbacks: u64,
+    /// Steps left out so far.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    skipped_steps: u64,
+    /// Steps left out since the last one that was taken.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    skipped_in_a_row: u64,
     /// The run it belongs to; none in checkpoints of before it was written.
     #[serde(default)]
     identity: Option<Identity>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Best {
     step: u64,
     loss: f64,
+}
+
+/// What a step and all that was due after it came to.
+struct Taken {
+    step: u64,
+    /// Validation at the run's last step.
+    validation: Option<ValidationLoss>,
+    asked_to_stop: bool,
+    /// The signal that asked for it.
+    signal: Option<i32>,
 }
 
 /// Everything a run holds in memory.
@@ -112,6 +136,7 @@ impl<'a> Session<'a> {
                 SessionState { identity: Some(identity), ..SessionState::default() },
             ),
         };
+        let trainer = trainer.after_rollbacks(state.rollbacks);
         let validation = ValidationSet::new(
             Arc::new(dataset.val),
             plan.model.block_size,
@@ -161,62 +186,20 @@ impl<'a> Session<'a> {
         let mut validation = None;
         let mut meter = Meter::default();
         while self.state.step < last {
-            let step = self.state.step + 1;
-            self.attempted = step;
-            let flops = self.trainer.flops_of_step(step);
-            let timed = self.trainer.step(step)?;
-            let report = &timed.report;
-            self.last_loss = Some(report.loss);
-            self.state.step = step;
-            self.state.tokens += self.plan.tokens_per_step;
-            self.state.flops += flops;
-            meter.add(self.plan.tokens_per_step, &timed);
-
-            let is_last = step == last;
-            observers.on(&Event::Progress { step })?;
-            if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
-                observers.on(&Event::Step(self.step_record(report, &mut meter)))?;
-            }
-            if !report.truncations.is_empty() {
-                observers.on(&Event::Ranks(self.ranks(report, None)))?;
-            }
-            let mut improved = false;
-            if is_last || step.is_multiple_of(self.plan.eval.every.0) {
-                let loss = self.evaluate(report, observers)?;
-                improved = loss.loss.is_finite()
-                    && self.state.best.is_none_or(|best| loss.loss < best.loss);
-                if improved {
-                    self.state.best = Some(Best { step, loss: loss.loss });
+            match self.take_step(observers, &mut meter) {
+                Ok(Taken { asked_to_stop: false, validation: found, .. }) => validation = found,
+                Ok(Taken { step, signal, .. }) => {
+                    observers.on(&Event::Finished {
+                        step,
+                        reason: EndReason::Interrupted,
+                        seconds: started.elapsed().as_secs_f64(),
+                    })?;
+                    return match signal {
+                        Some(signal) => Err(Failure::Interrupted(signal).into()),
+                        None => Ok(Outcome { step, validation: None }),
+                    };
                 }
-                validation = is_last.then_some(loss);
-            }
-            let signal = self.options.stop.requested();
-            let asked_to_stop =
-                !is_last && (signal.is_some() || self.options.stop_after == Some(step));
-            if is_last
-                || improved
-                || asked_to_stop
-                || step.is_multiple_of(self.plan.checkpoint.every.0)
-            {
-                // Whatever counts on figures comes after they are on the disk.
-                observers.on(&Event::CheckpointDue { step })?;
-                let path = self.save()?;
-                if improved {
-                    self.checkpoints.mark_best(step)?;
-                }
-                self.checkpoints.prune(self.plan.checkpoint.keep_last)?;
-                observers.on(&Event::CheckpointSaved { step, path })?;
-            }
-            if asked_to_stop {
-                observers.on(&Event::Finished {
-                    step,
-                    reason: EndReason::Interrupted,
-                    seconds: started.elapsed().as_secs_f64(),
-                })?;
-                return match signal {
-                    Some(signal) => Err(Failure::Interrupted(signal).into()),
-                    None => Ok(Outcome { step, validation: None }),
-                };
+                Err(error) => self.roll_back(error, observers)?,
             }
         }
         self.warn_of_high_loss(observers)?;
@@ -231,6 +214,64 @@ impl<'a> Session<'a> {
             None => evaluate(self.trainer.model.as_ref(), &self.trainer.params, &self.validation)?,
         };
         Ok(Outcome { step: last, validation: Some(validation) })
+    }
+
+    /// One step, and what is due after it.
+    fn take_step(&mut self, observers: &mut Observers, meter: &mut Meter) -> Result<Taken> {
+        let last = self.plan.train.max_steps.0;
+        let step = self.state.step + 1;
+        self.attempted = step;
+        let flops = self.trainer.flops_of_step(step);
+        let timed = match self.trainer.step(step) {
+            Ok(timed) => Some(timed),
+            Err(error) => {
+                self.leave_out(step, error, observers)?;
+                None
+            }
+        };
+        self.state.step = step;
+        self.state.tokens += self.plan.tokens_per_step;
+        self.state.flops += flops;
+        let is_last = step == last;
+        observers.on(&Event::Progress { step })?;
+        if let Some(timed) = &timed {
+            let report = &timed.report;
+            self.state.skipped_in_a_row = 0;
+            self.last_loss = Some(report.loss);
+            meter.add(self.plan.tokens_per_step, timed);
+            if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
+                observers.on(&Event::Step(self.step_record(report, meter)))?;
+            }
+            if !report.truncations.is_empty() {
+                observers.on(&Event::Ranks(self.ranks(&report.truncations, None)))?;
+            }
+        }
+        let mut improved = false;
+        let mut validation = None;
+        if is_last || step.is_multiple_of(self.plan.eval.every.0) {
+            let truncations = timed.map(|timed| timed.report.truncations).unwrap_or_default();
+            let loss = self.evaluate(&truncations, observers)?;
+            improved =
+                loss.loss.is_finite() && self.state.best.is_none_or(|best| loss.loss < best.loss);
+            if improved {
+                self.state.best = Some(Best { step, loss: loss.loss });
+            }
+            validation = is_last.then_some(loss);
+        }
+        let signal = self.options.stop.requested();
+        let asked_to_stop = !is_last && (signal.is_some() || self.options.stop_after == Some(step));
+        if is_last || improved || asked_to_stop || step.is_multiple_of(self.plan.checkpoint.every.0)
+        {
+            // Whatever counts on figures comes after they are on the disk.
+            observers.on(&Event::CheckpointDue { step })?;
+            let path = self.save()?;
+            if improved {
+                self.checkpoints.mark_best(step)?;
+            }
+            self.checkpoints.prune(self.plan.checkpoint.keep_last)?;
+            observers.on(&Event::CheckpointSaved { step, path })?;
+        }
+        Ok(Taken { step, validation, asked_to_stop, signal })
     }
 
     /// A process killed between a save and its mark leaves `best` behind the state; the state is

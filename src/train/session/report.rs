@@ -1,7 +1,7 @@
 //! What a session tells its observers: figures, ranks, spectra, validation, samples.
 
 use super::{Session, divergence};
-use crate::lowrank::LowRank;
+use crate::lowrank::{LowRank, Truncation};
 use crate::model::{Sampling, generate};
 use crate::optim::StepReport;
 use crate::params::{ParamId, Parameter};
@@ -40,9 +40,13 @@ impl Session<'_> {
     }
 
     /// The rank of every low-rank weight, with the truncation errors of this step.
-    pub(super) fn ranks(&self, report: &StepReport, defect: Option<f64>) -> Ranks {
+    pub(super) fn ranks(
+        &self,
+        truncations: &[(ParamId, Truncation)],
+        defect: Option<f64>,
+    ) -> Ranks {
         let truncations: BTreeMap<_, _> =
-            report.truncations.iter().map(|(id, truncation)| (*id, truncation)).collect();
+            truncations.iter().map(|(id, truncation)| (*id, truncation)).collect();
         let layers = self.trainer.params.low_rank().map(|(id, parameter, point)| LayerRank {
             name: parameter.name.clone(),
             rank: point.rank(),
@@ -67,7 +71,7 @@ impl Session<'_> {
     /// Validation loss and a sample of text.
     pub(super) fn evaluate(
         &self,
-        report: &StepReport,
+        truncations: &[(ParamId, Truncation)],
         observers: &mut Observers,
     ) -> Result<ValidationLoss> {
         let started = Instant::now();
@@ -86,7 +90,7 @@ impl Session<'_> {
         }))?;
         divergence::ensure_finite_validation(loss.loss, step)?;
         if let Some(defect) = self.worst_defect()? {
-            observers.on(&Event::Ranks(self.ranks(report, Some(defect))))?;
+            observers.on(&Event::Ranks(self.ranks(truncations, Some(defect))))?;
             observers.on(&Event::Spectra(self.spectra()?))?;
         }
         let sample = &self.plan.sample;
