@@ -247,7 +247,9 @@ fn cycles_are_counted_at_the_ranks_in_force() {
         truncating.projection + truncating.polar
     );
     // To min(2r, m, n) = 6 columns.
-    assert_eq!(cost(CyclePhase::Augment).transport, 16 * (6 * 24 + 2 * 36) + 4 * (96 + 144));
+    let augmenting = cost(CyclePhase::Augment);
+    assert_eq!(augmenting.transport, 16 * (6 * 24 + 2 * 36) + 4 * (96 + 144));
+    assert_eq!(augmenting.augmentation, 16 * 16 * 16 + 2 * 16 * 24);
 }
 
 #[test]
