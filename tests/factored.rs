@@ -36,6 +36,7 @@ fn config(form: WeightForm) -> ModelConfig {
         arch: Architecture::Gpt2,
         n_layer: 1,
         n_head: 2,
+        n_kv_head: None,
         n_embd: 8,
         block_size: 6,
         vocab_size: 11,

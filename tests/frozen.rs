@@ -28,6 +28,7 @@ fn model(kernels: bool) -> Box<dyn Network> {
         arch: Architecture::Gpt2,
         n_layer: 2,
         n_head: 2,
+        n_kv_head: None,
         n_embd: 8,
         block_size: 6,
         vocab_size: 11,

@@ -48,7 +48,7 @@ pub(super) fn coefficient_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: 
 /// has at that step.
 ///
 /// An augmentation has no polar factor and no retraction: projection and new directions as ever,
-/// then the moments into bases twice as wide. A coefficient step has neither new directions nor
+/// the rotations into bases of k ≤ 2r columns, 2 (m + n) r k, then the moments into them. A coefficient step has neither new directions nor
 /// transport, and its core is r × r. A truncation adds the SVD, 21 r³, the new bases and the
 /// transport to half the rank.
 pub(super) fn cycle_flops(
@@ -70,7 +70,8 @@ pub(super) fn cycle_flops(
     let truncates = match phase {
         CyclePhase::Augment => {
             let wide = (2 * rank).min(rows).min(columns);
-            let augmentation = 16 * (rows + columns) * rank * rank;
+            let rotations = 2 * (rows + columns) * rank * wide;
+            let augmentation = 16 * (rows + columns) * rank * rank + rotations;
             return OptimizerFlops {
                 augmentation,
                 transport: transport_flops(dlra, rows, columns, rank, wide),

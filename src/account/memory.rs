@@ -27,8 +27,8 @@ pub struct MemoryLedger {
     /// matrix under GaLore, projector included.
     pub moments: u64,
     /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both
-    /// norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C); attention output (C)
-    /// and log-sum-exp (H); MLP before and after GELU (8 C); and the rank-wide intermediate of each
+    /// norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C, or
+    /// C + 2 C G/H with G heads of keys and values); attention output (C) and log-sum-exp (H); MLP before and after GELU (8 C); and the rank-wide intermediate of each
     /// low-rank or factored matrix (r; 2 r with free factors U, S, V). Then per token the final
     /// norm's input, statistics and output (2 C + 2) and the head's gradient (C). Logits exist only
     /// in chunks, residual sums and dropout keep nothing. With half-precision products all but the
@@ -182,7 +182,7 @@ fn activation_values(model: &ModelPlan, matrices: &[Matrix]) -> (u64, u64) {
     let (layers, width, heads) = (model.n_layer as u64, model.n_embd as u64, model.n_head as u64);
     let rank_wide: u64 = matrices.iter().map(Matrix::intermediate_values).sum();
     let (norm_inputs, norm_outputs) = (width + 2, width);
-    let (attention, mlp) = (4 * width, 8 * width);
+    let (attention, mlp) = (2 * (width + model.key_width() as u64), 8 * width);
     let wide = layers * (2 * norm_inputs + heads) + norm_inputs + width;
     let narrow = layers * (2 * norm_outputs + attention + mlp + rank_wide) + norm_outputs;
     (wide, narrow)

@@ -171,8 +171,8 @@ pub struct OptimizerFlops {
     /// `subspace`: two thin QRs of 2r × r (20/3 r³ each) and one product (8 r³). `svd`: 21 (2r)³
     /// (Golub & Van Loan, §8.6). Then the new bases, 4 (m + n) r².
     pub retraction: u64,
-    /// First moment into the new bases: 8 (m + n) r² + 8 r³; and for `adam` second moments, 10 (m +
-    /// n) r² + 8 r³, for `matrix_adam` 16 r³.
+    /// First moment into the new bases: 8 (m + n) r² + 8 r³; and for `adam` second moments and
+    /// their weights, 14 (m + n) r² + 16 r³, for `matrix_adam` 16 r³.
     pub transport: u64,
     /// What the coefficient steps of `augmented_bug` take beside their polar factors.
     pub coefficients: u64,
@@ -215,7 +215,7 @@ pub fn low_rank_optimizer_flops(
                 RetractionSpec::Subspace => subspace,
                 RetractionSpec::Svd => (svd + (every - 1) * subspace) / every,
             },
-        transport: 8 * sides + 8 * cube + momentum.transport_at_rank(size),
+        transport: 8 * sides + 8 * cube + momentum.transport(size, rank),
         coefficients: integrator::coefficient_flops(dlra, rows, columns, rank),
     }
 }

@@ -247,7 +247,9 @@ fn cycles_are_counted_at_the_ranks_in_force() {
         truncating.projection + truncating.polar
     );
     // To min(2r, m, n) = 6 columns.
-    assert_eq!(cost(CyclePhase::Augment).transport, 16 * (6 * 24 + 2 * 36) + 4 * (96 + 144));
+    let augmenting = cost(CyclePhase::Augment);
+    assert_eq!(augmenting.transport, 16 * (6 * 24 + 2 * 36) + 4 * (96 + 144));
+    assert_eq!(augmenting.augmentation, 16 * 16 * 16 + 2 * 16 * 24);
 }
 
 #[test]
@@ -323,4 +325,32 @@ fn galore_is_counted() {
     // for the bases.
     assert_eq!(galore.memory.optimizer, 4 * (2 * (4 * 64 + 2 * 256) + moments + 2 * (512 + 320)));
     assert_eq!(plain.memory.optimizer, 0);
+}
+
+/// Keys and values of one head beside two of queries are half as wide.
+#[test]
+fn fewer_heads_of_keys_are_counted() {
+    let text = |keys: &str| {
+        format!(
+            "name: tiny\nmodel: {{n_layer: 2, n_head: 2, {keys}n_embd: 8, block_size: 4, bias: true, weights: dense}}\n\
+             data: {{source: cargo_registry, tokenizer: bytes}}\ntrain: {{max_steps: 7, batch_size: 3}}\n"
+        )
+    };
+    let ledger = |keys: &str| {
+        let plan = crate::spec::parse_plan(&text(keys), "tiny.yaml", &[]).expect("a good spec").1;
+        (Ledger::new(&plan, 10, 1), plan.hash())
+    };
+    let ((all, hash), (same, same_hash), (half, half_hash)) =
+        (ledger(""), ledger("n_kv_head: 2, "), ledger("n_kv_head: 1, "));
+    assert_eq!((&all, &hash), (&same, &same_hash), "said or not, it is the same network");
+    assert_ne!(hash, half_hash);
+    // In each block two matrices of 8 × 8 are 4 × 8, and their biases half as long.
+    assert_eq!(all.parameters.total() - half.parameters.total(), 2 * 2 * (32 + 4));
+    let products = |ledger: &Ledger| ledger.flops.forward_products_per_token;
+    assert_eq!(products(&all) - products(&half), 2 * 2 * 2 * 32);
+    assert_eq!(
+        all.flops.forward_attention_per_token, half.flops.forward_attention_per_token,
+        "every head of queries still sees every key"
+    );
+    assert_eq!(all.memory.activations - half.memory.activations, 4 * 12 * 2 * 8);
 }

@@ -9,6 +9,7 @@ mod matrix;
 mod real;
 mod simd;
 mod sums;
+pub mod work;
 
 pub use host::{Host, SharedOut, build, has_kernel, mutate, scalar, unwritten};
 pub use matrix::Matrix;

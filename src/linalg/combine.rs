@@ -2,7 +2,7 @@
 
 use super::host::with_view;
 use super::stack::{on_host, read_numbers, stack_shape};
-use crate::kernels::{Host, Real, wide_dot, with_real};
+use crate::kernels::{Host, Real, wide_dot, with_real, work};
 use candle_core::{D, Device, Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -28,6 +28,7 @@ pub fn gram(a: &Tensor) -> Result<Tensor> {
 
 fn gram_on_host<T: Real>(a: &Tensor) -> Result<Tensor> {
     let size = a.dim(1)?;
+    work::product(size, a.dim(0)?, size);
     let mut numbers = vec![T::from_f64(0.0); size * size];
     let lower = MatMut::from_row_major_slice_mut(&mut numbers, size, size);
     with_view::<T, _>(a, |a| {
@@ -173,6 +174,7 @@ fn accumulate_on_host<T: Real>(
     for &(alpha, a, b) in terms.iter().filter(|(_, a, _)| a.elem_count() > 0) {
         let out = MatMut::from_row_major_slice_mut(&mut numbers, rows, columns);
         let mode = if written { Accum::Add } else { Accum::Replace };
+        work::product(rows, a.dim(1)?, columns);
         with_view::<T, _>(a, |a| {
             with_view::<T, _>(b, |b| matmul(out, mode, a, b, T::from_f64(alpha), Par::Seq))
         })??;
@@ -190,6 +192,8 @@ fn accumulate_on_device(
     let scaled = |factor: f64, x: Tensor| if factor == 1.0 { Ok(x) } else { x * factor };
     let mut sum = start.map(|(beta, c)| scaled(beta, c.clone())).transpose()?;
     for &(alpha, a, b) in terms.iter().filter(|(_, a, _)| a.elem_count() > 0) {
+        let (matrices, rows, inner) = stack_shape(a)?;
+        work::product(matrices * rows, inner, b.dim(D::Minus1)?);
         let product = whole(a)?.matmul(&whole(b)?)?;
         sum = Some(match sum {
             Some(sum) if alpha == -1.0 => (sum - product)?,

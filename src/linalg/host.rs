@@ -1,6 +1,6 @@
 //! Between candle tensors (row-major, any device) and faer matrices (column-major, host memory).
 
-use crate::kernels::{Host, Real, with_real};
+use crate::kernels::{Host, Real, with_real, work};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
 use faer::mat::{Mat, MatRef};
@@ -53,6 +53,7 @@ pub(super) fn read_rows<S: Real, T: Real>(matrix: MatRef<'_, S>) -> Vec<T> {
 
 /// A B, on this thread; faer's operator `*` would take as many threads as there are.
 pub(super) fn host_product(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Mat<f64> {
+    work::product(a.nrows(), a.ncols(), b.ncols());
     let mut product = Mat::zeros(a.nrows(), b.ncols());
     matmul(product.as_mut(), Accum::Replace, a, b, 1.0, Par::Seq);
     product

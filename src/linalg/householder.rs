@@ -1,7 +1,7 @@
 //! Householder QR on the host: always stable, whatever the rank.
 
 use super::host::ensure_finite;
-use crate::kernels::Real;
+use crate::kernels::{Real, work};
 use candle_core::Result;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
@@ -14,6 +14,7 @@ use faer::{Conj, Par, Spec};
 
 /// [`qr`](super::qr) of a host matrix.
 pub(super) fn thin_qr<T: Real>(a: Mat<T>) -> Result<(Mat<T>, Mat<T>)> {
+    work::qr(a.nrows(), a.ncols());
     let reflections = Reflections::of(a)?;
     let count = reflections.count();
     let mut q = reflections.columns(0, count);
@@ -36,6 +37,7 @@ pub(super) fn thin_qr<T: Real>(a: Mat<T>) -> Result<(Mat<T>, Mat<T>)> {
 pub(super) fn pivoted_qr(mut a: Mat<f64>) -> Result<(Mat<f64>, Mat<f64>, Vec<f64>)> {
     ensure_finite(a.as_ref(), "QR")?;
     let (rows, columns) = a.shape();
+    work::qr(rows, columns);
     let count = rows.min(columns);
     let block = no_pivoting::factor::recommended_block_size::<f64>(rows, columns);
     let mut factor = Mat::zeros(block, count);
@@ -70,6 +72,7 @@ pub(super) fn pivoted_qr(mut a: Mat<f64>) -> Result<(Mat<f64>, Mat<f64>, Vec<f64
 /// rows − columns.
 pub(super) fn complement(basis: Mat<f64>, count: usize) -> Result<Mat<f64>> {
     let first = basis.ncols();
+    work::qr(basis.nrows(), first);
     Ok(Reflections::of(basis)?.columns(first, count))
 }
 

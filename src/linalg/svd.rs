@@ -4,6 +4,7 @@ use super::combine::multiply;
 use super::host::{epsilon, host_product};
 use super::householder::thin_qr;
 use super::stack::{ensure_all_finite, matrix_shape, read_each, write_each};
+use crate::kernels::work;
 use candle_core::{Result, Tensor, bail};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -124,6 +125,7 @@ fn preconditioned(matrix: &Mat<f64>) -> Option<Factors> {
 
 fn attempt(matrix: MatRef<'_, f64>) -> Option<Factors> {
     let (rows, columns) = matrix.shape();
+    work::svd(rows, columns);
     let count = rows.min(columns);
     let (mut u, mut v, mut sigma) =
         (Mat::zeros(rows, count), Mat::zeros(columns, count), Diag::zeros(count));

@@ -3,6 +3,7 @@
 use super::combine::{gram, multiply};
 use super::host::{host_product, read};
 use super::stack::{ensure_all_finite, matrix_shape, on_host, read_each, write_each};
+use crate::kernels::work;
 use candle_core::{Error, Result, Tensor, bail};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -86,6 +87,7 @@ fn spectra(symmetric: &Tensor, relative_epsilon: f64, operation: &str) -> Result
 
 fn regularised(matrix: &Mat<f64>, relative_epsilon: f64) -> Result<Spectral> {
     let rows = matrix.nrows();
+    work::eigen(rows);
     let mut eigenvalues = Diag::<f64>::zeros(rows);
     let mut eigenvectors = Mat::<f64>::zeros(rows, rows);
     let scratch =

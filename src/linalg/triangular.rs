@@ -1,6 +1,7 @@
 //! Division by a triangular matrix, on the host in `f64`.
 
 use super::host::{ensure_finite, read, write};
+use crate::kernels::work;
 use candle_core::{Result, Tensor, bail};
 use faer::Par;
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
@@ -18,6 +19,7 @@ pub fn divide_by_upper(a: &Tensor, r: &Tensor) -> Result<Tensor> {
     if let Some(i) = (0..columns).find(|&i| triangle[(i, i)] == 0.0) {
         bail!("division by a singular triangular matrix: diagonal element {i} of {columns} is 0")
     }
+    work::triangular_division(rows, columns);
     // X R = A is Rᵀ Xᵀ = Aᵀ.
     let mut transposed = read::<f64>(&a.t()?)?;
     solve_lower_triangular_in_place(triangle.transpose(), transposed.as_mut(), Par::Seq);

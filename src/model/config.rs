@@ -1,6 +1,7 @@
 //! The resolved shape of a network: everything needed to build it and to load its checkpoints.
 
-use crate::spec::{Architecture, Target, WeightForm, bounds};
+use crate::ops::AttentionHeads;
+use crate::spec::{Architecture, Target, WeightForm, bounds, key_width};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -14,6 +15,9 @@ pub struct ModelConfig {
     pub n_layer: usize,
     /// Attention heads per block.
     pub n_head: usize,
+    /// Heads of keys and values per block, where they are not as many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_kv_head: Option<usize>,
     /// Width C of the residual stream.
     pub n_embd: usize,
     /// Context length.
@@ -31,7 +35,13 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Outputs m and inputs n of a target's weight.
     pub fn shape(&self, target: Target) -> (usize, usize) {
-        self.arch.shape(target, self.n_embd)
+        let AttentionHeads { queries, keys } = self.heads();
+        self.arch.shape(target, self.n_embd, key_width(self.n_embd, queries, keys))
+    }
+
+    /// Heads of queries, and of keys and values.
+    pub fn heads(&self) -> AttentionHeads {
+        AttentionHeads { queries: self.n_head, keys: self.n_kv_head.unwrap_or(self.n_head) }
     }
 
     /// Form of a target's weights; dense where nothing is said.
@@ -48,6 +58,7 @@ impl ModelConfig {
         let sizes = [
             ("n_layer", self.n_layer, bounds::MAX_LAYERS),
             ("n_head", self.n_head, bounds::MAX_WIDTH),
+            ("n_kv_head", self.heads().keys, bounds::MAX_WIDTH),
             ("n_embd", self.n_embd, bounds::MAX_WIDTH),
             ("block_size", self.block_size, bounds::MAX_BLOCK_SIZE),
             ("vocab_size", self.vocab_size, bounds::MAX_VOCABULARY),
@@ -61,6 +72,11 @@ impl ModelConfig {
         ensure!(
             width.is_multiple_of(heads),
             "config.json: n_head: {heads} does not divide n_embd {width}"
+        );
+        let key_heads = self.heads().keys;
+        ensure!(
+            heads.is_multiple_of(key_heads),
+            "config.json: n_kv_head: {key_heads} does not divide n_head {heads}"
         );
         ensure!(
             (0.0..1.0).contains(&dropout),
@@ -100,6 +116,19 @@ mod tests {
         serde_json::from_value(config).expect("a configuration")
     }
 
+    /// Checkpoints of before there was `n_kv_head` have as many heads of keys as of queries, and
+    /// such ones are still written without it.
+    #[test]
+    fn heads_of_keys_are_those_of_queries_unless_said() {
+        let usual = config("bias", serde_json::json!(false));
+        assert_eq!((usual.heads(), usual.shape(Target::K)), (2.into(), (32, 32)));
+        assert!(!serde_json::to_string(&usual).expect("JSON").contains("n_kv_head"));
+        let grouped = config("n_kv_head", serde_json::json!(1));
+        grouped.validate().expect("a sound one");
+        let shapes = [Target::Q, Target::K, Target::V, Target::O].map(|kind| grouped.shape(kind));
+        assert_eq!(shapes, [(32, 32), (16, 32), (16, 32), (32, 32)]);
+    }
+
     /// Case 25: a checkpoint with sizes that no network has.
     #[test]
     fn a_stranger_s_configuration_is_checked_before_it_is_used() {
@@ -111,6 +140,8 @@ mod tests {
             ("vocab_size", json!(1u64 << 31), "set at most 4194304"),
             ("block_size", json!(0), "is 0"),
             ("n_head", json!(3), "does not divide n_embd 32"),
+            ("n_kv_head", json!(0), "is 0"),
+            ("n_kv_head", json!(3), "does not divide n_head 2"),
             ("dropout", json!(1.5), "is 1.5"),
             ("weights", json!({"q": {"low_rank": {"rank": 33}}}), "it is 1 to 32"),
         ] {

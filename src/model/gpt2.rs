@@ -6,7 +6,7 @@
 use super::config::ModelConfig;
 use super::layers::{Declarations, Head, INIT_STANDARD_DEVIATION, LayerNorm, Linear, Pass};
 use super::network::{DropoutKey, Network, Site, Structure};
-use crate::ops::{self, Compute, Tape, Value};
+use crate::ops::{self, AttentionHeads, Compute, Tape, Value};
 use crate::params::{ParamId, ParamStore};
 use crate::spec::Target;
 use candle_core::{Result, Tensor};
@@ -89,7 +89,7 @@ impl Network for Gpt2 {
         let mut x = pass.dropout(&embedded, "embedding", 0)?;
         observe("transformer.wte", x.tensor())?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.attention(&pass, layer, &x, config.n_head)?;
+            x = block.attention(&pass, layer, &x, config.heads())?;
             observe(&format!("transformer.h.{layer}.attn"), x.tensor())?;
             x = block.mlp(&pass, layer, &x)?;
             observe(&format!("transformer.h.{layer}.mlp"), x.tensor())?;
@@ -125,7 +125,13 @@ impl Block {
     }
 
     /// x + O(attention(Q, K, V)) of the normed x.
-    fn attention(&self, pass: &Pass, layer: usize, x: &Value, n_head: usize) -> Result<Value> {
+    fn attention(
+        &self,
+        pass: &Pass,
+        layer: usize,
+        x: &Value,
+        heads: AttentionHeads,
+    ) -> Result<Value> {
         let h = self.norm_1.forward(pass, x)?;
         let (q, k, v) = (
             self.query.forward(pass, &h)?,
@@ -138,7 +144,7 @@ impl Block {
             &q,
             &k,
             &v,
-            n_head,
+            heads,
             pass.dropout_at("attention", layer),
         )?;
         drop((q, k, v));
@@ -153,5 +159,75 @@ impl Block {
         drop(up);
         let out = self.down.forward(pass, &active)?;
         ops::add(pass.tape, x, &pass.dropout(&out, "mlp output", layer)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::build;
+    use super::*;
+    use crate::ops::Gradients;
+    use crate::params::Weight;
+    use candle_core::{DType, Device};
+
+    fn network(n_kv_head: Option<usize>) -> Box<dyn Network> {
+        let config = serde_json::json!({
+            "arch": "gpt2", "n_layer": 2, "n_head": 4, "n_kv_head": n_kv_head, "n_embd": 16,
+            "block_size": 6, "vocab_size": 11, "dropout": 0.0, "bias": true, "weights": {}
+        });
+        build(serde_json::from_value(config).expect("a configuration")).expect("a network")
+    }
+
+    fn loss(model: &dyn Network, params: &ParamStore) -> (f64, Gradients) {
+        let tokens = Tensor::new(&[[1u32, 4, 9, 0, 3, 3], [10, 2, 2, 7, 5, 6]], &Device::Cpu);
+        let targets = Tensor::new(&[[4u32, 9, 0, 3, 3, 8], [2, 2, 7, 5, 6, 1]], &Device::Cpu);
+        let (tape, mut gradients) = (model.training_tape(), Gradients::new(params.slot_count()));
+        let (tokens, targets) = (tokens.expect("ids"), targets.expect("ids"));
+        let loss = model.loss(params, &tape, &tokens, &targets, None).expect("forward");
+        tape.backward(&loss, &mut gradients).expect("backward");
+        (loss.tensor().to_scalar().expect("a number"), gradients)
+    }
+
+    /// Two heads of keys and values do what four do of which two in a row are equal; a gradient is
+    /// the sum over those that share.
+    #[test]
+    fn fewer_heads_of_keys_are_as_many_that_repeat() -> Result<()> {
+        let (grouped, full) = (network(Some(2)), network(None));
+        let few = grouped.initialize(3, DType::F64, &Device::Cpu)?;
+        let mut many = full.initialize(3, DType::F64, &Device::Cpu)?;
+        // Rows of heads (2, 4, …) to (2, 2, 4, …), and back by sums.
+        let repeat = |x: &Tensor| -> Result<Tensor> {
+            let heads = x.chunk(2, 0)?;
+            Tensor::cat(&[&heads[0], &heads[0], &heads[1], &heads[1]], 0)
+        };
+        let sum = |x: &Tensor| -> Result<Tensor> {
+            let heads = x.chunk(4, 0)?;
+            Tensor::cat(&[(&heads[0] + &heads[1])?, (&heads[2] + &heads[3])?], 0)
+        };
+        let shared = |name: &str| name.contains("attn.k.") || name.contains("attn.v.");
+        for (id, parameter) in few.iter() {
+            let weight = few.dense(id)?;
+            let weight = if shared(&parameter.name) { repeat(weight)? } else { weight.clone() };
+            assert_eq!(weight.dims(), many.dense(id)?.dims(), "{}", parameter.name);
+            many.set(id, Weight::Dense(weight));
+        }
+        let ((a, of_few), (b, of_many)) = (loss(&*grouped, &few), loss(&*full, &many));
+        assert!((a - b).abs() < 1e-12, "{a} {b}");
+        for (id, parameter) in few.iter() {
+            let slot = ParamStore::slot(id);
+            let (ours, theirs) = (of_few.get(slot).expect("one"), of_many.get(slot).expect("one"));
+            let theirs = if shared(&parameter.name) { sum(theirs)? } else { theirs.clone() };
+            let error = (ours - theirs)?.abs()?.max_all()?.to_scalar::<f64>()?;
+            assert!(error < 1e-12, "{}: {error}", parameter.name);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn heads_that_do_not_divide_are_refused() {
+        let mut config = network(None).config().clone();
+        config.n_kv_head = Some(3);
+        let error = build(config).expect_err("3 of 4").to_string();
+        assert!(error.contains("n_head 4 is not divisible by its n_kv_head 3"), "{error}");
     }
 }

@@ -201,6 +201,14 @@ pub fn build(config: ModelConfig) -> Result<Box<dyn Network>> {
             config.n_head
         )
     }
+    let heads = config.heads();
+    if heads.keys == 0 || !heads.queries.is_multiple_of(heads.keys) {
+        bail!(
+            "the model's n_head {} is not divisible by its n_kv_head {}; choose a divisor",
+            heads.queries,
+            heads.keys
+        )
+    }
     Ok(match config.arch {
         Architecture::Gpt2 => Box::new(Gpt2::new(config)),
     })

@@ -19,6 +19,8 @@ mod product;
 mod tape;
 
 pub use crate::kernels::scalar;
+#[cfg(test)]
+pub(crate) use crate::kernels::work;
 pub use attention::{AttentionHeads, causal_attention};
 pub use compute::Compute;
 pub use cross_entropy::{cross_entropy_head, cross_entropy_sum, logits};

@@ -5,8 +5,8 @@
 //! the number of threads.
 
 use super::compute::{Compute, is_half, widened};
-use crate::kernels::{Host, Matrix, Real, SharedOut, build, mutate, with_real};
-use candle_core::{Result, Tensor, bail};
+use crate::kernels::{Host, Matrix, Real, SharedOut, build, mutate, with_real, work};
+use candle_core::{D, Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
 use faer::mat::MatMut;
 use faer::{Accum, Par};
@@ -32,6 +32,7 @@ pub unsafe fn multiply_at<T: Real>(
     alpha: T,
     accumulate: bool,
 ) {
+    work::product(a.shape().0, a.shape().1, b.shape().1);
     // SAFETY: the caller's promise.
     let out =
         unsafe { MatMut::from_raw_parts_mut(out, a.shape().0, b.shape().1, stride as isize, 1) };
@@ -128,6 +129,7 @@ pub(super) fn product_by(compute: Compute, a: &Tensor, b: &Tensor) -> Result<Ten
         return product_by(compute, &widened_view(a)?, &widened_view(b)?)?.to_dtype(a.dtype());
     }
     if !compute.takes_kernels(a) {
+        work::product(shape.0, a.dim(1)?, shape.1);
         return whole(a)?.matmul(&whole(b)?);
     }
     with_real!(a.dtype(), T => build::<T>(shape, |out| apply::<T>(out, a, b, false)))
@@ -173,6 +175,7 @@ pub(super) fn batched_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if multiplies_in_f32(a) {
         return batched_product(&widened(a)?, &widened(b)?)?.to_dtype(a.dtype());
     }
+    work::product(a.elem_count() / a.dim(D::Minus1)?.max(1), a.dim(D::Minus1)?, b.dim(D::Minus1)?);
     whole(a)?.matmul(&whole(b)?)
 }
 

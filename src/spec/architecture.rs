@@ -72,6 +72,12 @@ impl PartialOrd for Target {
     }
 }
 
+/// C G / H, the width of keys and values of `key_heads` heads beside `heads` heads of queries that
+/// share out `n_embd`; 0 where there are no heads.
+pub fn key_width(n_embd: usize, heads: usize, key_heads: usize) -> usize {
+    n_embd.checked_div(heads).unwrap_or(0).saturating_mul(key_heads)
+}
+
 impl Architecture {
     /// Name as written in a spec.
     pub fn name(self) -> &'static str {
@@ -89,12 +95,14 @@ impl Architecture {
         }
     }
 
-    /// Rows and columns (m, n) of a target's W in y = W x for a residual stream of this width;
-    /// (0, 0) where a block has no such matrix.
-    pub fn shape(self, target: Target, n_embd: usize) -> (usize, usize) {
+    /// Rows and columns (m, n) of a target's W in y = W x for a residual stream of width `n_embd`
+    /// and keys and values of `key_width` together over all of their heads; (0, 0) where a block
+    /// has no such matrix.
+    pub fn shape(self, target: Target, n_embd: usize, key_width: usize) -> (usize, usize) {
         let wide = n_embd.saturating_mul(4);
         match (self, target) {
-            (Architecture::Gpt2, Target::Q | Target::K | Target::V | Target::O) => (n_embd, n_embd),
+            (Architecture::Gpt2, Target::Q | Target::O) => (n_embd, n_embd),
+            (Architecture::Gpt2, Target::K | Target::V) => (key_width, n_embd),
             (Architecture::Gpt2, Target::UP) => (wide, n_embd),
             (Architecture::Gpt2, Target::DOWN) => (n_embd, wide),
             (Architecture::Gpt2, _) => (0, 0),
@@ -161,8 +169,9 @@ mod tests {
             Architecture::Gpt2.objection(gate).as_deref(),
             Some("`gate` is no target of gpt2; its targets are q, k, v, o, up, down")
         );
-        assert_eq!(Architecture::Gpt2.shape(gate, 8), (0, 0));
-        assert_eq!(Architecture::Gpt2.shape(Target::DOWN, 8), (8, 32));
+        assert_eq!(Architecture::Gpt2.shape(gate, 8, 8), (0, 0));
+        assert_eq!(Architecture::Gpt2.shape(Target::DOWN, 8, 4), (8, 32));
+        assert_eq!(Architecture::Gpt2.shape(Target::V, 8, 4), (4, 8));
     }
 
     #[test]

@@ -35,7 +35,7 @@ mod schedule_spec;
 mod schema;
 mod unused;
 
-pub use architecture::{Architecture, Target};
+pub use architecture::{Architecture, Target, key_width};
 pub use count::{Count, NotACount};
 pub use data_spec::*;
 pub use dlra_spec::*;

@@ -20,6 +20,10 @@ pub struct ModelSpec {
     pub n_layer: usize,
     /// Attention heads per block; divides `n_embd`.
     pub n_head: usize,
+    /// Heads of keys and values per block, each for n_head / n_kv_head heads of queries in a row
+    /// (grouped-query attention); divides `n_head`, which it is by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_kv_head: Option<usize>,
     /// Width of the residual stream.
     pub n_embd: usize,
     /// Context length in tokens.
@@ -117,6 +121,18 @@ pub(super) fn check_model(found: &mut Findings, model: &ModelSpec) {
     ];
     for (key, size, most) in sizes {
         found.require_size(size as u64, most, &format!("model.{key}"));
+    }
+    if let Some(key_heads) = model.n_kv_head {
+        found.require_size(key_heads as u64, bounds::MAX_WIDTH, "model.n_kv_head");
+        if !found.has("model.n_head") && !found.has("model.n_kv_head") {
+            found.require(model.n_head.is_multiple_of(key_heads), "model.n_kv_head", || {
+                format!(
+                    "{key_heads} does not divide `model.n_head` {}; choose {}",
+                    model.n_head,
+                    nearest_divisors(model.n_head, key_heads)
+                )
+            });
+        }
     }
     if !found.has("model.n_head") && !found.has("model.n_embd") {
         found.require(model.n_embd.is_multiple_of(model.n_head), "model.n_head", || {

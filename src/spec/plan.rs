@@ -1,7 +1,7 @@
 //! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether
 //! two runs are the same.
 
-use super::architecture::{Architecture, Target};
+use super::architecture::{Architecture, Target, key_width};
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::dlra_spec::DlraSpec;
@@ -80,6 +80,9 @@ pub struct ModelPlan {
     pub n_layer: usize,
     /// Attention heads per block.
     pub n_head: usize,
+    /// Heads of keys and values per block, where they are not as many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_kv_head: Option<usize>,
     /// Width of the residual stream, C.
     pub n_embd: usize,
     /// Context length in tokens, T.
@@ -101,7 +104,12 @@ impl ModelPlan {
 
     /// Rows and columns (m, n) of one matrix of a block.
     pub fn shape(&self, target: Target) -> (usize, usize) {
-        self.arch.shape(target, self.n_embd)
+        self.arch.shape(target, self.n_embd, self.key_width())
+    }
+
+    /// Width of keys and of values, over all of their heads.
+    pub fn key_width(&self) -> usize {
+        key_width(self.n_embd, self.n_head, self.n_kv_head.unwrap_or(self.n_head))
     }
 }
 
@@ -344,6 +352,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         arch: spec.arch,
         n_layer: spec.n_layer,
         n_head: spec.n_head,
+        n_kv_head: spec.n_kv_head.filter(|key_heads| *key_heads != spec.n_head),
         n_embd: spec.n_embd,
         block_size: spec.block_size,
         dropout: spec.dropout,

@@ -66,6 +66,7 @@ impl Plan {
                 arch: model.arch,
                 n_layer: model.n_layer,
                 n_head: model.n_head,
+                n_kv_head: model.n_kv_head,
                 n_embd: model.n_embd,
                 block_size: model.block_size,
                 dropout: model.dropout,

@@ -1,6 +1,8 @@
 //! The only place where model, optimizer and data meet: the session, its loop, evaluation and
 //! resume.
 
+#[cfg(test)]
+mod counted_operations;
 mod diagnose;
 mod evaluate;
 mod init;

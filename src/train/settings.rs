@@ -18,6 +18,7 @@ pub fn model_config(plan: &Plan, vocab_size: usize) -> ModelConfig {
         arch: plan.model.arch,
         n_layer: plan.model.n_layer,
         n_head: plan.model.n_head,
+        n_kv_head: plan.model.n_kv_head,
         n_embd: plan.model.n_embd,
         block_size: plan.model.block_size,
         vocab_size,

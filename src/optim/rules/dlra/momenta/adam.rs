@@ -181,13 +181,11 @@ impl MomentumCost for Cost {
         4 * size.sides()
     }
 
+    /// As variances, from r to k columns: what enters and leaves each basis, 4 (m + n) r k, found
+    /// for the sums and again for their weights; the sums, 6 (m + n) r k, and the r × r and r × k
+    /// products of both, 4 r² k + 4 r k² each. In all 14 (m + n) r² + 16 r³ where the rank stays.
     fn transport(&self, size: WeightSize, new: u64) -> u64 {
-        2 * (size.rows + size.columns) * size.rank * new + 2 * small_products(size.rank, new)
-    }
-
-    /// 10 (m + n) r² + 8 r³.
-    fn transport_at_rank(&self, size: WeightSize) -> u64 {
-        10 * size.sides() + 8 * size.cube()
+        14 * (size.rows + size.columns) * size.rank * new + 8 * small_products(size.rank, new)
     }
 
     fn has_coefficient_moments(&self) -> bool {

@@ -46,11 +46,6 @@ pub trait MomentumCost: Sync {
         0
     }
 
-    /// Operations into new bases of the same rank.
-    fn transport_at_rank(&self, size: WeightSize) -> u64 {
-        self.transport(size, size.rank)
-    }
-
     /// Whether the coefficients of `augmented_bug` have second moments of their own.
     fn has_coefficient_moments(&self) -> bool {
         false
