@@ -10,13 +10,13 @@ use lrpt::model::{ModelConfig, build};
 use lrpt::ops::{Gradients, Tape};
 use lrpt::optim::{
     AdamwStep, Evaluation, Execution, FactorRule, GaloreState, GradientOracle, Optimizer,
-    OptimizerSettings, RankSchedule, Scaled, Schedule, loro_exact_step,
+    OptimizerSettings, Scaled, Schedule, loro_exact_step,
 };
 use lrpt::params::{Factor, ParamStore, Parameter, Place, Role, Weight};
 use lrpt::rng;
 use lrpt::spec::{
     AdamwSpec, Architecture, ConstantScheduleSpec, Count, DlraSpec, FactorForm, GaloreSpec,
-    LoroSpec, ScheduleSpec, Target, WeightForm,
+    LoroSpec, RankPlan, ScheduleSpec, Target, WeightForm,
 };
 use std::collections::BTreeMap;
 use support::textbook::{dense, tensor};
@@ -247,7 +247,7 @@ fn settings(factors: FactorRule, dense: AdamwSpec) -> OptimizerSettings {
         matrices: None,
         factors,
         low_rank: DlraSpec::default(),
-        ranks: RankSchedule::Fixed,
+        ranks: RankPlan::Fixed,
         schedule: Schedule::new(
             ScheduleSpec::Constant(ConstantScheduleSpec { warmup_steps: Count(0) }),
             1000,

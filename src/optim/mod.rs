@@ -20,10 +20,7 @@ pub use leaves::{LeafMap, Leaves};
 pub use optimizer::{
     Evaluation, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport,
 };
-pub use rank::{
-    BudgetSchedule, RankBounds, RankCycle, RankDecision, RankEvent, RankSchedule, Tolerance,
-    ToleranceSchedule,
-};
+pub use rank::{RankDecision, RankEvent};
 pub use rules::{
     AdamwState, AdamwStep, DlraState, DlraStep, DlraUpdate, GalerkinStep, GaloreState,
     HeavyBallState, MomentClock, MomentumCost, MuonState, WeightSize, loro_exact_step,

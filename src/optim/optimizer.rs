@@ -2,14 +2,16 @@
 
 use super::execution::{Execution, wait_for};
 use super::gradient::TrainedGradients;
-use super::rank::{RankEvent, RankSchedule};
+use super::rank::RankEvent;
 use super::rule::{Rule, Step};
 use super::rules::{self, MomentClock};
 use super::schedule::Schedule;
 use crate::lowrank::Truncation;
 use crate::ops::Gradients;
 use crate::params::{ParamId, ParamStore, TensorReader};
-use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, LoroSpec, MatrixOptimizerSpec, RankNorm};
+use crate::spec::{
+    AdamwSpec, DlraSpec, HeavyBallSpec, LoroSpec, MatrixOptimizerSpec, RankNorm, RankPlan,
+};
 use candle_core::Tensor;
 use std::time::{Duration, Instant};
 
@@ -48,7 +50,7 @@ pub struct OptimizerSettings {
     /// Rule of low-rank weights.
     pub low_rank: DlraSpec,
     /// How ranks change.
-    pub ranks: RankSchedule,
+    pub ranks: RankPlan,
     /// Learning-rate factor over the run.
     pub schedule: Schedule,
     /// Largest gradient norm; 0 turns clipping off.
