@@ -9,7 +9,7 @@ use lrpt::linalg;
 use lrpt::model::{ModelConfig, build};
 use lrpt::ops::{Gradients, Tape};
 use lrpt::optim::{
-    AdamwStep, Evaluation, Execution, FactorRule, GaloreState, GradientOracle, Optimizer,
+    AdamwStep, BatchLoss, Execution, FactorRule, GaloreState, GradientOracle, Optimizer,
     OptimizerSettings, Scaled, Schedule, loro_exact_step,
 };
 use lrpt::params::{Factor, ParamStore, Parameter, Place, Role, Weight};
@@ -227,7 +227,7 @@ impl GradientOracle for Given {
         &mut self,
         params: &ParamStore,
         gradients: &mut Gradients,
-    ) -> anyhow::Result<Evaluation> {
+    ) -> anyhow::Result<BatchLoss> {
         for ((id, _), gradient) in params.iter().zip(&self.0) {
             // d/dw Σ g ∘ w = g.
             let tape = Tape::training();
@@ -237,7 +237,7 @@ impl GradientOracle for Given {
             let loss = tape.record(&[to], sum, move |_, flow| flow.add(to, gradient));
             tape.backward(&loss, gradients)?;
         }
-        Ok(Evaluation { loss: 0.0, micro_batches: 1 })
+        Ok(BatchLoss { loss: 0.0, micro_batches: 1 })
     }
 }
 

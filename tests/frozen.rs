@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use lrpt::model::{ModelConfig, Network, build};
 use lrpt::ops::{Compute, Gradients};
 use lrpt::optim::{
-    Evaluation, Execution, FactorRule, GradientOracle, Optimizer, OptimizerSettings, Schedule,
+    BatchLoss, Execution, FactorRule, GradientOracle, Optimizer, OptimizerSettings, Schedule,
 };
 use lrpt::params::{ParamId, ParamStore, Role};
 use lrpt::spec::{
@@ -139,11 +139,11 @@ impl GradientOracle for OneBatch<'_> {
         &mut self,
         params: &ParamStore,
         gradients: &mut Gradients,
-    ) -> anyhow::Result<Evaluation> {
+    ) -> anyhow::Result<BatchLoss> {
         let ((tokens, targets), tape) = (batch(), self.0.training_tape());
         let loss = self.0.loss(params, &tape, &tokens, &targets, None)?;
         tape.backward(&loss, gradients)?;
-        Ok(Evaluation { loss: loss.tensor().to_scalar()?, micro_batches: 1 })
+        Ok(BatchLoss { loss: loss.tensor().to_scalar()?, micro_batches: 1 })
     }
 }
 

@@ -9,7 +9,7 @@ use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
 use lrpt::ops::{Gradients, Tape};
 use lrpt::optim::{
-    DlraState, DlraStep, Evaluation, Execution, FactorRule, GradientOracle, Optimizer,
+    BatchLoss, DlraState, DlraStep, Execution, FactorRule, GradientOracle, Optimizer,
     OptimizerSettings, RankDecision, Scaled, Schedule,
 };
 use lrpt::params::{ParamId, ParamStore, Parameter, Place, Role, Weight};
@@ -89,7 +89,7 @@ struct Oracle<'a> {
 }
 
 impl GradientOracle for Oracle<'_> {
-    fn evaluate(&mut self, params: &ParamStore, gradients: &mut Gradients) -> Result<Evaluation> {
+    fn evaluate(&mut self, params: &ParamStore, gradients: &mut Gradients) -> Result<BatchLoss> {
         self.evaluations += 1;
         let Weight::LowRank(point) = &params.get(WEIGHT).weight else {
             panic!("the weight is low-rank")
@@ -117,7 +117,7 @@ impl GradientOracle for Oracle<'_> {
                 flow.add(to_b, by_offset)
             });
         tape.backward(&output, gradients)?;
-        Ok(Evaluation { loss, micro_batches: 1 })
+        Ok(BatchLoss { loss, micro_batches: 1 })
     }
 }
 

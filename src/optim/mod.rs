@@ -18,7 +18,7 @@ pub use execution::{Execution, Placement};
 pub use gradient::{Scaled, TrainedGradients, clip_factor};
 pub use leaves::{LeafMap, Leaves};
 pub use optimizer::{
-    Evaluation, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport,
+    BatchLoss, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport,
 };
 pub use rank::{RankDecision, RankEvent};
 pub use rules::{

@@ -9,7 +9,7 @@ use crate::lowrank::tolerance_rank;
 use crate::spec::{
     BudgetPlan, RankBoundsPlan, RankCyclePlan, RankNorm, RankPlan, Target, TolerancePlan,
 };
-use budget::{Candidate, allocate};
+use budget::{BudgetCandidate, allocate};
 use cycle::{CycleEvent, ramp};
 
 /// What a step does to the rank of one weight before any cut.
@@ -156,7 +156,7 @@ impl BudgetPlan {
                 .copied()
                 .unwrap_or(RankBoundsPlan { min_rank: available, max_rank: available });
             let scores = offer.singular_values.iter().map(|sigma| sigma * sigma).collect();
-            Candidate {
+            BudgetCandidate {
                 sides: offer.sides,
                 scores,
                 min_rank: bounds.min_rank.min(available),
