@@ -49,8 +49,8 @@ impl RankCyclePlan {
         }
     }
 
-    /// The rank after a growth from this one: at most doubled, at most `max_rank`; none where that
-    /// is no growth.
+    /// The rank after a growth from this one: at most doubled, at most `max_rank`; `None` if
+    /// that is no growth.
     pub(super) fn grown(&self, rank: usize, max_rank: usize) -> Option<usize> {
         let grown = (rank + self.grow_by).min(2 * rank).min(max_rank);
         (grown > rank).then_some(grown)

@@ -30,7 +30,7 @@ pub struct AdamwStep {
     pub weight_decay: f64,
     /// Step t, counted from 1, for the bias correction.
     pub step: u64,
-    /// By which code.
+    /// Whether kernels or candle operations compute the step.
     pub compute: Compute,
 }
 
