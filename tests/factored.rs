@@ -9,14 +9,14 @@ use lrpt::linalg;
 use lrpt::model::{ModelConfig, build};
 use lrpt::ops::{Gradients, Tape};
 use lrpt::optim::{
-    AdamwStep, Evaluation, Execution, FactorRule, GaloreState, GradientOracle, Optimizer,
-    OptimizerSettings, RankSchedule, Scaled, Schedule, loro_exact_step,
+    AdamwStep, BatchLoss, Execution, FactorRule, GaloreState, GradientOracle, Optimizer,
+    OptimizerSettings, Scaled, Schedule, loro_exact_step,
 };
 use lrpt::params::{Factor, ParamStore, Parameter, Place, Role, Weight};
 use lrpt::rng;
 use lrpt::spec::{
     AdamwSpec, Architecture, ConstantScheduleSpec, Count, DlraSpec, FactorForm, GaloreSpec,
-    LoroSpec, ScheduleSpec, Target, WeightForm,
+    LoroSpec, RankPlan, ScheduleSpec, Target, WeightForm,
 };
 use std::collections::BTreeMap;
 use support::textbook::{dense, tensor};
@@ -228,7 +228,7 @@ impl GradientOracle for Given {
         &mut self,
         params: &ParamStore,
         gradients: &mut Gradients,
-    ) -> anyhow::Result<Evaluation> {
+    ) -> anyhow::Result<BatchLoss> {
         for ((id, _), gradient) in params.iter().zip(&self.0) {
             // d/dw Σ g ∘ w = g.
             let tape = Tape::training();
@@ -238,7 +238,7 @@ impl GradientOracle for Given {
             let loss = tape.record(&[to], sum, move |_, flow| flow.add(to, gradient));
             tape.backward(&loss, gradients)?;
         }
-        Ok(Evaluation { loss: 0.0, micro_batches: 1 })
+        Ok(BatchLoss { loss: 0.0, micro_batches: 1 })
     }
 }
 
@@ -248,7 +248,7 @@ fn settings(factors: FactorRule, dense: AdamwSpec) -> OptimizerSettings {
         matrices: None,
         factors,
         low_rank: DlraSpec::default(),
-        ranks: RankSchedule::Fixed,
+        ranks: RankPlan::Fixed,
         schedule: Schedule::new(
             ScheduleSpec::Constant(ConstantScheduleSpec { warmup_steps: Count(0) }),
             1000,

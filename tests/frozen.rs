@@ -4,13 +4,12 @@ use candle_core::{DType, Device, Tensor};
 use lrpt::model::{ModelConfig, Network, build};
 use lrpt::ops::{Compute, Gradients};
 use lrpt::optim::{
-    Evaluation, Execution, FactorRule, GradientOracle, Optimizer, OptimizerSettings, RankSchedule,
-    Schedule,
+    BatchLoss, Execution, FactorRule, GradientOracle, Optimizer, OptimizerSettings, Schedule,
 };
 use lrpt::params::{ParamId, ParamStore, Role};
 use lrpt::spec::{
     AdamwSpec, Architecture, ConstantScheduleSpec, Count, DlraSpec, FactorForm,
-    MatrixOptimizerSpec, MuonSpec, ScheduleSpec, Target, WeightForm,
+    MatrixOptimizerSpec, MuonSpec, RankPlan, ScheduleSpec, Target, WeightForm,
 };
 use std::collections::BTreeMap;
 
@@ -141,11 +140,11 @@ impl GradientOracle for OneBatch<'_> {
         &mut self,
         params: &ParamStore,
         gradients: &mut Gradients,
-    ) -> anyhow::Result<Evaluation> {
+    ) -> anyhow::Result<BatchLoss> {
         let ((tokens, targets), tape) = (batch(), self.0.training_tape());
         let loss = self.0.loss(params, &tape, &tokens, &targets, None)?;
         tape.backward(&loss, gradients)?;
-        Ok(Evaluation { loss: loss.tensor().to_scalar()?, micro_batches: 1 })
+        Ok(BatchLoss { loss: loss.tensor().to_scalar()?, micro_batches: 1 })
     }
 }
 
@@ -166,7 +165,7 @@ fn a_frozen_parameter_trains_nothing_and_has_no_state() {
         matrices: Some(MatrixOptimizerSpec::Muon(MuonSpec::default())),
         factors: FactorRule::Adamw(AdamwSpec::default()),
         low_rank: DlraSpec::default(),
-        ranks: RankSchedule::Fixed,
+        ranks: RankPlan::Fixed,
         schedule: Schedule::new(
             ScheduleSpec::Constant(ConstantScheduleSpec { warmup_steps: Count(0) }),
             10,

@@ -9,17 +9,15 @@ use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
 use lrpt::ops::{Gradients, Tape};
 use lrpt::optim::{
-    DlraState, DlraStep, Evaluation, Execution, FactorRule, GradientOracle, Optimizer,
-    OptimizerSettings, Scaled,
-};
-use lrpt::optim::{
-    RankBounds, RankCycle, RankDecision, RankSchedule, Schedule, Tolerance, ToleranceSchedule,
+    BatchLoss, DlraState, DlraStep, Execution, FactorRule, GradientOracle, Optimizer,
+    OptimizerSettings, RankDecision, Scaled, Schedule,
 };
 use lrpt::params::{ParamId, ParamStore, Parameter, Place, Role, Weight};
 use lrpt::rng;
 use lrpt::spec::{
-    AdamwSpec, ConstantScheduleSpec, Count, DlraSpec, Integrator, Momentum, RampShape, RankNorm,
-    RetractionSpec, ScheduleSpec, Target,
+    AdamwSpec, ConstantScheduleSpec, Count, DlraSpec, Integrator, Momentum, RampShape,
+    RankCyclePlan, RankNorm, RankPlan, RetractionSpec, ScheduleSpec, Target, TolerancePlan,
+    ToleranceTargetPlan,
 };
 use std::collections::BTreeMap;
 use support::textbook::{dense, random, tensor, truncated_svd};
@@ -91,7 +89,7 @@ struct Oracle<'a> {
 }
 
 impl GradientOracle for Oracle<'_> {
-    fn evaluate(&mut self, params: &ParamStore, gradients: &mut Gradients) -> Result<Evaluation> {
+    fn evaluate(&mut self, params: &ParamStore, gradients: &mut Gradients) -> Result<BatchLoss> {
         self.evaluations += 1;
         let Weight::LowRank(point) = &params.get(WEIGHT).weight else {
             panic!("the weight is low-rank")
@@ -119,7 +117,7 @@ impl GradientOracle for Oracle<'_> {
                 flow.add(to_b, by_offset)
             });
         tape.backward(&output, gradients)?;
-        Ok(Evaluation { loss, micro_batches: 1 })
+        Ok(BatchLoss { loss, micro_batches: 1 })
     }
 }
 
@@ -137,7 +135,7 @@ impl Training {
         problem: Problem,
         rank: usize,
         low_rank: DlraSpec,
-        ranks: RankSchedule,
+        ranks: RankPlan,
         max_steps: u64,
     ) -> Self {
         let start = random(problem.rows, problem.columns, "start", 0);
@@ -149,7 +147,7 @@ impl Training {
         problem: Problem,
         point: LowRank,
         low_rank: DlraSpec,
-        ranks: RankSchedule,
+        ranks: RankPlan,
         max_steps: u64,
     ) -> Self {
         let offset = tensor(&(0.1 * random(Problem::OUTPUTS, 1, "offset", 0)));
@@ -441,7 +439,7 @@ fn augmented_bug_agrees_with_the_dense_textbook() {
                 ..settings(Integrator::AugmentedBug, momentum, coefficient_steps)
             };
             let problem = Problem { rows, columns, batches: 3 };
-            let mut training = Training::new(problem, 3, dlra.clone(), RankSchedule::Fixed, 100);
+            let mut training = Training::new(problem, 3, dlra.clone(), RankPlan::Fixed, 100);
             let mut textbook = Textbook::new(&training);
             for step in 1..=5 {
                 assert_eq!(training.step(), 1 + coefficient_steps, "evaluations of a step");
@@ -470,7 +468,7 @@ fn coefficient_cycle_agrees_with_the_dense_textbook() {
             Problem { rows: 14, columns: 11, batches: 4 },
             3,
             dlra.clone(),
-            RankSchedule::Fixed,
+            RankPlan::Fixed,
             last,
         );
         let mut textbook = Textbook::new(&training);
@@ -573,7 +571,7 @@ fn one_coefficient_step_is_tangent_to_first_order() {
                 Problem { rows: 14, columns: 11, batches: 1 },
                 3,
                 dlra,
-                RankSchedule::Fixed,
+                RankPlan::Fixed,
                 9,
             );
             training.step();
@@ -606,7 +604,7 @@ fn a_failing_step_changes_nothing() {
             Problem { rows: 14, columns: 11, batches: 2 },
             3,
             cycle(integrator),
-            RankSchedule::Fixed,
+            RankPlan::Fixed,
             9,
         );
         training.step();
@@ -642,12 +640,14 @@ fn a_failing_step_changes_nothing() {
 /// Ranks follow the policy under every integrator and momentum, and the state follows the ranks.
 #[test]
 fn ranks_follow_the_policy() {
-    let bounds = RankBounds { min_rank: 2, max_rank: 5 };
-    let schedule = RankSchedule::Tolerance(ToleranceSchedule {
-        cycle: RankCycle { every: 8, settle: 4, grow_by: 2, start: 2, freeze: 12 },
+    let schedule = RankPlan::Tolerance(TolerancePlan {
+        cycle: RankCyclePlan { every: 8, settle: 4, grow_by: 2, start: 2, freeze: 12 },
         norm: RankNorm::Frobenius,
-        shape: RampShape::Linear,
-        targets: BTreeMap::from([(Target::UP, Tolerance { tau: 0.3, final_tau: 0.3, bounds })]),
+        tau_schedule: RampShape::Linear,
+        targets: BTreeMap::from([(
+            Target::UP,
+            ToleranceTargetPlan { tau: 0.3, final_tau: 0.3, min_rank: 2, max_rank: 5 },
+        )]),
     });
     let combinations = [
         (Integrator::AugmentedBug, vec![Momentum::HeavyBall, Momentum::Adam, Momentum::Spectral]),
@@ -704,7 +704,7 @@ fn cycles_augment_as_far_as_there_is_room() {
     for (rows, columns, widest) in [(14, 4, 4), (4, 14, 4), (3, 7, 3)] {
         let dlra = settings(Integrator::CoefficientCycle, Momentum::Spectral, 2);
         let mut training =
-            Training::new(Problem { rows, columns, batches: 3 }, 3, dlra, RankSchedule::Fixed, 12);
+            Training::new(Problem { rows, columns, batches: 3 }, 3, dlra, RankPlan::Fixed, 12);
         let ranks: Vec<usize> = (0..6)
             .map(|_| {
                 training.step();
@@ -727,7 +727,7 @@ fn truncate_every_takes_the_svd_at_its_steps() {
             Problem { rows: 14, columns: 11, batches: 3 },
             3,
             dlra,
-            RankSchedule::Fixed,
+            RankPlan::Fixed,
             100,
         );
         (0..6)

@@ -249,9 +249,10 @@ fn geometric(instance: &Instance, momentum: Momentum) -> Tensor {
 /// Adam, another R both; geometric steps do not see R.
 #[test]
 fn geometric_steps_do_not_see_which_factors_were_chosen() {
-    let instance = Problem { spectrum: lrpt::demo::Spectrum { condition: 3.0 }, ..Problem::ALL[0] }
-        .draw(2)
-        .expect("a problem");
+    let instance =
+        Problem { spectrum: lrpt::demo::TargetSpectrum { condition: 3.0 }, ..Problem::ALL[0] }
+            .draw(2)
+            .expect("a problem");
     let numbers = rng::normals(&mut rng::stream(2, "rotation", &[]), 16);
     let (rotation, _) =
         qr(&Tensor::from_vec(numbers, (4, 4), &candle_core::Device::Cpu).expect("4 x 4"))

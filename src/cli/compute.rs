@@ -79,7 +79,8 @@ fn best_device() -> Device {
             Err(error) => {
                 let (name, reason) = (backend.name, reason(&error));
                 tracing::warn!(
-                    "device: {name} is built in but cannot be used ({reason}) and is passed over; see `lrpt doctor`"
+                    "device: {name} is built in but cannot be used ({reason}) and is passed over; \
+                     see `lrpt doctor`"
                 );
             }
         }

@@ -28,7 +28,7 @@ pub struct EvalArgs {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct Scores {
     #[serde(flatten)]
     loss: ValidationLoss,
     step: u64,
@@ -76,10 +76,11 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let set = ValidationSet::new(Arc::new(shard), block_size, tokens, &byte_lengths)?;
     let loss = evaluate(run.model.as_ref(), &run.params, &set)?;
     let protocol = format!(
-        "{text}: {} non-overlapping windows of {block_size} tokens spread evenly, each predicted from its own window only, mean over tokens",
+        "{text}: {} non-overlapping windows of {block_size} tokens spread evenly, each predicted \
+         from its own window only, mean over tokens",
         set.windows()
     );
-    output::line(serde_json::to_string(&Report {
+    output::line(serde_json::to_string(&Scores {
         loss,
         step: run.step,
         parameters: run.params.element_count(),

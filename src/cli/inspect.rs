@@ -121,7 +121,8 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     if !args.json {
         let share = 100.0 * stored as f64 / dense as f64;
         output::line(format!(
-            "step {}: {stored} parameters, {share:.1}% of the {dense} of the same network with dense weights",
+            "step {}: {stored} parameters, {share:.1}% of the {dense} of the same network with \
+             dense weights",
             run.step
         ))?;
     }

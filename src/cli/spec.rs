@@ -66,7 +66,7 @@ fn check(plan: &Plan) -> anyhow::Result<String> {
     Ok(format!("{}: {vocabulary}; plan {}\n{ledger}", plan.name, &plan.hash()[..16]))
 }
 
-/// Tokens in the vocabulary as far as the plan tells; none where only the prepared data can say.
+/// Tokens in the vocabulary as far as the plan tells; `None` if only the prepared data can say.
 pub(super) fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
     let given = match &plan.data.source {
         SourceSpec::Bin(bin) => bin.vocab_size,

@@ -8,8 +8,8 @@ use crate::error::{Failure, is_interrupted};
 use crate::record::{Terminal, duration};
 use crate::spec::DeviceSpec;
 use crate::sweep::{
-    Calibration, LaunchOptions, Launched, Manifest, RunState, SlurmOptions, Solver, Stage, Sweep,
-    launch, read_sweep, refuse_links, slurm_scripts,
+    Calibration, LaunchOptions, Launched, RunState, SlurmOptions, Solver, Stage, Sweep,
+    SweepManifest, launch, read_sweep, refuse_links, slurm_scripts,
 };
 use crate::train::StopSignal;
 use anyhow::{Context, Result, bail, ensure};
@@ -88,7 +88,7 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     let written = std::fs::read_to_string(&args.sweep)?;
     // First, so that runs laid out by it are never without it.
     calibration.save(&folder)?;
-    let manifest = Manifest::lay_out(&sweep, &written, threads, &folder)?;
+    let manifest = SweepManifest::lay_out(&sweep, &written, threads, &folder)?;
     let expected = sweep.runs.iter().map(|run| {
         let vocabulary = calibration.vocabulary_size(&run.plan)?;
         Ok(Ledger::new(&run.plan, vocabulary, threads).memory.peak())
@@ -103,10 +103,11 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
 /// Threads of each run: those the sweep began with, or an equal share.
 fn threads(folder: &Path, jobs: usize) -> usize {
     let share = (rayon::current_num_threads() / jobs).max(1);
-    match Manifest::read(folder) {
+    match SweepManifest::read(folder) {
         Ok(manifest) if manifest.threads != share => {
             tracing::info!(
-                "runs go on with {} threads each, as the sweep began; results repeat at a fixed number",
+                "runs go on with {} threads each, as the sweep began; results repeat at a fixed \
+                 number",
                 manifest.threads
             );
             manifest.threads
@@ -130,7 +131,8 @@ impl Only {
         }
         let first = sweep.runs.first().map_or("", |run| &run.id);
         Err(usage(format!(
-            "--only {glob}: no run of this sweep matches; the first of its {} runs is `{first}`, --dry-run lists all",
+            "--only {glob}: no run of this sweep matches; the first of its {} runs is `{first}`, \
+             --dry-run lists all",
             sweep.runs.len()
         )))
     }
@@ -179,7 +181,7 @@ fn dry_run(sweep: &Sweep, only: &Only, calibration: &mut Calibration) -> Result<
 fn local(
     args: &SweepArgs,
     only: &Only,
-    manifest: &Manifest,
+    manifest: &SweepManifest,
     folder: &Path,
     expected: &[u64],
     terminal: &Terminal,
@@ -206,7 +208,8 @@ fn local(
     let Launched { skipped, finished, not_needed, failed } =
         launch(manifest, folder, &options).map_err(|error| startable_again(error, &args.sweep))?;
     tracing::info!(
-        "{}: {finished} runs finished now, {skipped} before, {not_needed} not needed, {} failed; `lrpt compare {}` compares them",
+        "{}: {finished} runs finished now, {skipped} before, {not_needed} not needed, {} failed; \
+         `lrpt compare {}` compares them",
         manifest.name,
         failed.len(),
         folder.display()
@@ -238,7 +241,7 @@ fn startable_again(error: anyhow::Error, file: &Path) -> anyhow::Error {
 fn slurm(
     args: &SweepArgs,
     sweep: &Sweep,
-    manifest: &Manifest,
+    manifest: &SweepManifest,
     folder: &Path,
     memory: &[u64],
     calibration: &mut Calibration,
@@ -298,7 +301,7 @@ fn slurm(
 
 /// Becomes the training of one run, so that signals reach it.
 fn run_one(folder: &Path, index: usize) -> Result<()> {
-    let manifest = Manifest::read(folder)
+    let manifest = SweepManifest::read(folder)
         .map_err(|error| usage(format!("{error:#}; with --run-index give the sweep's folder")))?;
     let Some(run) = manifest.runs.get(index) else {
         return Err(usage(format!(
@@ -331,14 +334,14 @@ fn run_one(folder: &Path, index: usize) -> Result<()> {
 }
 
 #[cfg(unix)]
-fn become_training(manifest: &Manifest, folder: &Path, index: usize) -> Result<()> {
+fn become_training(manifest: &SweepManifest, folder: &Path, index: usize) -> Result<()> {
     use std::os::unix::process::CommandExt;
     Err(crate::sweep::training(manifest, folder, index)?.exec())
         .context("cannot start the training")
 }
 
 #[cfg(not(unix))]
-fn become_training(manifest: &Manifest, folder: &Path, index: usize) -> Result<()> {
+fn become_training(manifest: &SweepManifest, folder: &Path, index: usize) -> Result<()> {
     let status = crate::sweep::training(manifest, folder, index)?
         .status()
         .context("cannot start the training")?;

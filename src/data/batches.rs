@@ -118,7 +118,8 @@ pub(super) fn window_count(
     let windows = shard.len().saturating_sub(1) / block_size;
     anyhow::ensure!(
         windows > 0,
-        "the {part} text has {} tokens, but one sequence of model.block_size {block_size} needs {}; give more text or a smaller block",
+        "the {part} text has {} tokens, but one sequence of model.block_size {block_size} needs \
+         {}; give more text or a smaller block",
         shard.len(),
         block_size + 1
     );

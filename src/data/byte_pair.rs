@@ -26,7 +26,8 @@ const LONGEST_WORD: usize = 1 << 12;
 pub(super) fn train(documents: &[String], vocab_size: usize) -> anyhow::Result<String> {
     if vocab_size < SMALLEST_VOCABULARY {
         return Err(usage(format!(
-            "data.tokenizer.bpe.vocab_size: {vocab_size} is too small; it takes {SMALLEST_VOCABULARY} for the bytes and the end of text"
+            "data.tokenizer.bpe.vocab_size: {vocab_size} is too small; it takes \
+             {SMALLEST_VOCABULARY} for the bytes and the end of text"
         )));
     }
     if vocab_size > MAX_VOCABULARY {

@@ -80,12 +80,14 @@ impl Dataset {
         let tokenizer_hash = blake3::hash(json.as_bytes());
         anyhow::ensure!(
             tokenizer_hash.to_hex().as_str() == summary.tokenizer_hash,
-            "{}: tokenizer.json is not the one dataset.json names; delete the folder and prepare the data again",
+            "{}: tokenizer.json is not the one dataset.json names; delete the folder and prepare \
+             the data again",
             folder.display()
         );
         anyhow::ensure!(
             summary.vocab_size == tokenizer.vocab_size(),
-            "{}: dataset.json says {} tokens, but tokenizer.json has {}; delete the folder and prepare the data again",
+            "{}: dataset.json says {} tokens, but tokenizer.json has {}; delete the folder and \
+             prepare the data again",
             folder.display(),
             summary.vocab_size,
             tokenizer.vocab_size()
@@ -95,7 +97,8 @@ impl Dataset {
             let (shard, header) = TokenShard::open(&path, &tokenizer_hash)?;
             anyhow::ensure!(
                 (header.tokens, Some(header.text_bytes)) == (tokens, text_bytes),
-                "{}: {} tokens, but dataset.json says {tokens}; delete the folder and prepare the data again",
+                "{}: {} tokens, but dataset.json says {tokens}; delete the folder and prepare the \
+                 data again",
                 path.display(),
                 header.tokens
             );

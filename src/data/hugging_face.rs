@@ -154,7 +154,8 @@ fn largest_id(tokenizer: &Value) -> Option<u64> {
 fn check_id(id: u64) -> anyhow::Result<()> {
     ensure!(
         id < MAX_VOCABULARY as u64,
-        "a token has the number {id}, but vocabularies end at {MAX_VOCABULARY} tokens; number the tokens from 0 on"
+        "a token has the number {id}, but vocabularies end at {MAX_VOCABULARY} tokens; number the \
+         tokens from 0 on"
     );
     Ok(())
 }

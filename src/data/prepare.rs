@@ -178,7 +178,8 @@ impl DocumentEnd {
             None => tokenizer.end_of_text(),
             Some(name) => Some(tokenizer.token_of(name).ok_or_else(|| {
                 usage(format!(
-                    "data.end_of_text: the tokenizer ({}) has no token {name:?}; name one it has, or remove the key",
+                    "data.end_of_text: the tokenizer ({}) has no token {name:?}; name one it has, \
+                     or remove the key",
                     tokenizer.description()
                 ))
             })?),

@@ -74,13 +74,15 @@ impl RawSource {
             TokenizerSpec::File(path) => Tokenizer::from_file(path)?,
             TokenizerSpec::Chars | TokenizerSpec::Bpe(_) => {
                 return Err(usage(
-                    "data.tokenizer: the source is tokens already; give `file: tokenizer.json` (or `bytes`) to decode them",
+                    "data.tokenizer: the source is tokens already; give `file: tokenizer.json` (or \
+                     `bytes`) to decode them",
                 ));
             }
         };
         if spec.end_of_text.is_some() {
             return Err(usage(
-                "data.end_of_text: the source is tokens already, the ends of its texts among them; remove the key",
+                "data.end_of_text: the source is tokens already, the ends of its texts among them; \
+                 remove the key",
             ));
         }
         let vocab_size = self.vocab_size.unwrap_or(tokenizer.vocab_size());
@@ -98,7 +100,8 @@ impl RawSource {
             };
             if examination.largest_token as usize >= vocab_size {
                 return Err(usage(format!(
-                    "{}: token {} is outside the vocabulary of {vocab_size}; give the tokenizer the files were made with, or `vocab_size`",
+                    "{}: token {} is outside the vocabulary of {vocab_size}; give the tokenizer \
+                     the files were made with, or `vocab_size`",
                     names(),
                     examination.largest_token
                 )));
@@ -107,15 +110,16 @@ impl RawSource {
         };
         let (train, of_train) = open_part(&self.train)?;
         let (val, of_val) = open_part(&self.val)?;
-        // Tokens the tokenizer has not, or a vocabulary that is not bytes', are another tokenizer's:
-        // how many bytes they stand for is not known.
+        // Tokens that the tokenizer does not have, or a vocabulary that is not that of bytes,
+        // belong to another tokenizer, and how many bytes they stand for is not known.
         let largest = of_train.largest_token.max(of_val.largest_token) as usize;
         let are_bytes = self.vocab_size.is_none_or(|size| size == tokenizer.vocab_size());
         let is_known = largest < tokenizer.vocab_size()
             && (are_bytes || spec.tokenizer != TokenizerSpec::Bytes);
         if !is_known {
             tracing::warn!(
-                "the tokens are not those of the tokenizer ({}), so bits per byte are not known; give the `file` of the one they were made with",
+                "the tokens are not those of the tokenizer ({}), so bits per byte are not known; \
+                 give the `file` of the one they were made with",
                 tokenizer.description()
             );
         }
@@ -157,7 +161,8 @@ fn bin_files(dir: &Path) -> anyhow::Result<(Vec<PathBuf>, bool)> {
     files.sort();
     if files.len() < 2 {
         return Err(usage(format!(
-            "data.source.tinystories.dir: {} has {} `.bin` files; it takes one for validation and one or more for training",
+            "data.source.tinystories.dir: {} has {} `.bin` files; it takes one for validation and \
+             one or more for training",
             dir.display(),
             files.len()
         )));

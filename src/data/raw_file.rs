@@ -85,10 +85,9 @@ fn layout(bytes: &[u8], dtype: Option<TokenType>, vocab_size: usize) -> Result<L
         ));
     }
     if asked.is_none() && looks_like_four_bytes(bytes) {
-        return Err(
-            "every second uint16 is 0, so the tokens seem to be uint32; say with `data.source.bin.dtype: u32` (or `u16`) how wide they are"
-                .to_string(),
-        );
+        return Err("every second uint16 is 0, so the tokens seem to be uint32; say with \
+             `data.source.bin.dtype: u32` (or `u16`) how wide they are"
+            .to_string());
     }
     Ok(Layout { offset: 0, width })
 }
@@ -110,7 +109,8 @@ fn llm_c_layout(bytes: &[u8]) -> Result<Option<Layout>, String> {
     let expected = LLM_C_HEADER_BYTES as u64 + tokens * width.bytes() as u64;
     if tokens == 0 || expected != bytes.len() as u64 {
         return Err(format!(
-            "{} bytes, but llm.c's header promises {tokens} tokens of {} bytes: the file was cut off or appended to",
+            "{} bytes, but llm.c's header promises {tokens} tokens of {} bytes: the file was cut \
+             off or appended to",
             bytes.len(),
             width.bytes()
         ));

@@ -10,7 +10,7 @@ use std::path::Path;
 /// memory.
 #[derive(Debug)]
 pub struct TokenShard {
-    segments: Vec<Segment>,
+    segments: Vec<ShardPiece>,
     length: usize,
     /// Documents with the number of tokens before each; empty where every token's own length is
     /// right.
@@ -19,7 +19,7 @@ pub struct TokenShard {
 
 /// Tokens that lie together; `start` counts the tokens before them.
 #[derive(Debug)]
-struct Segment {
+struct ShardPiece {
     start: usize,
     length: usize,
     storage: Storage,
@@ -85,7 +85,7 @@ impl TokenShard {
     fn from_storages(storages: impl IntoIterator<Item = (usize, Storage)>) -> Self {
         let mut shard = TokenShard { segments: Vec::new(), length: 0, documents: Vec::new() };
         for (length, storage) in storages {
-            shard.segments.push(Segment { start: shard.length, length, storage });
+            shard.segments.push(ShardPiece { start: shard.length, length, storage });
             shard.length += length;
         }
         shard

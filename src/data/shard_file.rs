@@ -132,7 +132,8 @@ impl Header {
             .and_then(|at| documents.checked_mul(Document::BYTES as u64)?.checked_add(at));
         anyhow::ensure!(
             expected == Some(bytes.len() as u64),
-            "{} bytes, but its header promises {tokens} tokens of {} bytes and {documents} documents: the file was cut off or appended to",
+            "{} bytes, but its header promises {tokens} tokens of {} bytes and {documents} \
+             documents: the file was cut off or appended to",
             bytes.len(),
             width.bytes()
         );

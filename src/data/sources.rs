@@ -51,7 +51,8 @@ fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
             })
         }
         _ => Err(usage(
-            "data.source.text: give either `train` and `val`, or `path` and, if you like, `val_fraction`",
+            "data.source.text: give either `train` and `val`, or `path` and, if you like, \
+             `val_fraction`",
         )),
     }
 }

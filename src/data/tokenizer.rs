@@ -15,11 +15,11 @@ use std::path::Path;
 /// A tokenizer: bytes, characters, or anything a Hugging Face `tokenizer.json` describes.
 #[derive(Debug)]
 pub struct Tokenizer {
-    kind: Kind,
+    kind: TokenizerKind,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum TokenizerKind {
     Bytes,
     Characters(Characters),
     HuggingFace(Box<HuggingFace>),
@@ -43,13 +43,13 @@ enum OwnJson {
 impl Tokenizer {
     /// One token per byte: token i is byte i.
     pub fn bytes() -> Self {
-        Self { kind: Kind::Bytes }
+        Self { kind: TokenizerKind::Bytes }
     }
 
     /// One token per character that occurs in `text`, in code point order, as in nanoGPT.
     pub fn characters<'a>(text: impl IntoIterator<Item = &'a str>) -> Self {
         let characters: BTreeSet<char> = text.into_iter().flat_map(str::chars).collect();
-        Self { kind: Kind::Characters(Characters::new(characters.into_iter().collect())) }
+        Self { kind: TokenizerKind::Characters(Characters::new(characters.into_iter().collect())) }
     }
 
     /// Byte-level BPE (Sennrich, Haddow & Birch 2016, on bytes as in GPT-2), trained on
@@ -72,7 +72,7 @@ impl Tokenizer {
             match serde_json::from_value(value)
                 .context("the tokenizer's JSON has not the form lrpt writes")?
             {
-                OwnJson::Bytes {} => Kind::Bytes,
+                OwnJson::Bytes {} => TokenizerKind::Bytes,
                 OwnJson::Characters { characters } => {
                     let all: Vec<char> = characters.chars().collect();
                     let distinct = all.iter().collect::<BTreeSet<_>>().len();
@@ -80,11 +80,11 @@ impl Tokenizer {
                         distinct == all.len(),
                         "the tokenizer's JSON lists a character twice"
                     );
-                    Kind::Characters(Characters::new(all))
+                    TokenizerKind::Characters(Characters::new(all))
                 }
             }
         } else {
-            Kind::HuggingFace(Box::new(HuggingFace::new(json, &value)?))
+            TokenizerKind::HuggingFace(Box::new(HuggingFace::new(json, &value)?))
         };
         Ok(Self { kind })
     }
@@ -124,11 +124,11 @@ impl Tokenizer {
     /// Never for the kinds there are; serialisation could fail.
     pub fn to_json(&self) -> anyhow::Result<String> {
         let own = match &self.kind {
-            Kind::Bytes => OwnJson::Bytes {},
-            Kind::Characters(kind) => {
+            TokenizerKind::Bytes => OwnJson::Bytes {},
+            TokenizerKind::Characters(kind) => {
                 OwnJson::Characters { characters: kind.characters.iter().collect() }
             }
-            Kind::HuggingFace(kind) => return Ok(kind.json().to_string()),
+            TokenizerKind::HuggingFace(kind) => return Ok(kind.json().to_string()),
         };
         Ok(serde_json::to_string_pretty(&own)? + "\n")
     }
@@ -157,9 +157,9 @@ impl Tokenizer {
     /// What kind of tokenizer this is, for people.
     pub fn description(&self) -> String {
         let kind = match &self.kind {
-            Kind::Bytes => "bytes",
-            Kind::Characters(_) => "characters",
-            Kind::HuggingFace(kind) => kind.model(),
+            TokenizerKind::Bytes => "bytes",
+            TokenizerKind::Characters(_) => "characters",
+            TokenizerKind::HuggingFace(kind) => kind.model(),
         };
         format!("{kind}, {} tokens", self.vocab_size())
     }
@@ -167,33 +167,33 @@ impl Tokenizer {
     /// Number of tokens: one more than the largest.
     pub fn vocab_size(&self) -> usize {
         match &self.kind {
-            Kind::Bytes => 256,
-            Kind::Characters(kind) => kind.characters.len(),
-            Kind::HuggingFace(kind) => kind.vocab_size(),
+            TokenizerKind::Bytes => 256,
+            TokenizerKind::Characters(kind) => kind.characters.len(),
+            TokenizerKind::HuggingFace(kind) => kind.vocab_size(),
         }
     }
 
     /// The token that ends a document, if there is one.
     pub fn end_of_text(&self) -> Option<u32> {
         match &self.kind {
-            Kind::Bytes | Kind::Characters(_) => None,
-            Kind::HuggingFace(kind) => kind.end_of_text(),
+            TokenizerKind::Bytes | TokenizerKind::Characters(_) => None,
+            TokenizerKind::HuggingFace(kind) => kind.end_of_text(),
         }
     }
 
     /// The name of [`Tokenizer::end_of_text`].
     pub fn end_of_text_name(&self) -> Option<&'static str> {
         match &self.kind {
-            Kind::Bytes | Kind::Characters(_) => None,
-            Kind::HuggingFace(kind) => kind.end_of_text_name(),
+            TokenizerKind::Bytes | TokenizerKind::Characters(_) => None,
+            TokenizerKind::HuggingFace(kind) => kind.end_of_text_name(),
         }
     }
 
     /// The token of this name, such as `<|endoftext|>`; bytes and characters have no names.
     pub fn token_of(&self, name: &str) -> Option<u32> {
         match &self.kind {
-            Kind::Bytes | Kind::Characters(_) => None,
-            Kind::HuggingFace(kind) => kind.token_of(name),
+            TokenizerKind::Bytes | TokenizerKind::Characters(_) => None,
+            TokenizerKind::HuggingFace(kind) => kind.token_of(name),
         }
     }
 
@@ -211,9 +211,9 @@ impl Tokenizer {
     /// When a character is not in the vocabulary, naming it and its place.
     pub fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
         match &self.kind {
-            Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
-            Kind::Characters(kind) => kind.encode(text),
-            Kind::HuggingFace(kind) => kind.encode(text),
+            TokenizerKind::Bytes => Ok(text.bytes().map(u32::from).collect()),
+            TokenizerKind::Characters(kind) => kind.encode(text),
+            TokenizerKind::HuggingFace(kind) => kind.encode(text),
         }
     }
 
@@ -248,7 +248,7 @@ impl Tokenizer {
     /// Whether there is a token of this number.
     fn has(&self, token: u32) -> bool {
         match &self.kind {
-            Kind::HuggingFace(kind) => kind.has(token),
+            TokenizerKind::HuggingFace(kind) => kind.has(token),
             _ => (token as usize) < self.vocab_size(),
         }
     }
@@ -280,14 +280,14 @@ impl Tokenizer {
             anyhow::bail!("token {token} is not in the vocabulary of {} tokens", self.vocab_size());
         }
         match &self.kind {
-            Kind::Bytes => Ok(String::from_utf8_lossy(
+            TokenizerKind::Bytes => Ok(String::from_utf8_lossy(
                 &tokens.iter().map(|token| *token as u8).collect::<Vec<u8>>(),
             )
             .into_owned()),
-            Kind::Characters(kind) => {
+            TokenizerKind::Characters(kind) => {
                 Ok(tokens.iter().map(|token| kind.characters[*token as usize]).collect())
             }
-            Kind::HuggingFace(kind) => kind.decode(tokens),
+            TokenizerKind::HuggingFace(kind) => kind.decode(tokens),
         }
     }
 
@@ -295,11 +295,11 @@ impl Tokenizer {
     /// the sum of these over the targets).
     pub fn token_byte_lengths(&self) -> Vec<u32> {
         match &self.kind {
-            Kind::Bytes => vec![1; 256],
-            Kind::Characters(kind) => {
+            TokenizerKind::Bytes => vec![1; 256],
+            TokenizerKind::Characters(kind) => {
                 kind.characters.iter().map(|character| character.len_utf8() as u32).collect()
             }
-            Kind::HuggingFace(kind) => kind.token_byte_lengths(),
+            TokenizerKind::HuggingFace(kind) => kind.token_byte_lengths(),
         }
     }
 }

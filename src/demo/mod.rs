@@ -18,4 +18,4 @@ mod report;
 
 pub use method::Method;
 pub use momentum::{Experiment, MethodOutcome, MomentumReport, ProblemOutcome, RateOutcome, run};
-pub use problem::{Instance, Problem, Spectrum};
+pub use problem::{Instance, Problem, TargetSpectrum};

@@ -21,7 +21,7 @@ pub struct Problem {
     /// What the problem shows, in a sentence.
     pub lesson: &'static str,
     /// Singular values of the target and of the start.
-    pub spectrum: Spectrum,
+    pub spectrum: TargetSpectrum,
     /// Size of the noise on the gradient: the root mean square of ‖noise‖_F / ‖W*‖_F.
     pub noise: f64,
     /// The factors are B R and R⁻¹ A, with B and A balanced and R diagonal: r numbers in geometric
@@ -31,7 +31,7 @@ pub struct Problem {
 
 /// r singular values in geometric sequence from 1 down to 1/κ.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spectrum {
+pub struct TargetSpectrum {
     /// Condition number κ.
     pub condition: f64,
 }
@@ -57,35 +57,35 @@ impl Problem {
         Problem {
             name: "well-conditioned, exact gradient",
             lesson: "a control: equal singular values, balanced factors; nothing that hurts a factor",
-            spectrum: Spectrum { condition: 1.0 },
+            spectrum: TargetSpectrum { condition: 1.0 },
             noise: 0.0,
             imbalance: 1.0,
         },
         Problem {
             name: "well-conditioned, noisy gradient",
             lesson: "a control: the same with noise on the gradient",
-            spectrum: Spectrum { condition: 1.0 },
+            spectrum: TargetSpectrum { condition: 1.0 },
             noise: NOISE,
             imbalance: 1.0,
         },
         Problem {
             name: "unbalanced factors, noisy gradient",
             lesson: "the control's W, W* and noise; only its factors are other ones, B R and R⁻¹ A",
-            spectrum: Spectrum { condition: 1.0 },
+            spectrum: TargetSpectrum { condition: 1.0 },
             noise: NOISE,
             imbalance: 10.0,
         },
         Problem {
             name: "small singular values, exact gradient",
             lesson: "target and start with singular values from 1 down to 1/100, balanced factors",
-            spectrum: Spectrum { condition: 100.0 },
+            spectrum: TargetSpectrum { condition: 100.0 },
             noise: 0.0,
             imbalance: 1.0,
         },
         Problem {
             name: "small singular values, noisy gradient",
             lesson: "the same with noise on the gradient",
-            spectrum: Spectrum { condition: 100.0 },
+            spectrum: TargetSpectrum { condition: 100.0 },
             noise: NOISE / 10.0,
             imbalance: 1.0,
         },
@@ -126,7 +126,7 @@ impl Problem {
 /// Relative size of the noise in the noisy problems.
 const NOISE: f64 = 0.3;
 
-impl Spectrum {
+impl TargetSpectrum {
     /// The singular values, in decreasing order.
     pub fn values(&self) -> Vec<f64> {
         geometric(1.0, 1.0 / self.condition)

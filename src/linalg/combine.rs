@@ -129,7 +129,8 @@ fn accumulate(start: Option<(f64, &Tensor)>, terms: &[(f64, &Tensor, &Tensor)]) 
             (stack_shape(a)?, stack_shape(b)?);
         if a_columns != b_rows || (a_rows, b_columns) != (rows, columns) {
             bail!(
-                "the product of {a_rows} x {a_columns} and {b_rows} x {b_columns} is no term of a {rows} x {columns} sum"
+                "the product of {a_rows} x {a_columns} and {b_rows} x {b_columns} is no term of a \
+                 {rows} x {columns} sum"
             )
         }
         if (a_count, b_count) != (matrices, matrices)

@@ -40,7 +40,8 @@ pub fn orthonormal_directions_together(
             (matrix_shape(basis)?, matrix_shape(directions)?);
         if rows != direction_rows || basis_columns > rows {
             bail!(
-                "{direction_rows} x {columns} directions do not fit beside a {rows} x {basis_columns} orthonormal basis"
+                "{direction_rows} x {columns} directions do not fit beside a {rows} x \
+                 {basis_columns} orthonormal basis"
             )
         }
     }

@@ -14,9 +14,10 @@
 //!
 //! On both a result depends on the input alone, bit for bit.
 //!
-//! | small, on the host | matrix products only |
-//! |---|---|
-//! | [`svd`], [`polar`], [`square_roots`], [`inverse_square_root`], [`divide_by_upper`], [`qr`] on the host path | [`cholesky_qr`], [`orthonormal_directions`], [`polar_newton_schulz`], [`reorthonormalize`], [`qr`] on the device path |
+//! * Small factorisations, on the host: [`svd`], [`polar`], [`square_roots`],
+//!   [`inverse_square_root`], [`divide_by_upper`], and [`qr`] on the host path.
+//! * Matrix products only: [`cholesky_qr`], [`orthonormal_directions`], [`polar_newton_schulz`],
+//!   [`reorthonormalize`], and [`qr`] on the device path.
 
 mod cholesky_qr;
 mod combine;

@@ -91,7 +91,8 @@ pub fn polar_by_polynomials(a: &Tensor, polynomials: &PolarPolynomials) -> Resul
     let norm = frobenius_norm(a)?;
     if !norm.is_finite() {
         bail!(
-            "polar factor of a {rows} x {columns} matrix with an element that is not finite or too large"
+            "polar factor of a {rows} x {columns} matrix with an element that is not finite or too \
+             large"
         )
     }
     if norm == 0.0 || columns == 0 {

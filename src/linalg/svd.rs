@@ -110,7 +110,8 @@ fn factors(matrix: &Mat<f64>) -> Result<Factors> {
         .or_else(|| preconditioned(&scaled));
     let Some((u, sigma, v)) = found else {
         bail!(
-            "the SVD of a {rows} x {columns} matrix with finite elements up to {largest:.3e} did not converge"
+            "the SVD of a {rows} x {columns} matrix with finite elements up to {largest:.3e} did \
+             not converge"
         )
     };
     Ok((u, sigma.into_iter().map(|value| value * up).collect(), v))

@@ -246,7 +246,8 @@ impl Augmentation {
         let ((rows, columns), (s_rows, s_columns)) = (matrix_shape(&self.core)?, matrix_shape(s)?);
         if s_rows > rows || s_columns > columns {
             bail!(
-                "the augmentation ({rows} x {columns}) was not made from this point of rank {s_rows}"
+                "the augmentation ({rows} x {columns}) was not made from this point of rank \
+                 {s_rows}"
             )
         }
         s.pad_with_zeros(D::Minus2, 0, rows - s_rows)?.pad_with_zeros(

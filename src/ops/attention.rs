@@ -61,13 +61,14 @@ pub fn causal_attention(
         && [k, v].iter().all(|x| x.tensor().dims() == [b, t, width / queries * keys]);
     if !fits {
         bail!(
-            "causal_attention: q {:?}, k {:?}, v {:?} with {queries} heads of queries, {keys} of keys",
+            "causal_attention: q {:?}, k {:?}, v {:?} with {queries} heads of queries, {keys} of \
+             keys",
             q.tensor().dims(),
             k.tensor().dims(),
             v.tensor().dims()
         )
     }
-    let shape = Shape { b, t, heads: queries, key_heads: keys, d: width / queries };
+    let shape = AttentionShape { b, t, heads: queries, key_heads: keys, d: width / queries };
     let sources = [q.source(), k.source(), v.source()];
     let given = q.tensor().dtype();
     if !tape.compute().kernels
@@ -88,7 +89,7 @@ pub fn causal_attention(
 }
 
 #[derive(Clone, Copy)]
-struct Shape {
+struct AttentionShape {
     b: usize,
     t: usize,
     heads: usize,
@@ -96,7 +97,7 @@ struct Shape {
     d: usize,
 }
 
-impl Shape {
+impl AttentionShape {
     fn width(&self) -> usize {
         self.heads * self.d
     }
@@ -144,12 +145,12 @@ fn forward<T: Real>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    shape: Shape,
+    shape: AttentionShape,
     dropout: Option<Dropout>,
 ) -> Result<(Tensor, Tensor)> {
     let hosts = [Host::new(q)?, Host::new(k)?, Host::new(v)?];
     let [q, k, v] = [hosts[0].numbers::<T>()?, hosts[1].numbers::<T>()?, hosts[2].numbers::<T>()?];
-    let Shape { t, .. } = shape;
+    let AttentionShape { t, .. } = shape;
     let (tasks, stride, scale) = (shape.b * shape.heads, shape.width(), T::real(shape.scale()));
     let mask = dropout.map(|dropout| dropout.mask::<T>());
     let mut log_sums = unwritten::<T>(tasks * t);
@@ -219,7 +220,7 @@ fn drop_out<T: Real>(line: &mut [T], mask: Option<Mask<T>>, first_index: usize, 
 /// Vᵀ)∘M, dS = P∘(dP − D)/√d, dQ = dS K, dK = dSᵀ Q.
 fn backward<T: Real>(
     tensors: [&Tensor; 6],
-    shape: Shape,
+    shape: AttentionShape,
     dropout: Option<Dropout>,
 ) -> Result<[Tensor; 3]> {
     let mut hosts = Vec::with_capacity(6);
@@ -233,7 +234,7 @@ fn backward<T: Real>(
     let [q, k, v, out, log_sums, delta] = slices;
     let mut gradients = [q, k, v].map(|x| unwritten::<T>(x.len()));
     let [dq, dk, dv] = gradients.each_mut().map(|g| SharedOut::new(g));
-    let Shape { t, d, .. } = shape;
+    let AttentionShape { t, d, .. } = shape;
     let (keys_shape, scale) = (shape.of_keys(), T::real(shape.scale()));
     let (stride, key_stride) = (shape.width(), keys_shape.width());
     let mask = dropout.map(|dropout| dropout.mask::<T>());
@@ -289,7 +290,8 @@ fn backward<T: Real>(
         }
     });
     let [dq, dk, dv] = gradients;
-    let tensor = |numbers, shape: Shape| Tensor::from_vec(numbers, shape.tensor(), &Device::Cpu);
+    let tensor =
+        |numbers, shape: AttentionShape| Tensor::from_vec(numbers, shape.tensor(), &Device::Cpu);
     Ok([tensor(dq, shape)?, tensor(dk, keys_shape)?, tensor(dv, keys_shape)?])
 }
 

@@ -193,8 +193,8 @@ impl Flow<'_> {
         }
     }
 
-    /// Adds a b, seen in this shape, straight into the buffer that is there already where
-    /// it can be.
+    /// Adds the product a b, viewed in this shape; where possible directly into the existing
+    /// buffer.
     pub fn add_product(
         &mut self,
         to: Option<Source>,

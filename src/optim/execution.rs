@@ -34,7 +34,7 @@ pub struct Execution {
     pub linalg: Placement,
 }
 
-/// Indices of equal keys together, each group and all groups in a fixed order.
+/// Groups the indices of equal keys; the groups and their members are in a fixed order.
 pub fn groups<K: Ord>(keys: impl IntoIterator<Item = K>) -> Vec<Vec<usize>> {
     let mut groups: BTreeMap<K, Vec<usize>> = BTreeMap::new();
     keys.into_iter()
@@ -43,8 +43,8 @@ pub fn groups<K: Ord>(keys: impl IntoIterator<Item = K>) -> Vec<Vec<usize>> {
     groups.into_values().collect()
 }
 
-/// `change` of every item: side by side on the host; one after another on a device, whose queue of
-/// work is one.
+/// Applies `change` to every item: in parallel on the host; one after another on a device, which
+/// has a single queue of work.
 pub fn map_all<T: Send, R: Send>(
     placement: Placement,
     items: Vec<T>,
@@ -56,8 +56,8 @@ pub fn map_all<T: Send, R: Send>(
     }
 }
 
-/// Waits until the parameters' device has done its work, so that a clock can be read; nothing on
-/// the CPU.
+/// Waits until the parameters' device has finished its work, so that times are right; does nothing
+/// on the CPU.
 pub fn wait_for(params: &ParamStore) -> Result<()> {
     let leaves = params.iter().next().map(|(_, parameter)| parameter.weight.leaves());
     match leaves.as_deref() {

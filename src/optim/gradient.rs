@@ -1,5 +1,5 @@
-//! From gradient slots to the gradients that are really trained: dense ones, and tangent vectors of
-//! low-rank weights; their global norm.
+//! From gradient slots to the gradients that are trained on: dense gradients, tangent vectors of
+//! low-rank weights, and their global norm.
 
 use super::elementwise::{decay_and_add, decay_and_add_square, sums_of_squares};
 use super::execution::{Execution, Placement, groups};
@@ -62,13 +62,13 @@ impl<'a, G> Scaled<'a, G> {
         weight * self.factor * self.factor
     }
 
-    /// What a term that is no part of the sum, and is not scaled, has to be multiplied by to be
-    /// added to the sum.
+    /// The multiplier of an unscaled term that is not part of the sum, before it is added to the
+    /// sum.
     pub fn unscaled(&self, weight: f64) -> f64 {
         weight / self.factor
     }
 
-    /// The same factor on something that was made of the sum by a linear map.
+    /// The same factor on the image of the sum under a linear map.
     pub fn with<'b, H>(&self, image: &'b H) -> Scaled<'b, H> {
         Scaled { sum: image, factor: self.factor }
     }
@@ -113,7 +113,7 @@ impl Scaled<'_, Tangent> {
 pub struct TrainedGradients {
     /// One for each trained parameter.
     gradients: BTreeMap<ParamId, Gradient>,
-    /// What makes the sums the step's gradient.
+    /// The factor that turns the sums into the step's gradient.
     factor: f64,
     /// √Σ‖g‖² of the mean over micro-batches, before clipping.
     pub norm: f64,
@@ -123,7 +123,7 @@ impl TrainedGradients {
     /// Collects the slots of one step over this many micro-batches, clipped to a norm of at most
     /// `grad_clip` (0 turns that off).
     ///
-    /// The norm is over what is really trained: for a low-rank weight ‖P(W)G‖² = ‖UᵀGV‖² + ‖P‖² +
+    /// The norm covers what is trained: for a low-rank weight ‖P(W)G‖² = ‖UᵀGV‖² + ‖P‖² +
     /// ‖Q‖², not the norms of the K- and L-gradient, which count UᵀGV twice.
     ///
     /// # Errors

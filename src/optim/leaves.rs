@@ -10,7 +10,7 @@ pub trait LeafMap {
     /// What becomes of the tensor of this name.
     ///
     /// # Errors
-    /// As the map has it: a missing leaf when loading, no memory when moving.
+    /// Those of the map: a missing leaf when loading, no memory when moving.
     fn tensor(&mut self, name: &str, tensor: &Tensor) -> Result<Tensor>;
 
     /// What becomes of the number of this name, which lies between 1 and `largest`.

@@ -18,12 +18,9 @@ pub use execution::{Execution, Placement};
 pub use gradient::{Scaled, TrainedGradients, clip_factor};
 pub use leaves::{LeafMap, Leaves};
 pub use optimizer::{
-    Evaluation, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport,
+    BatchLoss, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport,
 };
-pub use rank::{
-    BudgetSchedule, RankBounds, RankCycle, RankDecision, RankEvent, RankSchedule, Tolerance,
-    ToleranceSchedule,
-};
+pub use rank::{RankDecision, RankEvent};
 pub use rules::{
     AdamwState, AdamwStep, DlraState, DlraStep, DlraUpdate, GalerkinStep, GaloreState,
     HeavyBallState, MomentClock, MomentumCost, MuonState, WeightSize, loro_exact_step,

@@ -2,18 +2,20 @@
 
 use super::execution::{Execution, wait_for};
 use super::gradient::TrainedGradients;
-use super::rank::{RankEvent, RankSchedule};
+use super::rank::RankEvent;
 use super::rule::{Rule, Step};
 use super::rules::{self, MomentClock};
 use super::schedule::Schedule;
 use crate::lowrank::Truncation;
 use crate::ops::Gradients;
 use crate::params::{ParamId, ParamStore, TensorReader};
-use crate::spec::{AdamwSpec, DlraSpec, HeavyBallSpec, LoroSpec, MatrixOptimizerSpec, RankNorm};
+use crate::spec::{
+    AdamwSpec, DlraSpec, HeavyBallSpec, LoroSpec, MatrixOptimizerSpec, RankNorm, RankPlan,
+};
 use candle_core::Tensor;
 use std::time::{Duration, Instant};
 
-/// Loss and gradients of the current step's batch, micro-batches inside.
+/// Loss and gradients of the current step's batch, summed over its micro-batches.
 pub trait GradientOracle {
     /// Evaluates at these parameters, which need not be those of the last call: adds every
     /// micro-batch's gradients into `gradients` and returns the mean loss.
@@ -24,12 +26,12 @@ pub trait GradientOracle {
         &mut self,
         params: &ParamStore,
         gradients: &mut Gradients,
-    ) -> anyhow::Result<Evaluation>;
+    ) -> anyhow::Result<BatchLoss>;
 }
 
 /// The result of one gradient evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Evaluation {
+pub struct BatchLoss {
     /// Mean loss over the micro-batches, in nats per token.
     pub loss: f64,
     /// Number of micro-batches whose gradients were summed.
@@ -41,19 +43,19 @@ pub struct Evaluation {
 pub struct OptimizerSettings {
     /// Rule of everything dense.
     pub dense: AdamwSpec,
-    /// Rule of the blocks' full matrices where it is not that of everything dense.
+    /// Rule of the blocks' full matrices; `None` if they move by the rule of everything dense.
     pub matrices: Option<MatrixOptimizerSpec>,
     /// Rule of the factors of W = B A and W = U S Vᵀ.
     pub factors: FactorRule,
     /// Rule of low-rank weights.
     pub low_rank: DlraSpec,
     /// How ranks change.
-    pub ranks: RankSchedule,
+    pub ranks: RankPlan,
     /// Learning-rate factor over the run.
     pub schedule: Schedule,
     /// Largest gradient norm; 0 turns clipping off.
     pub grad_clip: f64,
-    /// With kernels or without, on the host or on the device.
+    /// Whether kernels compute, and whether linear algebra runs on the host or on the device.
     pub execution: Execution,
 }
 
@@ -71,8 +73,8 @@ pub enum FactorRule {
 impl OptimizerSettings {
     /// What happens to ranks at a step, counted from 1.
     ///
-    /// Under `coefficient_cycle` the events of a cycle's steps take effect where the cycle ends: its
-    /// last cut counts or, without one, its last growth.
+    /// Under `coefficient_cycle` the events of a cycle take effect at its last step: the last cut
+    /// counts or, if there is none, the last growth.
     fn rank_event(&self, step: u64) -> RankEvent {
         match self.low_rank.rank_window(step, self.schedule.max_steps()) {
             Some(first) => self.ranks.event_within(first, step),

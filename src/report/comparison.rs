@@ -35,7 +35,7 @@ pub struct GroupSummary {
     pub flops: f64,
     /// Seconds of training steps.
     pub seconds: f64,
-    /// Largest memory of the process in bytes; none where the system did not report it.
+    /// Largest memory of the process in bytes; `None` if the system did not report it.
     pub peak_memory: Option<f64>,
     /// Loss at the point where the run had spent as much as the thriftiest of all compared runs
     /// spent in total, in the order of [`Spending::ALL`]; none if no validation had been made by
@@ -184,7 +184,8 @@ fn refuse_unequal(groups: &[Group]) -> Result<()> {
             .collect();
         if !differences.is_empty() {
             return Err(usage(format!(
-                "{} and {} cannot be compared, their losses are not of the same thing: {}; compare runs of one text, tokenizer and evaluation",
+                "{} and {} cannot be compared, their losses are not of the same thing: {}; compare \
+                 runs of one text, tokenizer and evaluation",
                 first.folder.display(),
                 other.folder.display(),
                 differences.join(", ")

@@ -48,7 +48,8 @@ fn protocol(comparison: &Comparison) -> Vec<String> {
         ));
         let model = &plan.model;
         lines.push(format!(
-            "Network: {} blocks, {} heads, width {}, block size {}; validation on {} tokens, the same for every run.",
+            "Network: {} blocks, {} heads, width {}, block size {}; validation on {} tokens, the \
+             same for every run.",
             model.n_layer, model.n_head, model.n_embd, model.block_size, plan.eval.tokens
         ));
         lines.push(format!("Machine: {}.", run.machine));
@@ -94,7 +95,8 @@ fn headline(comparison: &Comparison) -> String {
         summary.difference.and_then(|difference| Some((difference, difference.half_interval?))),
     ) {
         (Some((group, base)), Some((difference, half))) => format!(
-            "Lowest validation loss: {} with {loss}, {:+.4} ± {half:.4} from {} (95% interval, paired by seed) with {:.2} of its parameters.",
+            "Lowest validation loss: {} with {loss}, {:+.4} ± {half:.4} from {} (95% interval, \
+             paired by seed) with {:.2} of its parameters.",
             best.name,
             difference.estimate.mean,
             group.name,

@@ -229,7 +229,7 @@ pub fn effective_ranks_over_time(run: &RunResults) -> Option<Vec<(Target, Chart)
         .then(|| over_time("effective rank", &run.spectra.iter().map(of).collect::<Vec<_>>()))
 }
 
-/// Ranks over the run, a panel for each kind of weight; none where they did not change.
+/// Ranks over the run, a panel for each kind of weight; `None` if they did not change.
 ///
 /// Every change is recorded, so between two records a rank is that of the first: the lines are
 /// steps.
@@ -246,7 +246,7 @@ pub fn ranks_over_time(run: &RunResults) -> Option<Vec<(Target, Chart)>> {
     changes.then(|| over_time("rank", &first.into_iter().chain(steps).collect::<Vec<_>>()))
 }
 
-/// The singular values of the middle block, one line for each kind of weight; none where nothing is
+/// The singular values of the middle block, one line for each kind of weight; `None` if nothing is
 /// low-rank.
 pub fn spectra_of_middle_block(layers: &Layers) -> Option<Chart> {
     let middle = blocks(layers.iter().map(|(name, _)| name.as_str())).last()? / 2;

@@ -11,31 +11,31 @@ const BOUND: f64 = 2e-5;
 const BOUND_BF16: f64 = 4e-2;
 
 /// An operation on its arguments, in a place.
-type Apply = Box<dyn Fn(&Tape, &[Value], Place) -> Result<Value>>;
+type Apply = Box<dyn Fn(&Tape, &[Value], ComputePlace) -> Result<Value>>;
 
 /// An operation with its arguments in f64.
 struct Operation {
     name: &'static str,
     /// Arguments that get a gradient: activations, which half precision rounds, and parameters,
     /// which it does not.
-    arguments: Vec<(Tensor, Kind)>,
+    arguments: Vec<(Tensor, ArgumentKind)>,
     apply: Apply,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum ArgumentKind {
     Activation,
     Parameter,
 }
 
 /// Where and in what type constants belong.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct ComputePlace<'a> {
     dtype: DType,
     device: &'a Device,
 }
 
-impl Place<'_> {
+impl ComputePlace<'_> {
     fn put(self, x: &Tensor) -> Result<Tensor> {
         placed(x, self.dtype, self.device)
     }
@@ -64,10 +64,16 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
 
 /// The worst error of the output and of every gradient.
 fn compare(operation: &Operation, half: Option<DType>, device: &Device) -> Result<f64> {
-    let exact =
-        results(operation, Compute::default(), Place { dtype: DType::F64, device: &Device::Cpu })?;
-    let computed =
-        results(operation, Compute { kernels: false, half }, Place { dtype: DType::F32, device })?;
+    let exact = results(
+        operation,
+        Compute::default(),
+        ComputePlace { dtype: DType::F64, device: &Device::Cpu },
+    )?;
+    let computed = results(
+        operation,
+        Compute { kernels: false, half },
+        ComputePlace { dtype: DType::F32, device },
+    )?;
     let errors = computed
         .iter()
         .zip(&exact)
@@ -80,11 +86,14 @@ fn compare(operation: &Operation, half: Option<DType>, device: &Device) -> Resul
 
 /// The output and every argument's gradient, for a loss on which each element of the output has its
 /// own influence.
-fn results(operation: &Operation, compute: Compute, place: Place) -> Result<Vec<Vec<f64>>> {
+fn results(operation: &Operation, compute: Compute, place: ComputePlace) -> Result<Vec<Vec<f64>>> {
     let tape = Tape::training().computing(compute);
-    let value = |(slot, (x, kind)): (usize, &(Tensor, Kind))| {
+    let value = |(slot, (x, kind)): (usize, &(Tensor, ArgumentKind))| {
         let x = place.put(x)?;
-        Ok(tape.parameter(slot, &if *kind == Kind::Activation { compute.narrowed(&x)? } else { x }))
+        Ok(tape.parameter(
+            slot,
+            &if *kind == ArgumentKind::Activation { compute.narrowed(&x)? } else { x },
+        ))
     };
     let values = operation.arguments.iter().enumerate().map(value).collect::<Result<Vec<_>>>()?;
     let y = (operation.apply)(&tape, &values, place)?;
@@ -116,7 +125,7 @@ fn ids(below: u32, (rows, columns): (usize, usize)) -> Result<Tensor> {
 }
 
 fn operations() -> Result<Vec<Operation>> {
-    use Kind::{Activation, Parameter};
+    use ArgumentKind::{Activation, Parameter};
     // Sequences longer than a tile of queries, widths that are no multiple of a vector, fewer and
     // more rows than outputs.
     let (b, t, width, rank) = (2, 300, 24, 7);

@@ -45,7 +45,7 @@ impl Target {
         NAMES.iter().copied().map(Target)
     }
 
-    /// The target of this name; none where no architecture has one.
+    /// The target of this name; `None` if no architecture has one.
     pub fn named(name: &str) -> Option<Target> {
         Target::known().find(|target| target.0 == name)
     }
@@ -109,7 +109,7 @@ impl Architecture {
         }
     }
 
-    /// What is wrong with this target for this architecture; none where a block has it.
+    /// What is wrong with this target for this architecture; `None` if a block has it.
     pub(crate) fn objection(self, target: Target) -> Option<String> {
         let targets = self.targets();
         let names = || targets.iter().map(|target| target.name()).collect::<Vec<_>>().join(", ");

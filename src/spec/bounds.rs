@@ -11,8 +11,8 @@ pub const MAX_WIDTH: u64 = 1 << 16;
 pub const MAX_BLOCK_SIZE: u64 = 1 << 20;
 /// Most tokens in a vocabulary.
 pub const MAX_VOCABULARY: u64 = 1 << 22;
-/// A large vocabulary where only the data can tell; the largest is sixteen times as large, which the
-/// bound on a step's operations leaves room for.
+/// The vocabulary assumed where only the data can tell its size. The largest is sixteen times as
+/// large, which the bound on a step's operations leaves room for.
 pub(super) const USUAL_VOCABULARY: u64 = 1 << 18;
 /// Most sequences in a micro-batch, and most micro-batches in a step.
 pub const MAX_BATCH: u64 = 1 << 16;

@@ -231,7 +231,8 @@ impl<'de> Choice<'de> {
     fn needs_settings(self) -> Refusal {
         let name = self.name;
         Refusal::other(format!(
-            "`{name}` needs settings; write `{{{name}: ...}}`, or `{{{name}: {{}}}}` where all have defaults"
+            "`{name}` needs settings; write `{{{name}: ...}}`, or `{{{name}: {{}}}}` where all \
+             have defaults"
         ))
     }
 

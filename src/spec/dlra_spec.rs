@@ -171,19 +171,22 @@ pub(super) fn unused_of_integrator(unused: &mut Vec<String>, dlra: &DlraSpec, st
     let path = "optimizer.low_rank.dlra";
     if dlra.integrator == Integrator::Tangent && dlra.coefficient_steps.is_some() {
         unused.push(format!(
-            "{path}.coefficient_steps: unused with `integrator: tangent`, whose one Galerkin step takes no gradient of its own"
+            "{path}.coefficient_steps: unused with `integrator: tangent`, whose one Galerkin step \
+             takes no gradient of its own"
         ));
     }
     if dlra.truncate_every.0 > 1 && dlra.integrator == Integrator::CoefficientCycle {
         unused.push(format!(
-            "{path}.truncate_every: unused with `integrator: coefficient_cycle`, which truncates by SVD at the end of each cycle"
+            "{path}.truncate_every: unused with `integrator: coefficient_cycle`, which truncates \
+             by SVD at the end of each cycle"
         ));
     } else if dlra.truncate_every.0 > 1 && dlra.retraction == RetractionSpec::Subspace {
         unused.push(format!("{path}.truncate_every: unused with `retraction: subspace`, which takes no SVD while ranks stay"));
     }
     if let Some(length) = dlra.cycle_length().filter(|length| *length > steps) {
         unused.push(format!(
-            "{path}.coefficient_steps: a cycle of {length} steps is longer than the run of {steps}; it ends early, truncated"
+            "{path}.coefficient_steps: a cycle of {length} steps is longer than the run of \
+             {steps}; it ends early, truncated"
         ));
     }
 }

@@ -137,7 +137,8 @@ fn not_yaml(name: &str, error: &serde_yaml::Error) -> String {
         .map(|location| format!(":{}:{}", location.line(), location.column()))
         .unwrap_or_default();
     format!(
-        "{name}{place}: not YAML: {error}; look for a wrong indentation or an unclosed bracket or quote near this place"
+        "{name}{place}: not YAML: {error}; look for a wrong indentation or an unclosed bracket or \
+         quote near this place"
     )
 }
 

@@ -56,7 +56,8 @@ fn check_step(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     let numbers = bounds::block_parameters(model.n_layer, model.n_embd);
     found.require(numbers <= bounds::MAX_PARAMETERS, "model.n_layer", || {
         format!(
-            "{} blocks of width {} have {numbers} numbers where they are dense; set fewer or narrower ones, at most {} in all",
+            "{} blocks of width {} have {numbers} numbers where they are dense; set fewer or \
+             narrower ones, at most {} in all",
             model.n_layer,
             model.n_embd,
             bounds::MAX_PARAMETERS
@@ -66,7 +67,8 @@ fn check_step(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     let operations = bounds::step_operations(plan, vocabulary);
     found.require(operations <= bounds::MAX_STEP_OPERATIONS, "train.batch_size", || {
         format!(
-            "a step would take some {operations:.1e} operations, and at most {:.0e} are accepted; reduce the batch or the network",
+            "a step would take some {operations:.1e} operations, and at most {:.0e} are accepted; \
+             reduce the batch or the network",
             bounds::MAX_STEP_OPERATIONS
         )
     });

@@ -15,34 +15,34 @@ use std::fmt;
 
 /// A place in a text, both counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Position {
     pub line: usize,
     pub column: usize,
 }
 
-impl From<serde_yaml::Location> for Place {
+impl From<serde_yaml::Location> for Position {
     fn from(location: serde_yaml::Location) -> Self {
-        Place { line: location.line(), column: location.column() }
+        Position { line: location.line(), column: location.column() }
     }
 }
 
-/// The place of a key, or of its value; none where the text does not have the key.
-pub(crate) fn locate(text: &str, path: &KeyPath, points_at: PointsAt) -> Option<Place> {
+/// The place of a key, or of its value; `None` if the text does not have the key.
+pub(crate) fn locate(text: &str, path: &KeyPath, points_at: PointsAt) -> Option<Position> {
     let found = RefCell::new(None);
     walk(text, Walk { aim: Aim::Path(&path.0, points_at), way: KeyPath::default(), found: &found })
         .filter(|_| found.borrow().is_some())
 }
 
 /// The first key that a mapping holds twice, and the place of its second appearance.
-pub(crate) fn duplicate_key(text: &str) -> Option<(KeyPath, Place)> {
+pub(crate) fn duplicate_key(text: &str) -> Option<(KeyPath, Position)> {
     let found = RefCell::new(None);
     let place = walk(text, Walk { aim: Aim::Duplicate, way: KeyPath::default(), found: &found })?;
     found.into_inner().map(|path| (path, place))
 }
 
 /// Where the walk failed.
-fn walk(text: &str, walk: Walk<'_>) -> Option<Place> {
-    walk.deserialize(serde_yaml::Deserializer::from_str(text)).err()?.location().map(Place::from)
+fn walk(text: &str, walk: Walk<'_>) -> Option<Position> {
+    walk.deserialize(serde_yaml::Deserializer::from_str(text)).err()?.location().map(Position::from)
 }
 
 #[derive(Clone, Copy)]
@@ -166,7 +166,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 }
 
-/// Reads one key of a mapping; none where it is not a text.
+/// Reads one key of a mapping; `None` if it is not a text.
 struct Key<'k, 'a> {
     walk: &'k Walk<'a>,
     earlier: &'k [String],
@@ -241,7 +241,7 @@ data:
     fn items_of_a_list_are_found() {
         let mut path = KeyPath::of_keys("data.source.text.train");
         path.0.push(Segment::Index(1));
-        assert_eq!(locate(TEXT, &path, PointsAt::Value), Some(Place { line: 10, column: 11 }));
+        assert_eq!(locate(TEXT, &path, PointsAt::Value), Some(Position { line: 10, column: 11 }));
     }
 
     #[test]
@@ -249,7 +249,7 @@ data:
         assert_eq!(duplicate_key(TEXT), None);
         let (path, place) = duplicate_key("a: {b: 1, c: 2}\nd:\n  e: 1\n  f: 2\n  e: 3\n")
             .expect("e is there twice");
-        assert_eq!((path.to_string().as_str(), place), ("d.e", Place { line: 5, column: 3 }));
+        assert_eq!((path.to_string().as_str(), place), ("d.e", Position { line: 5, column: 3 }));
         assert_eq!(
             duplicate_key("a: {b: 1}\nc: {b: 1}\n"),
             None,

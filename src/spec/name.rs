@@ -16,7 +16,8 @@ pub fn name_problem(name: &str) -> Option<String> {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     (!is_name).then(|| {
         format!(
-            "`{name}` is no name for a folder; use letters, digits, `-`, `_` and `.`, no `.` in front, and at most {LONGEST} characters"
+            "`{name}` is no name for a folder; use letters, digits, `-`, `_` and `.`, no `.` in \
+             front, and at most {LONGEST} characters"
         )
     })
 }

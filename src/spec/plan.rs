@@ -36,7 +36,7 @@ pub struct Plan {
     /// Where the linear algebra runs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub linalg: LinalgSpec,
-    /// By which code the CPU computes.
+    /// Whether the CPU computes with kernels of its own.
     #[serde(default, skip_serializing_if = "is_default")]
     pub kernels: KernelsSpec,
     /// Number types.

@@ -30,7 +30,7 @@ pub struct RankCyclePlan {
     pub every: u64,
     /// Steps the new directions are trained before the cut.
     pub settle: u64,
-    /// Ranks added by a growth.
+    /// Ranks added by a growth; 0 where ranks only shrink.
     pub grow_by: usize,
     /// First step at which ranks may change.
     pub start: u64,

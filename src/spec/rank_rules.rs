@@ -65,12 +65,17 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             });
             let smallest = resolved.targets.iter().map(|(target, own)| (*target, own.min_rank));
             let least = stored_by(&plan.model, smallest);
-            found.require(!is_within || least <= resolved.final_parameters, &format!("{path}.min_rank"), || {
-                format!(
-                    "the smallest ranks store {least} numbers, more than the {} of rank {} everywhere; lower `min_rank` or raise `final_rank`",
-                    resolved.final_parameters, budget.final_rank
-                )
-            });
+            found.require(
+                !is_within || least <= resolved.final_parameters,
+                &format!("{path}.min_rank"),
+                || {
+                    format!(
+                        "the smallest ranks store {least} numbers, more than the {} of rank {} \
+                     everywhere; lower `min_rank` or raise `final_rank`",
+                        resolved.final_parameters, budget.final_rank
+                    )
+                },
+            );
         }
         _ => {}
     }

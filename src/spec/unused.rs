@@ -63,7 +63,8 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     let (warmup, steps) = (warmup_steps(&spec.schedule), spec.train.max_steps.0);
     if warmup > steps {
         unused.push(format!(
-            "schedule: the warm-up of {warmup} steps is longer than the run of {steps}; it ends before the full learning rate"
+            "schedule: the warm-up of {warmup} steps is longer than the run of {steps}; it ends \
+             before the full learning rate"
         ));
     }
     unused

@@ -38,7 +38,7 @@ pub trait Solver {
         })
     }
 
-    /// The setting that makes a plan spend this much; none where it has nothing to set (a dense
+    /// The setting that makes a plan spend this much; `None` if it has nothing to set (a dense
     /// network has no rank).
     ///
     /// Steps are the nearest whole number, so that tokens, FLOPs and seconds are met within half a
@@ -55,7 +55,8 @@ pub trait Solver {
         let steps = (amount / per_step).round();
         ensure!(
             steps >= 1.0,
-            "a step spends {per_step:.3e}, more than the budget of {amount:.3e}; raise the budget or shrink the run"
+            "a step spends {per_step:.3e}, more than the budget of {amount:.3e}; raise the budget \
+             or shrink the run"
         );
         Ok(Some(format!("train.max_steps={steps:.0}")))
     }

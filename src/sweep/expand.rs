@@ -72,7 +72,7 @@ impl Sweep {
             for variant in &sweep.variants {
                 for axes in combinations(&sweep.axes) {
                     for tuned in combinations(&variant.tune) {
-                        let point = Point {
+                        let point = GridPoint {
                             sweep,
                             base: &base,
                             variant,
@@ -111,7 +111,7 @@ impl Sweep {
 }
 
 /// One run before it is made.
-struct Point<'a> {
+struct GridPoint<'a> {
     sweep: &'a SweepSpec,
     base: &'a PathBuf,
     variant: &'a VariantSpec,
@@ -120,7 +120,7 @@ struct Point<'a> {
     seed: u64,
 }
 
-impl Point<'_> {
+impl GridPoint<'_> {
     /// The run with its budget solved.
     fn solved(&self, baseline: &VariantSpec, solver: &mut dyn Solver) -> Result<(RunSpec, Plan)> {
         let (spec, plan) = self.load(&[])?;
@@ -131,7 +131,7 @@ impl Point<'_> {
                 .iter()
                 .filter_map(|(key, values)| Some((key.clone(), values.first()?.clone())))
                 .collect();
-            let point = Point { variant: baseline, tuned: &first, ..*self };
+            let point = GridPoint { variant: baseline, tuned: &first, ..*self };
             solver.spending(equal, &point.load(&[])?.1)
         };
         let amount = match equal.budget() {

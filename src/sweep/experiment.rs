@@ -1,6 +1,6 @@
 //! A sweep, or single runs, as an experiment to compare.
 
-use super::manifest::{Manifest, ManifestRun, RunState, Stage};
+use super::manifest::{ManifestRun, RunState, Stage, SweepManifest};
 use super::sweep_spec::{Budget, Equal, SearchSpec};
 use crate::error::Failure;
 use crate::report::{LabelledRun, RunResults};
@@ -42,8 +42,8 @@ fn label(
 ///
 /// # Errors
 /// If the folder holds no sweep, or a run cannot be read.
-pub fn experiment(folder: &Path) -> Result<(Manifest, Vec<LabelledRun>, Option<String>)> {
-    let manifest = Manifest::read(folder)?;
+pub fn experiment(folder: &Path) -> Result<(SweepManifest, Vec<LabelledRun>, Option<String>)> {
+    let manifest = SweepManifest::read(folder)?;
     let states = manifest.states(folder)?;
     let mut runs = Vec::with_capacity(manifest.runs.len());
     for (index, run) in manifest.runs.iter().enumerate() {
@@ -54,7 +54,7 @@ pub fn experiment(folder: &Path) -> Result<(Manifest, Vec<LabelledRun>, Option<S
     Ok((manifest, runs, rule))
 }
 
-fn rule(manifest: &Manifest) -> Option<String> {
+fn rule(manifest: &SweepManifest) -> Option<String> {
     let mut rules = Vec::new();
     if manifest.search == SearchSpec::FirstSeed {
         rules.push(

@@ -1,7 +1,7 @@
 //! Runs as child processes, side by side: each resumed where it stopped, none started twice, none
 //! lost.
 
-use super::manifest::{Manifest, RunState, Stage, spec_path};
+use super::manifest::{RunState, Stage, SweepManifest, spec_path};
 use crate::checkpoint::RunLock;
 use crate::error::Failure;
 use crate::record::Terminal;
@@ -22,7 +22,7 @@ pub struct LaunchOptions<'a> {
     pub retry_failed: bool,
     /// Bytes each run is expected to need, in the manifest's order.
     pub memory: &'a [u64],
-    /// Bytes there are; none where the system does not tell.
+    /// Bytes available; `None` if the system does not tell.
     pub available_memory: Option<u64>,
     /// Only runs for which this holds.
     pub wanted: &'a dyn Fn(&str) -> bool,
@@ -65,7 +65,11 @@ struct Running {
 /// # Errors
 /// [`Failure::Interrupted`] after a signal, when all children have saved their state; or if a child
 /// cannot be started or the folder not be read.
-pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Result<Launched> {
+pub fn launch(
+    manifest: &SweepManifest,
+    folder: &Path,
+    options: &LaunchOptions,
+) -> Result<Launched> {
     let mut states: Vec<RunState> =
         manifest.runs.iter().map(|run| run.state_to_go_on(folder)).collect::<Result<_>>()?;
     let mut launched = Launched::default();
@@ -160,7 +164,7 @@ pub fn launch(manifest: &Manifest, folder: &Path, options: &LaunchOptions) -> Re
 
 /// Whether a run is wanted, its turn, not running, and fits into memory beside those that are.
 fn startable(
-    manifest: &Manifest,
+    manifest: &SweepManifest,
     options: &LaunchOptions,
     states: &[RunState],
     busy: &[usize],
@@ -186,7 +190,7 @@ fn startable(
 
 /// Starts a run; none if another process holds its folder.
 fn start(
-    manifest: &Manifest,
+    manifest: &SweepManifest,
     folder: &Path,
     options: &LaunchOptions,
     index: usize,
@@ -219,7 +223,7 @@ fn start(
 ///
 /// # Errors
 /// If this program cannot be found to be started again.
-pub fn training(manifest: &Manifest, folder: &Path, index: usize) -> Result<Command> {
+pub fn training(manifest: &SweepManifest, folder: &Path, index: usize) -> Result<Command> {
     let run_dir = folder.join(&manifest.runs[index].id);
     let mut command = Command::new(
         std::env::current_exe().context("cannot find this program to start it again")?,
@@ -235,7 +239,7 @@ pub fn training(manifest: &Manifest, folder: &Path, index: usize) -> Result<Comm
     Ok(command)
 }
 
-fn overall_bar(manifest: &Manifest, terminal: &Terminal) -> ProgressBar {
+fn overall_bar(manifest: &SweepManifest, terminal: &Terminal) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:<48!} {bar:30} {pos:>6}/{len} runs")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     terminal.add(
@@ -246,7 +250,7 @@ fn overall_bar(manifest: &Manifest, terminal: &Terminal) -> ProgressBar {
 }
 
 fn show_progress(
-    manifest: &Manifest,
+    manifest: &SweepManifest,
     folder: &Path,
     running: &[Running],
     states: &[RunState],

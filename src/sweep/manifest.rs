@@ -24,7 +24,7 @@ const FORMAT: u32 = 1;
 /// What a sweep's folder says was planned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Manifest {
+pub struct SweepManifest {
     /// Version of this format.
     pub format: u32,
     /// Name of the sweep.
@@ -95,7 +95,7 @@ struct FailureRecord {
     message: String,
 }
 
-impl Manifest {
+impl SweepManifest {
     /// Lays a sweep out in its folder: manifest, sweep file, a spec for each run.
     ///
     /// Runs that are there already stay as they are; runs of an earlier version of the sweep that

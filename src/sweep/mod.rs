@@ -26,6 +26,6 @@ pub use equal::Solver;
 pub use expand::{PlannedRun, Sweep};
 pub use experiment::{experiment, plain_runs};
 pub use launch::{LaunchOptions, Launched, launch, training};
-pub use manifest::{Manifest, ManifestRun, RunState, Stage, refuse_links};
+pub use manifest::{ManifestRun, RunState, Stage, SweepManifest, refuse_links};
 pub use slurm::{SlurmOptions, SlurmScript, slurm_scripts};
 pub use sweep_spec::{Budget, Equal, SearchSpec, SweepSpec, VariantSpec, read_sweep};

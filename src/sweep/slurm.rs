@@ -1,7 +1,7 @@
 //! A sweep as Slurm array jobs on a shared folder: each task runs one run of the manifest and
 //! leaves it resumable when its time is over.
 
-use super::manifest::Manifest;
+use super::manifest::SweepManifest;
 use anyhow::{Result, ensure};
 use std::path::Path;
 
@@ -40,7 +40,7 @@ const GRACE: u32 = 120;
 ///
 /// # Errors
 /// If the manifest has no run.
-pub fn slurm_scripts(manifest: &Manifest, options: &SlurmOptions) -> Result<Vec<SlurmScript>> {
+pub fn slurm_scripts(manifest: &SweepManifest, options: &SlurmOptions) -> Result<Vec<SlurmScript>> {
     ensure!(!manifest.runs.is_empty(), "the sweep has no runs");
     for path in [options.program, options.folder, options.working_folder] {
         let text = path.display().to_string();
@@ -60,7 +60,7 @@ pub fn slurm_scripts(manifest: &Manifest, options: &SlurmOptions) -> Result<Vec<
     Ok(scripts)
 }
 
-fn script(manifest: &Manifest, options: &SlurmOptions, first: usize, last: usize) -> String {
+fn script(manifest: &SweepManifest, options: &SlurmOptions, first: usize, last: usize) -> String {
     let (jobs, threads, name) = (options.jobs, manifest.threads, &manifest.name);
     // Twice the expected time and half as much memory again: expectations are from an idle machine.
     let minutes = (2.0 * options.seconds / 60.0).ceil().max(5.0) as u64 + u64::from(GRACE / 60);

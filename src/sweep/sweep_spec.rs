@@ -96,7 +96,8 @@ pub fn read_sweep(path: &Path) -> anyhow::Result<SweepSpec> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
         crate::error::Failure::Usage(format!(
-            "{name}: cannot read the sweep: {error}; give the path of a YAML file such as configs/sweeps/quick.yaml"
+            "{name}: cannot read the sweep: {error}; give the path of a YAML file such as \
+             configs/sweeps/quick.yaml"
         ))
     })?;
     decode_document(&text, &name, &|sweep: &SweepSpec| problems(sweep))

@@ -5,7 +5,7 @@ use crate::data::Batches;
 use crate::error::Failure;
 use crate::model::{DropoutKey, Network};
 use crate::ops::{Gradients, scalar};
-use crate::optim::{Evaluation, GradientOracle};
+use crate::optim::{BatchLoss, GradientOracle};
 use crate::params::ParamStore;
 use candle_core::Device;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ impl GradientOracle for BatchOracle<'_> {
         &mut self,
         params: &ParamStore,
         gradients: &mut Gradients,
-    ) -> anyhow::Result<Evaluation> {
+    ) -> anyhow::Result<BatchLoss> {
         let mut sum = 0.0;
         for micro in 0..self.micro_batches {
             let started = Instant::now();
@@ -76,6 +76,6 @@ impl GradientOracle for BatchOracle<'_> {
             self.device.synchronize()?;
             self.times.backward += started.elapsed();
         }
-        Ok(Evaluation { loss: sum / self.micro_batches as f64, micro_batches: self.micro_batches })
+        Ok(BatchLoss { loss: sum / self.micro_batches as f64, micro_batches: self.micro_batches })
     }
 }

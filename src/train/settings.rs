@@ -2,13 +2,9 @@
 
 use crate::model::ModelConfig;
 use crate::ops::Compute;
-use crate::optim::{
-    BudgetSchedule, Execution, FactorRule, OptimizerSettings, Placement, RankBounds, RankCycle,
-    RankSchedule, Schedule, Tolerance, ToleranceSchedule,
-};
+use crate::optim::{Execution, FactorRule, OptimizerSettings, Placement, Schedule};
 use crate::spec::{
     ComputeType, DenseOptimizerSpec, KernelsSpec, LinalgSpec, LowRankOptimizerSpec, Plan,
-    RankBoundsPlan, RankCyclePlan, RankPlan, ToleranceTargetPlan,
 };
 use candle_core::{DType, Device};
 
@@ -62,54 +58,9 @@ pub fn optimizer_settings(plan: &Plan, device: &Device) -> OptimizerSettings {
         },
         dense,
         low_rank: plan.optimizer.dlra().cloned().unwrap_or_default(),
-        ranks: rank_schedule(&plan.rank),
+        ranks: plan.rank.clone(),
         schedule: Schedule::new(plan.schedule.clone(), plan.train.max_steps.0),
         grad_clip: plan.train.grad_clip,
         execution: execution(plan, device),
-    }
-}
-
-fn rank_schedule(plan: &RankPlan) -> RankSchedule {
-    let cycle = |plan: &RankCyclePlan| RankCycle {
-        every: plan.every,
-        settle: plan.settle,
-        grow_by: plan.grow_by,
-        start: plan.start,
-        freeze: plan.freeze,
-    };
-    match plan {
-        RankPlan::Fixed => RankSchedule::Fixed,
-        RankPlan::Tolerance(plan) => {
-            let target = |plan: &ToleranceTargetPlan| Tolerance {
-                tau: plan.tau,
-                final_tau: plan.final_tau,
-                bounds: RankBounds { min_rank: plan.min_rank, max_rank: plan.max_rank },
-            };
-            let targets = plan.targets.iter().map(|(key, plan)| (*key, target(plan))).collect();
-            RankSchedule::Tolerance(ToleranceSchedule {
-                cycle: cycle(&plan.cycle),
-                norm: plan.norm,
-                shape: plan.tau_schedule,
-                targets,
-            })
-        }
-        RankPlan::Budget(plan) => {
-            let bounds = |plan: &RankBoundsPlan| RankBounds {
-                min_rank: plan.min_rank,
-                max_rank: plan.max_rank,
-            };
-            RankSchedule::Budget(BudgetSchedule {
-                cycle: cycle(&plan.cycle),
-                shape: plan.schedule,
-                norm: plan.norm,
-                initial_parameters: plan.initial_parameters,
-                final_parameters: plan.final_parameters,
-                targets: plan
-                    .targets
-                    .iter()
-                    .map(|(target, plan)| (*target, bounds(plan)))
-                    .collect(),
-            })
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Attention by candle operations, for other devices than the CPU.
 
-use super::Shape;
+use super::AttentionShape;
 use crate::ops::compute::widened;
 use crate::ops::pointwise::Dropout;
 use crate::ops::product::batched_product;
@@ -16,10 +16,10 @@ pub fn attention(
     q: &Value,
     k: &Value,
     v: &Value,
-    shape: Shape,
+    shape: AttentionShape,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
-    let Shape { t, .. } = shape;
+    let AttentionShape { t, .. } = shape;
     let heads = Heads {
         q: shape.split(q.tensor())?,
         k: shape.repeat(&shape.of_keys().split(k.tensor())?)?,
@@ -41,23 +41,23 @@ pub fn attention(
     }))
 }
 
-impl Shape {
+impl AttentionShape {
     /// (B, T, C) as (B H, T, d).
     fn split(&self, x: &Tensor) -> Result<Tensor> {
-        let Shape { b, t, heads, d, .. } = *self;
+        let AttentionShape { b, t, heads, d, .. } = *self;
         x.reshape((b, t, heads, d))?.transpose(1, 2)?.contiguous()?.reshape((b * heads, t, d))
     }
 
     /// (B H, T, d) as (B, T, C).
     fn merge(&self, x: &Tensor) -> Result<Tensor> {
-        let Shape { b, t, heads, d, .. } = *self;
+        let AttentionShape { b, t, heads, d, .. } = *self;
         x.reshape((b, heads, t, d))?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * d))
     }
 
     /// Keys or values (B G, T, d) as (B H, T, d): each head once for every head of queries that
     /// sees it.
     fn repeat(&self, x: &Tensor) -> Result<Tensor> {
-        let (Shape { b, t, d, .. }, group) = (*self, self.group());
+        let (AttentionShape { b, t, d, .. }, group) = (*self, self.group());
         if group == 1 {
             return Ok(x.clone());
         }
@@ -69,7 +69,7 @@ impl Shape {
 
     /// A gradient of what [`Self::repeat`] gave, summed over the repetitions: (B G, T, d).
     fn sum_repeated(&self, gradient: Tensor) -> Result<Tensor> {
-        let (Shape { b, t, d, .. }, group) = (*self, self.group());
+        let (AttentionShape { b, t, d, .. }, group) = (*self, self.group());
         if group == 1 {
             return Ok(gradient);
         }
@@ -110,7 +110,7 @@ struct Heads {
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    shape: Shape,
+    shape: AttentionShape,
     dropout: Option<Dropout>,
 }
 

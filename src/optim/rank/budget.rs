@@ -3,7 +3,7 @@
 
 /// What a weight W: m × n offers.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Candidate {
+pub struct BudgetCandidate {
     /// Rows plus columns, m + n.
     pub sides: usize,
     /// Score of each direction, of the largest singular value first.
@@ -14,7 +14,7 @@ pub struct Candidate {
     pub max_rank: usize,
 }
 
-impl Candidate {
+impl BudgetCandidate {
     /// Numbers stored at rank r: r (m + n + r).
     fn parameters(&self, rank: usize) -> u64 {
         (rank * (self.sides + rank)) as u64
@@ -29,7 +29,7 @@ impl Candidate {
 /// Directions go from the smallest singular value up, so a weight keeps its leading ones. Equal
 /// scores go by the weights' order. No weight goes below its `min_rank`, even if the budget is not
 /// met then.
-pub fn allocate(budget: u64, candidates: &[Candidate]) -> Vec<usize> {
+pub fn allocate(budget: u64, candidates: &[BudgetCandidate]) -> Vec<usize> {
     let mut ranks: Vec<usize> = candidates.iter().map(|c| c.scores.len().min(c.max_rank)).collect();
     let mut spent: u64 =
         candidates.iter().zip(&ranks).map(|(candidate, &rank)| candidate.parameters(rank)).sum();
@@ -52,8 +52,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn candidate(sides: usize, scores: &[f64]) -> Candidate {
-        Candidate { sides, scores: scores.to_vec(), min_rank: 1, max_rank: 99 }
+    fn candidate(sides: usize, scores: &[f64]) -> BudgetCandidate {
+        BudgetCandidate { sides, scores: scores.to_vec(), min_rank: 1, max_rank: 99 }
     }
 
     #[test]
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn the_smallest_rank_holds_even_if_the_budget_does_not() {
-        let candidates = [Candidate { min_rank: 2, ..candidate(10, &[1.0, 0.5, 0.1]) }];
+        let candidates = [BudgetCandidate { min_rank: 2, ..candidate(10, &[1.0, 0.5, 0.1]) }];
         assert_eq!(allocate(1, &candidates), [2]);
     }
 
@@ -89,7 +89,7 @@ mod tests {
             spectra in prop::collection::vec((prop::collection::vec(0.01f64..1.0, 1..12), 5usize..40), 1..6),
             share in 0.2f64..1.0,
         ) {
-            let candidates: Vec<Candidate> = spectra.into_iter().map(|(mut scores, sides)| {
+            let candidates: Vec<BudgetCandidate> = spectra.into_iter().map(|(mut scores, sides)| {
                 scores.sort_by(|a, b| b.total_cmp(a));
                 candidate(sides, &scores)
             }).collect();

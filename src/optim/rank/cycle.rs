@@ -1,26 +1,11 @@
 //! The rhythm of rank changes: grow, settle, cut.
+//!
+//! A direction of size η never survives a cut right after its birth, so ranks change in cycles: at
+//! a growth the augmented directions are kept, trained for `settle` steps, and only then does one
+//! cut decide what stays.
 
-use crate::spec::RampShape;
+use crate::spec::{RampShape, RankCyclePlan};
 use std::f64::consts::PI;
-
-/// Cycles of growth and cuts.
-///
-/// A direction of size η never survives a cut right after its birth, so ranks change in cycles: at
-/// a growth the augmented directions are kept, trained for `settle` steps, and only then does one
-/// cut decide what stays.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RankCycle {
-    /// Steps between two growths, and between two cuts.
-    pub every: u64,
-    /// Steps from a growth to its cut.
-    pub settle: u64,
-    /// Ranks added by a growth; 0 where ranks only shrink.
-    pub grow_by: usize,
-    /// Step of the first growth.
-    pub start: u64,
-    /// Last step at which a rank may change.
-    pub freeze: u64,
-}
 
 /// What a step is in a cycle.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,12 +27,12 @@ pub struct Cut {
     pub count: u64,
 }
 
-impl RankCycle {
+impl RankCyclePlan {
     /// What a step (counted from 1) is.
     ///
     /// A growth happens only if its cut still falls before `freeze`, so no run ends with untested
     /// directions.
-    pub fn event(&self, step: u64) -> CycleEvent {
+    pub(super) fn event(&self, step: u64) -> CycleEvent {
         if step < self.start || step > self.freeze {
             return CycleEvent::Rest;
         }
@@ -64,9 +49,9 @@ impl RankCycle {
         }
     }
 
-    /// The rank after a growth from this one: at most doubled, at most `max_rank`; none where that
-    /// is no growth.
-    pub fn grown(&self, rank: usize, max_rank: usize) -> Option<usize> {
+    /// The rank after a growth from this one: at most doubled, at most `max_rank`; `None` if
+    /// that is no growth.
+    pub(super) fn grown(&self, rank: usize, max_rank: usize) -> Option<usize> {
         let grown = (rank + self.grow_by).min(2 * rank).min(max_rank);
         (grown > rank).then_some(grown)
     }
@@ -89,9 +74,10 @@ pub fn ramp(shape: RampShape, from: f64, to: f64, progress: f64) -> f64 {
 mod tests {
     use super::*;
 
-    const CYCLE: RankCycle = RankCycle { every: 10, settle: 6, grow_by: 16, start: 20, freeze: 47 };
+    const CYCLE: RankCyclePlan =
+        RankCyclePlan { every: 10, settle: 6, grow_by: 16, start: 20, freeze: 47 };
 
-    fn events(cycle: RankCycle) -> Vec<(u64, CycleEvent)> {
+    fn events(cycle: RankCyclePlan) -> Vec<(u64, CycleEvent)> {
         (1..=100)
             .map(|step| (step, cycle.event(step)))
             .filter(|(_, event)| *event != CycleEvent::Rest)
@@ -111,12 +97,12 @@ mod tests {
     #[test]
     fn no_growth_without_its_cut() {
         let last = CycleEvent::Cut(Cut { index: 1, count: 2 });
-        assert_eq!(events(RankCycle { freeze: 45, ..CYCLE }).last(), Some(&(36, last)));
+        assert_eq!(events(RankCyclePlan { freeze: 45, ..CYCLE }).last(), Some(&(36, last)));
     }
 
     #[test]
     fn cycles_that_do_not_grow_only_cut() {
-        let events = events(RankCycle { grow_by: 0, ..CYCLE });
+        let events = events(RankCyclePlan { grow_by: 0, ..CYCLE });
         assert_eq!(events.iter().map(|event| event.0).collect::<Vec<_>>(), [26, 36, 46]);
     }
 

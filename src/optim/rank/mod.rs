@@ -3,74 +3,14 @@
 mod budget;
 mod cycle;
 
-pub use cycle::{Cut, RankCycle};
+pub use cycle::Cut;
 
 use crate::lowrank::tolerance_rank;
-use crate::spec::{RampShape, RankNorm, Target};
-use budget::{Candidate, allocate};
+use crate::spec::{
+    BudgetPlan, RankBoundsPlan, RankCyclePlan, RankNorm, RankPlan, Target, TolerancePlan,
+};
+use budget::{BudgetCandidate, allocate};
 use cycle::{CycleEvent, ramp};
-use std::collections::BTreeMap;
-
-/// How the ranks of a network change over a run.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RankSchedule {
-    /// Ranks stay.
-    Fixed,
-    /// Grow, settle, truncate each weight by tolerance, over and over.
-    Tolerance(ToleranceSchedule),
-    /// Grow, settle, cut all weights together to a budget of parameters, over and over.
-    Budget(BudgetSchedule),
-}
-
-/// Tolerance-driven ranks.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ToleranceSchedule {
-    /// When.
-    pub cycle: RankCycle,
-    /// In which norm singular values are measured.
-    pub norm: RankNorm,
-    /// The way from τ to the last τ.
-    pub shape: RampShape,
-    /// Tolerances and bounds of every target that has low-rank weights.
-    pub targets: BTreeMap<Target, Tolerance>,
-}
-
-/// Tolerance and bounds of one target.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Tolerance {
-    /// Tolerance τ at the first cut, relative to the weight's norm.
-    pub tau: f64,
-    /// The same at the last cut.
-    pub final_tau: f64,
-    /// Bounds.
-    pub bounds: RankBounds,
-}
-
-/// Budget-driven ranks.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BudgetSchedule {
-    /// When.
-    pub cycle: RankCycle,
-    /// The way from the budget at the start to the one at the end.
-    pub shape: RampShape,
-    /// In which norm singular values are measured.
-    pub norm: RankNorm,
-    /// Numbers that all low-rank weights together store at the start.
-    pub initial_parameters: u64,
-    /// The most they may store from the last cut on.
-    pub final_parameters: u64,
-    /// Bounds of every target that has low-rank weights.
-    pub targets: BTreeMap<Target, RankBounds>,
-}
-
-/// Smallest and largest rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RankBounds {
-    /// Smallest rank.
-    pub min_rank: usize,
-    /// Largest rank.
-    pub max_rank: usize,
-}
 
 /// What a step does to the rank of one weight before any cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,13 +61,13 @@ impl RankEvent {
     }
 }
 
-impl RankSchedule {
+impl RankPlan {
     /// The event of a step, counted from 1.
     pub fn event(&self, step: u64) -> RankEvent {
         let (cycle, norm) = match self {
-            RankSchedule::Fixed => return RankEvent::None,
-            RankSchedule::Tolerance(ToleranceSchedule { cycle, norm, .. })
-            | RankSchedule::Budget(BudgetSchedule { cycle, norm, .. }) => (cycle, *norm),
+            RankPlan::Fixed => return RankEvent::None,
+            RankPlan::Tolerance(TolerancePlan { cycle, norm, .. })
+            | RankPlan::Budget(BudgetPlan { cycle, norm, .. }) => (cycle, *norm),
         };
         match cycle.event(step) {
             CycleEvent::Rest => RankEvent::None,
@@ -154,11 +94,11 @@ impl RankSchedule {
     /// What a growth does to the rank of a weight of this target.
     pub fn grown(&self, target: Target, rank: usize) -> RankDecision {
         let max_rank = match self {
-            RankSchedule::Fixed => None,
-            RankSchedule::Tolerance(schedule) => {
-                schedule.targets.get(&target).map(|target| target.bounds.max_rank)
+            RankPlan::Fixed => None,
+            RankPlan::Tolerance(schedule) => {
+                schedule.targets.get(&target).map(|target| target.max_rank)
             }
-            RankSchedule::Budget(schedule) => {
+            RankPlan::Budget(schedule) => {
                 schedule.targets.get(&target).map(|bounds| bounds.max_rank)
             }
         };
@@ -169,24 +109,24 @@ impl RankSchedule {
     /// The ranks after a cut, one for each weight.
     pub fn cut(&self, cut: Cut, offers: &[Offer]) -> Vec<usize> {
         match self {
-            RankSchedule::Fixed => offers.iter().map(|offer| offer.singular_values.len()).collect(),
-            RankSchedule::Tolerance(schedule) => {
+            RankPlan::Fixed => offers.iter().map(|offer| offer.singular_values.len()).collect(),
+            RankPlan::Tolerance(schedule) => {
                 offers.iter().map(|offer| schedule.rank_at(cut, offer)).collect()
             }
-            RankSchedule::Budget(schedule) => schedule.ranks_at(cut, offers),
+            RankPlan::Budget(schedule) => schedule.ranks_at(cut, offers),
         }
     }
 
-    fn cycle(&self) -> Option<&RankCycle> {
+    fn cycle(&self) -> Option<&RankCyclePlan> {
         match self {
-            RankSchedule::Fixed => None,
-            RankSchedule::Tolerance(ToleranceSchedule { cycle, .. })
-            | RankSchedule::Budget(BudgetSchedule { cycle, .. }) => Some(cycle),
+            RankPlan::Fixed => None,
+            RankPlan::Tolerance(TolerancePlan { cycle, .. })
+            | RankPlan::Budget(BudgetPlan { cycle, .. }) => Some(cycle),
         }
     }
 }
 
-impl ToleranceSchedule {
+impl TolerancePlan {
     /// The smallest rank whose discarded tail is within τ: the first cut has the first τ, the last
     /// the last.
     fn rank_at(&self, cut: Cut, offer: &Offer) -> usize {
@@ -194,17 +134,16 @@ impl ToleranceSchedule {
             return offer.singular_values.len();
         };
         let progress = cut.index as f64 / (cut.count.max(2) - 1) as f64;
-        let tau = ramp(self.shape, target.tau, target.final_tau, progress);
-        tolerance_rank(&offer.singular_values, tau)
-            .clamp(target.bounds.min_rank, target.bounds.max_rank)
+        let tau = ramp(self.tau_schedule, target.tau, target.final_tau, progress);
+        tolerance_rank(&offer.singular_values, tau).clamp(target.min_rank, target.max_rank)
     }
 }
 
-impl BudgetSchedule {
+impl BudgetPlan {
     /// The budget of a cut, in parameters of all low-rank weights: the last has the last budget.
     fn budget_at(&self, cut: Cut) -> u64 {
         let progress = (cut.index + 1) as f64 / cut.count as f64;
-        ramp(self.shape, self.initial_parameters as f64, self.final_parameters as f64, progress)
+        ramp(self.schedule, self.initial_parameters as f64, self.final_parameters as f64, progress)
             .round() as u64
     }
 
@@ -215,9 +154,9 @@ impl BudgetSchedule {
                 .targets
                 .get(&offer.target)
                 .copied()
-                .unwrap_or(RankBounds { min_rank: available, max_rank: available });
+                .unwrap_or(RankBoundsPlan { min_rank: available, max_rank: available });
             let scores = offer.singular_values.iter().map(|sigma| sigma * sigma).collect();
-            Candidate {
+            BudgetCandidate {
                 sides: offer.sides,
                 scores,
                 min_rank: bounds.min_rank.min(available),
@@ -231,16 +170,21 @@ impl BudgetSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::{RampShape, ToleranceTargetPlan};
+    use std::collections::BTreeMap;
 
-    const CYCLE: RankCycle = RankCycle { every: 10, settle: 6, grow_by: 16, start: 20, freeze: 47 };
-    const BOUNDS: RankBounds = RankBounds { min_rank: 4, max_rank: 40 };
+    const CYCLE: RankCyclePlan =
+        RankCyclePlan { every: 10, settle: 6, grow_by: 16, start: 20, freeze: 47 };
 
-    fn tolerance(tau: f64, final_tau: f64) -> RankSchedule {
-        let targets = BTreeMap::from([(Target::Q, Tolerance { tau, final_tau, bounds: BOUNDS })]);
-        RankSchedule::Tolerance(ToleranceSchedule {
+    fn tolerance(tau: f64, final_tau: f64) -> RankPlan {
+        let targets = BTreeMap::from([(
+            Target::Q,
+            ToleranceTargetPlan { tau, final_tau, min_rank: 4, max_rank: 40 },
+        )]);
+        RankPlan::Tolerance(TolerancePlan {
             cycle: CYCLE,
             norm: RankNorm::Frobenius,
-            shape: RampShape::Linear,
+            tau_schedule: RampShape::Linear,
             targets,
         })
     }
@@ -250,7 +194,7 @@ mod tests {
     }
 
     /// The ranks after the cut of a step.
-    fn cut(schedule: &RankSchedule, step: u64, offers: &[Offer]) -> Vec<usize> {
+    fn cut(schedule: &RankPlan, step: u64, offers: &[Offer]) -> Vec<usize> {
         match schedule.event(step) {
             RankEvent::Cut { cut, .. } => schedule.cut(cut, offers),
             other => panic!("step {step} is {other:?}"),
@@ -258,14 +202,14 @@ mod tests {
     }
 
     /// The steps with an event of this kind.
-    fn steps(schedule: &RankSchedule, is_one: impl Fn(RankEvent) -> bool) -> Vec<u64> {
+    fn steps(schedule: &RankPlan, is_one: impl Fn(RankEvent) -> bool) -> Vec<u64> {
         (1..=100).filter(|&step| is_one(schedule.event(step))).collect()
     }
 
     #[test]
     fn fixed_never_changes() {
-        assert_eq!(steps(&RankSchedule::Fixed, |event| event != RankEvent::None), [0u64; 0]);
-        assert_eq!(RankSchedule::Fixed.grown(Target::Q, 8), RankDecision::Keep);
+        assert_eq!(steps(&RankPlan::Fixed, |event| event != RankEvent::None), [0u64; 0]);
+        assert_eq!(RankPlan::Fixed.grown(Target::Q, 8), RankDecision::Keep);
     }
 
     #[test]
@@ -299,12 +243,12 @@ mod tests {
 
     #[test]
     fn a_budget_ends_at_its_end() {
-        let targets = BTreeMap::from([(Target::Q, RankBounds { min_rank: 1, max_rank: 4 })]);
+        let targets = BTreeMap::from([(Target::Q, RankBoundsPlan { min_rank: 1, max_rank: 4 })]);
         // A weight with m + n = 100 stores 101, 204, 309, 416 numbers at ranks 1 to 4, so that
         // ranks 3 and 1 are 2 more than the last budget.
-        let schedule = RankSchedule::Budget(BudgetSchedule {
-            cycle: RankCycle { grow_by: 0, ..CYCLE },
-            shape: RampShape::Linear,
+        let schedule = RankPlan::Budget(BudgetPlan {
+            cycle: RankCyclePlan { grow_by: 0, ..CYCLE },
+            schedule: RampShape::Linear,
             norm: RankNorm::Fisher,
             initial_parameters: 832,
             final_parameters: 408,

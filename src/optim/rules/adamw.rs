@@ -1,5 +1,6 @@
 //! AdamW for dense parameters (Loshchilov & Hutter 2019, Algorithm 2), in place on the CPU.
 
+use super::gathered;
 use crate::lowrank::Truncation;
 use crate::ops::Compute;
 use crate::optim::elementwise;
@@ -29,7 +30,7 @@ pub struct AdamwStep {
     pub weight_decay: f64,
     /// Step t, counted from 1, for the bias correction.
     pub step: u64,
-    /// By which code.
+    /// Whether kernels or candle operations compute the step.
     pub compute: Compute,
 }
 
@@ -57,8 +58,8 @@ impl AdamwState {
         hyper: &AdamwStep,
     ) -> Result<()> {
         let AdamwStep { compute, beta1, beta2, .. } = *hyper;
-        let correction1 = 1.0 - beta1.powi(hyper.step as i32);
-        let correction2 = 1.0 - beta2.powi(hyper.step as i32);
+        let correction1 = gathered(beta1, hyper.step);
+        let correction2 = gathered(beta2, hyper.step);
         gradient.add_to(compute, &mut self.first, beta1, 1.0 - beta1)?;
         gradient.add_square_to(compute, &mut self.second, beta2, 1.0 - beta2)?;
         elementwise::subtract_quotient(

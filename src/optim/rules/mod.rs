@@ -27,6 +27,12 @@ use crate::spec::MatrixOptimizerSpec;
 /// 2025, arXiv:2502.16982, eq. 4).
 const SPECTRAL_SCALE: f64 = 0.2;
 
+/// What a mean with decay β has gathered after t steps, 1 − βᵗ: the divisor of Adam's bias
+/// correction. From 2³¹ steps on, where βᵗ has long vanished, t counts as 2³¹ − 1.
+fn gathered(beta: f64, steps: u64) -> f64 {
+    1.0 - beta.powi(i32::try_from(steps).unwrap_or(i32::MAX))
+}
+
 /// The groups of these parameters, decided once: by form and role, from the settings. A frozen
 /// parameter belongs to none: it has no state and does not move.
 ///
@@ -79,4 +85,19 @@ pub(super) fn groups(
     }
     groups.push(Box::new(adamw::AdamwRule::new(settings.dense.clone(), dense, params)?));
     Ok(groups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gathered;
+
+    #[test]
+    fn a_mean_gathers_more_with_every_step_and_never_overflows() {
+        assert_eq!(gathered(0.9, 1), 1.0 - 0.9f64);
+        assert_eq!(gathered(0.5, 3), 0.875);
+        // Wrapped to 32 bits these would be a power of −2³¹, 0 and 1.
+        for steps in [1 << 31, 1 << 32, (1 << 32) + 1] {
+            assert_eq!(gathered(0.9, steps), 1.0, "after {steps} steps");
+        }
+    }
 }

@@ -23,7 +23,7 @@ mod momenta;
 mod rule;
 mod side_by_side;
 
-use super::SPECTRAL_SCALE;
+use super::{SPECTRAL_SCALE, gathered};
 use crate::linalg;
 use crate::lowrank::{
     Augmentation, BasisChange, LowRank, Retracted, Spectrum, Tangent, Truncation,
@@ -255,7 +255,7 @@ impl DlraState {
             true => gradient.added_to(&self.first, beta1, weight)?,
             false => self.first.clone(),
         };
-        let gathered = 1.0 - beta1.powi(hyper.step as i32 + i32::from(nesterov));
+        let gathered = gathered(beta1, hyper.step + u64::from(nesterov));
         self.momentum.update(point, gradient, hyper.settings)?;
         self.momentum.direction(point, mean, gathered, hyper.settings)
     }

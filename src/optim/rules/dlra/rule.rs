@@ -10,11 +10,11 @@ use crate::optim::elementwise::sums_of_squares;
 use crate::optim::execution::{Placement, map_all};
 use crate::optim::gradient::Scaled;
 use crate::optim::optimizer::{GradientOracle, OptimizerSettings};
-use crate::optim::rank::{RankDecision, RankEvent, RankSchedule};
+use crate::optim::rank::{RankDecision, RankEvent};
 use crate::optim::rule::{Members, Rule, Step};
 use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Parameter, Weight};
-use crate::spec::{CyclePhase, DlraSpec, Integrator};
+use crate::spec::{CyclePhase, DlraSpec, Integrator, RankPlan};
 use anyhow::{Context, bail};
 use candle_core::Tensor;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct DlraRule {
     spec: DlraSpec,
-    ranks: RankSchedule,
+    ranks: RankPlan,
     last_step: u64,
     members: Members<DlraState>,
     /// Truncations of the proposed step that decided ranks.
