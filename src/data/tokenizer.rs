@@ -139,9 +139,9 @@ impl Tokenizer {
     /// Never for the kinds there are; serialisation could fail.
     pub fn to_hugging_face_json(&self) -> anyhow::Result<String> {
         let own = match &self.kind {
-            Kind::Bytes => hugging_face_form::of_bytes(),
-            Kind::Characters(kind) => hugging_face_form::of_characters(&kind.characters),
-            Kind::HuggingFace(kind) => return Ok(kind.json().to_string()),
+            TokenizerKind::Bytes => hugging_face_form::of_bytes(),
+            TokenizerKind::Characters(kind) => hugging_face_form::of_characters(&kind.characters),
+            TokenizerKind::HuggingFace(kind) => return Ok(kind.json().to_string()),
         };
         Ok(serde_json::to_string_pretty(&own)? + "\n")
     }

@@ -44,6 +44,10 @@ pub(super) fn config(model: &ModelConfig, end_of_text: Option<u32>, dtype: &str)
 /// # Errors
 /// If the model lacks a parameter.
 pub(super) fn tensors(model: &ModelConfig, params: &ParamStore) -> Result<Vec<(String, Tensor)>> {
+    ensure!(
+        model.n_kv_head.is_none(),
+        "the model has grouped queries (n_kv_head); GPT-2 of transformers has none"
+    );
     let named = Named::new(params);
     let mut out = Vec::new();
     let width = model.n_embd;
@@ -134,6 +138,7 @@ pub(super) fn read_config(config: &Value) -> Result<ModelConfig> {
         arch: Architecture::Gpt2,
         n_layer: size("n_layer")?,
         n_head: size("n_head")?,
+        n_kv_head: None,
         n_embd,
         block_size: size("n_positions")?,
         vocab_size: size("vocab_size")?,

@@ -14,6 +14,7 @@ fn config(form: WeightForm, bias: bool) -> ModelConfig {
         arch: Architecture::Gpt2,
         n_layer: 2,
         n_head: 2,
+        n_kv_head: None,
         n_embd: 8,
         block_size: 6,
         vocab_size: 256,

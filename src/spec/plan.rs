@@ -4,15 +4,11 @@
 use super::architecture::{Architecture, Target, key_width};
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
-use super::dlra_spec::DlraSpec;
 use super::document::usage;
 use super::findings::problems;
 use super::init_spec::InitSpec;
 use super::model_spec::{FactorForm, ModelSpec, TargetRank, WeightsSpec};
-use super::optimizer_spec::{
-    AdamwSpec, DenseOptimizerSpec, GaloreSpec, HeavyBallSpec, LoroSpec, LowRankOptimizerSpec,
-    MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
-};
+use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
 use super::run_spec::{
     CheckpointSpec, DeviceSpec, DtypeSpec, EvalSpec, KernelsSpec, LinalgSpec, RunSpec, SampleSpec,
@@ -140,69 +136,6 @@ impl WeightForm {
         match self {
             WeightForm::Dense => None,
             WeightForm::LowRank { rank } | WeightForm::Factored { rank, .. } => Some(rank),
-        }
-    }
-}
-
-/// The rules that move the weights.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OptimizerPlan {
-    /// Rule for embeddings, norms, biases, and full matrices.
-    pub dense: DenseOptimizerSpec,
-    /// Rule for the blocks' full matrices where it is another; none where there are none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub matrices: Option<MatrixOptimizerSpec>,
-    /// Rule for low-rank or factored matrices; none exactly where the network has neither.
-    pub low_rank: Option<LowRankOptimizerSpec>,
-}
-
-impl OptimizerPlan {
-    /// The settings of DLRA where low-rank matrices are trained by it.
-    pub fn dlra(&self) -> Option<&DlraSpec> {
-        match &self.low_rank {
-            Some(LowRankOptimizerSpec::Dlra(dlra)) => Some(dlra),
-            _ => None,
-        }
-    }
-
-    /// The settings of AdamW on factors where factored matrices are trained by it.
-    pub fn factored_adamw(&self) -> Option<&AdamwSpec> {
-        match &self.low_rank {
-            Some(LowRankOptimizerSpec::Adamw(adamw)) => Some(adamw),
-            _ => None,
-        }
-    }
-
-    /// The settings of heavy ball on factors where factored matrices are trained by it.
-    pub fn factored_heavy_ball(&self) -> Option<&HeavyBallSpec> {
-        match &self.low_rank {
-            Some(LowRankOptimizerSpec::HeavyBall(heavy_ball)) => Some(heavy_ball),
-            _ => None,
-        }
-    }
-
-    /// The settings of LORO where factored matrices are trained by it.
-    pub fn loro(&self) -> Option<&LoroSpec> {
-        match &self.low_rank {
-            Some(LowRankOptimizerSpec::Loro(loro)) => Some(loro),
-            _ => None,
-        }
-    }
-
-    /// The settings of Muon where full matrices are trained by it.
-    pub fn muon(&self) -> Option<&MuonSpec> {
-        match &self.matrices {
-            Some(MatrixOptimizerSpec::Muon(muon)) => Some(muon),
-            _ => None,
-        }
-    }
-
-    /// The settings of GaLore where full matrices are trained by it.
-    pub fn galore(&self) -> Option<&GaloreSpec> {
-        match &self.matrices {
-            Some(MatrixOptimizerSpec::Galore(galore)) => Some(galore),
-            _ => None,
         }
     }
 }
@@ -385,26 +318,4 @@ fn data_plan(spec: &DataSpec) -> DataSpec {
         _ => {}
     }
     data
-}
-
-fn optimizer_plan(spec: &OptimizerSpec, weights: &WeightsSpec, model: &ModelPlan) -> OptimizerPlan {
-    let default_rule = || match weights {
-        WeightsSpec::Dense => None,
-        WeightsSpec::LowRank(_) => Some(LowRankOptimizerSpec::Dlra(DlraSpec::default())),
-        WeightsSpec::Factored(_) => {
-            let DenseOptimizerSpec::Adamw(adamw) = &spec.dense;
-            Some(LowRankOptimizerSpec::Adamw(adamw.clone()))
-        }
-    };
-    let written = match (&spec.low_rank, weights) {
-        (_, WeightsSpec::Dense)
-        | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => None,
-        (Some(LowRankOptimizerSpec::Dlra(dlra)), _) => {
-            Some(LowRankOptimizerSpec::Dlra(dlra.resolved()))
-        }
-        (rule, _) => rule.clone(),
-    };
-    let has_full_matrices = model.weights.values().any(|form| *form == WeightForm::Dense);
-    let matrices = spec.matrices.clone().filter(|_| has_full_matrices);
-    OptimizerPlan { dense: spec.dense.clone(), matrices, low_rank: written.or_else(default_rule) }
 }

@@ -80,6 +80,7 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
     let sizes = [
         ("model.n_layer", model.n_layer, source.n_layer),
         ("model.n_head", model.n_head, source.n_head),
+        ("model.n_kv_head", model.heads().keys, source.heads().keys),
         ("model.n_embd", model.n_embd, source.n_embd),
         ("model.block_size", model.block_size, source.block_size),
         ("the vocabulary of data.tokenizer", model.vocab_size, source.vocab_size),
