@@ -68,6 +68,7 @@ pub fn export(
             let config = gpt2::config(model.config(), end_of_text, dtype);
             (config, gpt2::tensors(model.config(), params)?)
         }
+        Architecture::Llama => bail!("a Llama is not exported yet"),
     };
     let tensors: Vec<(String, Tensor)> = tensors
         .into_iter()

@@ -4,23 +4,24 @@ use super::*;
 use crate::data::Tokenizer;
 use crate::model::{ModelConfig, build};
 use crate::params::{ParamStore, TensorReader};
-use crate::spec::{Architecture, FactorForm, WeightForm};
+use crate::spec::{Architecture, FactorForm, ModelPlan, WeightForm};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
 fn config(form: WeightForm, bias: bool) -> ModelConfig {
     let targets = Architecture::Gpt2.targets();
     ModelConfig {
-        arch: Architecture::Gpt2,
-        n_layer: 2,
-        n_head: 2,
-        n_kv_head: None,
-        n_embd: 8,
-        block_size: 6,
+        model: ModelPlan {
+            n_layer: 2,
+            n_head: 2,
+            n_embd: 8,
+            block_size: 6,
+            dropout: 0.1,
+            bias,
+            weights: targets.iter().map(|target| (*target, form)).collect(),
+            ..ModelPlan::of(Architecture::Gpt2)
+        },
         vocab_size: 256,
-        dropout: 0.1,
-        bias,
-        weights: targets.iter().map(|target| (*target, form)).collect(),
     }
 }
 
@@ -82,13 +83,14 @@ fn what_does_not_fit_is_refused_by_name() {
     for (from, to_text, named) in [
         ("\"gpt2\"", "\"mamba\"", "`model_type` is mamba"),
         ("\"gelu_new\"", "\"relu\"", "`activation_function` is \"relu\""),
-        ("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false", "tied head"),
-        ("\"n_inner\": null", "\"n_inner\": 24", "`n_inner` is 24"),
+        ("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false", "no `lm_head.weight`"),
+        ("\"n_inner\": null", "\"n_inner\": 24", "h.0.mlp.c_fc.weight"),
+        ("\"n_inner\": null", "\"n_inner\": \"wide\"", "`n_inner` is missing or no number"),
         ("\"n_layer\": 2", "\"n_layer\": 3", "transformer.h.2"),
         ("\"n_layer\": 2", "\"n_layer\": 1", "have no place"),
         ("\"n_embd\": 8", "\"n_embd\": 16", "transformer.wte.weight"),
         ("\"n_head\": 2", "\"n_head\": 3", "n_head"),
-        ("0.00001", "0.1", "`layer_norm_epsilon` is 0.1"),
+        ("0.00001", "1.5", "layer_norm_epsilon"),
         ("\"n_positions\": 6", "\"n_position\": 6", "`n_positions` is missing"),
     ] {
         let changed = text.replace(from, to_text);
