@@ -1,16 +1,14 @@
 //! GPT-2 as `transformers` has it: q, k and v fused into one matrix, matrices transposed (Conv1D),
 //! a bias everywhere, the head tied to the token table.
 
-use super::weights::Named;
+use super::settings::Settings;
+use super::weights::{HEAD, Named, imported_head};
 use crate::model::ModelConfig;
 use crate::params::{ParamStore, TensorReader};
 use crate::spec::{Architecture, ModelPlan};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{D, Tensor};
 use serde_json::{Value, json};
-
-/// The head, where it is not the table of tokens.
-const HEAD: &str = "lm_head.weight";
 
 /// `config.json`.
 pub(super) fn config(model: &ModelConfig, end_of_text: Option<u32>, dtype: &str) -> Value {
@@ -96,53 +94,35 @@ const MATRICES: &[(&str, &[&str])] = &[
 /// # Errors
 /// Naming what does not fit: another architecture, activation or attention.
 pub(super) fn read_config(config: &Value) -> Result<ModelConfig> {
-    let size = |key: &str| -> Result<usize> {
-        let size = config.get(key).and_then(Value::as_u64);
-        let size = size.with_context(|| format!("config.json: `{key}` is missing or no number"))?;
-        Ok(usize::try_from(size)?)
-    };
-    let n_embd = size("n_embd")?;
-    let refuse_unless = |key: &str, fits: fn(&Value) -> bool, wanted: &str| -> Result<()> {
-        match config.get(key) {
-            Some(value) if !value.is_null() && !fits(value) => {
-                bail!("config.json: `{key}` is {value}; lrpt's gpt2 has {wanted}")
-            }
-            _ => Ok(()),
-        }
-    };
-    refuse_unless(
+    let settings = Settings::new(config, "gpt2");
+    settings.refuse_unless(
         "activation_function",
         |value| matches!(value.as_str(), Some("gelu_new" | "gelu_pytorch_tanh")),
         "GELU in its tanh form (gelu_new)",
     )?;
-    refuse_unless("scale_attn_weights", |value| value == true, "scaled attention")?;
-    refuse_unless(
+    settings.refuse_unless("scale_attn_weights", |value| value == true, "scaled attention")?;
+    settings.refuse_unless(
         "scale_attn_by_inverse_layer_idx",
         |value| value == false,
         "attention scaled alike in every layer",
     )?;
-    refuse_unless("add_cross_attention", |value| value == false, "no cross-attention")?;
-    let inner = match config.get("n_inner") {
-        Some(inner) if !inner.is_null() => Some(size("n_inner")?),
-        _ => None,
-    };
-    let arch = Architecture::Gpt2;
-    let (_, usual_epsilon) = arch.norm_epsilon();
-    let epsilon = config.get("layer_norm_epsilon").and_then(Value::as_f64);
-    let tied = config.get("tie_word_embeddings").and_then(Value::as_bool);
+    settings.refuse_unless("add_cross_attention", |value| value == false, "no cross-attention")?;
+    let (arch, n_embd) = (Architecture::Gpt2, settings.size("n_embd")?);
+    let (inner, tied) = (settings.size_or_none("n_inner")?, settings.flag("tie_word_embeddings")?);
+    let (epsilon, usual_epsilon) = arch.norm_epsilon();
     let plan = ModelPlan {
-        n_layer: size("n_layer")?,
-        n_head: size("n_head")?,
+        n_layer: settings.size("n_layer")?,
+        n_head: settings.size("n_head")?,
         n_embd,
-        block_size: size("n_positions")?,
-        dropout: config.get("resid_pdrop").and_then(Value::as_f64).unwrap_or(0.0),
+        block_size: settings.size("n_positions")?,
+        dropout: settings.number("resid_pdrop")?.unwrap_or(0.0),
         bias: true,
         n_inner: inner.filter(|inner| *inner != arch.inner_width(n_embd)),
         tie_word_embeddings: tied.filter(|tied| *tied != arch.ties_embeddings()),
-        layer_norm_epsilon: epsilon.filter(|epsilon| *epsilon != usual_epsilon),
+        layer_norm_epsilon: settings.number(epsilon)?.filter(|size| *size != usual_epsilon),
         ..ModelPlan::of(arch)
     };
-    let model = ModelConfig { model: plan, vocab_size: size("vocab_size")? };
+    let model = ModelConfig { model: plan, vocab_size: settings.size("vocab_size")? };
     model.validate()?;
     Ok(model)
 }
@@ -174,23 +154,7 @@ pub(super) fn read_tensors(
     let mut reader = TensorReader::new("the imported model", given);
     let (width, mut out) = (model.n_embd, Vec::new());
     let wte = reader.take_shaped("transformer.wte.weight", &[model.vocab_size, width])?;
-    match head {
-        Some(head) if !model.ties_embeddings() => {
-            ensure!(head.dims() == wte.dims(), "the imported model: `{HEAD}` has another shape");
-            out.push((HEAD.to_owned(), head));
-        }
-        // Some write the table twice.
-        Some(head) => ensure!(
-            head.dims() == wte.dims() && scalar_distance(&head, &wte)? == 0.0,
-            "the imported model: `{HEAD}` is not the token table, but config.json says that it is \
-             (tie_word_embeddings)"
-        ),
-        None => ensure!(
-            model.ties_embeddings(),
-            "the imported model: there is no `{HEAD}`, and config.json says that it is not the \
-             token table (tie_word_embeddings)"
-        ),
-    }
+    out.extend(imported_head(model, &wte, head)?);
     out.push(("transformer.wte.weight".to_owned(), wte));
     let wpe = reader.take_shaped("transformer.wpe.weight", &[model.block_size, width])?;
     out.push(("transformer.wpe.weight".to_owned(), wpe));
@@ -232,9 +196,4 @@ fn shape_of(site: &str, model: &ModelConfig) -> (usize, usize) {
         "mlp.down" => (width, inner),
         _ => (width, width),
     }
-}
-
-fn scalar_distance(a: &Tensor, b: &Tensor) -> Result<f64> {
-    let difference = (a - b)?.abs()?.flatten_all()?.max(0)?;
-    Ok(difference.to_dtype(candle_core::DType::F64)?.to_scalar()?)
 }

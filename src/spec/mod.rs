@@ -37,7 +37,7 @@ mod schedule_spec;
 mod schema;
 mod unused;
 
-pub use architecture::{Architecture, BlockWidths, Target};
+pub use architecture::{Architecture, BlockWidths, ROPE_THETA, Target};
 pub use count::{Count, NotACount};
 pub use data_spec::*;
 pub use dlra_spec::*;
