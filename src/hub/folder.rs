@@ -112,25 +112,32 @@ pub fn export(
 /// If the architecture or a setting has no counterpart here, or a tensor is missing, has another
 /// shape, or is left over; all by name.
 pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
-    let config = read_json(&folder.join("config.json"))?;
+    let model = import_config(folder)?;
     let tensors = read_weights(folder)?;
+    let tensors = match model.arch {
+        Architecture::Gpt2 => gpt2::read_tensors(&model, tensors),
+        Architecture::Llama => llama::read_tensors(&model, tensors),
+    };
+    let tensors = tensors.with_context(|| format!("{} cannot be imported", folder.display()))?;
+    Ok((model, tensors))
+}
+
+/// The configuration of a folder of `transformers`; no tensor is read.
+///
+/// # Errors
+/// As for [`import`], as far as settings go.
+pub fn import_config(folder: &Path) -> Result<ModelConfig> {
+    let config = read_json(&folder.join("config.json"))?;
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("none");
-    let read = || -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
-        match kind {
-            "gpt2" => {
-                let model = gpt2::read_config(&config)?;
-                let tensors = gpt2::read_tensors(&model, tensors)?;
-                Ok((model, tensors))
-            }
-            "llama" => {
-                let model = llama::read_config(&config)?;
-                let tensors = llama::read_tensors(&model, tensors)?;
-                Ok((model, tensors))
-            }
-            other => bail!("config.json: `model_type` is {other}; lrpt imports gpt2 and llama"),
+    let model = match kind {
+        "gpt2" => gpt2::read_config(&config),
+        "llama" => llama::read_config(&config),
+        other => {
+            let message = "lrpt imports gpt2 and llama";
+            Err(anyhow::anyhow!("config.json: `model_type` is {other}; {message}"))
         }
     };
-    read().with_context(|| format!("{} cannot be imported", folder.display()))
+    model.with_context(|| format!("{} cannot be imported", folder.display()))
 }
 
 fn bytes_of(shard: &[(String, Tensor)]) -> usize {

@@ -1,14 +1,16 @@
-//! Models out of here and in: the folders that `transformers` reads and writes.
+//! Models out of here and in: the folders that `transformers` reads and writes, llama.cpp's files.
 //!
 //! ```text
 //! weights   a weight matrix as one dense tensor, whatever its form here
 //! gpt2      names and layouts of GPT-2: fused attention, transposed matrices
 //! llama     names and settings of Llama
 //! settings  reading a config.json, refusing what does not fit
+//! gguf      llama.cpp's file of a Llama, its numbers widened
 //! folder    config.json, safetensors in one file or many, the tokenizer
 //! ```
 
 mod folder;
+mod gguf;
 mod gpt2;
 mod llama;
 mod settings;
@@ -16,5 +18,6 @@ mod settings;
 mod tests;
 mod weights;
 
-pub use folder::{ExportOptions, Exported, export, import};
+pub use folder::{ExportOptions, Exported, export, import, import_config};
+pub use gguf::{import as import_gguf, read_config as import_gguf_config};
 pub use weights::Named;

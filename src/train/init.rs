@@ -46,8 +46,11 @@ pub fn initial_parameters(
                 let run = LoadedRun::open(path, &Device::Cpu)?;
                 Ok((run.model.config().clone(), run.params))
             }
-            InitSpec::Hf(_) => {
-                let (config, tensors) = hub::import(path)?;
+            InitSpec::Hf(_) | InitSpec::Gguf(_) => {
+                let (config, tensors) = match source {
+                    InitSpec::Gguf(_) => hub::import_gguf(path)?,
+                    _ => hub::import(path)?,
+                };
                 let imported = build(config.clone())?;
                 let reader = TensorReader::new("the imported model", tensors);
                 let params =
@@ -83,7 +86,6 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
         ("model.n_kv_head", model.heads().keys, source.heads().keys),
         ("model.n_embd", model.n_embd, source.n_embd),
         ("model.n_inner", model.inner_width(), source.inner_width()),
-        ("model.block_size", model.block_size, source.block_size),
         ("the vocabulary of data.tokenizer", model.vocab_size, source.vocab_size),
     ];
     let mut differences: Vec<String> = sizes
@@ -91,6 +93,12 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
         .filter(|(_, ours, theirs)| ours != theirs)
         .map(|(key, ours, theirs)| format!("{key} is {ours}, the source has {theirs}"))
         .collect();
+    if model.block_size > source.block_size {
+        differences.push(format!(
+            "model.block_size is {}, the source has no positions beyond {}",
+            model.block_size, source.block_size
+        ));
+    }
     if model.arch != source.arch {
         differences.push("model.arch is another than the source's".into());
     }
@@ -154,7 +162,14 @@ fn place(declared: &Declared, source: &Named, device: &Device) -> Result<Placed>
             (Weight::Dense(source.matrix(&site(".weight"))?.to_device(device)?), None)
         }
         Initial::Normal { .. } | Initial::Constant { .. } => {
-            (Weight::Dense(source.dense(name)?.to_device(device)?), None)
+            let mut dense = source.dense(name)?;
+            // Where the block is shorter than the source's, the table of positions is.
+            if let Initial::Normal { rows, .. } = declared.initial
+                && rows < dense.dim(0)?
+            {
+                dense = dense.narrow(0, 0, rows)?.contiguous()?;
+            }
+            (Weight::Dense(dense.to_device(device)?), None)
         }
     };
     let parameter =
