@@ -50,7 +50,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
         "step": run.step,
         "to": args.to.display().to_string(),
         "parameters": exported.parameters,
-        "trained_parameters": run.params.total_element_count(),
+        "trained_parameters": run.params.element_count(),
         "bytes": exported.bytes,
         "files": exported.files,
     }))

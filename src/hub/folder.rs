@@ -4,7 +4,7 @@
 use super::gpt2;
 use crate::data::Tokenizer;
 use crate::fs::write_directory_atomic;
-use crate::model::{ModelConfig, Network};
+use crate::model::{ModelConfig, Network, merged};
 use crate::params::ParamStore;
 use crate::spec::Architecture;
 use anyhow::{Context, Result, bail, ensure};
@@ -40,7 +40,8 @@ pub struct Exported {
 
 /// Writes a model as a folder of `transformers`, whole or not at all.
 ///
-/// Low-rank and factored weights become W = U S Vᵀ or B A; biases that the model has not are zero.
+/// Low-rank and factored weights become W = U S Vᵀ or B A, adapters are merged into what they
+/// adapt; biases that the model has not are zero.
 ///
 /// # Errors
 /// If the folder exists already, or something cannot be written.
@@ -63,10 +64,11 @@ pub fn export(
         other => bail!("a model is exported in f32, f16 or bf16, not in {other:?}"),
     };
     let end_of_text = tokenizer.end_of_text();
-    let (config, tensors) = match model.config().arch {
+    let (dense, params) = merged(model.config(), params.clone())?;
+    let (config, tensors) = match dense.arch {
         Architecture::Gpt2 => {
-            let config = gpt2::config(model.config(), end_of_text, dtype);
-            (config, gpt2::tensors(model.config(), params)?)
+            let config = gpt2::config(&dense, end_of_text, dtype);
+            (config, gpt2::tensors(&dense, &params)?)
         }
     };
     let tensors: Vec<(String, Tensor)> = tensors

@@ -2,7 +2,7 @@
 
 use crate::lowrank::LowRank;
 use crate::params::{ParamStore, Parameter, Weight};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
@@ -40,8 +40,13 @@ impl<'a> Named<'a> {
     /// W: m × n of a site: dense as it is, or the product of its factors.
     ///
     /// # Errors
-    /// If the site has no weight in any form.
+    /// If the site has no weight in any form, or one with an adapter, which must be merged first
+    /// ([`crate::model::merged`]).
     pub fn matrix(&self, site: &str) -> Result<Tensor> {
+        let has_adapter = [".adapter", ".adapter.b"]
+            .into_iter()
+            .any(|leaf| self.parameters.contains_key(format!("{site}{leaf}").as_str()));
+        ensure!(!has_adapter, "`{site}` has an adapter that was not merged into it");
         let factor = |leaf: &str| self.find(&format!("{site}.{leaf}"));
         if let Some(point) = self.point(site) {
             return Ok(point.to_device(&Device::Cpu)?.to_dense()?);

@@ -49,6 +49,11 @@ impl ModelConfig {
         self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
     }
 
+    /// Whether only adapters are trained.
+    pub fn is_adapted(&self) -> bool {
+        self.weights.values().any(|form| form.is_adapter())
+    }
+
     /// Checks that every size is one that a network can have, before anything is made from it: a
     /// `config.json` may come from anyone.
     ///
@@ -93,6 +98,11 @@ impl ModelConfig {
             let Some(rank) = form.rank() else { continue };
             let (rows, columns) = self.shape(*target);
             let limit = rows.min(columns);
+            ensure!(
+                !matches!(form, WeightForm::Adapter { alpha: Some(0), .. }),
+                "config.json: weights.{}: alpha is 0; it is at least 1",
+                target.name()
+            );
             ensure!(
                 (1..=limit).contains(&rank),
                 "config.json: weights.{}: rank {rank} is not possible for {rows} × {columns}; it is 1 to {limit}",

@@ -28,6 +28,6 @@ pub use embedding::embedding;
 pub use gradients::Gradients;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, low_rank_linear};
-pub use pointwise::{Dropout, add, dropout, gelu};
+pub use pointwise::{Dropout, add, dropout, gelu, scaled};
 pub use product::{product, product_into};
 pub use tape::{Flow, Source, Tape, Value};

@@ -3,6 +3,7 @@
 //! `text + --set` → [`RunSpec`] (what was written) → [`Plan`] (everything resolved and checked). No
 //! candle here.
 
+mod adapter_spec;
 mod architecture;
 pub mod bounds;
 mod count;
@@ -36,6 +37,7 @@ mod schedule_spec;
 mod schema;
 mod unused;
 
+pub use adapter_spec::{AdapterForm, AdapterTargets, AdapterWeightsSpec};
 pub use architecture::{Architecture, Target, key_width};
 pub use count::{Count, NotACount};
 pub use data_spec::*;
