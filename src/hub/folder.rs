@@ -190,28 +190,34 @@ fn read_weights(folder: &Path) -> Result<Vec<(String, Tensor)>> {
     };
     let mut tensors = Vec::new();
     for path in files {
-        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
-        for (name, view) in file.tensors() {
-            let tensor = view.load(&Device::Cpu).with_context(|| format!("tensor `{name}`"))?;
-            tensors.push((name, tensor.to_dtype(DType::F32)?));
-        }
+        tensors.extend(file_tensors(&path)?);
     }
     Ok(tensors)
 }
 
-fn read_json(path: &Path) -> Result<Value> {
+/// All tensors of a file, in f32 on the host.
+pub(super) fn file_tensors(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
+    let load = |(name, view): (String, safetensors::tensor::TensorView)| {
+        let tensor = view.load(&Device::Cpu).with_context(|| format!("tensor `{name}`"))?;
+        Ok((name, tensor.to_dtype(DType::F32)?))
+    };
+    file.tensors().into_iter().map(load).collect()
+}
+
+pub(super) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value)?;
     bytes.push(b'\n');
     write(path, &bytes)
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = std::fs::File::create_new(path).with_context(|| path.display().to_string())?;
     std::io::Write::write_all(&mut file, bytes).with_context(|| path.display().to_string())?;
     file.sync_all().with_context(|| path.display().to_string())

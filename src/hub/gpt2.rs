@@ -1,6 +1,7 @@
 //! GPT-2 as `transformers` has it: q, k and v fused into one matrix, matrices transposed (Conv1D),
 //! a bias everywhere, the head tied to the token table.
 
+use super::peft::Module;
 use super::weights::Named;
 use crate::model::ModelConfig;
 use crate::params::{ParamStore, TensorReader};
@@ -88,6 +89,17 @@ const MATRICES: &[(&str, &[&str])] = &[
     ("mlp.c_fc", &["mlp.up"]),
     ("mlp.c_proj", &["mlp.down"]),
 ];
+
+/// The modules with matrices, block by block.
+pub(super) fn modules(model: &ModelConfig) -> Vec<Module> {
+    let of_block = |layer: usize| {
+        MATRICES.iter().map(move |(fused, sites)| Module {
+            name: format!("transformer.h.{layer}.{fused}"),
+            sites: sites.iter().map(|site| format!("transformer.h.{layer}.{site}")).collect(),
+        })
+    };
+    (0..model.n_layer).flat_map(of_block).collect()
+}
 
 /// The configuration of a dense model here, from a `config.json`.
 ///

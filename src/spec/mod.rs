@@ -42,7 +42,7 @@ pub use architecture::{Architecture, Target, key_width};
 pub use count::{Count, NotACount};
 pub use data_spec::*;
 pub use dlra_spec::*;
-pub use init_spec::InitSpec;
+pub use init_spec::{InitSpec, PeftInitSpec};
 pub use integrator::CyclePhase;
 pub use model_spec::*;
 pub use name::name_problem;

@@ -46,8 +46,13 @@ pub fn initial_parameters(
                 let run = LoadedRun::open(path, &Device::Cpu)?;
                 merged(run.model.config(), run.params)
             }
-            InitSpec::Hf(_) => {
-                let (config, tensors) = hub::import(path)?;
+            InitSpec::Hf(_) | InitSpec::Peft(_) => {
+                let (config, tensors) = match source {
+                    InitSpec::Peft(peft) => {
+                        hub::import_peft(path, peft.base.as_deref().map(Path::new))?
+                    }
+                    _ => hub::import(path)?,
+                };
                 let imported = build(config.clone())?;
                 let reader = TensorReader::new("the imported model", tensors);
                 let params =
