@@ -1,7 +1,7 @@
 //! A folder as `AutoModelForCausalLM.from_pretrained` takes it: config.json, generation_config.json,
 //! the weights in one safetensors file or in many with an index, and the tokenizer.
 
-use super::gpt2;
+use super::{gpt2, llama};
 use crate::data::Tokenizer;
 use crate::fs::write_directory_atomic;
 use crate::model::{ModelConfig, Network, merged};
@@ -41,7 +41,7 @@ pub struct Exported {
 /// Writes a model as a folder of `transformers`, whole or not at all.
 ///
 /// Low-rank and factored weights become W = U S Vᵀ or B A, adapters are merged into what they
-/// adapt; biases that the model has not are zero.
+/// adapt; biases that a GPT-2 has not are zero.
 ///
 /// # Errors
 /// If the folder exists already, or something cannot be written.
@@ -69,6 +69,10 @@ pub fn export(
         Architecture::Gpt2 => {
             let config = gpt2::config(&dense, end_of_text, dtype);
             (config, gpt2::tensors(&dense, &params)?)
+        }
+        Architecture::Llama => {
+            let config = llama::config(&dense, end_of_text, dtype);
+            (config, llama::tensors(&dense, &params)?)
         }
     };
     let tensors: Vec<(String, Tensor)> = tensors
@@ -120,7 +124,12 @@ pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
                 let tensors = gpt2::read_tensors(&model, tensors)?;
                 Ok((model, tensors))
             }
-            other => bail!("config.json: `model_type` is {other}; lrpt imports gpt2"),
+            "llama" => {
+                let model = llama::read_config(&config)?;
+                let tensors = llama::read_tensors(&model, tensors)?;
+                Ok((model, tensors))
+            }
+            other => bail!("config.json: `model_type` is {other}; lrpt imports gpt2 and llama"),
         }
     };
     read().with_context(|| format!("{} cannot be imported", folder.display()))

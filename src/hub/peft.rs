@@ -2,7 +2,7 @@
 //! the modules of a model of `transformers`.
 
 use super::folder::{file_tensors, read_json, write, write_json};
-use super::{Exported, gpt2, import};
+use super::{Exported, gpt2, import, llama};
 use crate::fs::write_directory_atomic;
 use crate::lowrank::Spectrum;
 use crate::model::{ModelConfig, Network};
@@ -29,6 +29,7 @@ pub(super) struct Module {
 fn modules(config: &ModelConfig) -> Vec<Module> {
     match config.arch {
         Architecture::Gpt2 => gpt2::modules(config),
+        Architecture::Llama => llama::modules(config),
     }
 }
 

@@ -7,6 +7,7 @@ mod config;
 mod generate;
 mod gpt2;
 mod layers;
+mod llama;
 mod merge;
 mod network;
 mod restore;

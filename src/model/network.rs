@@ -4,6 +4,7 @@
 use super::config::ModelConfig;
 use super::gpt2::Gpt2;
 use super::layers::{Head, Pass};
+use super::llama::Llama;
 use crate::ops::{self, Compute, Tape, Value};
 use crate::params::{Declared, ParamStore};
 use crate::spec::{Architecture, Target};
@@ -212,6 +213,7 @@ pub fn build(config: ModelConfig) -> Result<Box<dyn Network>> {
     let is_adapted = config.is_adapted();
     let mut network: Box<dyn Network> = match config.arch {
         Architecture::Gpt2 => Box::new(Gpt2::new(config)),
+        Architecture::Llama => Box::new(Llama::new(config)),
     };
     if is_adapted {
         let declared = network.structure_mut().declared.iter_mut();
