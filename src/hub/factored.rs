@@ -1,7 +1,7 @@
 //! The low rank kept: weights by some of their own rows, r (m + n − r) numbers each, with the code
 //! that lets `transformers` load them (`trust_remote_code`).
 
-use super::weights::Named;
+use super::weights::{Module, Named};
 use crate::lowrank::RowInterpolation;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -16,17 +16,6 @@ pub(super) const CODE_FILE: &str = "modeling_lrpt.py";
 pub(super) const PREFIX: &str = "lrpt_";
 const LAYERS: &str = "lrpt_layers";
 
-/// A layer of `transformers`: its name there, and the sites here whose outputs it has one after the
-/// other, by the name of the part.
-pub(super) struct Layer {
-    /// Name there, without `.weight`.
-    pub name: String,
-    /// Name of the part and of the site.
-    pub parts: Vec<(&'static str, String)>,
-    /// Whether its weight is stored n × m.
-    pub transposed: bool,
-}
-
 /// The configuration and the tensors of a model as `transformers` has it with its low-rank weights
 /// in place of the dense ones; `config` and `dense` are those of the dense model.
 ///
@@ -35,21 +24,21 @@ pub(super) struct Layer {
 pub(super) fn with_factors(
     config: &mut Value,
     dense: Vec<(String, Tensor)>,
-    layers: &[Layer],
+    modules: &[Module],
     named: &Named,
 ) -> Result<Vec<(String, Tensor)>> {
     let mut dense: BTreeMap<String, Tensor> = dense.into_iter().collect();
     let (mut described, mut out) = (serde_json::Map::new(), Vec::new());
-    for layer in layers {
-        let is_low_rank = |(_, site): &(&str, String)| named.point(site).is_some();
-        if !layer.parts.iter().any(is_low_rank) {
+    for layer in modules {
+        if !layer.sites.iter().any(|site| named.point(site).is_some()) {
             continue;
         }
         dense.remove(&format!("{}.weight", layer.name));
         let bias = dense.remove(&format!("{}.bias", layer.name));
         let (mut parts, mut first) = (Vec::new(), 0);
-        for (part, site) in &layer.parts {
-            let name = match layer.parts.len() {
+        for site in &layer.sites {
+            let part = site.rsplit('.').next().unwrap_or(site);
+            let name = match layer.sites.len() {
                 1 => layer.name.clone(),
                 _ => format!("{}.{part}", layer.name),
             };
@@ -89,9 +78,7 @@ fn add_part(
     site: &str,
     named: &Named,
 ) -> Result<(usize, usize, Option<usize>)> {
-    let point = named.point(site).filter(|point| {
-        point.rank() < point.rows().min(point.columns())
-    });
+    let point = named.point(site).filter(|point| point.rank() < point.rows().min(point.columns()));
     // At full rank the dense matrix has as many numbers.
     let Some(point) = point else {
         let weight = named.matrix(site)?;
@@ -100,8 +87,7 @@ fn add_part(
         return Ok((m, n, None));
     };
     let (m, n, rank) = (point.rows(), point.columns(), point.rank());
-    let by_rows =
-        RowInterpolation::new(point).with_context(|| format!("the rows of `{site}`"))?;
+    let by_rows = RowInterpolation::new(point).with_context(|| format!("the rows of `{site}`"))?;
     let mut place = vec![0i64; m];
     for (from, to) in by_rows.order.iter().enumerate() {
         place[*to as usize] = from as i64;
@@ -134,7 +120,8 @@ pub(super) fn without_factors(
             let name = if parts.len() == 1 { layer.clone() } else { format!("{layer}.{part}") };
             let mut take = |leaf: &str, shape: &[usize]| -> Result<Tensor> {
                 let name = format!("{name}.{leaf}");
-                let tensor = tensors.remove(&name).with_context(|| format!("`{name}` is missing"))?;
+                let tensor =
+                    tensors.remove(&name).with_context(|| format!("`{name}` is missing"))?;
                 ensure!(
                     tensor.dims() == shape,
                     "`{name}` has shape {:?}, config.json says {shape:?}",
@@ -152,7 +139,8 @@ pub(super) fn without_factors(
                     let mut order = vec![u32::MAX; *m];
                     for (to, from) in place.iter().enumerate() {
                         let slot = usize::try_from(*from).ok().and_then(|i| order.get_mut(i));
-                        *slot.with_context(|| format!("`{name}.place` has {from} of {m} rows"))? =
+                        *slot
+                            .with_context(|| format!("`{name}.place` has {from} of {m} rows"))? =
                             to as u32;
                     }
                     let rows = take("rows", &[*rank, *n])?;

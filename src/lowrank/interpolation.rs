@@ -57,8 +57,7 @@ impl RowInterpolation {
             .flat_map(|row| (0..r).map(|column| coefficients[(*row, column)]).collect::<Vec<_>>())
             .collect();
         let indices = Tensor::from_slice(&order[..r], r, &Device::Cpu)?;
-        let [u, s, v] =
-            [&point.u, &point.s, &point.v].map(|tensor| tensor.to_dtype(DType::F64));
+        let [u, s, v] = [&point.u, &point.s, &point.v].map(|tensor| tensor.to_dtype(DType::F64));
         let rows = u?.index_select(&indices, 0)?.matmul(&s?)?.matmul(&v?.t()?)?;
         let dtype = point.u.dtype();
         Ok(Self {
@@ -141,7 +140,9 @@ mod tests {
     #[test]
     fn rows_and_coefficients_give_the_matrix_back() -> Result<()> {
         for (draw, (rows, columns, rank)) in
-            [(20, 30, 4), (30, 20, 20), (9, 9, 9), (64, 16, 1), (200, 48, 31)].into_iter().enumerate()
+            [(20, 30, 4), (30, 20, 20), (9, 9, 9), (64, 16, 1), (200, 48, 31)]
+                .into_iter()
+                .enumerate()
         {
             let point = point(rows, columns, rank, draw as u64);
             let by_rows = RowInterpolation::new(&point)?;

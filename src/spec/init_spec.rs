@@ -17,13 +17,28 @@ pub enum InitSpec {
     Gguf(String),
     /// A run's folder (its best checkpoint is used) or one checkpoint's folder.
     Run(String),
+    /// A model of transformers with an adapter of PEFT merged into it.
+    Peft(PeftInitSpec),
+}
+
+/// An adapter of PEFT and its base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PeftInitSpec {
+    /// The adapter's folder: adapter_config.json and adapter_model.safetensors.
+    pub adapter: String,
+    /// The base's folder; default: the one that adapter_config.json names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
 }
 
 impl InitSpec {
-    /// The folder or the file.
+    /// The folder or the file; of an adapter its own folder.
     pub fn path(&self) -> &str {
-        let (InitSpec::Hf(path) | InitSpec::Gguf(path) | InitSpec::Run(path)) = self;
-        path
+        match self {
+            InitSpec::Hf(path) | InitSpec::Gguf(path) | InitSpec::Run(path) => path,
+            InitSpec::Peft(peft) => &peft.adapter,
+        }
     }
 }
 

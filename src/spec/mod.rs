@@ -3,6 +3,7 @@
 //! `text + --set` → [`RunSpec`] (what was written) → [`Plan`] (everything resolved and checked). No
 //! candle here.
 
+mod adapter_spec;
 mod architecture;
 pub mod bounds;
 mod count;
@@ -37,11 +38,12 @@ mod schedule_spec;
 mod schema;
 mod unused;
 
+pub use adapter_spec::{AdapterForm, AdapterTargets, AdapterWeightsSpec};
 pub use architecture::{Architecture, BlockWidths, ROPE_THETA, Target};
 pub use count::{Count, NotACount};
 pub use data_spec::*;
 pub use dlra_spec::*;
-pub use init_spec::InitSpec;
+pub use init_spec::{InitSpec, PeftInitSpec};
 pub use integrator::CyclePhase;
 pub use model_plan::ModelPlan;
 pub use model_spec::*;

@@ -32,6 +32,10 @@ fn shape_of(init: &InitSpec) -> Result<ImportedShape> {
         let there = |file: PathBuf| file.is_file().then_some(file);
         Ok(match init {
             InitSpec::Hf(_) => (hub::import_config(path)?, there(path.join("tokenizer.json"))),
+            InitSpec::Peft(peft) => {
+                let base = hub::peft_base(path, peft.base.as_deref().map(Path::new))?;
+                (hub::import_config(&base)?, there(base.join("tokenizer.json")))
+            }
             InitSpec::Gguf(_) => (hub::import_gguf_config(path)?, Some(path.to_owned())),
             InitSpec::Run(_) => {
                 let run = LoadedRun::open(path, &Device::Cpu)?;
