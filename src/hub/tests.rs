@@ -273,7 +273,7 @@ fn a_factored_export_comes_back_with_the_same_logits() {
         let text = std::fs::read_to_string(&path).expect("config.json");
         for (from, by, named) in [
             ("\"lrpt_layers\"", "\"lrpt_layer\"", "`lrpt_layers` is no mapping"),
-            ("          3,\n", "          4,\n", "config.json says"),
+            ("        3,\n", "        4,\n", "config.json says"),
         ] {
             let changed = text.replacen(from, by, 1);
             assert_ne!(changed, text, "{from} in {text}");
