@@ -151,7 +151,7 @@ fn settings_of_an_architecture() {
     insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  arch: llama\n  layer_norm_epsilon: 1e-5\n"), @"run.yaml:7:23: model.layer_norm_epsilon: has no meaning for llama, which has `rms_norm_eps`; remove it");
     insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  arch: llama\n  rope_theta: 0\n"), @"run.yaml:7:15: model.rope_theta: is 0; set a number from 1 to 1e12");
     insta::assert_snapshot!(message("  n_head: 2\n", "  n_head: 64\n  arch: llama\n"), @"run.yaml:4:11: model.n_head: is 64, which makes heads 1 wide; rotary positions turn pairs of numbers, choose a number of heads that makes the width even");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {gate: 8}"), @"run.yaml:7:47: model.weights.low_rank.targets.gate: `gate` is no target of gpt2; its targets are q, k, v, o, up, down");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {gate: 8}"), @"run.yaml:7:50: model.weights.low_rank.targets.gate: `gate` is no target of gpt2; its targets are q, k, v, o, up, down");
     let usual = ["model.n_inner=256", "model.tie_word_embeddings=true"];
     assert_eq!(plan_with(&usual), plan_with(&[]));
     let usual_llama = [
