@@ -95,7 +95,7 @@ impl Tokenizer {
     /// # Errors
     /// When the file cannot be read, or is neither a `tokenizer.json` nor a GGUF file; a SentencePiece model and compressed
     /// files are named as what they are.
-    pub(super) fn from_file(path: &Path) -> anyhow::Result<Self> {
+    pub fn from_file(path: &Path) -> anyhow::Result<Self> {
         let place = || format!("data.tokenizer.file: {}", path.display());
         if gguf_tokenizer::is_gguf(path) {
             return Self::from_json(&gguf_tokenizer::tokenizer_json(path)?).with_context(place);
