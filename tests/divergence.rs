@@ -123,3 +123,23 @@ fn rules_that_need_every_step_refuse_to_leave_one_out() {
     let said = train(&place, "run", &["--set", "train.on_divergence=skip_step"], 2);
     assert!(said.contains("train.on_divergence") && said.contains("galore"), "{said}");
 }
+
+/// A rate beyond the largest f32 is a divergence whichever rule meets it first, in a factorisation
+/// or in the loss after it.
+#[test]
+fn a_rate_beyond_all_numbers_is_a_divergence_for_every_momentum() {
+    let momenta = ["heavy_ball", "adam", "matrix_adam", "spectral", "whitened_spectral"];
+    for (momentum, integrator) in momenta
+        .map(|momentum| (momentum, "tangent"))
+        .into_iter()
+        .chain([("spectral", "coefficient_cycle"), ("spectral", "augmented_bug")])
+    {
+        let place = Workplace::new();
+        let rule = format!(
+            "momentum: {momentum}, integrator: {integrator}, learning_rate: 1e39, weight_decay: 0"
+        );
+        place.spec(LOW_RANK, &format!("optimizer: {{low_rank: {{dlra: {{{rule}}}}}}}"));
+        let said = train(&place, "run", &[], 3);
+        assert!(said.contains("not finite") || said.contains("is inf"), "{rule}: {said}");
+    }
+}

@@ -53,13 +53,17 @@ pub(super) fn ensure_finite_validation(loss: f64, step: u64) -> Result<()> {
     Err(Failure::Diverged(format!("the validation loss is {loss} after step {step}")).into())
 }
 
-/// Whether an error is a factorisation's that met numbers too large or not finite. The linear
-/// algebra reports through the tensor library's error, which carries nothing but text.
+/// What the linear algebra and the tensor library say of numbers too large or not finite; they
+/// report through an error that carries nothing but text.
+const NOT_FINITE: [&str; 5] =
+    ["not finite", "did not converge", ") is inf", ") is -inf", ") is NaN"];
+
+/// Whether an error is a factorisation's that met numbers too large or not finite.
 fn is_numeric_breakdown(error: &anyhow::Error) -> bool {
     let is_of_tensors =
         error.chain().any(|cause| cause.downcast_ref::<candle_core::Error>().is_some());
     let text = format!("{error:#}");
-    is_of_tensors && (text.contains("not finite") || text.contains("did not converge"))
+    is_of_tensors && NOT_FINITE.iter().any(|said| text.contains(said))
 }
 
 impl Session<'_> {

@@ -1,0 +1,94 @@
+//! The account of memory beside what a training really takes, measured at the allocator.
+
+use candle_core::Device;
+use lrpt::account::Ledger;
+use lrpt::data::TokenShard;
+use lrpt::spec;
+use lrpt::train::Trainer;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// The system's allocator with a count of live bytes and its peak.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const VOCABULARY: usize = 65;
+const THREADS: usize = 2;
+const METHODS: [&str; 17] = [
+    "dense-adamw",
+    "dense-muon",
+    "dlra-adam",
+    "dlra-augmented-bug",
+    "dlra-budget",
+    "dlra-coefficient-cycle",
+    "dlra-heavy-ball",
+    "dlra-matrix-adam",
+    "dlra-spectral",
+    "dlra-spectral-nesterov",
+    "dlra-tolerance",
+    "factored-adamw",
+    "factored-heavy-ball",
+    "factored-usv-adamw",
+    "factored-usv-heavy-ball",
+    "galore",
+    "loro",
+];
+
+/// Bytes at the peak of a trainer's first two steps, and the account's.
+fn measured_and_expected(method: &str) -> (usize, u64) {
+    let path = format!("configs/methods/{method}.yaml");
+    let (_, plan) =
+        spec::load_plan(Path::new(&path), &[]).unwrap_or_else(|error| panic!("{error:#}"));
+    let tokens = (0..40_000u64).map(|i| ((i * i / 7 + i) % VOCABULARY as u64) as u32).collect();
+    let text = Arc::new(TokenShard::from_tokens(tokens));
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let mut trainer =
+        Trainer::fresh(&plan, &Device::Cpu, VOCABULARY, text).expect("a trainer of the plan");
+    for step in 1..=2 {
+        trainer.step(step).expect("a step on finite numbers");
+    }
+    let measured = PEAK.load(Relaxed) - before;
+    (measured, Ledger::new(&plan, VOCABULARY, THREADS).memory.peak())
+}
+
+/// One test, since the count is the process's.
+#[test]
+fn the_peak_is_what_the_account_expects() {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(THREADS)
+        .build_global()
+        .expect("the first use of the thread pool");
+    // Every thread reserves 64 MiB for the packed operands of its products when it first needs them,
+    // and fills as much as it needs; the first method pays for all, those of the last thread when
+    // it first factorises.
+    for method in ["dense-adamw", "dlra-spectral"] {
+        measured_and_expected(method);
+    }
+    for method in METHODS {
+        let (measured, expected) = measured_and_expected(method);
+        let ratio = measured as f64 / expected as f64;
+        assert!(
+            (0.85..1.05).contains(&ratio),
+            "{method}: {measured} bytes where {expected} are expected, ratio {ratio:.3}"
+        );
+    }
+}
