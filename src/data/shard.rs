@@ -42,8 +42,8 @@ impl TokenShard {
         tokenizer_hash: &blake3::Hash,
     ) -> anyhow::Result<(Self, Header)> {
         let open = || -> anyhow::Result<_> {
+            let header = Header::read(&mut File::open(path)?)?;
             let map = map(path)?;
-            let header = Header::decode(&map)?;
             anyhow::ensure!(
                 header.tokenizer_hash == *tokenizer_hash,
                 "made with tokenizer {}, but the tokenizer beside it is {}",

@@ -2,8 +2,8 @@
 
 use anyhow::Context;
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"LRPTTOKN";
 const VERSION: u32 = 2;
@@ -11,8 +11,8 @@ const VERSION: u32 = 2;
 const CHECKSUM: usize = 72;
 pub(super) const HEADER_BYTES: usize = CHECKSUM + blake3::OUT_LEN;
 
-/// Tokens written at a time.
-const WRITE_TOKENS: usize = 1 << 16;
+/// Bytes read or written at a time.
+const BLOCK: usize = 1 << 20;
 
 /// Width of a stored token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,24 @@ impl Width {
     /// The narrowest width that holds every token of a vocabulary.
     pub(super) fn for_vocabulary(size: usize) -> Self {
         if size <= 1 << 16 { Width::U16 } else { Width::U32 }
+    }
+
+    /// Tokens as they are stored.
+    ///
+    /// # Errors
+    /// When a token does not fit.
+    pub(super) fn encode(self, tokens: &[u32]) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(tokens.len() * self.bytes());
+        match self {
+            Width::U16 => {
+                if let Some(token) = tokens.iter().find(|token| **token > u32::from(u16::MAX)) {
+                    anyhow::bail!("token {token} does not fit into two bytes")
+                }
+                tokens.iter().for_each(|token| bytes.extend((*token as u16).to_le_bytes()));
+            }
+            Width::U32 => tokens.iter().for_each(|token| bytes.extend(token.to_le_bytes())),
+        }
+        Ok(bytes)
     }
 
     pub(super) fn bytes(self) -> usize {
@@ -97,15 +115,29 @@ impl Header {
         bytes
     }
 
-    /// Reads the header of a whole file and checks the file against it, to the last byte.
+    /// Reads the header of a file and checks the file against it, to the last byte; a block of it
+    /// is in memory at a time.
     ///
     /// # Errors
     /// When the file is of another kind or version, cut off, appended to or changed.
-    pub(super) fn decode(bytes: &[u8]) -> anyhow::Result<Self> {
+    pub(super) fn read(file: &mut File) -> anyhow::Result<Self> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
+        let length = file.metadata()?.len();
+        let header = Self::decode(&bytes, length)?;
+        anyhow::ensure!(
+            checksum(file)?.as_bytes()[..] == bytes[CHECKSUM..],
+            "its checksum is not that of its content: bytes of it have changed since it was written"
+        );
+        Ok(header)
+    }
+
+    /// The header in the first bytes of a file of this length.
+    fn decode(bytes: &[u8], length: u64) -> anyhow::Result<Self> {
         anyhow::ensure!(
             bytes.len() >= HEADER_BYTES,
-            "only {} bytes, less than the header of {HEADER_BYTES}",
-            bytes.len()
+            "only {length} bytes, less than the header of {HEADER_BYTES}"
         );
         let number =
             |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -131,17 +163,10 @@ impl Header {
             .documents_at()
             .and_then(|at| documents.checked_mul(Document::BYTES as u64)?.checked_add(at));
         anyhow::ensure!(
-            expected == Some(bytes.len() as u64),
-            "{} bytes, but its header promises {tokens} tokens of {} bytes and {documents} \
+            expected == Some(length),
+            "{length} bytes, but its header promises {tokens} tokens of {} bytes and {documents} \
              documents: the file was cut off or appended to",
-            bytes.len(),
             width.bytes()
-        );
-        let mut checksum = blake3::Hasher::new();
-        checksum.update(&bytes[..CHECKSUM]).update(&bytes[HEADER_BYTES..]);
-        anyhow::ensure!(
-            checksum.finalize().as_bytes()[..] == bytes[CHECKSUM..HEADER_BYTES],
-            "its checksum is not that of its content: bytes of it have changed since it was written"
         );
         Ok(header)
     }
@@ -152,54 +177,134 @@ impl Header {
     }
 }
 
+/// BLAKE3 of a shard's file but for the place of the checksum.
+fn checksum(file: &mut File) -> anyhow::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut block = vec![0; BLOCK];
+    file.rewind()?;
+    file.read_exact(&mut block[..HEADER_BYTES])?;
+    hasher.update(&block[..CHECKSUM]);
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hasher.finalize()),
+            count => hasher.update(&block[..count]),
+        };
+    }
+}
+
+/// A prepared shard that is being written: tokens go to its file as they come.
+pub(super) struct ShardWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+    width: Width,
+    tokens: u64,
+    text_bytes: u64,
+    /// The documents, in a file without a name: they come behind all tokens.
+    documents: BufWriter<File>,
+    count: u64,
+    /// Whether the tokens of every document by themselves are as long as its text.
+    are_exact: bool,
+}
+
+impl ShardWriter {
+    /// An empty shard for tokens of this width.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub(super) fn create(path: &Path, width: Width) -> anyhow::Result<Self> {
+        let failed = || unwritable(path);
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let documents = tempfile::tempfile_in(folder).with_context(failed)?;
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+        let mut file = BufWriter::with_capacity(BLOCK, file.with_context(failed)?);
+        file.write_all(&[0; HEADER_BYTES]).with_context(failed)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            width,
+            tokens: 0,
+            text_bytes: 0,
+            documents: BufWriter::new(documents),
+            count: 0,
+            are_exact: true,
+        })
+    }
+
+    /// Adds tokens, [encoded](Width::encode) in the shard's width.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub(super) fn append(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.tokens += (bytes.len() / self.width.bytes()) as u64;
+        self.file.write_all(bytes).with_context(|| unwritable(&self.path))
+    }
+
+    /// Says what document the tokens since the last one are.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn end_document(&mut self, document: &Document) -> anyhow::Result<()> {
+        self.text_bytes += document.text_bytes;
+        self.count += 1;
+        self.are_exact &= document.is_exact();
+        self.documents.write_all(&document.encode()).with_context(|| unwritable(&self.path))
+    }
+
+    /// Writes what stands behind and before the tokens.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn finish(mut self, tokenizer_hash: blake3::Hash) -> anyhow::Result<Header> {
+        let header = Header {
+            width: self.width,
+            tokens: self.tokens,
+            text_bytes: self.text_bytes,
+            tokenizer_hash,
+            documents: if self.are_exact { 0 } else { self.count },
+        };
+        let mut write = || -> anyhow::Result<()> {
+            if !self.are_exact {
+                self.documents.flush()?;
+                self.documents.get_mut().rewind()?;
+                std::io::copy(&mut BufReader::new(self.documents.get_mut()), &mut self.file)?;
+            }
+            self.file.flush()?;
+            let file = self.file.get_mut();
+            file.rewind()?;
+            file.write_all(&header.encode())?;
+            let checksum = checksum(file)?;
+            file.seek(SeekFrom::Start(CHECKSUM as u64))?;
+            file.write_all(checksum.as_bytes())?;
+            Ok(())
+        };
+        write().with_context(|| unwritable(&self.path))?;
+        Ok(header)
+    }
+}
+
+fn unwritable(path: &Path) -> String {
+    format!("{}: the tokens cannot be written", path.display())
+}
+
 /// Writes a prepared shard.
-///
-/// # Errors
-/// When a token does not fit the width, or the file cannot be written.
+#[cfg(test)]
 pub(super) fn write_shard(
     path: &Path,
     header: &Header,
     tokens: &[u32],
     documents: &[Document],
 ) -> anyhow::Result<()> {
-    let failed = || format!("{}: the tokens cannot be written", path.display());
-    anyhow::ensure!(
-        (header.tokens, header.documents) == (tokens.len() as u64, documents.len() as u64),
-        "{}: header of {} tokens and {} documents for {} and {}",
-        path.display(),
-        header.tokens,
-        header.documents,
-        tokens.len(),
-        documents.len()
-    );
-    let mut file = BufWriter::new(File::create(path).with_context(failed)?);
-    let mut checksum = blake3::Hasher::new();
-    checksum.update(&header.encode());
-    file.write_all(&header.encode()).with_context(failed)?;
-    file.write_all(&[0; blake3::OUT_LEN]).with_context(failed)?;
-    let mut write = |bytes: &[u8]| {
-        checksum.update(bytes);
-        file.write_all(bytes)
+    let mut shard = ShardWriter::create(path, header.width)?;
+    shard.append(&header.width.encode(tokens)?)?;
+    let whole = Document {
+        tokens: tokens.len() as u64,
+        text_bytes: header.text_bytes,
+        token_bytes: header.text_bytes,
     };
-    let mut block = Vec::with_capacity(WRITE_TOKENS * header.width.bytes());
-    for part in tokens.chunks(WRITE_TOKENS) {
-        block.clear();
-        for &token in part {
-            match header.width {
-                Width::U16 => {
-                    block.extend(u16::try_from(token).with_context(failed)?.to_le_bytes())
-                }
-                Width::U32 => block.extend(token.to_le_bytes()),
-            }
-        }
-        write(&block).with_context(failed)?;
-    }
-    for document in documents {
-        write(&document.encode()).with_context(failed)?;
-    }
-    file.seek(SeekFrom::Start(CHECKSUM as u64)).with_context(failed)?;
-    file.write_all(checksum.finalize().as_bytes()).with_context(failed)?;
-    file.flush().with_context(failed)
+    let documents = if documents.is_empty() { &[whole] } else { documents };
+    documents.iter().try_for_each(|document| shard.end_document(document))?;
+    assert_eq!(shard.finish(header.tokenizer_hash)?, *header);
+    Ok(())
 }
 
 impl Document {
@@ -248,7 +353,6 @@ pub(super) fn short(hash: &blake3::Hash) -> String {
 mod tests {
     use super::*;
     use crate::data::shard::TokenShard;
-    use std::path::PathBuf;
 
     fn written(width: Width, tokens: &[u32]) -> (tempfile::TempDir, PathBuf, blake3::Hash) {
         let folder = tempfile::tempdir().unwrap();

@@ -16,50 +16,87 @@ const COLUMNS: usize = 32;
 /// If a row reaches beyond `w`.
 pub fn dot_rows<T: Real>(out: &mut [T], x: &[T], w: &[T], stride: usize) {
     vectorized!({
-        let row = |index: usize| &w[index * stride..][..x.len()];
         let mut fours = out.chunks_exact_mut(4);
-        let mut index = 0;
+        let mut start = 0;
         for four in &mut fours {
-            let dots = dots(x, [row(index), row(index + 1), row(index + 2), row(index + 3)]);
-            four.copy_from_slice(&dots);
-            index += 4;
+            let [a, b, c, d] = [0, 1, 2, 3].map(|row| start + row * stride);
+            let n = x.len();
+            four.copy_from_slice(&four_dots(
+                x,
+                &w[a..][..n],
+                &w[b..][..n],
+                &w[c..][..n],
+                &w[d..][..n],
+            ));
+            start += 4 * stride;
         }
         for out in fours.into_remainder() {
-            [*out] = dots(x, [row(index)]);
-            index += 1;
+            *out = dot(x, &w[start..][..x.len()]);
+            start += stride;
         }
     })
 }
 
-/// The dot product of x with each of N rows of its length.
+/// Partial sums, which stay in registers where they are passed on by value.
+type Sums<T> = [T; LANES];
+
+/// The sums with the products of LANES more numbers.
 #[inline(always)]
-fn dots<T: Real, const N: usize>(x: &[T], rows: [&[T]; N]) -> [T; N] {
-    let whole = x.len() / LANES * LANES;
-    let mut sums = [[T::ZERO; LANES]; N];
-    for start in (0..whole).step_by(LANES) {
-        let x = &x[start..start + LANES];
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            let row = &row[start..start + LANES];
-            for ((sum, x), w) in sums.iter_mut().zip(x).zip(row) {
-                *sum += *x * *w;
-            }
-        }
+fn step<T: Real>(mut sums: Sums<T>, x: &Sums<T>, w: &Sums<T>) -> Sums<T> {
+    for lane in 0..LANES {
+        sums[lane] += x[lane] * w[lane];
     }
-    let mut totals = [T::ZERO; N];
-    for ((total, sums), row) in totals.iter_mut().zip(&mut sums).zip(rows) {
-        let mut width = LANES / 2;
-        while width > 0 {
-            for lane in 0..width {
-                sums[lane] += sums[lane + width];
-            }
-            width /= 2;
-        }
-        *total = sums[0];
-        for (x, w) in x[whole..].iter().zip(&row[whole..]) {
-            *total += *x * *w;
-        }
+    sums
+}
+
+/// The sum of partial sums, by halves, and of the products that are left.
+#[inline(always)]
+fn total<T: Real>(sums: Sums<T>, x: &[T], w: &[T]) -> T {
+    let (mut eight, mut four) = ([T::ZERO; 8], [T::ZERO; 4]);
+    for lane in 0..8 {
+        eight[lane] = sums[lane] + sums[lane + 8];
     }
-    totals
+    for lane in 0..4 {
+        four[lane] = eight[lane] + eight[lane + 4];
+    }
+    let mut total = (four[0] + four[2]) + (four[1] + four[3]);
+    for (x, w) in x.iter().zip(w) {
+        total += *x * *w;
+    }
+    total
+}
+
+/// x · w.
+#[inline(always)]
+fn dot<T: Real>(x: &[T], w: &[T]) -> T {
+    let ((x, x_rest), (w, w_rest)) = (x.as_chunks(), w.as_chunks());
+    let mut sums = [T::ZERO; LANES];
+    for (x, w) in x.iter().zip(w) {
+        sums = step(sums, x, w);
+    }
+    total(sums, x_rest, w_rest)
+}
+
+/// x with each of four rows, side by side.
+#[inline(always)]
+fn four_dots<T: Real>(x: &[T], a: &[T], b: &[T], c: &[T], d: &[T]) -> [T; 4] {
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let ((c, c_rest), (d, d_rest)) = (c.as_chunks::<LANES>(), d.as_chunks::<LANES>());
+    let zeros = [T::ZERO; LANES];
+    let (mut of_a, mut of_b, mut of_c, mut of_d) = (zeros, zeros, zeros, zeros);
+    for ((((x, a), b), c), d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
+        of_a = step(of_a, x, a);
+        of_b = step(of_b, x, b);
+        of_c = step(of_c, x, c);
+        of_d = step(of_d, x, d);
+    }
+    [
+        total(of_a, x_rest, a_rest),
+        total(of_b, x_rest, b_rest),
+        total(of_c, x_rest, c_rest),
+        total(of_d, x_rest, d_rest),
+    ]
 }
 
 /// out ← Σᵢ xᵢ wᵢ with wᵢ the `out.len()` numbers from `w[i · stride]` on.
