@@ -40,6 +40,16 @@ fn dense_adamw() {
     check("dense AdamW", "dense", "", &[1, 6]);
 }
 
+/// Another architecture: rotary positions, SwiGLU, a head of its own, keys shared; with ranks that
+/// grow and are cut, and dense.
+#[test]
+fn llama() {
+    let llama = |weights: &str| format!("{weights}, arch: llama, n_kv_head: 1, rms_norm_eps: 1e-5");
+    let rule = dlra("spectral", "svd");
+    check("Llama", &llama(LOW_RANK), &format!("{rule}{TOLERANCE}"), &[4, 7]);
+    check("dense Llama", &llama("dense"), "", &[5]);
+}
+
 #[test]
 fn factored_adamw() {
     check(

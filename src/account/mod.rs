@@ -89,8 +89,14 @@ impl fmt::Display for Ledger {
         };
         let parameters = &self.parameters;
         writeln!(f, "parameters")?;
-        line(f, "token embedding (tied head)", grouped(parameters.token_embedding))?;
-        line(f, "positions", grouped(parameters.positions))?;
+        let tied = if parameters.head.is_none() { " (tied head)" } else { "" };
+        line(f, &format!("token embedding{tied}"), grouped(parameters.token_embedding))?;
+        if let Some(head) = parameters.head {
+            line(f, "head", grouped(head))?;
+        }
+        if let Some(positions) = parameters.positions {
+            line(f, "positions", grouped(positions))?;
+        }
         line(f, "norms", grouped(parameters.norms))?;
         line(f, "biases", grouped(parameters.biases))?;
         for target in &parameters.targets {

@@ -11,7 +11,7 @@ use crate::spec::{
 /// Floating-point operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlopLedger {
-    /// Forward, the six matrices of all blocks: 2 m n, 2 (n r + r² + r m), or 2 (n r + r m) for W =
+    /// Forward, the matrices of all blocks: 2 m n, 2 (n r + r² + r m), or 2 (n r + r m) for W =
     /// B A.
     pub forward_products_per_token: u64,
     /// Forward, causal attention: a token sees (T + 1) / 2 keys on average, twice (scores and

@@ -1,7 +1,7 @@
 //! A folder as `AutoModelForCausalLM.from_pretrained` takes it: config.json, generation_config.json,
 //! the weights in one safetensors file or in many with an index, and the tokenizer.
 
-use super::gpt2;
+use super::{gpt2, llama};
 use crate::data::Tokenizer;
 use crate::fs::write_directory_atomic;
 use crate::model::{ModelConfig, Network};
@@ -40,7 +40,7 @@ pub struct Exported {
 
 /// Writes a model as a folder of `transformers`, whole or not at all.
 ///
-/// Low-rank and factored weights become W = U S Vᵀ or B A; biases that the model has not are zero.
+/// Low-rank and factored weights become W = U S Vᵀ or B A; biases that a GPT-2 has not are zero.
 ///
 /// # Errors
 /// If the folder exists already, or something cannot be written.
@@ -67,6 +67,10 @@ pub fn export(
         Architecture::Gpt2 => {
             let config = gpt2::config(model.config(), end_of_text, dtype);
             (config, gpt2::tensors(model.config(), params)?)
+        }
+        Architecture::Llama => {
+            let config = llama::config(model.config(), end_of_text, dtype);
+            (config, llama::tensors(model.config(), params)?)
         }
     };
     let tensors: Vec<(String, Tensor)> = tensors
@@ -118,7 +122,12 @@ pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
                 let tensors = gpt2::read_tensors(&model, tensors)?;
                 Ok((model, tensors))
             }
-            other => bail!("config.json: `model_type` is {other}; lrpt imports gpt2"),
+            "llama" => {
+                let model = llama::read_config(&config)?;
+                let tensors = llama::read_tensors(&model, tensors)?;
+                Ok((model, tensors))
+            }
+            other => bail!("config.json: `model_type` is {other}; lrpt imports gpt2 and llama"),
         }
     };
     read().with_context(|| format!("{} cannot be imported", folder.display()))

@@ -1,10 +1,53 @@
 //! A weight matrix as one dense tensor, whatever its form here.
 
 use crate::lowrank::LowRank;
+use crate::model::ModelConfig;
 use crate::params::{ParamStore, Parameter, Weight};
-use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
+
+/// The head of every architecture, here and there, where it is not the table of tokens.
+pub(super) const HEAD: &str = "lm_head.weight";
+
+/// The head of an imported model by its name here; none where it is the table of tokens, which
+/// some write twice.
+///
+/// # Errors
+/// If what is there is not what `config.json` says.
+pub(super) fn imported_head(
+    model: &ModelConfig,
+    table: &Tensor,
+    head: Option<Tensor>,
+) -> Result<Option<(String, Tensor)>> {
+    let differs = |head: &Tensor| -> Result<bool> {
+        let difference = (head - table)?.abs()?.flatten_all()?.max(0)?;
+        Ok(difference.to_dtype(DType::F64)?.to_scalar::<f64>()? != 0.0)
+    };
+    let Some(head) = head else {
+        ensure!(
+            model.ties_embeddings(),
+            "the imported model: there is no `{HEAD}`, and config.json says that it is not the \
+             token table (tie_word_embeddings)"
+        );
+        return Ok(None);
+    };
+    ensure!(
+        head.dims() == table.dims(),
+        "the imported model: `{HEAD}` has shape {:?}, the token table {:?}",
+        head.dims(),
+        table.dims()
+    );
+    if !model.ties_embeddings() {
+        return Ok(Some((HEAD.to_owned(), head)));
+    }
+    ensure!(
+        !differs(&head)?,
+        "the imported model: `{HEAD}` is not the token table, but config.json says that it is \
+         (tie_word_embeddings)"
+    );
+    Ok(None)
+}
 
 /// Parameters by name, on the host.
 pub struct Named<'a> {

@@ -36,6 +36,13 @@ impl Declarations {
         let initial = Initial::Normal { rows, columns, standard_deviation };
         self.add(name.to_owned(), Role::Embedding, initial)
     }
+
+    /// A head of its own, beside the table of tokens.
+    pub fn head(&mut self, vocabulary: usize, width: usize) -> ParamId {
+        let standard_deviation = INIT_STANDARD_DEVIATION;
+        let initial = Initial::Normal { rows: vocabulary, columns: width, standard_deviation };
+        self.add("lm_head.weight".to_owned(), Role::Head, initial)
+    }
 }
 
 /// The matrix (V, C) that turns hidden states into logits.
@@ -78,6 +85,34 @@ impl LayerNorm {
     pub fn forward(&self, pass: &Pass, x: &Value) -> Result<Value> {
         let bias = self.bias.map(|id| pass.dense(id)).transpose()?;
         ops::layer_norm(pass.tape, x, &pass.dense(self.weight)?, bias.as_ref(), self.epsilon)
+    }
+}
+
+/// Normalisation by the root mean square over the last dimension.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    weight: ParamId,
+    epsilon: f64,
+}
+
+impl RmsNorm {
+    /// A norm of this width, ones at first.
+    pub fn declare(
+        declarations: &mut Declarations,
+        name: &str,
+        width: usize,
+        epsilon: f64,
+    ) -> Self {
+        let initial = Initial::Constant { size: width, value: 1.0 };
+        Self { weight: declarations.add(format!("{name}.weight"), Role::Norm, initial), epsilon }
+    }
+
+    /// The normed x.
+    ///
+    /// # Errors
+    /// If the widths do not fit.
+    pub fn forward(&self, pass: &Pass, x: &Value) -> Result<Value> {
+        ops::rms_norm(pass.tape, x, &pass.dense(self.weight)?, self.epsilon)
     }
 }
 

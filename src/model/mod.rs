@@ -8,6 +8,7 @@ mod config;
 mod generate;
 mod gpt2;
 mod layers;
+mod llama;
 mod network;
 mod restore;
 

@@ -5,6 +5,7 @@ use super::cache::KeyValueCache;
 use super::config::ModelConfig;
 use super::gpt2::Gpt2;
 use super::layers::{Head, Pass};
+use super::llama::Llama;
 use crate::ops::{self, Compute, Tape, Value};
 use crate::params::{Declared, ParamStore};
 use crate::spec::{Architecture, Target};
@@ -268,5 +269,6 @@ pub fn build(config: ModelConfig) -> Result<Box<dyn Network>> {
     }
     Ok(match config.arch {
         Architecture::Gpt2 => Box::new(Gpt2::new(config)),
+        Architecture::Llama => Box::new(Llama::new(config)),
     })
 }

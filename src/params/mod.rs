@@ -54,7 +54,9 @@ pub struct Place {
 pub enum Role {
     /// Token or position table.
     Embedding,
-    /// Weight or bias of a layer norm.
+    /// The head that gives the logits, where it is not the table of tokens.
+    Head,
+    /// Weight or bias of a norm.
     Norm,
     /// Bias of a linear layer.
     Bias,

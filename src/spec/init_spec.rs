@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InitSpec {
-    /// A folder of Hugging Face transformers: config.json and safetensors of a GPT-2.
+    /// A folder of Hugging Face transformers: config.json and safetensors of a GPT-2 or a
+    /// Llama.
     Hf(String),
     /// A run's folder (its best checkpoint is used) or one checkpoint's folder.
     Run(String),

@@ -3,6 +3,7 @@
 use super::architecture::{Architecture, Target};
 use super::bounds;
 use super::findings::Findings;
+use super::model_plan::ModelPlan;
 use super::plan::{Plan, WeightForm};
 use super::run_spec::RunSpec;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -31,9 +32,26 @@ pub struct ModelSpec {
     /// Probability of dropping an activation (embedding, attention, residual); 0 turns dropout off.
     #[serde(default)]
     pub dropout: f64,
-    /// Whether linear layers and layer norms have biases.
+    /// Whether linear layers, and layer norms, have biases.
     #[serde(default)]
     pub bias: bool,
+    /// Width of the MLP; default: 4 n_embd, and under `arch: llama` 8/3 n_embd rounded up to a
+    /// multiple of the largest power of two that is at most n_embd/16 (from 8 to 256).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_inner: Option<usize>,
+    /// Whether the head that gives the logits is the table of tokens; default: true, under
+    /// `arch: llama` false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tie_word_embeddings: Option<bool>,
+    /// Base of the rotary positions' angles; default: 10000. Only for `arch: llama`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// Added to the variance in layer norms; default: 1e-5. Only for `arch: gpt2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_norm_epsilon: Option<f64>,
+    /// Added to the mean square in RMS norms; default: 1e-6. Only for `arch: llama`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rms_norm_eps: Option<f64>,
     /// Form of the attention and MLP weights.
     pub weights: WeightsSpec,
 }
@@ -112,7 +130,7 @@ pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) 
     json_schema!({ "type": "object", "properties": properties, "additionalProperties": false })
 }
 
-pub(super) fn check_model(found: &mut Findings, model: &ModelSpec) {
+pub(super) fn check_model(found: &mut Findings, model: &ModelSpec, plan: &ModelPlan) {
     let sizes = [
         ("n_layer", model.n_layer, bounds::MAX_LAYERS),
         ("n_head", model.n_head, bounds::MAX_WIDTH),
@@ -150,6 +168,13 @@ pub(super) fn check_model(found: &mut Findings, model: &ModelSpec) {
         "of at least 0 and less than 1",
         "model.dropout",
     );
+    for (key, problem) in plan.setting_problems() {
+        let path = format!("model.{key}");
+        // A number of heads that shares out no width has been refused already.
+        if !found.has(&path) {
+            found.require(false, &path, || problem);
+        }
+    }
 }
 
 /// The divisors of `number` next to `wish`, in words.

@@ -1,12 +1,13 @@
 //! `optimizer:` of a plan: every rule that the weights need, and no other.
 
 use super::dlra_spec::DlraSpec;
+use super::model_plan::ModelPlan;
 use super::model_spec::WeightsSpec;
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, GaloreSpec, HeavyBallSpec, LoroSpec, LowRankOptimizerSpec,
     MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
 };
-use super::plan::{ModelPlan, WeightForm};
+use super::plan::WeightForm;
 use serde::{Deserialize, Serialize};
 
 /// The rules that move the weights.

@@ -1,12 +1,13 @@
 //! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether
 //! two runs are the same.
 
-use super::architecture::{Architecture, Target, key_width};
+use super::architecture::{ROPE_THETA, Target};
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::document::usage;
 use super::findings::problems;
 use super::init_spec::InitSpec;
+use super::model_plan::ModelPlan;
 use super::model_spec::{FactorForm, ModelSpec, TargetRank, WeightsSpec};
 use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
@@ -64,49 +65,6 @@ pub struct Plan {
     pub tokens_per_step: u64,
     /// Tokens the run sees: tokens_per_step × max_steps.
     pub total_tokens: u64,
-}
-
-/// Shape of the network and form of its weights.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelPlan {
-    /// Architecture.
-    pub arch: Architecture,
-    /// Number of transformer blocks.
-    pub n_layer: usize,
-    /// Attention heads per block.
-    pub n_head: usize,
-    /// Heads of keys and values per block, where they are not as many.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub n_kv_head: Option<usize>,
-    /// Width of the residual stream, C.
-    pub n_embd: usize,
-    /// Context length in tokens, T.
-    pub block_size: usize,
-    /// Probability of dropping an activation.
-    pub dropout: f64,
-    /// Whether linear layers and layer norms have biases.
-    pub bias: bool,
-    /// Form of each matrix of a block, the same in all blocks; has every target of the
-    /// architecture.
-    pub weights: BTreeMap<Target, WeightForm>,
-}
-
-impl ModelPlan {
-    /// Form of one matrix of a block.
-    pub fn form(&self, target: Target) -> WeightForm {
-        self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
-    }
-
-    /// Rows and columns (m, n) of one matrix of a block.
-    pub fn shape(&self, target: Target) -> (usize, usize) {
-        self.arch.shape(target, self.n_embd, self.key_width())
-    }
-
-    /// Width of keys and of values, over all of their heads.
-    pub fn key_width(&self) -> usize {
-        key_width(self.n_embd, self.n_head, self.n_kv_head.unwrap_or(self.n_head))
-    }
 }
 
 /// Form of one matrix W, m × n.
@@ -281,6 +239,9 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         WeightsSpec::Factored(factored) => rank_of(factored.rank, &factored.targets, target)
             .map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank, form: factored.form }),
     };
+    let unusual_epsilon = |key: &str, epsilon: Option<f64>| {
+        epsilon.filter(|epsilon| spec.arch.norm_epsilon() != (key, *epsilon))
+    };
     ModelPlan {
         arch: spec.arch,
         n_layer: spec.n_layer,
@@ -290,6 +251,13 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         block_size: spec.block_size,
         dropout: spec.dropout,
         bias: spec.bias,
+        n_inner: spec.n_inner.filter(|inner| *inner != spec.arch.inner_width(spec.n_embd)),
+        tie_word_embeddings: spec
+            .tie_word_embeddings
+            .filter(|tied| *tied != spec.arch.ties_embeddings()),
+        rope_theta: spec.rope_theta.filter(|theta| !spec.arch.is_rotary() || *theta != ROPE_THETA),
+        layer_norm_epsilon: unusual_epsilon("layer_norm_epsilon", spec.layer_norm_epsilon),
+        rms_norm_eps: unusual_epsilon("rms_norm_eps", spec.rms_norm_eps),
         weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
     }
 }

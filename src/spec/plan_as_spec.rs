@@ -4,11 +4,12 @@
 use super::architecture::Target;
 use super::document::usage;
 use super::findings::problems;
+use super::model_plan::ModelPlan;
 use super::model_spec::{
     FactoredWeightsSpec, LowRankWeightsSpec, ModelSpec, TargetRank, WeightsSpec,
 };
 use super::optimizer_spec::OptimizerSpec;
-use super::plan::{ModelPlan, Plan, WeightForm};
+use super::plan::{Plan, WeightForm};
 use super::problem::Problem;
 use super::rank_plan::{BudgetPlan, RankPlan, TolerancePlan, stored_by};
 use super::rank_spec::{
@@ -71,6 +72,11 @@ impl Plan {
                 block_size: model.block_size,
                 dropout: model.dropout,
                 bias: model.bias,
+                n_inner: model.n_inner,
+                tie_word_embeddings: model.tie_word_embeddings,
+                rope_theta: model.rope_theta,
+                layer_norm_epsilon: model.layer_norm_epsilon,
+                rms_norm_eps: model.rms_norm_eps,
                 weights: weights(model)?,
             },
             init: self.init.clone(),

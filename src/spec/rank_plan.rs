@@ -2,8 +2,8 @@
 
 use super::architecture::Target;
 use super::count::Count;
+use super::model_plan::ModelPlan;
 use super::model_spec::WeightsSpec;
-use super::plan::ModelPlan;
 use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
 use super::run_spec::RunSpec;
 use super::schedule_spec::warmup_steps;

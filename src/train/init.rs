@@ -82,6 +82,7 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
         ("model.n_head", model.n_head, source.n_head),
         ("model.n_kv_head", model.heads().keys, source.heads().keys),
         ("model.n_embd", model.n_embd, source.n_embd),
+        ("model.n_inner", model.inner_width(), source.inner_width()),
         ("model.block_size", model.block_size, source.block_size),
         ("the vocabulary of data.tokenizer", model.vocab_size, source.vocab_size),
     ];
@@ -93,8 +94,22 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
     if model.arch != source.arch {
         differences.push("model.arch is another than the source's".into());
     }
-    if model.bias != source.bias {
-        differences.push(format!("model.bias is {}, the source has {}", model.bias, source.bias));
+    for (key, ours, theirs) in [
+        ("model.bias", model.bias, source.bias),
+        ("model.tie_word_embeddings", model.ties_embeddings(), source.ties_embeddings()),
+    ] {
+        if ours != theirs {
+            differences.push(format!("{key} is {ours}, the source has {theirs}"));
+        }
+    }
+    let (epsilon, _) = model.arch.norm_epsilon();
+    for (key, ours, theirs) in [
+        ("rope_theta", model.rope_theta(), source.rope_theta()),
+        (epsilon, model.norm_epsilon(), source.norm_epsilon()),
+    ] {
+        if ours != theirs && model.arch == source.arch {
+            differences.push(format!("model.{key} is {ours}, the source has {theirs}"));
+        }
     }
     if differences.is_empty() {
         return Ok(());
