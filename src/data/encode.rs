@@ -1,7 +1,8 @@
 //! Documents to tokens to a shard, a few megabytes at a time.
 
 use super::documents::{Chunk, Chunks, Documents};
-use super::shard_file::{Document, Header, ShardWriter, Width, token_bytes};
+use super::shard_file::{Document, Header, Width, token_bytes};
+use super::shard_writer::ShardWriter;
 use super::tokenizer::Tokenizer;
 use anyhow::Context;
 use indicatif::ProgressBar;

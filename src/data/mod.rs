@@ -5,7 +5,7 @@
 //! documents, json_lines       documents as a stream, of text and of JSON lines
 //! corpus, cargo_registry, sources   documents of a source, split into training and validation
 //! tokenizer, byte_pair, ...   text <-> tokens; text as its tokens come
-//! shard, shard_file           tokens on disk, memory-mapped, and the format they have there
+//! shard, shard_file, shard_writer   tokens on disk, memory-mapped, and the format they have there
 //! dataset                     tokens, tokenizer and what identifies them
 //! raw_file, raw               token files others wrote, used in place
 //! encode                      documents -> tokens -> shard, a few megabytes at a time
@@ -31,6 +31,7 @@ mod raw;
 mod raw_file;
 mod shard;
 mod shard_file;
+mod shard_writer;
 mod sources;
 mod text_blocks;
 mod text_stream;

@@ -7,7 +7,7 @@ use super::corpus::{Corpus, usage};
 use super::dataset::{Dataset, DatasetSummary};
 use super::documents::{Chunk, Documents};
 use super::encode::{DocumentEnd, Pieces, write_part};
-use super::hugging_face::last_cut;
+use super::hugging_face::{last_cut, pieces};
 use super::raw::RawSource;
 use super::shard_file::{Header, short};
 use super::sources;
@@ -226,14 +226,14 @@ fn train_byte_pair(
     let progress = progress_bar("counting pairs in train", train_bytes);
     let (failure, (mut seen, mut taken)) = (Mutex::new(None), (0u64, 0u64));
     let texts = Pieces::new(documents, last_cut).map_while(|piece| match piece {
-        Ok(piece) => Some(piece.text),
+        Ok(piece) => Some(pieces(&piece.text).into_iter().map(String::from).collect::<Vec<_>>()),
         Err(error) => {
             *failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
             None
         }
     });
     // A piece is taken whenever less has been taken than its share of what was seen.
-    let texts = texts.filter(|text| {
+    let texts = texts.flatten().filter(|text| {
         let (due, all) = (u128::from(wanted) * u128::from(seen), u128::from(train_bytes));
         seen += text.len() as u64;
         progress.inc(text.len() as u64);

@@ -190,7 +190,7 @@ pub(super) fn map(path: &Path) -> anyhow::Result<Mmap> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::shard_file::write_shard;
+    use crate::data::shard_writer::write_shard;
     use std::path::PathBuf;
 
     fn written(width: Width, tokens: &[u32]) -> (tempfile::TempDir, PathBuf, blake3::Hash) {

@@ -200,8 +200,13 @@ mod tests {
             ("[\n{\"text\": \"one\"}\n]", "jsonl:1: a JSON array"),
             ("\"one\"", "jsonl:1: a JSON string"),
         ] {
-            let corpus = read(&content.repeat(2), "text").expect("lines");
-            let error = corpus.train.chunks().find_map(Result::err).expect("not such a line");
+            let corpus = read(&format!("{content}\n").repeat(2), "text").expect("lines");
+            let error = corpus
+                .train
+                .chunks()
+                .chain(corpus.val.chunks())
+                .find_map(Result::err)
+                .expect("not such a line");
             let error = format!("{error:#}");
             assert!(error.contains(expected), "{error}");
         }

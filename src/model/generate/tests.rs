@@ -7,8 +7,16 @@ const VOCABULARY: usize = 31;
 
 /// A network of these weights, and its parameters made large enough for logits that differ.
 fn network(weights: serde_json::Value, n_kv_head: usize) -> (Box<dyn Network>, ParamStore) {
+    network_of("gpt2", weights, n_kv_head)
+}
+
+fn network_of(
+    arch: &str,
+    weights: serde_json::Value,
+    n_kv_head: usize,
+) -> (Box<dyn Network>, ParamStore) {
     let config = serde_json::json!({
-        "arch": "gpt2", "n_layer": 2, "n_head": 4, "n_kv_head": n_kv_head, "n_embd": 24,
+        "arch": arch, "n_layer": 2, "n_head": 4, "n_kv_head": n_kv_head, "n_embd": 24,
         "block_size": BLOCK, "vocab_size": VOCABULARY, "dropout": 0.1, "bias": true,
         "weights": weights
     });
@@ -37,6 +45,8 @@ fn forms() -> Vec<(Box<dyn Network>, ParamStore)> {
         network(all(serde_json::json!({"low_rank": {"rank": 5}})), 4),
         network(all(serde_json::json!({"factored": {"rank": 5}})), 4),
         network(all(serde_json::json!({"factored": {"rank": 5, "form": "usv"}})), 1),
+        network_of("llama", serde_json::json!({}), 2),
+        network_of("llama", all(serde_json::json!({"low_rank": {"rank": 5}})), 4),
     ]
 }
 
