@@ -57,6 +57,13 @@ impl ParameterLedger {
         self.dense_rest() + self.targets.iter().map(|target| target.parameters).sum::<u64>()
     }
 
+    /// Degrees of freedom: L r (m + n − r) for low-rank matrices, the dimension of their manifold,
+    /// and every other parameter as it is.
+    pub fn manifold_dimension(&self) -> u64 {
+        let matrices = self.targets.iter().map(|target| target.manifold_dimension);
+        self.dense_rest() + matrices.sum::<u64>()
+    }
+
     /// Parameters of the same network with full matrices.
     pub fn dense_equivalent(&self) -> u64 {
         self.dense_rest() + self.targets.iter().map(|target| target.dense_equivalent).sum::<u64>()
@@ -76,6 +83,8 @@ pub struct TargetLedger {
     pub columns: u64,
     /// Stored numbers in all blocks: L m n, L (m r + r² + n r), or L (m r + n r) for W = B A.
     pub parameters: u64,
+    /// Degrees of freedom in all blocks: L m n, or L r (m + n − r).
+    pub manifold_dimension: u64,
     /// L m n.
     pub dense_equivalent: u64,
 }
@@ -90,6 +99,7 @@ impl TargetLedger {
             rows: matrix.rows,
             columns: matrix.columns,
             parameters: layers * matrix.parameters(),
+            manifold_dimension: layers * matrix.manifold_dimension(),
             dense_equivalent: layers * matrix.rows * matrix.columns,
         }
     }
