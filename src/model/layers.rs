@@ -9,7 +9,7 @@ use crate::lowrank::LowRank;
 use crate::ops::{self, AttentionHeads, Dropout, Tape, Value};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
-use crate::spec::{AdapterForm, FactorForm, WeightForm};
+use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, WeightForm};
 use candle_core::{Result, Tensor, bail};
 
 /// Standard deviation of initial weights (Radford et al. 2019).
@@ -116,6 +116,15 @@ impl RmsNorm {
     }
 }
 
+/// First numbers of a weight.
+#[derive(Clone, Copy, Debug)]
+pub struct First {
+    /// σ: standard deviation of the entries of a dense matrix, whose norm the other forms have.
+    pub standard_deviation: f64,
+    /// Singular values where it is low-rank.
+    pub spectrum: InitialSpectrum,
+}
+
 /// y = x Wᵀ + b with W in one of its forms.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -138,14 +147,13 @@ enum LinearWeight {
 }
 
 impl Linear {
-    /// The layer of this site, its weight in this form and its entries of this standard deviation
-    /// at first.
+    /// The layer of this site, its weight in this form and with these numbers at first.
     pub fn declare(
         declarations: &mut Declarations,
         site: Site,
         form: WeightForm,
         bias: bool,
-        standard_deviation: f64,
+        First { standard_deviation, spectrum }: First,
     ) -> Self {
         let place = Place { layer: site.layer, target: site.kind };
         let (name, rows, columns) = (site.name.clone(), site.rows, site.columns);
@@ -173,7 +181,8 @@ impl Linear {
                 LinearWeight::Lora { frozen, b, a, scale: lora_scale(rank, alpha) }
             }
             WeightForm::LowRank { rank } => {
-                let initial = Initial::LowRank { rows, columns, rank, standard_deviation };
+                let initial =
+                    Initial::LowRank { rows, columns, rank, standard_deviation, spectrum };
                 LinearWeight::Matrix(declarations.add(name.clone(), Role::Matrix(place), initial))
             }
             WeightForm::Factored { rank, form } => {

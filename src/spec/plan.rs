@@ -9,7 +9,7 @@ use super::document::usage;
 use super::findings::problems;
 use super::init_spec::InitSpec;
 use super::model_plan::ModelPlan;
-use super::model_spec::{FactorForm, ModelSpec, TargetRank, WeightsSpec};
+use super::model_spec::{FactorForm, InitialSpectrum, ModelSpec, TargetRank, WeightsSpec};
 use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
 use super::run_spec::{
@@ -279,6 +279,11 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         rope_theta: spec.rope_theta.filter(|theta| !spec.arch.is_rotary() || *theta != ROPE_THETA),
         layer_norm_epsilon: unusual_epsilon("layer_norm_epsilon", spec.layer_norm_epsilon),
         rms_norm_eps: unusual_epsilon("rms_norm_eps", spec.rms_norm_eps),
+        zero_outputs: spec.zero_outputs,
+        spectrum: match &spec.weights {
+            WeightsSpec::LowRank(low_rank) => low_rank.spectrum,
+            _ => InitialSpectrum::default(),
+        },
         weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
     }
 }
