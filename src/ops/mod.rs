@@ -16,6 +16,7 @@ mod layer_norm;
 mod linear;
 mod pointwise;
 mod product;
+mod relay;
 mod tape;
 
 pub use crate::kernels::scalar;
@@ -30,4 +31,5 @@ pub use layer_norm::layer_norm;
 pub use linear::{linear, low_rank_linear};
 pub use pointwise::{Dropout, add, dropout, gelu};
 pub use product::{product, product_into};
+pub use relay::Relay;
 pub use tape::{Flow, Source, Tape, Value};

@@ -69,6 +69,9 @@ fn step_metrics(step: &Step) -> Map<String, Value> {
     if let Some(mean) = step.rank_mean {
         put("rank/mean", json!(mean));
     }
+    if let Some(bytes) = step.wire_bytes {
+        put("train/wire_bytes", json!(bytes));
+    }
     for (phase, seconds) in &step.times {
         put(&format!("time/{phase}"), json!(seconds));
     }
