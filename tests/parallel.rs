@@ -328,7 +328,7 @@ fn what_one_process_refuses_all_refuse_once() {
 #[test]
 fn a_divergence_is_that_of_all() {
     let place = Workplace::new();
-    let extra = "optimizer: {dense: {adamw: {learning_rate: 1e30}}}\n";
+    let extra = "optimizer: {dense: {adamw: {learning_rate: 1e30, weight_decay: 0}}}\n";
     let spec = place.spec("dense", &format!("{extra}{OFTEN}"));
     let spec = spec.to_str().expect("UTF-8");
     let train = |run: &'static str| ["train", spec, "--run-dir", run, "--set", FOUR];
