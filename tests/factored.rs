@@ -16,7 +16,7 @@ use lrpt::params::{Factor, ParamStore, Parameter, Place, Role, Weight};
 use lrpt::rng;
 use lrpt::spec::{
     AdamwSpec, Architecture, ConstantScheduleSpec, Count, DlraSpec, FactorForm, GaloreSpec,
-    LoroSpec, RankPlan, ScheduleSpec, Target, WeightForm,
+    LoroSpec, ModelPlan, RankPlan, ScheduleSpec, Target, WeightForm,
 };
 use std::collections::BTreeMap;
 use support::textbook::{dense, tensor};
@@ -33,16 +33,15 @@ fn assert_close(found: &Mat<f64>, expected: &Mat<f64>, tolerance: f64, what: &st
 
 fn config(form: WeightForm) -> ModelConfig {
     ModelConfig {
-        arch: Architecture::Gpt2,
-        n_layer: 1,
-        n_head: 2,
-        n_kv_head: None,
-        n_embd: 8,
-        block_size: 6,
+        model: ModelPlan {
+            n_head: 2,
+            n_embd: 8,
+            block_size: 6,
+            bias: true,
+            weights: Architecture::Gpt2.targets().iter().map(|target| (*target, form)).collect(),
+            ..ModelPlan::of(Architecture::Gpt2)
+        },
         vocab_size: 11,
-        dropout: 0.0,
-        bias: true,
-        weights: Architecture::Gpt2.targets().iter().map(|target| (*target, form)).collect(),
     }
 }
 

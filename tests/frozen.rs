@@ -9,7 +9,7 @@ use lrpt::optim::{
 use lrpt::params::{ParamId, ParamStore, Role};
 use lrpt::spec::{
     AdamwSpec, Architecture, ConstantScheduleSpec, Count, DlraSpec, FactorForm,
-    MatrixOptimizerSpec, MuonSpec, RankPlan, ScheduleSpec, Target, WeightForm,
+    MatrixOptimizerSpec, ModelPlan, MuonSpec, RankPlan, ScheduleSpec, Target, WeightForm,
 };
 use std::collections::BTreeMap;
 
@@ -24,16 +24,16 @@ fn model(kernels: bool) -> Box<dyn Network> {
     let weights =
         Architecture::Gpt2.targets().iter().map(|target| (*target, form(*target))).collect();
     let mut model = build(ModelConfig {
-        arch: Architecture::Gpt2,
-        n_layer: 2,
-        n_head: 2,
-        n_kv_head: None,
-        n_embd: 8,
-        block_size: 6,
+        model: ModelPlan {
+            n_layer: 2,
+            n_head: 2,
+            n_embd: 8,
+            block_size: 6,
+            bias: true,
+            weights,
+            ..ModelPlan::of(Architecture::Gpt2)
+        },
         vocab_size: 11,
-        dropout: 0.0,
-        bias: true,
-        weights,
     })
     .expect("a network");
     model.set_compute(Compute { kernels, half: None });

@@ -125,3 +125,36 @@ fn a_source_of_another_shape_is_refused_by_name() {
     let error = train(&place, "none", "{hf: nowhere}", &[], 1).stderr;
     assert!(String::from_utf8_lossy(&error).contains("nowhere/config.json"));
 }
+
+/// What a spec leaves out of the model's shape and the tokenizer is the source's.
+#[test]
+fn the_model_section_may_be_left_to_the_source() {
+    let place = Workplace::new();
+    place.spec("dense", "");
+    let source = loss(&train(&place, "source", "", &[], 0));
+    place.run(&["export", "source", "--to", "exported"], 0);
+    for (index, init) in ["{run: source}", "{hf: exported}"].into_iter().enumerate() {
+        let text = format!(
+            "name: more\ninit: {init}\n\
+             data: {{source: {{text: {{path: text.txt, val_fraction: 0.2}}}}}}\n\
+             train: {{max_steps: 1, batch_size: 2}}\neval: {{tokens: 256}}\n"
+        );
+        fs::write(place.path("spec.yaml"), text).expect("a spec");
+        let run = format!("more-{index}");
+        let again = loss(&train(&place, &run, "", &STILL, 0));
+        assert!((source - again).abs() < 2e-5, "{init}: {again} after {source}");
+        let plan = fs::read_to_string(place.path(&format!("{run}/plan.yaml"))).expect("a plan");
+        assert!(plan.contains("n_layer: 2") && plan.contains("block_size:"), "{plan}");
+        place.run(&["spec", "check", "spec.yaml"], 0);
+        let shorter = ["--set", "model.block_size=8"];
+        train(&place, &format!("short-{index}"), "", &[&STILL[..], &shorter].concat(), 0);
+        let longer = [&STILL[..], &["--set", "model.block_size=4096"]].concat();
+        let refused = train(&place, &format!("long-{index}"), "", &longer, 2);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("the source has no positions beyond"), "{said}");
+    }
+    fs::write(place.path("spec.yaml"), "name: more\ninit: {hf: nowhere}\n").expect("a spec");
+    let said = train(&place, "nowhere", "", &[], 2);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("init: nowhere") && said.contains("config.json"), "{said}");
+}

@@ -2,7 +2,7 @@
 //! portable path round alike.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lrpt::ops::{self, Compute, Dropout, Gradients, Tape, Value};
+use lrpt::ops::{self, Compute, Dropout, Gradients, Rotation, Tape, Value};
 use lrpt::rng;
 
 fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
@@ -112,6 +112,46 @@ fn kernels_and_portable_path_round_alike() -> Result<()> {
     for (slot, (a, b)) in kernels.iter().zip(&portable).enumerate() {
         let error = distance(&numbers(a)?, &numbers(b)?);
         assert!(error < 0.02, "slot {slot}: {error}");
+    }
+    Ok(())
+}
+
+/// The operations of a Llama: norms read the residual stream in f32 and give bf16, turns and gates
+/// give the type that they are given; kernels and portable path round alike, near the exact ones.
+#[test]
+fn operations_of_a_llama_round_as_the_others() -> Result<()> {
+    let run = |compute: Compute| -> Result<(Vec<DType>, Vec<Vec<f64>>)> {
+        let tape = Tape::training().computing(compute);
+        let inputs = [normal(1, &[2, 9, 24])?, normal(2, &[24])?, normal(3, &[24, 24])?];
+        let [x, weight, w] = [0, 1, 2].map(|slot| tape.parameter(slot, &inputs[slot]));
+        let h = ops::rms_norm(&tape, &x, &weight, 1e-6)?;
+        let rotation = Rotation::new(6, 1e4, 0, 9, DType::F32, &Device::Cpu)?;
+        let turned = ops::rotary(&tape, &ops::linear(&tape, &h, &w, None)?, &rotation)?;
+        let gated = ops::swiglu(&tape, &turned, &h)?;
+        let types = [&h, &turned, &gated].map(|value| value.tensor().dtype()).to_vec();
+        let mut found = vec![numbers(gated.tensor())?];
+        let mut gradients = Gradients::new(3);
+        tape.backward(&gated, &mut gradients)?;
+        for slot in 0..3 {
+            let gradient = gradients.get(slot).expect("a gradient");
+            assert_eq!(gradient.dtype(), DType::F32);
+            found.push(numbers(gradient)?);
+        }
+        Ok((types, found))
+    };
+    let (_, exact) = run(Compute::default())?;
+    let mut rounded = Vec::new();
+    for kernels in [true, false] {
+        let (types, found) = run(Compute { kernels, half: Some(DType::BF16) })?;
+        assert_eq!(types, [DType::BF16; 3], "kernels {kernels}");
+        for (which, (found, exact)) in found.iter().zip(&exact).enumerate() {
+            let error = distance(found, exact);
+            assert!(error > 1e-5 && error < 0.03, "kernels {kernels}, result {which}: {error}");
+        }
+        rounded.push(found);
+    }
+    for (which, (a, b)) in rounded[0].iter().zip(&rounded[1]).enumerate() {
+        assert!(distance(a, b) < 0.01, "result {which}: {}", distance(a, b));
     }
     Ok(())
 }

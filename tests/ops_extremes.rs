@@ -1,7 +1,7 @@
 //! Extreme numbers and impossible inputs of the operations: right, or refused by name.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lrpt::ops::{self, Compute, Gradients, Tape, Value};
+use lrpt::ops::{self, Compute, Gradients, Rotation, Tape, Value};
 use lrpt::rng;
 
 fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
@@ -53,6 +53,11 @@ fn not_a_number_is_passed_on() -> Result<()> {
             .iter()
             .all(|y| y.is_nan())
     );
+    let y = ops::rms_norm(&tape, &x, &ones, 1e-5)?;
+    assert!(numbers(y.tensor())?.iter().all(|y| y.is_nan()));
+    let other = tape.constant(Tensor::new(&[[f32::NAN, 0.0, 2.0]], &Device::Cpu)?);
+    let y = numbers(ops::swiglu(&tape, &x, &other)?.tensor())?;
+    assert!(y[0].is_nan() && y[1].is_nan() && y[2].is_finite());
     let h = Tensor::new(&[[f32::NAN]], &Device::Cpu)?;
     let loss = ops::cross_entropy_sum(
         Compute::default(),
@@ -97,6 +102,48 @@ fn gelu_at_the_extremes() -> Result<()> {
 }
 
 #[test]
+fn swiglu_at_the_extremes() -> Result<()> {
+    for tape in [Tape::training(), Tape::training().portable()] {
+        let gate = Tensor::new(&[-1e30f32, -200.0, 0.0, 200.0, 1e30], &Device::Cpu)?;
+        let up = Tensor::new(&[2f32, 2.0, 2.0, 2.0, 2.0], &Device::Cpu)?;
+        let y = ops::swiglu(&tape, &tape.parameter(0, &gate), &tape.parameter(1, &up))?;
+        let found = numbers(y.tensor())?;
+        assert!(found[0].abs() < 1e-6 && found[1].abs() < 1e-30, "{found:?}");
+        assert_eq!(found[2..], [0.0, 400.0, 2e30f32 as f64]);
+        let mut gradients = Gradients::new(2);
+        tape.backward(&y, &mut gradients)?;
+        let slopes = numbers(gradients.get(0).expect("d gate"))?;
+        assert!(slopes[0].abs() < 1e-30 && slopes[1].abs() < 1e-30, "{slopes:?}");
+        assert_eq!(slopes[2..], [1.0, 2.0, 2.0]);
+        let gates = numbers(gradients.get(1).expect("d up"))?;
+        assert!(gates[0].abs() < 1e-6 && gates[1].abs() < 1e-30, "{gates:?}");
+        assert_eq!(gates[2..], [0.0, 200.0, 1e30f32 as f64]);
+    }
+    Ok(())
+}
+
+/// A row of zeros stays zero, and its gradient is that of x/√ε; huge and tiny numbers are brought
+/// to one size.
+#[test]
+fn rms_norm_at_the_extremes() -> Result<()> {
+    for tape in [Tape::training(), Tape::training().portable()] {
+        let x = Tensor::new(&[[0f32, 0.0], [3e15, 4e15], [3e-12, 4e-12]], &Device::Cpu)?;
+        let weight = Tensor::ones(2, DType::F32, &Device::Cpu)?;
+        let y = ops::rms_norm(&tape, &tape.parameter(0, &x), &tape.constant(weight), 1e-20)?;
+        let (found, size) = (numbers(y.tensor())?, 12.5f64.sqrt());
+        let expected = [0.0, 0.0, 3.0 / size, 4.0 / size, 0.03, 0.04];
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-4, "{found} instead of {expected}");
+        }
+        let mut gradients = Gradients::new(1);
+        tape.backward(&y, &mut gradients)?;
+        let slopes = numbers(gradients.get(0).expect("dx"))?;
+        assert!((slopes[0] / 1e10 - 1.0).abs() < 1e-6 && slopes[2].abs() < 1e-15, "{slopes:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn impossible_inputs_are_refused_by_name() -> Result<()> {
     let tape = Tape::inference();
     let value = |shape: &[usize]| Ok::<_, candle_core::Error>(tape.constant(normal(1, shape)?));
@@ -121,6 +168,17 @@ fn impossible_inputs_are_refused_by_name() -> Result<()> {
     );
     says(ops::linear(&tape, &value(&[1, 2, 3])?, &table, None), &["3 wide", "takes 4"]);
     says(ops::layer_norm(&tape, &value(&[2, 3])?, &value(&[4])?, None, 1e-5), &["3 wide", "[4]"]);
+    says(
+        ops::rms_norm(&tape, &value(&[2, 3])?, &value(&[4])?, 1e-5),
+        &["rms_norm", "3 wide", "[4]"],
+    );
+    says(ops::swiglu(&tape, &value(&[2])?, &value(&[3])?), &["swiglu", "[2]", "[3]"]);
+    says(ops::token_embedding(&tape, &ids(5)?, &table), &["token 5", "vocabulary of 5"]);
+    let rotation = |width| Rotation::new(width, 1e4, 0, 2, DType::F64, &Device::Cpu);
+    says(ops::rotary(&tape, &value(&[1, 3, 4])?, &rotation(4)?), &["3, 4", "2 positions"]);
+    says(ops::rotary(&tape, &value(&[1, 2, 6])?, &rotation(4)?), &["2, 6", "heads 4 wide"]);
+    let error = rotation(3).expect_err("odd").to_string();
+    assert!(error.contains("heads 3 wide"), "{error}");
     says(
         ops::causal_attention(
             &tape,

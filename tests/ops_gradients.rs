@@ -2,7 +2,7 @@
 //! and through the portable path.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lrpt::ops::{self, AttentionHeads, Dropout, Gradients, Tape, Value};
+use lrpt::ops::{self, AttentionHeads, Dropout, Gradients, Rotation, Tape, Value};
 use lrpt::rng;
 
 /// Standard normal numbers in f64, another draw for every `draw`.
@@ -165,6 +165,64 @@ fn layer_norm() -> Result<()> {
 }
 
 #[test]
+fn rms_norm() -> Result<()> {
+    let inputs = [(normal(1, &[2, 3, 19])? + 0.5)?, normal(2, &[19])?];
+    check("rms_norm", &inputs, &|tape, v| ops::rms_norm(tape, &v[0], &v[1], 1e-5))
+}
+
+#[test]
+fn swiglu() -> Result<()> {
+    let inputs = [(normal(1, &[5, 8])? * 3.0)?, normal(2, &[5, 8])?];
+    check("swiglu", &inputs, &|tape, v| ops::swiglu(tape, &v[0], &v[1]))
+}
+
+#[test]
+fn rotary() -> Result<()> {
+    // Two heads 6 wide, from the beginning and from further on.
+    for first in [0, 11] {
+        let rotation = Rotation::new(6, 100.0, first, 5, DType::F64, &Device::Cpu)?;
+        check("rotary", &[normal(1, &[2, 5, 12])?], &|tape, v| {
+            ops::rotary(tape, &v[0], &rotation)
+        })?;
+    }
+    Ok(())
+}
+
+/// What positions are for: the product of a turned query and a turned key depends on their
+/// distance alone, and a row that starts further on is the end of one that starts at 0.
+#[test]
+fn turned_queries_and_keys_see_their_distance() -> Result<()> {
+    let (width, t) = (8, 9);
+    let [q, k] = [1, 2].map(|draw| normal(draw, &[1, 1, width])?.repeat((1, t, 1)));
+    let (q, k) = (q?, k?);
+    for tape in [Tape::inference(), Tape::inference().portable()] {
+        let turned = |x: &Tensor, first| -> Result<Tensor> {
+            let rotation = Rotation::new(width, 1e4, first, t, DType::F64, &Device::Cpu)?;
+            let y = ops::rotary(&tape, &tape.constant(x.clone()), &rotation)?;
+            y.tensor().squeeze(0)
+        };
+        let products = turned(&q, 0)?.matmul(&turned(&k, 0)?.t()?)?.to_vec2::<f64>()?;
+        let later = turned(&q, 700)?.matmul(&turned(&k, 700)?.t()?)?.to_vec2::<f64>()?;
+        for i in 1..t {
+            for j in 1..t {
+                assert!((products[i][j] - products[i - 1][j - 1]).abs() < 1e-12);
+                assert!((products[i][j] - later[i][j]).abs() < 1e-10);
+            }
+        }
+        assert!((products[1][0] - products[0][0]).abs() > 1e-3, "distance counts");
+        let (from_start, further) = (turned(&q, 0)?, turned(&q, 4)?);
+        let same = (from_start.narrow(0, 4, t - 4)? - further.narrow(0, 0, t - 4)?)?;
+        assert!(largest(&numbers(&same)?) == 0.0);
+        // By hand: numbers 1 and 5 are a pair, turned by p 10000^(−2/8) = p/10 at position p.
+        let (x, y) = (numbers(&q)?, numbers(&from_start.narrow(0, 3, 1)?)?);
+        let (cos, sin) = (0.3f64.cos(), 0.3f64.sin());
+        assert!((y[1] - (x[1] * cos - x[5] * sin)).abs() < 1e-12);
+        assert!((y[5] - (x[5] * cos + x[1] * sin)).abs() < 1e-12);
+    }
+    Ok(())
+}
+
+#[test]
 fn gelu() -> Result<()> {
     check("gelu", &[(normal(1, &[5, 8])? * 3.0)?], &|tape, v| ops::gelu(tape, &v[0]))
 }
@@ -239,7 +297,8 @@ fn grouped_heads_see_the_keys_of_their_group() -> Result<()> {
 fn embedding() -> Result<()> {
     let tokens = ids(&[0, 3, 3, 1, 4, 0], (2, 3))?;
     let inputs = [normal(1, &[5, 4])?, normal(2, &[6, 4])?];
-    check("embedding", &inputs, &|tape, v| ops::embedding(tape, &tokens, &v[0], &v[1]))
+    check("embedding", &inputs, &|tape, v| ops::embedding(tape, &tokens, &v[0], &v[1]))?;
+    check("token_embedding", &inputs[..1], &|tape, v| ops::token_embedding(tape, &tokens, &v[0]))
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! repeatability, causality, range.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lrpt::ops::{self, Compute, Dropout, Gradients, Tape, Value};
+use lrpt::ops::{self, Compute, Dropout, Gradients, Rotation, Tape, Value};
 use lrpt::rng;
 
 fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
@@ -104,6 +104,19 @@ fn layer_norms_agree() -> Result<()> {
         check("layer_norm", &inputs, &|tape, v| {
             ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5)
         })?;
+        check("rms_norm", &inputs[..2], &|tape, v| ops::rms_norm(tape, &v[0], &v[1], 1e-5))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rotations_agree() -> Result<()> {
+    for (b, t, heads, width) in [(2, 1, 3, 4), (3, 67, 1, 2), (2, 130, 5, 34)] {
+        check("rotary", &[normal(1, &[b, t, heads * width])?], &|tape, v| {
+            let dtype = v[0].tensor().dtype();
+            let rotation = Rotation::new(width, 1e4, 3, t, dtype, &Device::Cpu)?;
+            ops::rotary(tape, &v[0], &rotation)
+        })?;
     }
     Ok(())
 }
@@ -113,6 +126,7 @@ fn element_wise_operations_agree() -> Result<()> {
     // More than two parallel pieces, and not a multiple of any.
     let inputs = [(normal(1, &[3, 11_003])? * 4.0)?, normal(2, &[3, 11_003])?];
     check("gelu", &inputs[..1], &|tape, v| ops::gelu(tape, &v[0]))?;
+    check("swiglu", &inputs, &|tape, v| ops::swiglu(tape, &v[0], &v[1]))?;
     check("add", &inputs, &|tape, v| ops::add(tape, &v[0], &v[1]))?;
     check("dropout", &inputs[..1], &|tape, v| {
         ops::dropout(tape, &v[0], Dropout { probability: 0.1, key: 77 })
@@ -150,7 +164,8 @@ fn embeddings_agree() -> Result<()> {
     // Fewer tokens in the vocabulary than in the batch: rows of the table receive many gradients.
     let tokens = random_ids(23, (5, 41))?;
     let inputs = [normal(1, &[23, 70])?, normal(2, &[50, 70])?];
-    check("embedding", &inputs, &|tape, v| ops::embedding(tape, &tokens, &v[0], &v[1]))
+    check("embedding", &inputs, &|tape, v| ops::embedding(tape, &tokens, &v[0], &v[1]))?;
+    check("token_embedding", &inputs[..1], &|tape, v| ops::token_embedding(tape, &tokens, &v[0]))
 }
 
 #[test]
@@ -212,6 +227,10 @@ fn block(tape: &Tape, v: &[Value], tokens: &Tensor) -> Result<Value> {
     let mixed =
         ops::causal_attention(tape, &q, &h, &h, 3, Some(Dropout { probability: 0.1, key: 2 }))?;
     let x = ops::add(tape, &x, &ops::gelu(tape, &mixed)?)?;
+    let (t, dtype) = (tokens.dim(1)?, x.tensor().dtype());
+    let turned = ops::rotary(tape, &x, &Rotation::new(32, 1e4, 0, t, dtype, &Device::Cpu)?)?;
+    let h = ops::rms_norm(tape, &turned, &v[2], 1e-6)?;
+    let x = ops::add(tape, &x, &ops::swiglu(tape, &h, &turned)?)?;
     ops::cross_entropy_head(tape, &x, &v[0], tokens)
 }
 

@@ -68,12 +68,12 @@ fn settings_without_effect_are_warnings() {
 
 #[test]
 fn unknown_keys_and_choices() {
-    insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, weights)");
+    insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, weights)");
     insta::assert_snapshot!(message("{max_steps: 1k,", "{max_step: 1k,"), @"run.yaml:9:9: train.max_step: unknown key; did you mean `max_steps`? (keys here: max_steps, batch_size, gradient_accumulation_steps, grad_clip, log_every, on_divergence, max_rollbacks)");
     insta::assert_snapshot!(message("model:\n", "optimiser: {}\nmodel:\n"), @"run.yaml:2:1: optimiser: unknown key; did you mean `optimizer`? (keys here: name, seed, device, linalg, kernels, dtype, model, init, data, train, optimizer, rank, schedule, eval, checkpoint, sample)");
     insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored)");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored)");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, up, down)");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, gate, up, down)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, targets)");
     insta::assert_snapshot!(message("train:", "rank: {fixed: {tau: 0.1}}\ntrain:"), @"run.yaml:9:16: rank.fixed.tau: unknown key; nothing is set here, remove it");
 }
@@ -140,6 +140,38 @@ fn values_that_do_not_fit_together() {
 
 /// Case 24: a size beyond every machine is refused at once, wherever it stands, and no count made
 /// from accepted ones overflows.
+/// Settings of one architecture only, each with its place; at their usual values they leave the
+/// plan as it is.
+#[test]
+fn settings_of_an_architecture() {
+    insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  rope_theta: 500\n"), @"run.yaml:6:15: model.rope_theta: has no meaning for gpt2, which has learned positions; remove it");
+    insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  rms_norm_eps: 1e-6\n"), @"run.yaml:6:17: model.rms_norm_eps: has no meaning for gpt2, which has `layer_norm_epsilon`; remove it");
+    insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  layer_norm_epsilon: 0\n"), @"run.yaml:6:23: model.layer_norm_epsilon: is 0; set a number between 0 and 1");
+    insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  n_inner: 0\n"), @"run.yaml:6:12: model.n_inner: is 0; set at least 1");
+    insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  arch: llama\n  layer_norm_epsilon: 1e-5\n"), @"run.yaml:7:23: model.layer_norm_epsilon: has no meaning for llama, which has `rms_norm_eps`; remove it");
+    insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  arch: llama\n  rope_theta: 0\n"), @"run.yaml:7:15: model.rope_theta: is 0; set a number from 1 to 1e12");
+    insta::assert_snapshot!(message("  n_head: 2\n", "  n_head: 64\n  arch: llama\n"), @"run.yaml:4:11: model.n_head: is 64, which makes heads 1 wide; rotary positions turn pairs of numbers, choose a number of heads that makes the width even");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {gate: 8}"), @"run.yaml:7:47: model.weights.low_rank.targets.gate: `gate` is no target of gpt2; its targets are q, k, v, o, up, down");
+    let usual = ["model.n_inner=256", "model.tie_word_embeddings=true"];
+    assert_eq!(plan_with(&usual), plan_with(&[]));
+    let usual_llama = [
+        "model.arch=llama",
+        "model.n_inner=176",
+        "model.tie_word_embeddings=false",
+        "model.rope_theta=10000",
+        "model.rms_norm_eps=1e-6",
+    ];
+    let llama = plan_with(&usual_llama);
+    assert_eq!(llama, plan_with(&usual_llama[..1]));
+    assert_eq!(llama.model.shape(Target::GATE), (176, 64));
+    for setting in ["model.n_inner=200", "model.tie_word_embeddings=true", "model.rope_theta=2"] {
+        let other = plan_with(&["model.arch=llama", setting]);
+        assert_ne!(other.hash(), llama.hash(), "{setting}");
+        let written = spec::to_yaml(&other).expect("YAML");
+        assert_eq!(Plan::from_yaml(&written, "plan.yaml").expect("a plan"), other);
+    }
+}
+
 #[test]
 fn every_size_has_a_bound() {
     let started = std::time::Instant::now();
@@ -262,7 +294,7 @@ fn baselines_that_do_not_fit_their_matrices() {
 
 #[test]
 fn settings_are_named_in_messages() {
-    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, weights)");
+    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, weights)");
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer=many"]), @"--set model.n_layer=many: model.n_layer: expected a whole number of at least 0, found the text `many`");
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer"]), @"--set model.n_layer: no `=`; write `--set key.path=value`, for example `--set train.max_steps=1000`");
     insta::assert_snapshot!(message_of(GOOD, &["train.max_steps.x=1"]), @"--set train.max_steps.x=1: train.max_steps.x: `x` cannot be set under `train.max_steps`, which is not a mapping; set `train.max_steps` as a whole");
@@ -748,4 +780,60 @@ fn the_ledger_as_printed() {
       per step                                     128
       in all                                   128_000
     ");
+}
+
+/// Adapters: on all matrices or some, at one rank or several; a model to adapt must be named.
+#[test]
+fn adapters_say_what_they_adapt() {
+    use lrpt::spec::AdapterForm;
+    let adapter = |rank, form, alpha| WeightForm::Adapter { rank, form, alpha };
+    let (low_rank, lora) = (AdapterForm::LowRank, AdapterForm::Lora);
+    let with = |weights: &str| {
+        let weights = format!("model.weights={weights}");
+        let plan = plan_with(&[&weights, "init={run: source}", "optimizer={}", "rank=fixed"]);
+        // It follows from the spec that it is written as, too.
+        Plan::from_yaml(&spec::to_yaml(&plan).expect("YAML"), "plan.yaml").expect("the same plan");
+        plan.model
+    };
+    let all = with("{adapter: {rank: 8}}");
+    assert!(all.weights.values().all(|form| *form == adapter(8, low_rank, None)));
+    let some = with("{adapter: {rank: 8, form: lora, targets: [q, v]}}");
+    assert_eq!(some.form(Target::Q), adapter(8, lora, Some(8)));
+    assert_eq!(some.form(Target::UP), WeightForm::Dense);
+    let own = with("{adapter: {rank: 8, form: lora, alpha: 16, targets: {q: 4, v: 8}}}");
+    assert_eq!(
+        [Target::Q, Target::V, Target::K].map(|target| own.form(target)),
+        [adapter(4, lora, Some(16)), adapter(8, lora, Some(16)), WeightForm::Dense]
+    );
+    let refused = |flags: &[&str]| {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let error = spec::load_plan(Path::new("configs/gpt-small.yaml"), &flags);
+        error.expect_err("refused").to_string()
+    };
+    let init = "init={run: source}";
+    for (flags, said) in [
+        (vec!["model.weights={adapter: {rank: 8}}"], "adapts a model that is there; name it"),
+        (
+            vec!["model.weights={adapter: {rank: 8, form: lora, alpha: 0}}", init],
+            "model.weights.adapter.alpha: is 0",
+        ),
+        (vec!["model.weights={adapter: {rank: 8, targets: []}}", init], "names no matrix"),
+        (vec!["model.weights={adapter: {rank: 8, targets: [q, q]}}", init], "names `q` twice"),
+        (vec!["model.weights={adapter: {rank: 8, targets: [w]}}", init], "`w`"),
+        (
+            vec!["model.weights={adapter: {rank: 8, targets: {q: 5000}}}", init],
+            "rank 5000 is not possible for `q`",
+        ),
+        (
+            vec![
+                "model.weights={adapter: {rank: 8, form: lora}}",
+                init,
+                "optimizer.low_rank={loro: {}}",
+            ],
+            "those of an adapter start at zero",
+        ),
+    ] {
+        let error = refused(&flags);
+        assert!(error.contains(said), "{flags:?}: {error}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::matrix::Matrix;
 use super::parameters::ParameterLedger;
-use crate::spec::{ComputeType, DeviceSpec, Integrator, LinalgSpec, ModelPlan, Plan};
+use crate::spec::{Architecture, ComputeType, DeviceSpec, Integrator, LinalgSpec, ModelPlan, Plan};
 
 /// Bytes of a number in f32.
 const BYTES_PER_VALUE: u64 = 4;
@@ -28,7 +28,9 @@ pub struct MemoryLedger {
     pub moments: u64,
     /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both
     /// norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C, or
-    /// C + 2 C G/H with G heads of keys and values); attention output (C) and log-sum-exp (H); MLP before and after GELU (8 C); and the rank-wide intermediate of each
+    /// C + 2 C G/H with G heads of keys and values); attention output (C) and log-sum-exp (H); MLP
+    /// before and after GELU (2 I, with I = 4 C unless said), or the gate, what it gates and both
+    /// together (3 I); and the rank-wide intermediate of each
     /// low-rank or factored matrix (r; 2 r with free factors U, S, V). Then per token the final
     /// norm's input, statistics and output (2 C + 2) and the head's gradient (C). Logits exist only
     /// in chunks, residual sums and dropout keep nothing. With half-precision products all but the
@@ -38,8 +40,8 @@ pub struct MemoryLedger {
     /// The head's gradient by its weight before it joins the embedding's: V C.
     pub head_gradient: u64,
     /// What the backward pass holds beside that at its widest, or the head at its: gradients of the
-    /// residual stream, of the MLP's output and of both sides of GELU, (2 + 8) C per token; or a
-    /// chunk of logits, [`LOGITS_PER_CHUNK`].
+    /// residual stream and of the MLP's output, 2 C per token, and of both sides of GELU, 2 I, or of
+    /// the three of SwiGLU, 3 I; or a chunk of logits, [`LOGITS_PER_CHUNK`].
     pub backward: u64,
     /// What the low-rank step holds: for every matrix, beside the old ones, the tangent gradient,
     /// the new weight and the new moments; and per matrix in hand the direction and the new basis
@@ -105,13 +107,15 @@ impl MemoryLedger {
                 .filter(|values| *values > 0);
             in_hand.clone().max().unwrap_or(0) * threads.min(layers * in_hand.count() as u64)
         };
+        let trained_rest = if model.is_adapted() { 0 } else { parameters.dense_rest() };
         let values = MemoryLedger {
-            weights: parameters.dense_rest() + of_blocks(&Matrix::parameters),
-            gradients: parameters.dense_rest() + of_blocks(&Matrix::gradient_values),
-            moments: 2 * parameters.dense_rest() + of_blocks(&moments),
+            weights: parameters.dense_rest()
+                + of_blocks(&|matrix| matrix.parameters() + matrix.frozen_values()),
+            gradients: trained_rest + of_blocks(&Matrix::gradient_values),
+            moments: 2 * trained_rest + of_blocks(&moments),
             activations: 0,
-            head_gradient: parameters.token_embedding,
-            backward: (10 * model.n_embd as u64 * tokens)
+            head_gradient: if model.is_adapted() { 0 } else { parameters.token_embedding },
+            backward: ((2 * model.n_embd as u64 + mlp_values(model)) * tokens)
                 .max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
             optimizer: of_blocks(&|matrix| matrix.step_values(&plan.optimizer)) + in_hand,
             augmented: match is_augmented_bug {
@@ -126,7 +130,7 @@ impl MemoryLedger {
                         }
                         false => narrow.gradient_values(),
                     };
-                    parameters.dense_rest()
+                    trained_rest
                         + layers * matrices.iter().zip(&augmented).map(low_rank).sum::<u64>()
                 }
                 false => 0,
@@ -177,12 +181,22 @@ fn on_device(plan: &Plan) -> bool {
     }
 }
 
+/// Numbers per token between the matrices of an MLP: before and after GELU; under SwiGLU the gate,
+/// what it gates, and both together.
+fn mlp_values(model: &ModelPlan) -> u64 {
+    let stages = match model.arch {
+        Architecture::Gpt2 => 2,
+        Architecture::Llama => 3,
+    };
+    stages * model.inner_width() as u64
+}
+
 /// Numbers kept per token for the backward pass: always in f32, and in the type of the products.
 fn activation_values(model: &ModelPlan, matrices: &[Matrix]) -> (u64, u64) {
     let (layers, width, heads) = (model.n_layer as u64, model.n_embd as u64, model.n_head as u64);
     let rank_wide: u64 = matrices.iter().map(Matrix::intermediate_values).sum();
     let (norm_inputs, norm_outputs) = (width + 2, width);
-    let (attention, mlp) = (2 * (width + model.key_width() as u64), 8 * width);
+    let (attention, mlp) = (2 * (width + model.key_width() as u64), mlp_values(model));
     let wide = layers * (2 * norm_inputs + heads) + norm_inputs + width;
     let narrow = layers * (2 * norm_outputs + attention + mlp + rank_wide) + norm_outputs;
     (wide, narrow)

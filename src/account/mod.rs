@@ -7,18 +7,20 @@
 //! updates are left out, as is usual for model FLOPs.
 //!
 //! ```text
-//! parameters   trained numbers by group
+//! parameters   numbers by group
 //! cut          what a rank cut adds to its step
 //! integrator   what further evaluations and cycles add
 //! operations   of a token, of a step, of the optimizer's own linear algebra
 //! memory       bytes at once
 //! wire         what processes that train together send each other
 //! matrix       what one matrix of a block contributes to each
+//! frozen       what only passes gradients on, and what is trained beside it
 //! figures      numbers as people read them
 //! ```
 
 mod cut;
 mod figures;
+mod frozen;
 mod integrator;
 mod matrix;
 mod memory;
@@ -28,7 +30,7 @@ mod parameters;
 mod tests;
 mod wire;
 
-use crate::spec::{DlraSpec, FactorForm, Plan, WeightForm};
+use crate::spec::{AdapterForm, DlraSpec, FactorForm, Plan, WeightForm};
 pub use cut::cut_flops;
 use figures::grouped;
 pub(crate) use figures::{bytes, scaled};
@@ -43,7 +45,7 @@ pub use wire::WireLedger;
 pub struct Ledger {
     /// Tokens in the vocabulary, V.
     pub vocabulary_size: u64,
-    /// Numbers that are trained.
+    /// Numbers, trained or not.
     pub parameters: ParameterLedger,
     /// Floating-point operations.
     pub flops: FlopLedger,
@@ -96,14 +98,26 @@ impl fmt::Display for Ledger {
         };
         let parameters = &self.parameters;
         writeln!(f, "parameters")?;
-        line(f, "token embedding (tied head)", grouped(parameters.token_embedding))?;
-        line(f, "positions", grouped(parameters.positions))?;
+        let tied = if parameters.head.is_none() { " (tied head)" } else { "" };
+        line(f, &format!("token embedding{tied}"), grouped(parameters.token_embedding))?;
+        if let Some(head) = parameters.head {
+            line(f, "head", grouped(head))?;
+        }
+        if let Some(positions) = parameters.positions {
+            line(f, "positions", grouped(positions))?;
+        }
         line(f, "norms", grouped(parameters.norms))?;
         line(f, "biases", grouped(parameters.biases))?;
         for target in &parameters.targets {
             let form = match target.form {
                 WeightForm::Dense => "dense".to_owned(),
                 WeightForm::LowRank { rank } => format!("rank {rank}"),
+                WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
+                    format!("frozen, adapter {rank}")
+                }
+                WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => {
+                    format!("frozen, LoRA {rank}")
+                }
                 WeightForm::Factored { rank, form: FactorForm::Ba } => format!("factored, {rank}"),
                 WeightForm::Factored { rank, form: FactorForm::Usv } => {
                     format!("factored usv, {rank}")
@@ -115,6 +129,9 @@ impl fmt::Display for Ledger {
         }
         let (total, dense) = (parameters.total(), parameters.dense_equivalent());
         line(f, "total", grouped(total))?;
+        if parameters.is_adapted {
+            line(f, "trained", grouped(parameters.trained()))?;
+        }
         line(f, "the same network dense", grouped(dense))?;
         line(f, "share of dense", format!("{:.3}", total as f64 / dense as f64))?;
 

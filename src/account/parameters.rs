@@ -1,46 +1,65 @@
-//! Trained numbers by group.
+//! Numbers by group.
 
 use super::matrix::Matrix;
-use crate::spec::{ModelPlan, Target, WeightForm};
+use crate::spec::{Architecture, ModelPlan, Target, WeightForm};
 
 /// Parameters by group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterLedger {
-    /// Token embedding, tied to the head: V C.
+    /// Token embedding, also the head where they are tied: V C.
     pub token_embedding: u64,
-    /// Learned positions: T C.
-    pub positions: u64,
-    /// Layer-norm gains: (2 L + 1) C.
+    /// A head of its own: V C; none where it is tied.
+    pub head: Option<u64>,
+    /// Learned positions: T C; none where positions are rotary.
+    pub positions: Option<u64>,
+    /// Norm gains: (2 L + 1) C.
     pub norms: u64,
-    /// Biases of norms and linear layers: (2 L + 1) C + 9 L C; 0 without biases.
+    /// Biases of layer norms, (2 L + 1) C, and of linear layers, L times the sum of their outputs;
+    /// 0 without biases.
     pub biases: u64,
-    /// The six matrices of a block.
+    /// The matrices of a block.
     pub targets: Vec<TargetLedger>,
+    /// Whether only adapters are trained.
+    pub is_adapted: bool,
 }
 
 impl ParameterLedger {
     pub(super) fn new(model: &ModelPlan, vocabulary: u64) -> Self {
         let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
         let norms = (2 * layers + 1) * width;
+        let norm_biases = match model.arch {
+            Architecture::Gpt2 => norms,
+            Architecture::Llama => 0,
+        };
         let linear_biases: u64 =
             model.arch.targets().iter().map(|target| model.shape(*target).0 as u64).sum();
         ParameterLedger {
             token_embedding: vocabulary * width,
-            positions: model.block_size as u64 * width,
+            head: (!model.ties_embeddings()).then_some(vocabulary * width),
+            positions: (!model.arch.is_rotary()).then_some(model.block_size as u64 * width),
             norms,
-            biases: if model.bias { norms + layers * linear_biases } else { 0 },
+            biases: if model.bias { norm_biases + layers * linear_biases } else { 0 },
             targets: model
                 .arch
                 .targets()
                 .iter()
                 .map(|target| TargetLedger::new(model, *target))
                 .collect(),
+            is_adapted: model.is_adapted(),
         }
     }
 
-    /// Everything outside the six matrices of a block.
+    /// Everything outside the matrices of the blocks.
     pub(super) fn dense_rest(&self) -> u64 {
-        self.token_embedding + self.positions + self.norms + self.biases
+        let tables = self.token_embedding + self.head.unwrap_or(0) + self.positions.unwrap_or(0);
+        tables + self.norms + self.biases
+    }
+
+    /// Trained parameters: all, or those of adapters alone.
+    pub fn trained(&self) -> u64 {
+        let targets = self.targets.iter();
+        let rest = if self.is_adapted { 0 } else { self.dense_rest() };
+        rest + targets.map(|target| target.trained).sum::<u64>()
     }
 
     /// All parameters.
@@ -54,7 +73,7 @@ impl ParameterLedger {
     }
 }
 
-/// One of the six matrices, over all blocks.
+/// One of the matrices, over all blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetLedger {
     /// Which matrix.
@@ -66,7 +85,10 @@ pub struct TargetLedger {
     /// n.
     pub columns: u64,
     /// Stored numbers in all blocks: L m n, L (m r + r² + n r), or L (m r + n r) for W = B A.
+    /// With a frozen matrix beside it L m n more.
     pub parameters: u64,
+    /// Trained ones of them.
+    pub trained: u64,
     /// L m n.
     pub dense_equivalent: u64,
 }
@@ -77,10 +99,11 @@ impl TargetLedger {
         let layers = model.n_layer as u64;
         TargetLedger {
             target,
-            form: matrix.form,
+            form: model.form(target),
             rows: matrix.rows,
             columns: matrix.columns,
-            parameters: layers * matrix.parameters(),
+            parameters: layers * (matrix.parameters() + matrix.frozen_values()),
+            trained: layers * matrix.parameters(),
             dense_equivalent: layers * matrix.rows * matrix.columns,
         }
     }

@@ -10,7 +10,7 @@ const BYTES: u64 = 4;
 /// Gradient sums on the wire.
 ///
 /// A low-rank matrix has its K- and its L-gradient there, (m + n) r numbers in place of m n; all
-/// else has as many numbers as it stores. A sum goes from each micro-batch to the next, M − 1
+/// else that is trained has as many numbers as it stores. A sum goes from each micro-batch to the next, M − 1
 /// times, and from the last to all P processes, P − 1 times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireLedger {
@@ -27,11 +27,12 @@ pub struct WireLedger {
 impl WireLedger {
     pub(super) fn new(plan: &Plan, parameters: &ParameterLedger) -> Self {
         let layers = plan.model.n_layer as u64;
+        let rest = if parameters.is_adapted { 0 } else { parameters.dense_rest() };
         let sums = |form: &dyn Fn(Matrix) -> Matrix| {
             let targets = plan.model.arch.targets().iter();
             let values = targets
                 .map(|target| layers * form(Matrix::new(&plan.model, *target)).gradient_values());
-            parameters.dense_rest() + values.sum::<u64>()
+            rest + values.sum::<u64>()
         };
         let integrator = plan.optimizer.dlra().map_or(Integrator::Tangent, |dlra| dlra.integrator);
         let further = plan.optimizer.dlra().map_or(1, DlraSpec::evaluations_per_step) - 1;

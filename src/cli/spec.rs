@@ -2,6 +2,7 @@
 
 use crate::account::Ledger;
 use crate::spec::{self, Plan, SourceSpec, TokenizerSpec};
+use crate::train::load_plan;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use std::io::Write;
@@ -37,7 +38,7 @@ struct SpecFileArgs {
 
 impl SpecFileArgs {
     fn plan(&self) -> anyhow::Result<Plan> {
-        let (written, plan) = spec::load_plan(&self.spec, &self.set)?;
+        let (written, plan) = load_plan(&self.spec, &self.set)?;
         spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
         Ok(plan)
     }

@@ -1,17 +1,14 @@
 //! GPT-2 as `transformers` has it: q, k and v fused into one matrix, matrices transposed (Conv1D),
 //! a bias everywhere, the head tied to the token table.
 
-use super::weights::Named;
+use super::settings::Settings;
+use super::weights::{HEAD, Module, Named, imported_head};
 use crate::model::ModelConfig;
 use crate::params::{ParamStore, TensorReader};
-use crate::spec::Architecture;
-use anyhow::{Context, Result, bail, ensure};
+use crate::spec::{Architecture, ModelPlan};
+use anyhow::{Result, ensure};
 use candle_core::{D, Tensor};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-
-/// ε of the layer norms, here and there.
-const NORM_EPSILON: f64 = 1e-5;
 
 /// `config.json`.
 pub(super) fn config(model: &ModelConfig, end_of_text: Option<u32>, dtype: &str) -> Value {
@@ -24,14 +21,14 @@ pub(super) fn config(model: &ModelConfig, end_of_text: Option<u32>, dtype: &str)
         "n_embd": model.n_embd,
         "n_layer": model.n_layer,
         "n_head": model.n_head,
-        "n_inner": null,
+        "n_inner": model.n_inner,
         "activation_function": "gelu_new",
-        "layer_norm_epsilon": NORM_EPSILON,
+        "layer_norm_epsilon": model.norm_epsilon(),
         "attn_pdrop": model.dropout,
         "embd_pdrop": model.dropout,
         "resid_pdrop": model.dropout,
         "scale_attn_weights": true,
-        "tie_word_embeddings": true,
+        "tie_word_embeddings": model.ties_embeddings(),
         "use_cache": true,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
@@ -78,6 +75,9 @@ pub(super) fn tensors(model: &ModelConfig, params: &ParamStore) -> Result<Vec<(S
         }
     }
     out.extend(norm("transformer.ln_f".to_owned())?);
+    if !model.ties_embeddings() {
+        out.push((HEAD.to_owned(), named.dense(HEAD)?));
+    }
     Ok(out)
 }
 
@@ -89,63 +89,51 @@ const MATRICES: &[(&str, &[&str])] = &[
     ("mlp.c_proj", &["mlp.down"]),
 ];
 
+/// The modules with matrices, block by block.
+pub(super) fn modules(model: &ModelConfig) -> Vec<Module> {
+    let of_block = |layer: usize| {
+        MATRICES.iter().map(move |(fused, sites)| Module {
+            name: format!("transformer.h.{layer}.{fused}"),
+            sites: sites.iter().map(|site| format!("transformer.h.{layer}.{site}")).collect(),
+        })
+    };
+    (0..model.n_layer).flat_map(of_block).collect()
+}
+
 /// The configuration of a dense model here, from a `config.json`.
 ///
 /// # Errors
-/// Naming what does not fit: another architecture or activation, an untied head, another ε, another
-/// MLP width.
+/// Naming what does not fit: another architecture, activation or attention.
 pub(super) fn read_config(config: &Value) -> Result<ModelConfig> {
-    let size = |key: &str| -> Result<usize> {
-        let size = config.get(key).and_then(Value::as_u64);
-        let size = size.with_context(|| format!("config.json: `{key}` is missing or no number"))?;
-        Ok(usize::try_from(size)?)
-    };
-    let n_embd = size("n_embd")?;
-    let refuse_unless = |key: &str, fits: fn(&Value) -> bool, wanted: &str| -> Result<()> {
-        match config.get(key) {
-            Some(value) if !value.is_null() && !fits(value) => {
-                bail!("config.json: `{key}` is {value}; lrpt's gpt2 has {wanted}")
-            }
-            _ => Ok(()),
-        }
-    };
-    refuse_unless(
+    let settings = Settings::new(config, "gpt2");
+    settings.refuse_unless(
         "activation_function",
         |value| matches!(value.as_str(), Some("gelu_new" | "gelu_pytorch_tanh")),
         "GELU in its tanh form (gelu_new)",
     )?;
-    refuse_unless("tie_word_embeddings", |value| value == true, "a tied head")?;
-    refuse_unless("scale_attn_weights", |value| value == true, "scaled attention")?;
-    refuse_unless(
+    settings.refuse_unless("scale_attn_weights", |value| value == true, "scaled attention")?;
+    settings.refuse_unless(
         "scale_attn_by_inverse_layer_idx",
         |value| value == false,
         "attention scaled alike in every layer",
     )?;
-    refuse_unless("add_cross_attention", |value| value == false, "no cross-attention")?;
-    refuse_unless(
-        "layer_norm_epsilon",
-        |value| value.as_f64().is_some_and(|epsilon| (epsilon - NORM_EPSILON).abs() < 1e-12),
-        "1e-5",
-    )?;
-    if let Some(inner) = config.get("n_inner").and_then(Value::as_u64) {
-        ensure!(
-            inner == 4 * n_embd as u64,
-            "config.json: `n_inner` is {inner}; lrpt's gpt2 has an MLP of 4 n_embd = {}",
-            4 * n_embd
-        );
-    }
-    let model = ModelConfig {
-        arch: Architecture::Gpt2,
-        n_layer: size("n_layer")?,
-        n_head: size("n_head")?,
-        n_kv_head: None,
+    settings.refuse_unless("add_cross_attention", |value| value == false, "no cross-attention")?;
+    let (arch, n_embd) = (Architecture::Gpt2, settings.size("n_embd")?);
+    let (inner, tied) = (settings.size_or_none("n_inner")?, settings.flag("tie_word_embeddings")?);
+    let (epsilon, usual_epsilon) = arch.norm_epsilon();
+    let plan = ModelPlan {
+        n_layer: settings.size("n_layer")?,
+        n_head: settings.size("n_head")?,
         n_embd,
-        block_size: size("n_positions")?,
-        vocab_size: size("vocab_size")?,
-        dropout: config.get("resid_pdrop").and_then(Value::as_f64).unwrap_or(0.0),
+        block_size: settings.size("n_positions")?,
+        dropout: settings.number("resid_pdrop")?.unwrap_or(0.0),
         bias: true,
-        weights: BTreeMap::new(),
+        n_inner: inner.filter(|inner| *inner != arch.inner_width(n_embd)),
+        tie_word_embeddings: tied.filter(|tied| *tied != arch.ties_embeddings()),
+        layer_norm_epsilon: settings.number(epsilon)?.filter(|size| *size != usual_epsilon),
+        ..ModelPlan::of(arch)
     };
+    let model = ModelConfig { model: plan, vocab_size: settings.size("vocab_size")? };
     model.validate()?;
     Ok(model)
 }
@@ -158,13 +146,13 @@ pub(super) fn read_tensors(
     model: &ModelConfig,
     tensors: Vec<(String, Tensor)>,
 ) -> Result<Vec<(String, Tensor)>> {
-    let mut tied = None;
+    let mut head = None;
     let mut given = Vec::new();
     for (name, tensor) in tensors {
         let name = match name.strip_prefix("transformer.") {
             Some(_) => name,
-            None if name == "lm_head.weight" => {
-                tied = Some(tensor);
+            None if name == HEAD => {
+                head = Some(tensor);
                 continue;
             }
             None => format!("transformer.{name}"),
@@ -177,13 +165,7 @@ pub(super) fn read_tensors(
     let mut reader = TensorReader::new("the imported model", given);
     let (width, mut out) = (model.n_embd, Vec::new());
     let wte = reader.take_shaped("transformer.wte.weight", &[model.vocab_size, width])?;
-    if let Some(head) = tied {
-        ensure!(
-            head.dims() == wte.dims() && scalar_distance(&head, &wte)? == 0.0,
-            "the imported model: `lm_head.weight` is not the token table; lrpt's gpt2 has a tied \
-             head"
-        );
-    }
+    out.extend(imported_head(model, &wte, head)?);
     out.push(("transformer.wte.weight".to_owned(), wte));
     let wpe = reader.take_shaped("transformer.wpe.weight", &[model.block_size, width])?;
     out.push(("transformer.wpe.weight".to_owned(), wpe));
@@ -192,7 +174,7 @@ pub(super) fn read_tensors(
         let block = format!("transformer.h.{layer}");
         norms.extend([format!("{block}.ln_1"), format!("{block}.ln_2")]);
         for (fused, sites) in MATRICES {
-            let shapes = sites.iter().map(|site| shape_of(site, width)).collect::<Vec<_>>();
+            let shapes = sites.iter().map(|site| shape_of(site, model)).collect::<Vec<_>>();
             let (rows, columns) = (shapes.iter().map(|(rows, _)| rows).sum(), shapes[0].1);
             let weight =
                 reader.take_shaped(&format!("{block}.{fused}.weight"), &[columns, rows])?;
@@ -218,15 +200,11 @@ pub(super) fn read_tensors(
 }
 
 /// Outputs and inputs of a site.
-fn shape_of(site: &str, width: usize) -> (usize, usize) {
+fn shape_of(site: &str, model: &ModelConfig) -> (usize, usize) {
+    let (width, inner) = (model.n_embd, model.inner_width());
     match site {
-        "mlp.up" => (4 * width, width),
-        "mlp.down" => (width, 4 * width),
+        "mlp.up" => (inner, width),
+        "mlp.down" => (width, inner),
         _ => (width, width),
     }
-}
-
-fn scalar_distance(a: &Tensor, b: &Tensor) -> Result<f64> {
-    let difference = (a - b)?.abs()?.flatten_all()?.max(0)?;
-    Ok(difference.to_dtype(candle_core::DType::F64)?.to_scalar()?)
 }

@@ -1,10 +1,70 @@
 //! A weight matrix as one dense tensor, whatever its form here.
 
+use super::{gpt2, llama};
 use crate::lowrank::LowRank;
+use crate::model::ModelConfig;
 use crate::params::{ParamStore, Parameter, Weight};
-use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
+use crate::spec::Architecture;
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
+
+/// The head of every architecture, here and there, where it is not the table of tokens.
+pub(super) const HEAD: &str = "lm_head.weight";
+
+/// The head of an imported model by its name here; none where it is the table of tokens, which
+/// some write twice.
+///
+/// # Errors
+/// If what is there is not what `config.json` says.
+pub(super) fn imported_head(
+    model: &ModelConfig,
+    table: &Tensor,
+    head: Option<Tensor>,
+) -> Result<Option<(String, Tensor)>> {
+    let differs = |head: &Tensor| -> Result<bool> {
+        let difference = (head - table)?.abs()?.flatten_all()?.max(0)?;
+        Ok(difference.to_dtype(DType::F64)?.to_scalar::<f64>()? != 0.0)
+    };
+    let Some(head) = head else {
+        ensure!(
+            model.ties_embeddings(),
+            "the imported model: there is no `{HEAD}`, and config.json says that it is not the \
+             token table (tie_word_embeddings)"
+        );
+        return Ok(None);
+    };
+    ensure!(
+        head.dims() == table.dims(),
+        "the imported model: `{HEAD}` has shape {:?}, the token table {:?}",
+        head.dims(),
+        table.dims()
+    );
+    if !model.ties_embeddings() {
+        return Ok(Some((HEAD.to_owned(), head)));
+    }
+    ensure!(
+        !differs(&head)?,
+        "the imported model: `{HEAD}` is not the token table, but config.json says that it is \
+         (tie_word_embeddings)"
+    );
+    Ok(None)
+}
+
+/// A layer of `transformers` with a matrix, `transformer.h.0.attn.c_attn`, and the sites here that
+/// make it up: more than one where it is fused, one below the other.
+pub(super) struct Module {
+    pub name: String,
+    pub sites: Vec<String>,
+}
+
+/// The layers with matrices, block by block.
+pub(super) fn modules(model: &ModelConfig) -> Vec<Module> {
+    match model.arch {
+        Architecture::Gpt2 => gpt2::modules(model),
+        Architecture::Llama => llama::modules(model),
+    }
+}
 
 /// Parameters by name, on the host.
 pub struct Named<'a> {
@@ -40,8 +100,13 @@ impl<'a> Named<'a> {
     /// W: m × n of a site: dense as it is, or the product of its factors.
     ///
     /// # Errors
-    /// If the site has no weight in any form.
+    /// If the site has no weight in any form, or one with an adapter, which must be merged first
+    /// ([`crate::model::merged`]).
     pub fn matrix(&self, site: &str) -> Result<Tensor> {
+        let has_adapter = [".adapter", ".adapter.b"]
+            .into_iter()
+            .any(|leaf| self.parameters.contains_key(format!("{site}{leaf}").as_str()));
+        ensure!(!has_adapter, "`{site}` has an adapter that was not merged into it");
         let factor = |leaf: &str| self.find(&format!("{site}.{leaf}"));
         if let Some(point) = self.point(site) {
             return Ok(point.to_device(&Device::Cpu)?.to_dense()?);

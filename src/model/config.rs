@@ -1,52 +1,40 @@
 //! The resolved shape of a network: everything needed to build it and to load its checkpoints.
 
 use crate::ops::AttentionHeads;
-use crate::spec::{Architecture, Target, WeightForm, bounds, key_width};
-use anyhow::{Result, ensure};
+use crate::spec::{ModelPlan, WeightForm, bounds};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 
-/// Shape of a network, stored as `config.json` in every checkpoint.
+/// Shape of a network, stored as `config.json` in every checkpoint: what a plan says of it, and its
+/// vocabulary. The plan's settings are read as if they were its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
-    /// Architecture.
-    pub arch: Architecture,
-    /// Number of blocks.
-    pub n_layer: usize,
-    /// Attention heads per block.
-    pub n_head: usize,
-    /// Heads of keys and values per block, where they are not as many.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub n_kv_head: Option<usize>,
-    /// Width C of the residual stream.
-    pub n_embd: usize,
-    /// Context length.
-    pub block_size: usize,
+    /// What a plan says.
+    #[serde(flatten)]
+    pub model: ModelPlan,
     /// Vocabulary size V.
     pub vocab_size: usize,
-    /// Dropout probability in training.
-    pub dropout: f64,
-    /// Whether linear layers and norms have biases.
-    pub bias: bool,
-    /// Form of each target's weights.
-    pub weights: BTreeMap<Target, WeightForm>,
+}
+
+impl Deref for ModelConfig {
+    type Target = ModelPlan;
+
+    fn deref(&self) -> &ModelPlan {
+        &self.model
+    }
+}
+
+impl DerefMut for ModelConfig {
+    fn deref_mut(&mut self) -> &mut ModelPlan {
+        &mut self.model
+    }
 }
 
 impl ModelConfig {
-    /// Outputs m and inputs n of a target's weight.
-    pub fn shape(&self, target: Target) -> (usize, usize) {
-        let AttentionHeads { queries, keys } = self.heads();
-        self.arch.shape(target, self.n_embd, key_width(self.n_embd, queries, keys))
-    }
-
     /// Heads of queries, and of keys and values.
     pub fn heads(&self) -> AttentionHeads {
-        AttentionHeads { queries: self.n_head, keys: self.n_kv_head.unwrap_or(self.n_head) }
-    }
-
-    /// Form of a target's weights; dense where nothing is said.
-    pub fn form(&self, target: Target) -> WeightForm {
-        self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
+        AttentionHeads { queries: self.n_head, keys: self.key_heads() }
     }
 
     /// Checks that every size is one that a network can have, before anything is made from it: a
@@ -65,7 +53,7 @@ impl ModelConfig {
         ];
         for (key, size, most) in sizes {
             if let Some(problem) = bounds::size_problem(size as u64, most) {
-                anyhow::bail!("config.json: {key}: {problem}; the checkpoint is not one of lrpt's");
+                bail!("config.json: {key}: {problem}; the checkpoint is not one of lrpt's");
             }
         }
         let (heads, width, dropout) = (self.n_head, self.n_embd, self.dropout);
@@ -82,7 +70,10 @@ impl ModelConfig {
             (0.0..1.0).contains(&dropout),
             "config.json: dropout: is {dropout}; it is at least 0 and less than 1"
         );
-        let numbers = bounds::block_parameters(self.n_layer, width);
+        if let Some((key, problem)) = self.setting_problems().into_iter().next() {
+            bail!("config.json: {key}: {problem}")
+        }
+        let numbers = self.block_parameters();
         ensure!(
             numbers <= bounds::MAX_PARAMETERS,
             "config.json: n_layer: {} blocks of width {width} are more than the {} numbers that are accepted",
@@ -93,6 +84,11 @@ impl ModelConfig {
             let Some(rank) = form.rank() else { continue };
             let (rows, columns) = self.shape(*target);
             let limit = rows.min(columns);
+            ensure!(
+                !matches!(form, WeightForm::Adapter { alpha: Some(0), .. }),
+                "config.json: weights.{}: alpha is 0; it is at least 1",
+                target.name()
+            );
             ensure!(
                 (1..=limit).contains(&rank),
                 "config.json: weights.{}: rank {rank} is not possible for {rows} × {columns}; it is 1 to {limit}",
@@ -106,6 +102,7 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Target;
 
     fn config(key: &str, value: serde_json::Value) -> ModelConfig {
         let mut config = serde_json::json!({
@@ -129,6 +126,29 @@ mod tests {
         assert_eq!(shapes, [(32, 32), (16, 32), (16, 32), (32, 32)]);
     }
 
+    /// Settings that checkpoints of before had not are those of GPT-2, and are written only where
+    /// they differ.
+    #[test]
+    fn settings_are_the_architecture_s_unless_said() {
+        use serde_json::json;
+        let mut llama = config("arch", json!("llama"));
+        let usual = |config: &ModelConfig| {
+            (config.inner_width(), config.ties_embeddings(), config.norm_epsilon())
+        };
+        assert_eq!(usual(&config("bias", json!(false))), (128, true, 1e-5));
+        assert_eq!((usual(&llama), llama.rope_theta()), ((88, false, 1e-6), 10_000.0));
+        (llama.n_inner, llama.tie_word_embeddings) = (Some(96), Some(true));
+        (llama.rope_theta, llama.rms_norm_eps) = (Some(5e5), Some(1e-5));
+        llama.validate().expect("a sound one");
+        assert_eq!((usual(&llama), llama.rope_theta()), ((96, true, 1e-5), 5e5));
+        assert_eq!(llama.shape(Target::GATE), (96, 32));
+        let text = serde_json::to_string(&llama).expect("JSON");
+        assert_eq!(serde_json::from_str::<ModelConfig>(&text).expect("read back"), llama);
+        llama.n_head = 32;
+        let error = llama.validate().expect_err("heads 1 wide").to_string();
+        assert!(error.contains("n_head") && error.contains("heads 1 wide"), "{error}");
+    }
+
     /// Case 25: a checkpoint with sizes that no network has.
     #[test]
     fn a_stranger_s_configuration_is_checked_before_it_is_used() {
@@ -139,6 +159,10 @@ mod tests {
             ("n_layer", json!(u64::MAX), "set at most 4096"),
             ("vocab_size", json!(1u64 << 31), "set at most 4194304"),
             ("block_size", json!(0), "is 0"),
+            ("n_inner", json!(0), "is 0"),
+            ("rope_theta", json!(10_000.0), "has learned positions"),
+            ("rms_norm_eps", json!(1e-6), "has `layer_norm_epsilon`"),
+            ("layer_norm_epsilon", json!(0.0), "is 0"),
             ("n_head", json!(3), "does not divide n_embd 32"),
             ("n_kv_head", json!(0), "is 0"),
             ("n_kv_head", json!(3), "does not divide n_head 2"),
@@ -148,7 +172,8 @@ mod tests {
             let error = config(key, value).validate().expect_err(key).to_string();
             assert!(error.contains(key) && error.contains(said), "{error}");
         }
-        let huge = ModelConfig { n_layer: 4096, n_embd: 65_536, ..config("bias", json!(true)) };
+        let mut huge = config("bias", json!(true));
+        (huge.n_layer, huge.n_embd) = (4096, 65_536);
         assert!(huge.validate().is_err(), "each size is possible, all together are not");
     }
 }

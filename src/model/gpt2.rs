@@ -1,5 +1,5 @@
-//! The GPT-2 decoder: learned positions, pre-norm blocks, GELU (tanh form), tied head. Forward
-//! only.
+//! The GPT-2 decoder: learned positions, pre-norm blocks, GELU (tanh form), tied head or one
+//! of its own. Forward only.
 //!
 //! Shapes: B sequences, T tokens, C = `n_embd`, V vocabulary.
 
@@ -11,9 +11,6 @@ use crate::params::{ParamId, ParamStore};
 use crate::spec::Target;
 use candle_core::{Result, Tensor};
 
-/// Added to the variance in layer norms.
-const NORM_EPSILON: f64 = 1e-5;
-
 /// A GPT-2 of some size.
 #[derive(Clone, Debug)]
 pub struct Gpt2 {
@@ -22,6 +19,7 @@ pub struct Gpt2 {
     position_table: ParamId,
     blocks: Vec<Block>,
     final_norm: LayerNorm,
+    head: Head,
 }
 
 #[derive(Clone, Debug)]
@@ -47,14 +45,25 @@ impl Gpt2 {
             .map(|layer| Block::declare(&config, layer, &mut declarations))
             .collect();
         let final_norm = norm(&config, "transformer.ln_f", &mut declarations);
+        let head = match config.ties_embeddings() {
+            true => token_table,
+            false => declarations.head(config.vocab_size, width),
+        };
         let Declarations { parameters: declared, sites } = declarations;
         let structure = Structure { config, compute: Compute::default(), declared, sites };
-        Self { structure, token_table, position_table, blocks, final_norm }
+        Self {
+            structure,
+            token_table,
+            position_table,
+            blocks,
+            final_norm,
+            head: Head { weight: head },
+        }
     }
 }
 
 fn norm(config: &ModelConfig, name: &str, declarations: &mut Declarations) -> LayerNorm {
-    LayerNorm::declare(declarations, name, config.n_embd, config.bias, NORM_EPSILON)
+    LayerNorm::declare(declarations, name, config.n_embd, config.bias, config.norm_epsilon())
 }
 
 impl Network for Gpt2 {
@@ -67,7 +76,7 @@ impl Network for Gpt2 {
     }
 
     fn head(&self) -> Head {
-        Head { weight: self.token_table }
+        self.head
     }
 
     fn hidden_observed(

@@ -8,7 +8,7 @@ use crate::lowrank::LowRank;
 use crate::ops::{self, Dropout, Tape, Value};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
-use crate::spec::{FactorForm, WeightForm};
+use crate::spec::{AdapterForm, FactorForm, WeightForm};
 use candle_core::{Result, Tensor};
 
 /// Standard deviation of initial weights (Radford et al. 2019).
@@ -34,6 +34,13 @@ impl Declarations {
         let standard_deviation = INIT_STANDARD_DEVIATION;
         let initial = Initial::Normal { rows, columns, standard_deviation };
         self.add(name.to_owned(), Role::Embedding, initial)
+    }
+
+    /// A head of its own, beside the table of tokens.
+    pub fn head(&mut self, vocabulary: usize, width: usize) -> ParamId {
+        let standard_deviation = INIT_STANDARD_DEVIATION;
+        let initial = Initial::Normal { rows: vocabulary, columns: width, standard_deviation };
+        self.add("lm_head.weight".to_owned(), Role::Head, initial)
     }
 }
 
@@ -80,6 +87,34 @@ impl LayerNorm {
     }
 }
 
+/// Normalisation by the root mean square over the last dimension.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    weight: ParamId,
+    epsilon: f64,
+}
+
+impl RmsNorm {
+    /// A norm of this width, ones at first.
+    pub fn declare(
+        declarations: &mut Declarations,
+        name: &str,
+        width: usize,
+        epsilon: f64,
+    ) -> Self {
+        let initial = Initial::Constant { size: width, value: 1.0 };
+        Self { weight: declarations.add(format!("{name}.weight"), Role::Norm, initial), epsilon }
+    }
+
+    /// The normed x.
+    ///
+    /// # Errors
+    /// If the widths do not fit.
+    pub fn forward(&self, pass: &Pass, x: &Value) -> Result<Value> {
+        ops::rms_norm(pass.tape, x, &pass.dense(self.weight)?, self.epsilon)
+    }
+}
+
 /// y = x Wᵀ + b with W in one of its forms.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -95,6 +130,10 @@ enum LinearWeight {
     TwoFactors { b: ParamId, a: ParamId },
     /// W = U S Vᵀ, each trained freely.
     ThreeFactors { u: ParamId, s: ParamId, vt: ParamId },
+    /// W = W₀ + U S Vᵀ.
+    Adapted { frozen: ParamId, adapter: ParamId },
+    /// W = W₀ + scale · B A.
+    Lora { frozen: ParamId, b: ParamId, a: ParamId, scale: f64 },
 }
 
 impl Linear {
@@ -109,11 +148,28 @@ impl Linear {
     ) -> Self {
         let place = Place { layer: site.layer, target: site.kind };
         let (name, rows, columns) = (site.name.clone(), site.rows, site.columns);
+        let full = |declarations: &mut Declarations| {
+            let initial = Initial::Normal { rows, columns, standard_deviation };
+            declarations.add(format!("{name}.weight"), Role::Matrix(place), initial)
+        };
         let weight = match form {
-            WeightForm::Dense => {
-                let initial = Initial::Normal { rows, columns, standard_deviation };
-                let name = format!("{name}.weight");
-                LinearWeight::Matrix(declarations.add(name, Role::Matrix(place), initial))
+            WeightForm::Dense => LinearWeight::Matrix(full(declarations)),
+            WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
+                let frozen = full(declarations);
+                let initial = Initial::Adapter { rows, columns, rank };
+                let adapter = adapter_name(&name);
+                let adapter = declarations.add(adapter, Role::Matrix(place), initial);
+                LinearWeight::Adapted { frozen, adapter }
+            }
+            WeightForm::Adapter { rank, form: AdapterForm::Lora, alpha } => {
+                let frozen = full(declarations);
+                let mut factor = |factor: Factor, initial| {
+                    let name = format!("{}.{}", adapter_name(&name), factor.name());
+                    declarations.add(name, Role::Factor(place, factor), initial)
+                };
+                let b = factor(Factor::B, Initial::LoraB { rows, rank });
+                let a = factor(Factor::A, Initial::LoraA { rank, columns });
+                LinearWeight::Lora { frozen, b, a, scale: lora_scale(rank, alpha) }
             }
             WeightForm::LowRank { rank } => {
                 let initial = Initial::LowRank { rows, columns, rank, standard_deviation };
@@ -159,6 +215,21 @@ impl Linear {
                     ops::low_rank_linear(pass.tape, x, &u, s, &v, bias.as_ref())
                 }
             },
+            LinearWeight::Adapted { frozen, adapter } => {
+                let y = ops::linear(pass.tape, x, &pass.dense(frozen)?, bias.as_ref())?;
+                let LowRank { u, s, v } = pass.params.point(adapter)?;
+                let u = pass.value(adapter, ParamStore::slot(adapter), u);
+                let v = pass.value(adapter, ParamStore::l_slot(adapter), v);
+                let added = ops::low_rank_linear(pass.tape, x, &u, s, &v, None)?;
+                ops::add(pass.tape, &y, &added)
+            }
+            LinearWeight::Lora { frozen, b, a, scale } => {
+                let y = ops::linear(pass.tape, x, &pass.dense(frozen)?, bias.as_ref())?;
+                let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
+                let z = if scale == 1.0 { z } else { ops::scaled(pass.tape, &z, scale)? };
+                let added = ops::linear(pass.tape, &z, &pass.dense(b)?, None)?;
+                ops::add(pass.tape, &y, &added)
+            }
             LinearWeight::TwoFactors { b, a } => {
                 let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
                 ops::linear(pass.tape, &z, &pass.dense(b)?, bias.as_ref())
@@ -172,6 +243,16 @@ impl Linear {
             }
         }
     }
+}
+
+/// Name of a site's adapter in checkpoints, without the names of its parts.
+pub(super) fn adapter_name(site: &str) -> String {
+    format!("{site}.adapter")
+}
+
+/// α/r, the scale of B A; 1 where there is no α.
+pub(super) fn lora_scale(rank: usize, alpha: Option<usize>) -> f64 {
+    alpha.map_or(1.0, |alpha| alpha as f64 / rank as f64)
 }
 
 /// One forward pass: the parameters, the tape, and the dropout of this step.

@@ -1,4 +1,5 @@
-//! Token and position embedding: x[b, t] = token_table[token[b, t]] + position_table[t].
+//! Token and position embedding: x[b, t] = token_table[token[b, t]] + position_table[t], or without
+//! the latter.
 
 use super::tape::{Tape, Value};
 use crate::kernels::{Host, Real, SharedOut, build, with_real};
@@ -20,31 +21,53 @@ pub fn embedding(
     token_table: &Value,
     position_table: &Value,
 ) -> Result<Value> {
+    embedded(tape, tokens, token_table, Some(position_table))
+}
+
+/// Token vectors alone, where positions enter elsewhere: tokens (B, T) u32, token table (V, C),
+/// result (B, T, C).
+///
+/// # Errors
+/// If a token is outside the table.
+pub fn token_embedding(tape: &Tape, tokens: &Tensor, token_table: &Value) -> Result<Value> {
+    embedded(tape, tokens, token_table, None)
+}
+
+fn embedded(
+    tape: &Tape,
+    tokens: &Tensor,
+    token_table: &Value,
+    position_table: Option<&Value>,
+) -> Result<Value> {
     let (b, t) = tokens.dims2()?;
     let (vocabulary, width) = token_table.tensor().dims2()?;
-    let (positions, position_width) = position_table.tensor().dims2()?;
-    if position_width != width {
-        bail!("tokens are {width} wide, positions {position_width}")
-    }
-    if t > positions {
-        bail!("a sequence of {t} tokens exceeds the block size of {positions}")
+    if let Some(table) = position_table {
+        let (positions, position_width) = table.tensor().dims2()?;
+        if position_width != width {
+            bail!("tokens are {width} wide, positions {position_width}")
+        }
+        if t > positions {
+            bail!("a sequence of {t} tokens exceeds the block size of {positions}")
+        }
     }
     let tokens = tokens.contiguous()?;
     let kernels = tape.uses_kernels(token_table.tensor());
+    let (to_tokens, to_positions) = (token_table.source(), position_table.and_then(Value::source));
+    let token_table = token_table.tensor().clone();
+    let position_table = position_table.map(|table| table.tensor().clone());
     let embedded = if kernels {
         let ids = Host::new(&tokens)?;
         if let Some(outside) = ids.ids()?.iter().find(|id| **id as usize >= vocabulary) {
             bail!("token {outside} is outside the vocabulary of {vocabulary}")
         }
-        with_real!(token_table.tensor().dtype(), T => forward::<T>(ids.ids()?, token_table.tensor(), position_table.tensor(), (b, t, width))?)
+        with_real!(token_table.dtype(), T => forward::<T>(ids.ids()?, &token_table, position_table.as_ref(), (b, t, width))?)
     } else {
-        let rows =
-            token_table.tensor().index_select(&tokens.flatten_all()?, 0)?.reshape((b, t, width))?;
-        rows.broadcast_add(&position_table.tensor().narrow(0, 0, t)?)?
+        let rows = token_table.index_select(&tokens.flatten_all()?, 0)?.reshape((b, t, width))?;
+        match &position_table {
+            Some(table) => rows.broadcast_add(&table.narrow(0, 0, t)?)?,
+            None => rows,
+        }
     };
-    let (to_tokens, to_positions) = (token_table.source(), position_table.source());
-    let (token_table, position_table) =
-        (token_table.tensor().clone(), position_table.tensor().clone());
     Ok(tape.record(&[to_tokens, to_positions], embedded, move |delta, flow| {
         let delta = delta.contiguous()?;
         if !kernels {
@@ -53,17 +76,11 @@ pub fn embedding(
                 let zeros = token_table.zeros_like()?;
                 flow.add(to_tokens, zeros.index_add(&tokens.flatten_all()?, &rows, 0)?)?;
             }
-            if to_positions.is_none() {
+            let Some(table) = position_table.filter(|_| to_positions.is_some()) else {
                 return Ok(());
-            }
-            let zeros = position_table.zeros_like()?;
-            let head = delta.sum(0)?;
-            let padded = if t < positions {
-                Tensor::cat(&[&head, &zeros.narrow(0, t, positions - t)?], 0)?
-            } else {
-                head
             };
-            return flow.add(to_positions, padded);
+            let (head, positions) = (delta.sum(0)?, table.dim(0)?);
+            return flow.add(to_positions, head.pad_with_zeros(0, 0, positions - t)?);
         }
         let ids = Host::new(&tokens)?;
         let ids = ids.ids()?;
@@ -73,9 +90,12 @@ pub fn embedding(
             flow.update_slot::<T>(to_tokens, &token_table, |table| {
                 scatter(table, width, delta, |row| ids[row] as usize)
             })?;
-            flow.update_slot::<T>(to_positions, &position_table, |table| {
-                scatter(table, width, delta, |row| row % t)
-            })
+            match &position_table {
+                Some(table) => flow.update_slot::<T>(to_positions, table, |table| {
+                    scatter(table, width, delta, |row| row % t)
+                }),
+                None => Ok(()),
+            }
         })
     }))
 }
@@ -83,17 +103,20 @@ pub fn embedding(
 fn forward<T: Real>(
     ids: &[u32],
     tokens: &Tensor,
-    positions: &Tensor,
+    positions: Option<&Tensor>,
     (b, t, width): (usize, usize, usize),
 ) -> Result<Tensor> {
-    let (tokens, positions) = (tokens.contiguous()?, positions.contiguous()?);
-    let (token_host, position_host) = (Host::new(&tokens)?, Host::new(&positions)?);
-    let (tokens, positions) = (token_host.numbers::<T>()?, position_host.numbers::<T>()?);
+    let tokens = tokens.contiguous()?;
+    let positions = positions.map(Tensor::contiguous).transpose()?;
+    let token_host = Host::new(&tokens)?;
+    let position_host = positions.as_ref().map(Host::new).transpose()?;
+    let tokens = token_host.numbers::<T>()?;
+    let positions = position_host.as_ref().map(|host| host.numbers::<T>()).transpose()?;
     build::<T>((b, t, width), |out| {
         out.par_chunks_mut(width).with_min_len(64).enumerate().for_each(|(row, out)| {
-            let (id, position) = (ids[row] as usize, row % t);
-            let (token, position) =
-                (&tokens[id * width..][..width], &positions[position * width..][..width]);
+            let token = &tokens[ids[row] as usize * width..][..width];
+            let Some(positions) = positions else { return out.copy_from_slice(token) };
+            let position = &positions[row % t * width..][..width];
             out.iter_mut()
                 .zip(token.iter().zip(position))
                 .for_each(|(x, (token, position))| *x = *token + *position);

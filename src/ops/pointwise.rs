@@ -1,10 +1,10 @@
-//! Element-wise operations: GELU, residual addition, dropout.
+//! Element-wise operations: GELU, SwiGLU, addition, scaling, dropout.
 
 use super::compute::widened;
 use super::tape::{Tape, Value};
-use crate::kernels::{Host, PIECE, Real, build, vectorized, with_real};
+use crate::kernels::{Host, PIECE, Real, build, unwritten, vectorized, with_real};
 use crate::rng;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// √(2/π), of the tanh form of GELU.
@@ -59,6 +59,81 @@ fn portable_gate(x: &Tensor) -> Result<Tensor> {
     (u2?.neg()?.exp()? + 1.0)?.recip()
 }
 
+/// silu(gate) ∘ up with silu(x) = x σ(x), the gate of SwiGLU (Shazeer 2020), in the type of the
+/// arguments.
+///
+/// With s = σ(gate): d up = δ ∘ gate s, d gate = δ ∘ up ∘ s (1 + gate (1 − s)).
+///
+/// # Errors
+/// If the shapes differ.
+pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
+    if gate.tensor().dims() != up.tensor().dims() {
+        bail!("swiglu: shapes {:?} and {:?} differ", gate.tensor().dims(), up.tensor().dims())
+    }
+    let given = gate.tensor().dtype();
+    let wide = |x: &Tensor| widened(x)?.contiguous();
+    let kept = (gate.tensor().clone(), up.tensor().clone());
+    let (g, u) = (wide(&kept.0)?, wide(&kept.1)?);
+    let kernels = tape.uses_kernels(&g);
+    let y = if kernels {
+        with_real!(g.dtype(), T => map2::<T>(&g, &u, |g, u| g * sigmoid(g) * u)?)
+    } else {
+        ((&g * portable_sigmoid(&g)?)? * &u)?
+    };
+    drop((g, u));
+    let (to_gate, to_up) = (gate.source(), up.source());
+    Ok(tape.record(&[to_gate, to_up], y.to_dtype(given)?, move |delta, flow| {
+        let (g, u, delta) = (wide(&kept.0)?, wide(&kept.1)?, wide(&delta)?);
+        let (d_gate, d_up) = if kernels {
+            with_real!(g.dtype(), T => swiglu_backward::<T>(&g, &u, &delta)?)
+        } else {
+            // As in the kernel: beyond ±88 the slope is 0 or 1, and 0 times infinity would be none.
+            let clamped = g.clamp(-88.0, 88.0)?;
+            let s = portable_sigmoid(&clamped)?;
+            let slope = (&s * ((clamped * s.affine(-1.0, 1.0)?)? + 1.0)?)?;
+            (((&delta * u)? * slope)?, (delta * (g * s)?)?)
+        };
+        flow.add(to_up, d_up.to_dtype(given)?)?;
+        flow.add(to_gate, d_gate.to_dtype(given)?)
+    }))
+}
+
+#[inline(always)]
+fn sigmoid<T: Real>(x: T) -> T {
+    T::ONE / (T::ONE + (-x).exponential())
+}
+
+fn portable_sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x.neg()?.exp()? + 1.0)?.recip()
+}
+
+/// d gate and d up in one pass.
+fn swiglu_backward<T: Real>(
+    gate: &Tensor,
+    up: &Tensor,
+    delta: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let (g_host, u_host, d_host) = (Host::new(gate)?, Host::new(up)?, Host::new(delta)?);
+    let (g, u, d) = (g_host.numbers::<T>()?, u_host.numbers::<T>()?, d_host.numbers::<T>()?);
+    let mut d_up = unwritten::<T>(g.len());
+    let d_gate = build::<T>(gate.shape().clone(), |d_gate| {
+        let inputs = g.par_chunks(PIECE).zip(u.par_chunks(PIECE)).zip(d.par_chunks(PIECE));
+        let outputs = d_gate.par_chunks_mut(PIECE).zip(d_up.par_chunks_mut(PIECE));
+        outputs.zip(inputs).for_each(|((d_gate, d_up), ((g, u), d))| {
+            let (d_up, u, d) = (&mut d_up[..g.len()], &u[..g.len()], &d[..g.len()]);
+            let d_gate = &mut d_gate[..g.len()];
+            vectorized!(for i in 0..g.len() {
+                let x = g[i].larger(T::real(-88.0)).smaller(T::real(88.0));
+                let s = sigmoid(x);
+                d_up[i] = d[i] * (g[i] * s);
+                d_gate[i] = d[i] * u[i] * (s * (T::ONE + x * (T::ONE - s)));
+            })
+        });
+        Ok(())
+    })?;
+    Ok((d_gate, Tensor::from_vec(d_up, up.shape(), &Device::Cpu)?))
+}
+
 /// a + b in a's type; the backward passes the gradient on to both, without a copy where their types
 /// are one.
 pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
@@ -82,6 +157,16 @@ pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
         flow.add_shared(to_a, delta.clone())?;
         flow.add_shared(to_b, delta)
     }))
+}
+
+/// factor · x.
+///
+/// # Errors
+/// If the device has no memory for it.
+pub fn scaled(tape: &Tape, x: &Value, factor: f64) -> Result<Value> {
+    let to_x = x.source();
+    let scaled = (x.tensor() * factor)?;
+    Ok(tape.record(&[to_x], scaled, move |delta, flow| flow.add(to_x, (delta * factor)?)))
 }
 
 /// A dropout mask, as a function of (key, element index): nothing is stored, the backward draws it
@@ -135,7 +220,7 @@ fn masked(x: &Tensor, dropout: Dropout, kernels: bool) -> Result<Tensor> {
         let mask = dropout.mask::<f64>();
         let factors: Vec<f64> =
             (0..x.elem_count() as u64).map(|index| mask.factor(index)).collect();
-        return x * Tensor::from_vec(factors, x.shape(), &candle_core::Device::Cpu)?
+        return x * Tensor::from_vec(factors, x.shape(), &Device::Cpu)?
             .to_dtype(x.dtype())?
             .to_device(x.device())?;
     }

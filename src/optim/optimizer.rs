@@ -3,7 +3,7 @@
 use super::execution::{Execution, wait_for};
 use super::gradient::TrainedGradients;
 use super::rank::RankEvent;
-use super::rule::{Rule, Step};
+use super::rule::{Group, Step};
 use super::rules::{self, MomentClock};
 use super::schedule::Schedule;
 use crate::lowrank::Truncation;
@@ -87,7 +87,7 @@ impl OptimizerSettings {
 #[derive(Debug)]
 pub struct Optimizer {
     settings: OptimizerSettings,
-    groups: Vec<Box<dyn Rule>>,
+    groups: Vec<Box<dyn Group>>,
 }
 
 /// What a step did.

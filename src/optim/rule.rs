@@ -32,18 +32,29 @@ pub struct Step<'a> {
     pub execution: Execution,
 }
 
-/// How the members of one group move.
+/// How the members of a group move, with the settings it moves them by.
 ///
 /// A step is proposed by all rules before any commits, so that a failure (a factorisation that does
 /// not converge, a shape that does not fit) has changed nothing.
 pub trait Rule: Debug + Send + Sync {
-    /// Computes the step beside the old numbers, or checks what can fail where the step itself is
-    /// taken in place; returns the time that went into gradient evaluations of its own.
+    /// What it keeps for each member.
+    type State: Leaves + Debug + Send + Sync;
+
+    /// The state of a member before its first step.
+    ///
+    /// # Errors
+    /// If the parameter has another form than the rule moves.
+    fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<Self::State>;
+
+    /// Computes the step beside the old numbers, into `members.proposed`, or checks what can fail
+    /// where the step itself is taken in place; returns the time that went into gradient
+    /// evaluations of its own.
     ///
     /// # Errors
     /// Naming the parameter whose step failed.
     fn propose(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &ParamStore,
         oracle: &mut dyn GradientOracle,
         step: &Step,
@@ -55,14 +66,67 @@ pub trait Rule: Debug + Send + Sync {
     /// None that [`Self::propose`] could foresee; the device may run out of memory.
     fn commit(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &mut ParamStore,
-        step: &Step,
-    ) -> anyhow::Result<Vec<(ParamId, Truncation)>>;
+        _: &Step,
+    ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
+        members.commit(params);
+        Ok(Vec::new())
+    }
 
     /// Whether the members are points on the manifold, whose time is reported apart.
     fn is_low_rank(&self) -> bool {
         false
     }
+}
+
+/// The members of a group, each with its state and, between proposal and commit, its next weight
+/// and state.
+#[derive(Debug)]
+pub struct Members<S> {
+    /// The parameters.
+    pub ids: Vec<ParamId>,
+    /// Their states, in the same order.
+    pub states: Vec<S>,
+    /// What the members become at the commit; empty outside a step and where a step is in place.
+    pub proposed: Vec<(Weight, S)>,
+}
+
+impl<S: Leaves> Members<S> {
+    /// The members with their states.
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &S)> {
+        self.ids.iter().copied().zip(&self.states)
+    }
+
+    /// Puts the proposed weights and states into force.
+    pub fn commit(&mut self, params: &mut ParamStore) {
+        let proposed = std::mem::take(&mut self.proposed);
+        for ((id, state), (weight, next)) in self.ids.iter().zip(&mut self.states).zip(proposed) {
+            params.set(*id, weight);
+            *state = next;
+        }
+    }
+}
+
+/// A group of parameters with the rule that moves them, as the optimizer sees it.
+pub(super) trait Group: Debug + Send + Sync {
+    /// As [`Rule::propose`].
+    fn propose(
+        &mut self,
+        params: &ParamStore,
+        oracle: &mut dyn GradientOracle,
+        step: &Step,
+    ) -> anyhow::Result<Duration>;
+
+    /// As [`Rule::commit`].
+    fn commit(
+        &mut self,
+        params: &mut ParamStore,
+        step: &Step,
+    ) -> anyhow::Result<Vec<(ParamId, Truncation)>>;
+
+    /// As [`Rule::is_low_rank`].
+    fn is_low_rank(&self) -> bool;
 
     /// The states as named tensors, `<parameter>/<leaf>`.
     ///
@@ -77,49 +141,51 @@ pub trait Rule: Debug + Send + Sync {
     fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()>;
 }
 
-/// The members of a group, each with its state and, between proposal and commit, its next weight
-/// and state.
 #[derive(Debug)]
-pub(super) struct Members<S> {
-    /// The parameters.
-    pub ids: Vec<ParamId>,
-    /// Their states, in the same order.
-    pub states: Vec<S>,
-    /// What the members become at the commit; empty outside a step and where a step is in place.
-    pub proposed: Vec<(Weight, S)>,
+struct RuleAndMembers<R: Rule> {
+    rule: R,
+    members: Members<R::State>,
 }
 
-impl<S: Leaves> Members<S> {
-    /// These members with the states that `state` makes for them.
-    ///
-    /// # Errors
-    /// As `state`.
-    pub fn new(
-        ids: Vec<ParamId>,
-        state: impl FnMut(ParamId) -> anyhow::Result<S>,
-    ) -> anyhow::Result<Self> {
-        let states = ids.iter().copied().map(state).collect::<anyhow::Result<_>>()?;
-        Ok(Self { ids, states, proposed: Vec::new() })
+/// These parameters under this rule, their states as before a first step.
+///
+/// # Errors
+/// As [`Rule::fresh`].
+pub(super) fn group<R: Rule + 'static>(
+    rule: R,
+    ids: Vec<ParamId>,
+    params: &ParamStore,
+) -> anyhow::Result<Box<dyn Group>> {
+    let states = ids.iter().map(|id| rule.fresh(params, *id)).collect::<anyhow::Result<_>>()?;
+    let members = Members { ids, states, proposed: Vec::new() };
+    Ok(Box::new(RuleAndMembers { rule, members }))
+}
+
+impl<R: Rule> Group for RuleAndMembers<R> {
+    fn propose(
+        &mut self,
+        params: &ParamStore,
+        oracle: &mut dyn GradientOracle,
+        step: &Step,
+    ) -> anyhow::Result<Duration> {
+        self.rule.propose(&mut self.members, params, oracle, step)
     }
 
-    /// The members with their states.
-    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &S)> {
-        self.ids.iter().copied().zip(&self.states)
+    fn commit(
+        &mut self,
+        params: &mut ParamStore,
+        step: &Step,
+    ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
+        self.rule.commit(&mut self.members, params, step)
     }
 
-    /// Puts the proposed weights and states into force.
-    pub fn commit(&mut self, params: &mut ParamStore) {
-        let proposed = std::mem::take(&mut self.proposed);
-        for ((id, state), (weight, next)) in self.ids.iter().zip(&mut self.states).zip(proposed) {
-            params.set(*id, weight);
-            *state = next;
-        }
+    fn is_low_rank(&self) -> bool {
+        self.rule.is_low_rank()
     }
 
-    /// As [`Rule::named_tensors`].
-    pub fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
+    fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
         let mut named = Vec::new();
-        for (id, state) in self.iter() {
+        for (id, state) in self.members.iter() {
             let parameter = &params.get(id).name;
             let leaves = state.named_tensors()?.into_iter();
             named.extend(leaves.map(|(leaf, tensor)| (leaf_name(parameter, &leaf), tensor)));
@@ -127,9 +193,8 @@ impl<S: Leaves> Members<S> {
         Ok(named)
     }
 
-    /// As [`Rule::load`].
-    pub fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
-        for (id, state) in self.ids.iter().zip(&mut self.states) {
+    fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
+        for (id, state) in self.members.ids.iter().zip(&mut self.members.states) {
             *state = state.load(&params.get(*id).name, reader)?;
         }
         Ok(())

@@ -54,7 +54,9 @@ pub struct Place {
 pub enum Role {
     /// Token or position table.
     Embedding,
-    /// Weight or bias of a layer norm.
+    /// The head that gives the logits, where it is not the table of tokens.
+    Head,
+    /// Weight or bias of a norm.
     Norm,
     /// Bias of a linear layer.
     Bias,
@@ -243,6 +245,11 @@ impl ParamStore {
     /// Count of all numbers, those of frozen parameters included.
     pub fn total_element_count(&self) -> usize {
         self.parameters.iter().map(Parameter::element_count).sum()
+    }
+
+    /// Count of the numbers that training leaves as they are.
+    pub fn frozen_element_count(&self) -> usize {
+        self.total_element_count() - self.element_count()
     }
 
     /// The low-rank weights.

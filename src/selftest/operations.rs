@@ -1,7 +1,7 @@
 //! Every operation, forward and backward.
 
 use super::{Check, distance, numbers, placed};
-use crate::ops::{self, Compute, Dropout, Gradients, Tape, Value};
+use crate::ops::{self, Compute, Dropout, Gradients, Rotation, Tape, Value};
 use crate::rng;
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -161,6 +161,24 @@ fn operations() -> Result<Vec<Operation>> {
         vec![(x()?, Parameter), weight(2, &[width])?, weight(3, &[width])?],
         Box::new(|tape, v, _| ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5)),
     );
+    add(
+        "RMS norm",
+        vec![(x()?, Parameter), weight(2, &[width])?],
+        Box::new(|tape, v, _| ops::rms_norm(tape, &v[0], &v[1], 1e-6)),
+    );
+    add(
+        "rotary positions",
+        vec![(x()?, Activation)],
+        Box::new(move |tape, v, place| {
+            let rotation = Rotation::new(width / 3, 1e4, 5, t, place.dtype, place.device)?;
+            ops::rotary(tape, &v[0], &rotation)
+        }),
+    );
+    add(
+        "SwiGLU",
+        vec![((x()? * 3.0)?, Activation), (normal(8, &[b, t, width])?, Activation)],
+        Box::new(|tape, v, _| ops::swiglu(tape, &v[0], &v[1])),
+    );
     add("GELU", vec![((x()? * 3.0)?, Activation)], Box::new(|tape, v, _| ops::gelu(tape, &v[0])));
     add(
         "dropout",
@@ -189,6 +207,12 @@ fn operations() -> Result<Vec<Operation>> {
         "embedding",
         vec![weight(11, &[50, width])?, weight(12, &[t + 9, width])?],
         Box::new(move |tape, v, place| ops::embedding(tape, &place.put(&read)?, &v[0], &v[1])),
+    );
+    let read = tokens.clone();
+    add(
+        "embedding without positions",
+        vec![weight(11, &[50, width])?],
+        Box::new(move |tape, v, place| ops::token_embedding(tape, &place.put(&read)?, &v[0])),
     );
     add(
         "head and loss",

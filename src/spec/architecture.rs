@@ -14,6 +14,19 @@ pub enum Architecture {
     /// GPT-2: learned positions, pre-norm, GELU (tanh form), tied head.
     #[default]
     Gpt2,
+    /// Llama: rotary positions, pre-norm by the root mean square, SwiGLU, head of its own.
+    Llama,
+}
+
+/// Widths that the matrices of a block lead from and to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockWidths {
+    /// Of the residual stream, C.
+    pub stream: usize,
+    /// Of the keys, and of the values, over all of their heads.
+    pub keys: usize,
+    /// Of the MLP between its matrices.
+    pub inner: usize,
 }
 
 /// A kind of weight matrix of a transformer block, by the name that specs and checkpoints use for
@@ -23,8 +36,11 @@ pub enum Architecture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target(&'static str);
 
+/// The base of the rotary angles where nothing is said.
+pub const ROPE_THETA: f64 = 10_000.0;
+
 /// The names of the targets of all architectures, in their order.
-const NAMES: &[&str] = &["q", "k", "v", "o", "up", "down"];
+const NAMES: &[&str] = &["q", "k", "v", "o", "gate", "up", "down"];
 
 impl Target {
     /// Attention query.
@@ -35,6 +51,8 @@ impl Target {
     pub const V: Target = Target("v");
     /// Attention output.
     pub const O: Target = Target("o");
+    /// MLP gate.
+    pub const GATE: Target = Target("gate");
     /// MLP up.
     pub const UP: Target = Target("up");
     /// MLP down.
@@ -83,6 +101,7 @@ impl Architecture {
     pub fn name(self) -> &'static str {
         match self {
             Architecture::Gpt2 => "gpt2",
+            Architecture::Llama => "llama",
         }
     }
 
@@ -92,20 +111,59 @@ impl Architecture {
             Architecture::Gpt2 => {
                 &[Target::Q, Target::K, Target::V, Target::O, Target::UP, Target::DOWN]
             }
+            Architecture::Llama => &[
+                Target::Q,
+                Target::K,
+                Target::V,
+                Target::O,
+                Target::GATE,
+                Target::UP,
+                Target::DOWN,
+            ],
         }
     }
 
-    /// Rows and columns (m, n) of a target's W in y = W x for a residual stream of width `n_embd`
-    /// and keys and values of `key_width` together over all of their heads; (0, 0) where a block
-    /// has no such matrix.
-    pub fn shape(self, target: Target, n_embd: usize, key_width: usize) -> (usize, usize) {
-        let wide = n_embd.saturating_mul(4);
-        match (self, target) {
-            (Architecture::Gpt2, Target::Q | Target::O) => (n_embd, n_embd),
-            (Architecture::Gpt2, Target::K | Target::V) => (key_width, n_embd),
-            (Architecture::Gpt2, Target::UP) => (wide, n_embd),
-            (Architecture::Gpt2, Target::DOWN) => (n_embd, wide),
-            (Architecture::Gpt2, _) => (0, 0),
+    /// Rows and columns (m, n) of a target's W in y = W x; (0, 0) where a block has no such matrix.
+    pub fn shape(self, target: Target, widths: BlockWidths) -> (usize, usize) {
+        let BlockWidths { stream, keys, inner } = widths;
+        match target {
+            _ if !self.targets().contains(&target) => (0, 0),
+            Target::Q | Target::O => (stream, stream),
+            Target::K | Target::V => (keys, stream),
+            Target::DOWN => (stream, inner),
+            _ => (inner, stream),
+        }
+    }
+
+    /// Width of the MLP where nothing is said. GPT-2: 4 C. Llama: 8/3 C, so that three matrices
+    /// have the numbers of GPT-2's two, rounded up to a multiple of the largest power of two that is
+    /// at most C/16, from 8 to 256: 1376 for C = 512, 11008 for C = 4096.
+    pub fn inner_width(self, n_embd: usize) -> usize {
+        match self {
+            Architecture::Gpt2 => n_embd.saturating_mul(4),
+            Architecture::Llama => {
+                let sixteenth = (n_embd / 16).clamp(8, 256);
+                let unit = 1 << sixteenth.ilog2();
+                n_embd.saturating_mul(8).div_ceil(3).div_ceil(unit).saturating_mul(unit)
+            }
+        }
+    }
+
+    /// Whether the head is the table of tokens where nothing is said.
+    pub fn ties_embeddings(self) -> bool {
+        self == Architecture::Gpt2
+    }
+
+    /// Whether positions turn queries and keys; else they are learned vectors.
+    pub fn is_rotary(self) -> bool {
+        self == Architecture::Llama
+    }
+
+    /// The key that says what is added to the mean square in norms, and its default.
+    pub fn norm_epsilon(self) -> (&'static str, f64) {
+        match self {
+            Architecture::Gpt2 => ("layer_norm_epsilon", 1e-5),
+            Architecture::Llama => ("rms_norm_eps", 1e-6),
         }
     }
 
@@ -154,24 +212,46 @@ mod tests {
 
     #[test]
     fn targets_are_ordered_as_a_block_applies_them() {
-        let mut sorted: Vec<Target> = Architecture::Gpt2.targets().to_vec();
-        sorted.sort_by_key(|target| target.name());
-        sorted.sort();
-        let names: Vec<&str> = sorted.into_iter().map(Target::name).collect();
-        assert_eq!(names, ["q", "k", "v", "o", "up", "down"]);
+        let sorted = |architecture: Architecture| -> Vec<&str> {
+            let mut sorted: Vec<Target> = architecture.targets().to_vec();
+            sorted.sort_by_key(|target| target.name());
+            sorted.sort();
+            sorted.into_iter().map(Target::name).collect()
+        };
+        assert_eq!(sorted(Architecture::Gpt2), ["q", "k", "v", "o", "up", "down"]);
+        assert_eq!(sorted(Architecture::Llama), ["q", "k", "v", "o", "gate", "up", "down"]);
     }
 
     #[test]
     fn a_target_that_an_architecture_lacks_is_answered_with_its_list() {
         assert_eq!(Architecture::Gpt2.objection(Target::Q), None);
-        let gate = Target("gate");
+        assert_eq!(Architecture::Llama.objection(Target::GATE), None);
         assert_eq!(
-            Architecture::Gpt2.objection(gate).as_deref(),
+            Architecture::Gpt2.objection(Target::GATE).as_deref(),
             Some("`gate` is no target of gpt2; its targets are q, k, v, o, up, down")
         );
-        assert_eq!(Architecture::Gpt2.shape(gate, 8, 8), (0, 0));
-        assert_eq!(Architecture::Gpt2.shape(Target::DOWN, 8, 4), (8, 32));
-        assert_eq!(Architecture::Gpt2.shape(Target::V, 8, 4), (4, 8));
+    }
+
+    #[test]
+    fn matrices_lead_between_the_widths_of_a_block() {
+        let widths = BlockWidths { stream: 8, keys: 4, inner: 20 };
+        let shapes = |architecture: Architecture| {
+            [Target::O, Target::V, Target::GATE, Target::UP, Target::DOWN]
+                .map(|target| architecture.shape(target, widths))
+        };
+        assert_eq!(shapes(Architecture::Gpt2), [(8, 8), (4, 8), (0, 0), (20, 8), (8, 20)]);
+        assert_eq!(shapes(Architecture::Llama), [(8, 8), (4, 8), (20, 8), (20, 8), (8, 20)]);
+    }
+
+    /// Widths that published models have: GPT-2, the 60M and 130M of GaLore (Zhao et al. 2024), and
+    /// Llama's 7B and 13B.
+    #[test]
+    fn the_usual_widths_of_an_mlp_are_those_of_published_models() {
+        assert_eq!(Architecture::Gpt2.inner_width(768), 3072);
+        let llama = [512, 768, 4096, 5120].map(|width| Architecture::Llama.inner_width(width));
+        assert_eq!(llama, [1376, 2048, 11_008, 13_824]);
+        let small = [8, 64, 256].map(|width| Architecture::Llama.inner_width(width));
+        assert_eq!(small, [24, 176, 688]);
     }
 
     #[test]
@@ -183,7 +263,7 @@ mod tests {
         );
         let error = serde_json::from_str::<Target>("\"w\"").expect_err("unknown").to_string();
         assert!(
-            error.contains("`w`") && error.contains("`q`, `k`, `v`, `o`, `up`, `down`"),
+            error.contains("`w`") && error.contains("`q`, `k`, `v`, `o`, `gate`, `up`, `down`"),
             "{error}"
         );
     }

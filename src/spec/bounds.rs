@@ -7,6 +7,8 @@ use super::plan::{Plan, WeightForm};
 pub const MAX_LAYERS: u64 = 1 << 12;
 /// Largest width of the residual stream, and so most heads and largest rank of a square weight.
 pub const MAX_WIDTH: u64 = 1 << 16;
+/// Largest width of an MLP.
+pub const MAX_INNER: u64 = 4 * MAX_WIDTH;
 /// Longest context in tokens.
 pub const MAX_BLOCK_SIZE: u64 = 1 << 20;
 /// Most tokens in a vocabulary.
@@ -40,12 +42,6 @@ pub fn size_problem(size: u64, most: u64) -> Option<String> {
     }
 }
 
-/// Numbers in the blocks of a network of this shape with dense weights, 12 L C²; saturates.
-pub fn block_parameters(n_layer: usize, n_embd: usize) -> u64 {
-    let (layers, width) = (n_layer as u64, n_embd as u64);
-    width.saturating_mul(width).saturating_mul(12).saturating_mul(layers)
-}
-
 /// Operations of a step in f64, which cannot overflow, to a small factor and rather too many:
 /// forward and backward through the blocks, attention and the head, and the linear algebra of
 /// low-rank and orthogonalised matrices, once for each evaluation.
@@ -53,10 +49,10 @@ pub(super) fn step_operations(plan: &Plan, vocabulary: u64) -> f64 {
     let model = &plan.model;
     let [layers, width, context] =
         [model.n_layer, model.n_embd, model.block_size].map(|size| size as f64);
+    let blocks = model.block_parameters() as f64;
     let tokens =
         context * plan.train.batch_size as f64 * plan.train.gradient_accumulation_steps as f64;
-    let forward =
-        layers * (12.0 * width * width + 2.0 * context * width) + vocabulary as f64 * width;
+    let forward = blocks + layers * 2.0 * context * width + vocabulary as f64 * width;
     let largest_rank = model.weights.values().filter_map(|form| form.rank()).max().unwrap_or(0);
     let full = plan.optimizer.matrices.is_some()
         && model.weights.values().any(|form| *form == WeightForm::Dense);

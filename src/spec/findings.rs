@@ -1,6 +1,7 @@
 //! Everything that is wrong with a spec whose types are right: each block finds its own faults, and
 //! what concerns several blocks stands here.
 
+use super::adapter_spec::check_adapter;
 use super::bounds;
 use super::data_rules::{check_data, given_vocabulary};
 use super::init_spec::check_init;
@@ -19,8 +20,9 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
     if let Some(message) = name_problem(&spec.name) {
         found.require(false, "name", || message);
     }
-    check_model(&mut found, &spec.model);
+    check_model(&mut found, &spec.model, &plan.model);
     check_weights(&mut found, spec, plan);
+    check_adapter(&mut found, spec);
     check_init(&mut found, spec.init.as_ref());
     check_data(&mut found, &spec.data);
     check_train(&mut found, spec);
@@ -53,7 +55,7 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
 /// Sizes that are possible one by one and not together.
 fn check_step(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     let model = &spec.model;
-    let numbers = bounds::block_parameters(model.n_layer, model.n_embd);
+    let numbers = plan.model.block_parameters();
     found.require(numbers <= bounds::MAX_PARAMETERS, "model.n_layer", || {
         format!(
             "{} blocks of width {} have {numbers} numbers where they are dense; set fewer or \

@@ -1,8 +1,10 @@
 //! `model:` of a spec: the shape of the network and the form of its weights.
 
+use super::adapter_spec::{AdapterForm, AdapterTargets, AdapterWeightsSpec};
 use super::architecture::{Architecture, Target};
 use super::bounds;
 use super::findings::Findings;
+use super::model_plan::ModelPlan;
 use super::plan::{Plan, WeightForm};
 use super::run_spec::RunSpec;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -31,9 +33,26 @@ pub struct ModelSpec {
     /// Probability of dropping an activation (embedding, attention, residual); 0 turns dropout off.
     #[serde(default)]
     pub dropout: f64,
-    /// Whether linear layers and layer norms have biases.
+    /// Whether linear layers, and layer norms, have biases.
     #[serde(default)]
     pub bias: bool,
+    /// Width of the MLP; default: 4 n_embd, and under `arch: llama` 8/3 n_embd rounded up to a
+    /// multiple of the largest power of two that is at most n_embd/16 (from 8 to 256).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_inner: Option<usize>,
+    /// Whether the head that gives the logits is the table of tokens; default: true, under
+    /// `arch: llama` false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tie_word_embeddings: Option<bool>,
+    /// Base of the rotary positions' angles; default: 10000. Only for `arch: llama`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// Added to the variance in layer norms; default: 1e-5. Only for `arch: gpt2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_norm_epsilon: Option<f64>,
+    /// Added to the mean square in RMS norms; default: 1e-6. Only for `arch: llama`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rms_norm_eps: Option<f64>,
     /// Form of the attention and MLP weights.
     pub weights: WeightsSpec,
 }
@@ -48,6 +67,52 @@ pub enum WeightsSpec {
     LowRank(LowRankWeightsSpec),
     /// W = B A or W = U S Vᵀ with free factors, the naive low-rank forms.
     Factored(FactoredWeightsSpec),
+    /// W = W₀ + U S Vᵀ or W₀ + (α/r) B A beside the frozen weights of `init`: fine-tuning.
+    Adapter(AdapterWeightsSpec),
+}
+
+/// What trains a block's matrices, whether they stand alone or beside frozen ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TrainedForm {
+    /// Full matrices.
+    Dense,
+    /// Points on the manifold.
+    LowRank,
+    /// Free factors.
+    Factored(FactorForm),
+}
+
+impl WeightsSpec {
+    /// What is trained of the blocks' matrices.
+    pub(super) fn trained_form(&self) -> TrainedForm {
+        match self {
+            WeightsSpec::Dense => TrainedForm::Dense,
+            WeightsSpec::LowRank(_) => TrainedForm::LowRank,
+            WeightsSpec::Factored(factored) => TrainedForm::Factored(factored.form),
+            WeightsSpec::Adapter(adapter) => match adapter.form {
+                AdapterForm::LowRank => TrainedForm::LowRank,
+                AdapterForm::Lora => TrainedForm::Factored(FactorForm::Ba),
+            },
+        }
+    }
+
+    /// Name of the form in a spec, and the targets that it names, each with whether it gives the
+    /// target a rank of its own.
+    fn named_targets(&self) -> Option<(&'static str, BTreeMap<Target, bool>)> {
+        let exceptions = |targets: &BTreeMap<Target, TargetRank>| {
+            targets.keys().map(|target| (*target, true)).collect()
+        };
+        match self {
+            WeightsSpec::Dense => None,
+            WeightsSpec::LowRank(low_rank) => Some(("low_rank", exceptions(&low_rank.targets))),
+            WeightsSpec::Factored(factored) => Some(("factored", exceptions(&factored.targets))),
+            WeightsSpec::Adapter(adapter) => {
+                let named = adapter.targets.iter().flat_map(|AdapterTargets(targets)| targets);
+                let named = named.map(|(target, rank)| (*target, rank.is_some()));
+                Some(("adapter", named.collect()))
+            }
+        }
+    }
 }
 
 /// Ranks of low-rank weights.
@@ -112,7 +177,7 @@ pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) 
     json_schema!({ "type": "object", "properties": properties, "additionalProperties": false })
 }
 
-pub(super) fn check_model(found: &mut Findings, model: &ModelSpec) {
+pub(super) fn check_model(found: &mut Findings, model: &ModelSpec, plan: &ModelPlan) {
     let sizes = [
         ("n_layer", model.n_layer, bounds::MAX_LAYERS),
         ("n_head", model.n_head, bounds::MAX_WIDTH),
@@ -150,6 +215,13 @@ pub(super) fn check_model(found: &mut Findings, model: &ModelSpec) {
         "of at least 0 and less than 1",
         "model.dropout",
     );
+    for (key, problem) in plan.setting_problems() {
+        let path = format!("model.{key}");
+        // A number of heads that shares out no width has been refused already.
+        if !found.has(&path) {
+            found.require(false, &path, || problem);
+        }
+    }
 }
 
 /// The divisors of `number` next to `wish`, in words.
@@ -163,15 +235,14 @@ fn nearest_divisors(number: usize, wish: usize) -> String {
 }
 
 pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
-    let (kind, targets) = match &spec.model.weights {
-        WeightsSpec::Dense => return,
-        WeightsSpec::LowRank(low_rank) => ("low_rank", &low_rank.targets),
-        WeightsSpec::Factored(factored) => ("factored", &factored.targets),
-    };
+    let Some((kind, targets)) = spec.model.weights.named_targets() else { return };
+    let is_adapter = matches!(spec.model.weights, WeightsSpec::Adapter(_));
     let everything_dense = plan.model.weights.values().all(|form| *form == WeightForm::Dense);
-    found.require(!everything_dense, &format!("model.weights.{kind}.targets"), || {
-        "every target is dense; write `weights: dense`".into()
-    });
+    found.require(
+        is_adapter || !everything_dense,
+        &format!("model.weights.{kind}.targets"),
+        || "every target is dense; write `weights: dense`".into(),
+    );
     for target in targets.keys() {
         if let Some(objection) = spec.model.arch.objection(*target) {
             let path = format!("model.weights.{kind}.targets.{}", target.name());
@@ -181,7 +252,7 @@ pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     let mut default_rank_refused = false;
     for (target, form) in &plan.model.weights {
         let Some(rank) = form.rank() else { continue };
-        let is_exception = targets.contains_key(target);
+        let is_exception = targets.get(target).copied().unwrap_or(false);
         let (rows, columns) = plan.model.shape(*target);
         let limit = rows.min(columns);
         if (1..=limit).contains(&rank) || limit == 0 || (!is_exception && default_rank_refused) {
@@ -194,8 +265,9 @@ pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             format!("model.weights.{kind}.rank")
         };
         let name = target.name();
+        let other = if is_adapter { "" } else { ", or `dense`" };
         found.require(false, &path, || {
-            format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}, or `dense`")
+            format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}{other}")
         });
     }
 }

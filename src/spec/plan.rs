@@ -1,12 +1,14 @@
 //! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether
 //! two runs are the same.
 
-use super::architecture::{Architecture, Target, key_width};
+use super::adapter_spec::AdapterForm;
+use super::architecture::{ROPE_THETA, Target};
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::document::usage;
 use super::findings::problems;
 use super::init_spec::InitSpec;
+use super::model_plan::ModelPlan;
 use super::model_spec::{FactorForm, ModelSpec, TargetRank, WeightsSpec};
 use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
@@ -66,49 +68,6 @@ pub struct Plan {
     pub total_tokens: u64,
 }
 
-/// Shape of the network and form of its weights.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelPlan {
-    /// Architecture.
-    pub arch: Architecture,
-    /// Number of transformer blocks.
-    pub n_layer: usize,
-    /// Attention heads per block.
-    pub n_head: usize,
-    /// Heads of keys and values per block, where they are not as many.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub n_kv_head: Option<usize>,
-    /// Width of the residual stream, C.
-    pub n_embd: usize,
-    /// Context length in tokens, T.
-    pub block_size: usize,
-    /// Probability of dropping an activation.
-    pub dropout: f64,
-    /// Whether linear layers and layer norms have biases.
-    pub bias: bool,
-    /// Form of each matrix of a block, the same in all blocks; has every target of the
-    /// architecture.
-    pub weights: BTreeMap<Target, WeightForm>,
-}
-
-impl ModelPlan {
-    /// Form of one matrix of a block.
-    pub fn form(&self, target: Target) -> WeightForm {
-        self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
-    }
-
-    /// Rows and columns (m, n) of one matrix of a block.
-    pub fn shape(&self, target: Target) -> (usize, usize) {
-        self.arch.shape(target, self.n_embd, self.key_width())
-    }
-
-    /// Width of keys and of values, over all of their heads.
-    pub fn key_width(&self) -> usize {
-        key_width(self.n_embd, self.n_head, self.n_kv_head.unwrap_or(self.n_head))
-    }
-}
-
 /// Form of one matrix W, m × n.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -128,6 +87,18 @@ pub enum WeightForm {
         #[serde(default, skip_serializing_if = "FactorForm::is_default")]
         form: FactorForm,
     },
+    /// W = W₀ + U S Vᵀ or W = W₀ + (α/r) B A, with W₀ frozen. Where one matrix of a network has
+    /// this form, everything but its adapters is frozen.
+    Adapter {
+        /// Rank r at the start of training.
+        rank: usize,
+        /// What is added.
+        #[serde(default, skip_serializing_if = "AdapterForm::is_default")]
+        form: AdapterForm,
+        /// α of B A.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alpha: Option<usize>,
+    },
 }
 
 impl WeightForm {
@@ -135,8 +106,15 @@ impl WeightForm {
     pub fn rank(self) -> Option<usize> {
         match self {
             WeightForm::Dense => None,
-            WeightForm::LowRank { rank } | WeightForm::Factored { rank, .. } => Some(rank),
+            WeightForm::LowRank { rank }
+            | WeightForm::Factored { rank, .. }
+            | WeightForm::Adapter { rank, .. } => Some(rank),
         }
+    }
+
+    /// Whether it is a frozen matrix with an adapter.
+    pub fn is_adapter(self) -> bool {
+        matches!(self, WeightForm::Adapter { .. })
     }
 }
 
@@ -281,6 +259,10 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
             .map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank }),
         WeightsSpec::Factored(factored) => rank_of(factored.rank, &factored.targets, target)
             .map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank, form: factored.form }),
+        WeightsSpec::Adapter(adapter) => adapter.form_of(target),
+    };
+    let unusual_epsilon = |key: &str, epsilon: Option<f64>| {
+        epsilon.filter(|epsilon| spec.arch.norm_epsilon() != (key, *epsilon))
     };
     ModelPlan {
         arch: spec.arch,
@@ -291,6 +273,13 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         block_size: spec.block_size,
         dropout: spec.dropout,
         bias: spec.bias,
+        n_inner: spec.n_inner.filter(|inner| *inner != spec.arch.inner_width(spec.n_embd)),
+        tie_word_embeddings: spec
+            .tie_word_embeddings
+            .filter(|tied| *tied != spec.arch.ties_embeddings()),
+        rope_theta: spec.rope_theta.filter(|theta| !spec.arch.is_rotary() || *theta != ROPE_THETA),
+        layer_norm_epsilon: unusual_epsilon("layer_norm_epsilon", spec.layer_norm_epsilon),
+        rms_norm_eps: unusual_epsilon("rms_norm_eps", spec.rms_norm_eps),
         weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
     }
 }

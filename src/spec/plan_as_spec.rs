@@ -1,14 +1,16 @@
 //! A plan written as the spec that it follows from: what `lrpt spec show` prints, and how a plan
 //! that was read is checked by the rules of specs.
 
+use super::adapter_spec::AdapterWeightsSpec;
 use super::architecture::Target;
 use super::document::usage;
 use super::findings::problems;
+use super::model_plan::ModelPlan;
 use super::model_spec::{
     FactoredWeightsSpec, LowRankWeightsSpec, ModelSpec, TargetRank, WeightsSpec,
 };
 use super::optimizer_spec::OptimizerSpec;
-use super::plan::{ModelPlan, Plan, WeightForm};
+use super::plan::{Plan, WeightForm};
 use super::problem::Problem;
 use super::rank_plan::{BudgetPlan, RankPlan, TolerancePlan, stored_by};
 use super::rank_spec::{
@@ -71,6 +73,11 @@ impl Plan {
                 block_size: model.block_size,
                 dropout: model.dropout,
                 bias: model.bias,
+                n_inner: model.n_inner,
+                tie_word_embeddings: model.tie_word_embeddings,
+                rope_theta: model.rope_theta,
+                layer_norm_epsilon: model.layer_norm_epsilon,
+                rms_norm_eps: model.rms_norm_eps,
                 weights: weights(model)?,
             },
             init: self.init.clone(),
@@ -100,6 +107,9 @@ fn weights(model: &ModelPlan) -> Result<WeightsSpec, Problem> {
     let Some(first) = forms.values().find(|form| **form != WeightForm::Dense) else {
         return Ok(WeightsSpec::Dense);
     };
+    if let Some(adapter) = AdapterWeightsSpec::of(forms) {
+        return Ok(WeightsSpec::Adapter(adapter));
+    }
     let rank = first.rank().unwrap_or(0);
     let factors = |form: &WeightForm| match form {
         WeightForm::Factored { form, .. } => Some(*form),

@@ -29,7 +29,7 @@ pub trait Solver {
         Ok(match equal {
             Equal::Tokens(_) => plan.total_tokens as f64,
             Equal::Parameters(_) => {
-                Ledger::new(plan, self.vocabulary_size(plan)?, 1).parameters.total() as f64
+                Ledger::new(plan, self.vocabulary_size(plan)?, 1).parameters.trained() as f64
             }
             Equal::Flops(_) => {
                 steps * Ledger::new(plan, self.vocabulary_size(plan)?, 1).flops_per_step() as f64
@@ -79,11 +79,12 @@ fn rank_within(amount: f64, plan: &Plan, vocabulary: usize) -> Result<Option<Str
         None | Some(WeightForm::Dense) => return Ok(None),
         Some(WeightForm::LowRank { .. }) => "model.weights.low_rank",
         Some(WeightForm::Factored { .. }) => "model.weights.factored",
+        Some(WeightForm::Adapter { .. }) => "model.weights.adapter",
     };
     let parameters = |rank: usize| {
         let mut plan = plan.clone();
         plan.model.weights = with_rank(&plan.model.weights, rank);
-        Ledger::new(&plan, vocabulary, 1).parameters.total() as f64
+        Ledger::new(&plan, vocabulary, 1).parameters.trained() as f64
     };
     let largest =
         plan.model.weights.keys().map(|target| smaller_side(plan, *target)).min().unwrap_or(1);
@@ -106,6 +107,9 @@ fn with_rank(weights: &BTreeMap<Target, WeightForm>, rank: usize) -> BTreeMap<Ta
         WeightForm::Dense => WeightForm::Dense,
         WeightForm::LowRank { .. } => WeightForm::LowRank { rank },
         WeightForm::Factored { form, .. } => WeightForm::Factored { rank, form: *form },
+        WeightForm::Adapter { form, alpha, .. } => {
+            WeightForm::Adapter { rank, form: *form, alpha: *alpha }
+        }
     };
     weights.iter().map(|(target, form)| (*target, change(form))).collect()
 }

@@ -31,6 +31,7 @@ struct Case {
 }
 
 const LOW_RANK: &str = "model.weights.low_rank.rank=8";
+const LLAMA: &[&str] = &["model.arch=llama", "model.n_kv_head=1"];
 const FACTORED: &str = "model.weights.factored.rank=8";
 
 const CASES: &[Case] = &[
@@ -74,6 +75,27 @@ const CASES: &[Case] = &[
         method: "dlra-coefficient-cycle",
         steps: 4,
         overrides: &[LOW_RANK, "optimizer.low_rank.dlra.coefficient_steps=3"],
+        cubes: 12,
+    },
+    Case { method: "dense-adamw", steps: 1, overrides: LLAMA, cubes: 0 },
+    Case { method: "dense-muon", steps: 1, overrides: LLAMA, cubes: 0 },
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &[LOW_RANK, "model.arch=llama", "model.n_kv_head=1", "model.n_inner=104"],
+        cubes: 12,
+    },
+    Case {
+        method: "dlra-augmented-bug",
+        steps: 3,
+        overrides: &[LOW_RANK, "model.arch=llama", "model.tie_word_embeddings=true"],
+        cubes: 12,
+    },
+    // The MLP of a GPT-2 may be of another width, and its head its own.
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &[LOW_RANK, "model.n_inner=80", "model.tie_word_embeddings=false"],
         cubes: 12,
     },
 ];

@@ -1,6 +1,7 @@
 //! The only place where model, optimizer and data meet: the session, its loop, evaluation and
 //! resume.
 
+mod complete;
 #[cfg(test)]
 mod counted_operations;
 mod diagnose;
@@ -18,6 +19,7 @@ mod shared_steps;
 mod stop;
 mod trainer;
 
+pub use complete::{load_plan, load_spec};
 pub use evaluate::{ValidationLoss, evaluate};
 pub use memory::measured as measured_memory;
 pub use meter::{Means, Meter};

@@ -10,18 +10,7 @@ use candle_core::{DType, Device};
 
 /// The network of a plan, once the vocabulary is known.
 pub fn model_config(plan: &Plan, vocab_size: usize) -> ModelConfig {
-    ModelConfig {
-        arch: plan.model.arch,
-        n_layer: plan.model.n_layer,
-        n_head: plan.model.n_head,
-        n_kv_head: plan.model.n_kv_head,
-        n_embd: plan.model.n_embd,
-        block_size: plan.model.block_size,
-        vocab_size,
-        dropout: plan.model.dropout,
-        bias: plan.model.bias,
-        weights: plan.model.weights.clone(),
-    }
+    ModelConfig { model: plan.model.clone(), vocab_size }
 }
 
 /// How a plan's network computes.

@@ -191,7 +191,7 @@ impl<'a> Trainer<'a> {
     pub fn hash_of_parameters(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         for (_, tensor) in self.params.named_tensors() {
-            let numbers = tensor.flatten_all()?.to_vec1::<f32>()?;
+            let numbers = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
             hasher.update(&bytes);
         }

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Models out of lrpt and in, checked with the real `transformers`.
+"""Models out of lrpt and in, checked with the real `transformers` and `peft`.
 
-    python3 -m venv VENV && VENV/bin/pip install torch transformers
+    python3 -m venv VENV && VENV/bin/pip install torch transformers peft
     cargo build --release --bins --examples
     VENV/bin/python tests/tools/interoperation.py
 
 Trains small runs, exports them, loads each export with AutoModelForCausalLM and compares logits at
 every position and greedy continuations token for token; makes random GPT-2 models with transformers
-and compares their logits with those of our import. Exits with 1 if anything disagrees.
+and compares their logits with those of our import; adapters likewise, with PeftModel. Exits with 1 if anything disagrees.
 """
 
 import json
@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 
+import peft
 import torch
 import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -114,8 +116,85 @@ def imported(place, name, **settings):
     check(f"import {name}", (mine - other).abs().max().item(), TOLERANCE)
 
 
+STILL = [
+    "--set", "init={init}", "--set", "model.weights=dense", "--set", "train.max_steps=1",
+    "--set", "optimizer.dense.adamw.learning_rate=1e-12",
+]  # fmt: skip
+
+
+def adapted(place, name, weights, *flags):
+    """Adapts an own dense run; its adapter in PEFT on the exported base, merged, and back here."""
+    base = place / "base-hf"
+    if not base.exists():
+        spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes")
+        (place / "base.yaml").write_text(spec)
+        run(LRPT, "train", "base.yaml", "--run-dir", "base", cwd=place)
+        run(LRPT, "export", "base", "--to", base, cwd=place)
+    (place / "spec.yaml").write_text(SPEC.format(weights=weights, bias="true", tokenizer="bytes"))
+    run(LRPT, "train", "spec.yaml", "--run-dir", name, "--set", f"init={{hf: {base}}}", *flags, cwd=place)
+    adapter, whole = place / f"{name}-peft", place / f"{name}-merged"
+    run(LRPT, "export", name, "--to", adapter, cwd=place)
+    run(LRPT, "export", name, "--to", whole, "--merge", cwd=place)
+    tokens = list(b"the rank of a matrix ")
+    mine = ours("run", name, tokens, place)
+    bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    moved = (mine - theirs(bare.eval(), tokens)).abs().max().item()
+    assert moved > 0.05, f"{name}: the adapter changes logits by {moved} only"
+    model = PeftModel.from_pretrained(bare, adapter).eval()
+    same = greedy(lambda t: ours("run", name, t, place), tokens, 8) == greedy(
+        lambda t: theirs(model, t), tokens, 8
+    )
+    check(f"PEFT loads {name}", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE, same)
+    model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32).eval()
+    check(f"  {name} merged", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE)
+    init = f"{{peft: {{adapter: {adapter}}}}}"
+    still = [flag.format(init=init) for flag in STILL]
+    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-back", *still, cwd=place)
+    back = ours("run", f"{name}-back", tokens, place)
+    check("  and in again", (mine - back).abs().max().item(), 1e-4)
+
+
+def adapter_of_peft(place, name, **settings):
+    """A random adapter made there loads here."""
+    torch.manual_seed(7)
+    bare = AutoModelForCausalLM.from_pretrained(place / "base-hf", dtype=torch.float32)
+    model = get_peft_model(bare, LoraConfig(fan_in_fan_out=True, **settings)).eval()
+    with torch.no_grad():
+        for part, parameter in model.named_parameters():
+            if "lora_B" in part:
+                parameter.copy_(0.05 * torch.randn_like(parameter))
+    folder = place / name
+    model.save_pretrained(folder)
+    (place / "spec.yaml").write_text(SPEC.format(weights="dense", bias="true", tokenizer="bytes"))
+    init = f"{{peft: {{adapter: {folder}, base: {place / 'base-hf'}}}}}"
+    still = [flag.format(init=init) for flag in STILL]
+    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-run", *still, cwd=place)
+    tokens = list(b"the rank of a matrix ")
+    mine = ours("run", f"{name}-run", tokens, place)
+    check(f"import {name}", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE)
+
+
+def adapters(place):
+    fast = "optimizer.low_rank={dlra: {learning_rate: 3e-2}}"
+    changing = "rank={tolerance: {tau: 0.3, min_rank: 1, grow_every: 8, settle: 4, grow_by: 4, start: 4}}"
+    adapted(place, "adapter-all", "{adapter: {rank: 8}}", "--set", fast)
+    adapted(
+        place, "adapter-ranks", "{adapter: {rank: 6, targets: {q: 4, v: 6, down: 8}}}",
+        "--set", fast, "--set", changing,
+    )  # fmt: skip
+    lora = "optimizer.low_rank={adamw: {learning_rate: 1e-2}}"
+    adapted(place, "lora", "{adapter: {rank: 8, alpha: 16, form: lora}}", "--set", lora)
+    adapter_of_peft(place, "peft-default", r=4, lora_alpha=12, target_modules=["c_attn"])
+    adapter_of_peft(
+        place, "peft-patterns", r=4, lora_alpha=8, use_rslora=True,
+        target_modules=["c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+        rank_pattern={"h.1.attn.c_attn": 7}, alpha_pattern={"h.1.attn.c_attn": 5},
+    )  # fmt: skip
+
+
 def main():
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}")
+    versions = f"transformers {transformers.__version__}, peft {peft.__version__}"
+    print(f"{versions}, torch {torch.__version__}")
     words = "the rank of a matrix grows and shrinks when its tail is small or large".split()
     state, text = 12345, []
     for _ in range(6000):
@@ -133,6 +212,7 @@ def main():
         exported(place, "bf16", "dense", True, "bytes", "--dtype", "bf16", tolerance=0.05)
         imported(place, "random")
         imported(place, "random-sharded")
+        adapters(place)
     print(f"{failures} failed")
     sys.exit(1 if failures else 0)
 

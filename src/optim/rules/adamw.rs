@@ -8,7 +8,6 @@ use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
-use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::AdamwSpec;
 use anyhow::ensure;
@@ -97,51 +96,37 @@ impl Leaves for AdamwState {
 
 /// AdamW on a group of dense parameters.
 #[derive(Debug)]
-pub struct AdamwRule {
-    spec: AdamwSpec,
-    members: Members<AdamwState>,
-}
-
-impl AdamwRule {
-    /// Zero moments for these parameters.
-    ///
-    /// # Errors
-    /// If one of them is low-rank.
-    pub fn new(spec: AdamwSpec, ids: Vec<ParamId>, params: &ParamStore) -> anyhow::Result<Self> {
-        let members = Members::new(ids, |id| Ok(AdamwState::new(params.dense(id)?)?))?;
-        Ok(Self { spec, members })
-    }
-}
+pub struct AdamwRule(pub AdamwSpec);
 
 impl Rule for AdamwRule {
+    type State = AdamwState;
+
+    fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<AdamwState> {
+        Ok(AdamwState::new(params.dense(id)?)?)
+    }
+
     /// The step is taken in place when all rules commit; only shapes can be wrong.
     fn propose(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &ParamStore,
         _: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<Duration> {
-        check_shapes(&self.members.ids, params, step)?;
+        check_shapes(&members.ids, params, step)?;
         Ok(Duration::ZERO)
     }
 
     fn commit(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &mut ParamStore,
         step: &Step,
     ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
-        for (id, state) in self.members.ids.iter().zip(&mut self.members.states) {
-            step_in_place(*id, state, &self.spec, params, step)?;
+        for (id, state) in members.ids.iter().zip(&mut members.states) {
+            step_in_place(*id, state, &self.0, params, step)?;
         }
         Ok(Vec::new())
-    }
-
-    fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
-        self.members.named_tensors(params)
-    }
-
-    fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
-        self.members.load(params, reader)
     }
 }
 

@@ -4,13 +4,11 @@
 
 use super::adamw::{AdamwState, AdamwStep};
 use crate::linalg::{add_product, multiply, svd};
-use crate::lowrank::Truncation;
 use crate::optim::execution::map_all;
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
-use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::GaloreSpec;
 use anyhow::Context;
@@ -94,63 +92,39 @@ impl Leaves for GaloreState {
 
 /// GaLore on the blocks' full matrices.
 #[derive(Debug)]
-pub struct GaloreRule {
-    spec: GaloreSpec,
-    members: Members<GaloreState>,
-}
-
-impl GaloreRule {
-    /// Zero moments for these matrices.
-    ///
-    /// # Errors
-    /// If one of them is low-rank.
-    pub fn new(spec: GaloreSpec, ids: Vec<ParamId>, params: &ParamStore) -> anyhow::Result<Self> {
-        let members = Members::new(ids, |id| Ok(GaloreState::new(params.dense(id)?, spec.rank)?))?;
-        Ok(Self { spec, members })
-    }
-}
+pub struct GaloreRule(pub GaloreSpec);
 
 impl Rule for GaloreRule {
+    type State = GaloreState;
+
+    fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<GaloreState> {
+        Ok(GaloreState::new(params.dense(id)?, self.0.rank)?)
+    }
+
     fn propose(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &ParamStore,
         _: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<Duration> {
         let hyper = AdamwStep {
-            learning_rate: self.spec.learning_rate * step.schedule_factor,
-            beta1: self.spec.beta1,
-            beta2: self.spec.beta2,
-            epsilon: self.spec.epsilon,
-            weight_decay: self.spec.weight_decay,
+            learning_rate: self.0.learning_rate * step.schedule_factor,
+            beta1: self.0.beta1,
+            beta2: self.0.beta2,
+            epsilon: self.0.epsilon,
+            weight_decay: self.0.weight_decay,
             step: step.number,
             compute: step.execution.compute,
         };
-        let members = self.members.iter().collect();
-        self.members.proposed = map_all(step.execution.linalg, members, |(id, state)| {
+        let all = members.iter().collect();
+        members.proposed = map_all(step.execution.linalg, all, |(id, state)| {
             let gradient = step.gradients.dense(id)?;
-            let next = state.step(params.dense(id)?, gradient, &self.spec, &hyper);
+            let next = state.step(params.dense(id)?, gradient, &self.0, &hyper);
             let (weight, state) = next
                 .with_context(|| format!("the GaLore step of `{}` failed", params.get(id).name))?;
             Ok((Weight::Dense(weight), state))
         })?;
         Ok(Duration::ZERO)
-    }
-
-    fn commit(
-        &mut self,
-        params: &mut ParamStore,
-        _: &Step,
-    ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
-        self.members.commit(params);
-        Ok(Vec::new())
-    }
-
-    fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
-        self.members.named_tensors(params)
-    }
-
-    fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
-        self.members.load(params, reader)
     }
 }

@@ -8,7 +8,6 @@ use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
-use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::HeavyBallSpec;
 use candle_core::{Result, Tensor};
@@ -50,60 +49,42 @@ impl Leaves for HeavyBallState {
 
 /// Heavy ball on a group of free factors.
 #[derive(Debug)]
-pub struct HeavyBallRule {
-    spec: HeavyBallSpec,
-    members: Members<HeavyBallState>,
-}
-
-impl HeavyBallRule {
-    /// Zero momentum for these factors.
-    ///
-    /// # Errors
-    /// If one of them is low-rank.
-    pub fn new(
-        spec: HeavyBallSpec,
-        ids: Vec<ParamId>,
-        params: &ParamStore,
-    ) -> anyhow::Result<Self> {
-        let members = Members::new(ids, |id| Ok(HeavyBallState::new(params.dense(id)?)?))?;
-        Ok(Self { spec, members })
-    }
-}
+pub struct HeavyBallRule(pub HeavyBallSpec);
 
 impl Rule for HeavyBallRule {
+    type State = HeavyBallState;
+
+    fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<HeavyBallState> {
+        Ok(HeavyBallState::new(params.dense(id)?)?)
+    }
+
     /// The step is taken in place when all rules commit; only shapes can be wrong.
     fn propose(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &ParamStore,
         _: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<Duration> {
-        check_shapes(&self.members.ids, params, step)?;
+        check_shapes(&members.ids, params, step)?;
         Ok(Duration::ZERO)
     }
 
     fn commit(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &mut ParamStore,
         step: &Step,
     ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
         let compute = step.execution.compute;
-        let learning_rate = self.spec.learning_rate * step.schedule_factor;
-        for (&id, state) in self.members.ids.iter().zip(&mut self.members.states) {
+        let learning_rate = self.0.learning_rate * step.schedule_factor;
+        for (&id, state) in members.ids.iter().zip(&mut members.states) {
             let mut weight = params.dense(id)?.clone();
             let gradient = step.gradients.dense(id)?;
-            state.step(compute, &mut weight, gradient, &self.spec, learning_rate)?;
+            state.step(compute, &mut weight, gradient, &self.0, learning_rate)?;
             params.set(id, Weight::Dense(weight));
         }
         Ok(Vec::new())
-    }
-
-    fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
-        self.members.named_tensors(params)
-    }
-
-    fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
-        self.members.load(params, reader)
     }
 }
 

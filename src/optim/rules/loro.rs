@@ -14,7 +14,6 @@ use crate::lowrank::{Augmentation, LowRank, Tangent, Truncation};
 use crate::optim::execution::map_all;
 use crate::optim::optimizer::{FactorRule, GradientOracle};
 use crate::optim::rule::{Members, Rule, Step};
-use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::{AdamwSpec, LoroSpec};
 use anyhow::Context;
@@ -50,36 +49,33 @@ impl MomentClock {
     }
 }
 
-/// LORO on the pairs (B, A) of W = B A.
+/// LORO on the pairs of W = B A: among the members, B and A of one pair stand after those of the
+/// other.
 #[derive(Debug)]
 pub struct LoroRule {
     spec: LoroSpec,
-    /// B and A of one pair after those of the other.
-    members: Members<AdamwState>,
     /// r/d of every pair, with d = min(m, n): the model's width for all matrices of a GPT, as in
     /// the published code.
     shares: Vec<f64>,
 }
 
 impl LoroRule {
-    /// Zero moments for these pairs (B, A).
+    /// The rule of these pairs (B, A).
     ///
     /// # Errors
     /// If a factor is low-rank.
     pub fn new(
         spec: LoroSpec,
-        pairs: Vec<(ParamId, ParamId)>,
+        pairs: &[(ParamId, ParamId)],
         params: &ParamStore,
     ) -> anyhow::Result<Self> {
         let mut shares = Vec::with_capacity(pairs.len());
-        for (b, a) in &pairs {
+        for (b, a) in pairs {
             let ((rows, rank), (_, columns)) =
                 (params.dense(*b)?.dims2()?, params.dense(*a)?.dims2()?);
             shares.push(rank as f64 / rows.min(columns) as f64);
         }
-        let ids = pairs.into_iter().flat_map(|(b, a)| [b, a]).collect();
-        let members = Members::new(ids, |id| Ok(AdamwState::new(params.dense(id)?)?))?;
-        Ok(Self { spec, members, shares })
+        Ok(Self { spec, shares })
     }
 
     /// Adam's settings on the factors of one pair between exact steps, whose learning rate is
@@ -92,6 +88,7 @@ impl LoroRule {
     /// The exact step of every pair, after which the moments start anew.
     fn exact_steps(
         &self,
+        members: &Members<AdamwState>,
         params: &ParamStore,
         step: &Step,
     ) -> anyhow::Result<Vec<(Weight, AdamwState)>> {
@@ -106,7 +103,7 @@ impl LoroRule {
             step: step.moments.step,
             compute: step.execution.compute,
         };
-        let Members { ids, states, .. } = &self.members;
+        let Members { ids, states, .. } = members;
         let pairs = ids.chunks_exact(2).zip(states.chunks_exact(2)).collect();
         let next = map_all(step.execution.linalg, pairs, |(ids, states)| {
             let (b, a) = (params.dense(ids[0])?, params.dense(ids[1])?);
@@ -124,44 +121,47 @@ impl LoroRule {
 }
 
 impl Rule for LoroRule {
+    type State = AdamwState;
+
+    fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<AdamwState> {
+        Ok(AdamwState::new(params.dense(id)?)?)
+    }
+
     /// Between exact steps the step is taken in place when all rules commit.
     fn propose(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &ParamStore,
         _: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<Duration> {
-        check_shapes(&self.members.ids, params, step)?;
-        self.members.proposed =
-            if step.moments.restart { self.exact_steps(params, step)? } else { Vec::new() };
+        check_shapes(&members.ids, params, step)?;
+        members.proposed = if step.moments.restart {
+            self.exact_steps(members, params, step)?
+        } else {
+            Vec::new()
+        };
         Ok(Duration::ZERO)
     }
 
     fn commit(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &mut ParamStore,
         step: &Step,
     ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
         if step.moments.restart {
-            self.members.commit(params);
+            members.commit(params);
             return Ok(Vec::new());
         }
         for (pair, &share) in self.shares.iter().enumerate() {
             let spec = self.between_exact_steps(share);
-            let Members { ids, states, .. } = &mut self.members;
+            let Members { ids, states, .. } = &mut *members;
             for index in [2 * pair, 2 * pair + 1] {
                 step_in_place(ids[index], &mut states[index], &spec, params, step)?;
             }
         }
         Ok(Vec::new())
-    }
-
-    fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
-        self.members.named_tensors(params)
-    }
-
-    fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
-        self.members.load(params, reader)
     }
 }
 

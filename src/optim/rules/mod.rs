@@ -1,6 +1,6 @@
 //! The rules, one in a file, and which parameter belongs to which.
 //!
-//! To add one: a file here that implements [`Rule`], and its line in [`groups`].
+//! To add one: a file here that implements [`Rule`](super::rule::Rule), and its line in [`groups`].
 
 mod adamw;
 mod dlra;
@@ -19,7 +19,7 @@ pub use loro::{MomentClock, exact_step as loro_exact_step};
 pub use muon::MuonState;
 
 use super::optimizer::{FactorRule, OptimizerSettings};
-use super::rule::Rule;
+use super::rule::{Group, group};
 use crate::params::{ParamId, ParamStore, Role, Weight};
 use crate::spec::MatrixOptimizerSpec;
 
@@ -41,7 +41,7 @@ fn gathered(beta: f64, steps: u64) -> f64 {
 pub(super) fn groups(
     settings: &OptimizerSettings,
     params: &ParamStore,
-) -> anyhow::Result<Vec<Box<dyn Rule>>> {
+) -> anyhow::Result<Vec<Box<dyn Group>>> {
     let (mut points, mut matrices, mut factors, mut dense) = (vec![], vec![], vec![], vec![]);
     for (id, parameter) in params.iter().filter(|(_, parameter)| parameter.trained) {
         match (&parameter.weight, parameter.role) {
@@ -51,27 +51,27 @@ pub(super) fn groups(
             (Weight::Dense(_), _) => dense.push(id),
         }
     }
-    let mut groups: Vec<Box<dyn Rule>> = Vec::new();
+    let mut groups: Vec<Box<dyn Group>> = Vec::new();
     if !points.is_empty() {
-        groups.push(Box::new(dlra::DlraRule::new(settings, points, params)?));
+        groups.push(group(dlra::DlraRule::new(settings), points, params)?);
     }
     match &settings.matrices {
         None => dense.extend(matrices),
         Some(_) if matrices.is_empty() => {}
         Some(MatrixOptimizerSpec::Muon(spec)) => {
-            groups.push(Box::new(muon::MuonRule::new(spec.clone(), matrices, params)?));
+            groups.push(group(muon::MuonRule(spec.clone()), matrices, params)?);
         }
         Some(MatrixOptimizerSpec::Galore(spec)) => {
-            groups.push(Box::new(galore::GaloreRule::new(spec.clone(), matrices, params)?));
+            groups.push(group(galore::GaloreRule(spec.clone()), matrices, params)?);
         }
     }
     match &settings.factors {
         _ if factors.is_empty() => {}
         FactorRule::Adamw(spec) => {
-            groups.push(Box::new(adamw::AdamwRule::new(spec.clone(), factors, params)?));
+            groups.push(group(adamw::AdamwRule(spec.clone()), factors, params)?);
         }
         FactorRule::HeavyBall(spec) => {
-            groups.push(Box::new(heavy_ball::HeavyBallRule::new(spec.clone(), factors, params)?));
+            groups.push(group(heavy_ball::HeavyBallRule(spec.clone()), factors, params)?);
         }
         FactorRule::Loro(spec) => {
             let is_trained = |id: &ParamId| params.get(*id).trained;
@@ -80,10 +80,12 @@ pub(super) fn groups(
                 pairs.into_iter().filter(|(b, a)| is_trained(b) && is_trained(a)).collect();
             let is_paired = |id: &ParamId| pairs.iter().any(|(b, a)| b == id || a == id);
             dense.extend(factors.into_iter().filter(|id| !is_paired(id)));
-            groups.push(Box::new(loro::LoroRule::new(spec.clone(), pairs, params)?));
+            let rule = loro::LoroRule::new(spec.clone(), &pairs, params)?;
+            let members = pairs.into_iter().flat_map(|(b, a)| [b, a]).collect();
+            groups.push(group(rule, members, params)?);
         }
     }
-    groups.push(Box::new(adamw::AdamwRule::new(settings.dense.clone(), dense, params)?));
+    groups.push(group(adamw::AdamwRule(settings.dense.clone()), dense, params)?);
     Ok(groups)
 }
 

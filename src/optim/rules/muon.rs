@@ -3,13 +3,11 @@
 
 use super::SPECTRAL_SCALE;
 use crate::linalg::{matrix_shape, polar_newton_schulz};
-use crate::lowrank::Truncation;
 use crate::optim::execution::{Placement, groups};
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
-use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::MuonSpec;
 use anyhow::Context;
@@ -66,21 +64,9 @@ impl Leaves for MuonState {
 
 /// Muon on the blocks' full matrices.
 #[derive(Debug)]
-pub struct MuonRule {
-    spec: MuonSpec,
-    members: Members<MuonState>,
-}
+pub struct MuonRule(pub MuonSpec);
 
 impl MuonRule {
-    /// Zero momentum for these matrices.
-    ///
-    /// # Errors
-    /// If one of them is low-rank.
-    pub fn new(spec: MuonSpec, ids: Vec<ParamId>, params: &ParamStore) -> anyhow::Result<Self> {
-        let members = Members::new(ids, |id| Ok(MuonState::new(params.dense(id)?)?))?;
-        Ok(Self { spec, members })
-    }
-
     /// The step of one matrix, or of a stack named after its first.
     fn next(
         &self,
@@ -90,18 +76,19 @@ impl MuonRule {
         gradient: Scaled<Tensor>,
         learning_rate: f64,
     ) -> anyhow::Result<(Tensor, MuonState)> {
-        let next = state.step(weight, gradient, &self.spec, learning_rate);
+        let next = state.step(weight, gradient, &self.0, learning_rate);
         next.with_context(|| format!("the Muon step of `{name}` failed"))
     }
 
     /// Matrix beside matrix, on all threads.
     fn side_by_side(
         &self,
+        members: &Members<MuonState>,
         params: &ParamStore,
         step: &Step,
         learning_rate: f64,
     ) -> anyhow::Result<Vec<(Weight, MuonState)>> {
-        let members: Vec<(ParamId, &MuonState)> = self.members.iter().collect();
+        let members: Vec<(ParamId, &MuonState)> = members.iter().collect();
         let next = |(id, state): (ParamId, &MuonState)| {
             let (name, gradient) = (&params.get(id).name, step.gradients.dense(id)?);
             let (weight, state) =
@@ -114,11 +101,12 @@ impl MuonRule {
     /// All matrices of one shape as one stack, where they live.
     fn as_stacks(
         &self,
+        members: &Members<MuonState>,
         params: &ParamStore,
         step: &Step,
         learning_rate: f64,
     ) -> anyhow::Result<Vec<(Weight, MuonState)>> {
-        let Members { ids, states, .. } = &self.members;
+        let Members { ids, states, .. } = members;
         let weights: Vec<&Tensor> =
             ids.iter().map(|id| params.dense(*id)).collect::<Result<_>>()?;
         let mut next: Vec<Option<(Weight, MuonState)>> = ids.iter().map(|_| None).collect();
@@ -146,35 +134,25 @@ impl MuonRule {
 }
 
 impl Rule for MuonRule {
+    type State = MuonState;
+
+    fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<MuonState> {
+        Ok(MuonState::new(params.dense(id)?)?)
+    }
+
     fn propose(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &ParamStore,
         _: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<Duration> {
-        let learning_rate = self.spec.learning_rate * step.schedule_factor;
-        self.members.proposed = match step.execution.linalg {
-            Placement::Host => self.side_by_side(params, step, learning_rate)?,
-            Placement::Device => self.as_stacks(params, step, learning_rate)?,
+        let learning_rate = self.0.learning_rate * step.schedule_factor;
+        members.proposed = match step.execution.linalg {
+            Placement::Host => self.side_by_side(members, params, step, learning_rate)?,
+            Placement::Device => self.as_stacks(members, params, step, learning_rate)?,
         };
         Ok(Duration::ZERO)
-    }
-
-    fn commit(
-        &mut self,
-        params: &mut ParamStore,
-        _: &Step,
-    ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
-        self.members.commit(params);
-        Ok(Vec::new())
-    }
-
-    fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
-        self.members.named_tensors(params)
-    }
-
-    fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
-        self.members.load(params, reader)
     }
 }
 

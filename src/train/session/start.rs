@@ -129,6 +129,7 @@ impl Session<'_> {
             name: plan.name.clone(),
             run_dir: options.run_dir.to_path_buf(),
             parameters: self.trainer.params.element_count() as u64,
+            frozen_parameters: self.trainer.params.frozen_element_count() as u64,
             dense_parameters: self.trainer.model.dense_parameter_count() as u64,
             start_step: from,
             max_steps: plan.train.max_steps.0,

@@ -12,7 +12,6 @@ use crate::optim::gradient::Scaled;
 use crate::optim::optimizer::{GradientOracle, OptimizerSettings};
 use crate::optim::rank::{RankDecision, RankEvent};
 use crate::optim::rule::{Members, Rule, Step};
-use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Parameter, Weight};
 use crate::spec::{CyclePhase, DlraSpec, Integrator, RankPlan};
 use anyhow::{Context, bail};
@@ -25,7 +24,6 @@ pub struct DlraRule {
     spec: DlraSpec,
     ranks: RankPlan,
     last_step: u64,
-    members: Members<DlraState>,
     /// Truncations of the proposed step that decided ranks.
     truncations: Vec<(ParamId, Truncation)>,
 }
@@ -41,38 +39,31 @@ struct Member<'a> {
 }
 
 impl DlraRule {
-    /// Zero moments for these weights.
-    ///
-    /// # Errors
-    /// If one of them is dense.
-    pub fn new(
-        settings: &OptimizerSettings,
-        ids: Vec<ParamId>,
-        params: &ParamStore,
-    ) -> anyhow::Result<Self> {
-        let spec = settings.low_rank.clone();
-        let members = Members::new(ids, |id| Ok(DlraState::new(params.point(id)?, &spec)?))?;
-        Ok(Self {
-            spec,
+    /// The rule that these settings make.
+    pub fn new(settings: &OptimizerSettings) -> Self {
+        Self {
+            spec: settings.low_rank.clone(),
             ranks: settings.ranks.clone(),
             last_step: settings.schedule.max_steps(),
-            members,
             truncations: Vec::new(),
-        })
+        }
     }
+}
 
-    fn members<'a>(
-        &'a self,
-        params: &'a ParamStore,
-        step: &'a Step,
-    ) -> anyhow::Result<Vec<Member<'a>>> {
-        let member = |(id, state)| -> anyhow::Result<Member<'a>> {
-            let (parameter, point) = (params.get(id), params.point(id)?);
-            Ok(Member { id, parameter, point, state, gradient: step.gradients.tangent(id)? })
-        };
-        self.members.iter().map(member).collect()
-    }
+/// The members with what their step needs.
+fn all_of<'a>(
+    members: &'a Members<DlraState>,
+    params: &'a ParamStore,
+    step: &'a Step,
+) -> anyhow::Result<Vec<Member<'a>>> {
+    let member = |(id, state)| -> anyhow::Result<Member<'a>> {
+        let (parameter, point) = (params.get(id), params.point(id)?);
+        Ok(Member { id, parameter, point, state, gradient: step.gradients.tangent(id)? })
+    };
+    members.iter().map(member).collect()
+}
 
+impl DlraRule {
     /// The numbers of the step of a weight whose rank changes like this.
     fn numbers(&self, step: &Step, rank: RankDecision) -> DlraStep<'_> {
         let learning_rate = self.spec.learning_rate * step.schedule_factor;
@@ -182,21 +173,28 @@ impl DlraRule {
 }
 
 impl Rule for DlraRule {
+    type State = DlraState;
+
+    fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<DlraState> {
+        Ok(DlraState::new(params.point(id)?, &self.spec)?)
+    }
+
     fn propose(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &ParamStore,
         oracle: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<Duration> {
-        let members = self.members(params, step)?;
+        let all = all_of(members, params, step)?;
         let (updates, evaluating) = match self.spec.integrator {
-            Integrator::AugmentedBug => self.augmented_bug(&members, params, oracle, step)?,
+            Integrator::AugmentedBug => self.augmented_bug(&all, params, oracle, step)?,
             Integrator::Tangent | Integrator::CoefficientCycle => {
-                (self.one_gradient(&members, step)?, Duration::ZERO)
+                (self.one_gradient(&all, step)?, Duration::ZERO)
             }
         };
         let weights: Vec<(ParamId, &Parameter)> =
-            members.iter().map(|member| (member.id, member.parameter)).collect();
+            all.iter().map(|member| (member.id, member.parameter)).collect();
         let updates = match step.rank {
             RankEvent::None | RankEvent::Grow => updates,
             RankEvent::Cut { cut: place, norm } => {
@@ -205,33 +203,26 @@ impl Rule for DlraRule {
             }
         };
         self.truncations.clear();
-        self.members.proposed.clear();
-        for (&id, update) in self.members.ids.iter().zip(updates) {
+        members.proposed.clear();
+        for (&id, update) in members.ids.iter().zip(updates) {
             self.truncations.extend(update.truncation.map(|truncation| (id, truncation)));
-            self.members.proposed.push((Weight::LowRank(update.point), update.state));
+            members.proposed.push((Weight::LowRank(update.point), update.state));
         }
         Ok(evaluating)
     }
 
     fn commit(
         &mut self,
+        members: &mut Members<Self::State>,
         params: &mut ParamStore,
         _: &Step,
     ) -> anyhow::Result<Vec<(ParamId, Truncation)>> {
-        self.members.commit(params);
+        members.commit(params);
         Ok(std::mem::take(&mut self.truncations))
     }
 
     fn is_low_rank(&self) -> bool {
         true
-    }
-
-    fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {
-        self.members.named_tensors(params)
-    }
-
-    fn load(&mut self, params: &ParamStore, reader: &mut TensorReader) -> anyhow::Result<()> {
-        self.members.load(params, reader)
     }
 }
 

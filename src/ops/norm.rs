@@ -1,5 +1,6 @@
-//! Layer normalisation (Ba, Kiros & Hinton 2016): y = w ∘ (x − μ)/√(σ² + ε) + b over the last
-//! dimension C.
+//! Norms over the last dimension C: layer normalisation (Ba, Kiros & Hinton 2016), y = w ∘
+//! (x − μ)/√(σ² + ε) + b, and by the root mean square (Zhang & Sennrich 2019), y = w ∘ x/√(mean x² +
+//! ε), which is the same without the mean.
 
 use super::compute::widened;
 use super::linear::sum_rows;
@@ -24,24 +25,47 @@ pub fn layer_norm(
     bias: Option<&Value>,
     epsilon: f64,
 ) -> Result<Value> {
+    norm::<true>(tape, x, weight, bias, epsilon)
+}
+
+/// Norm of x (…, C) by its root mean square, with a weight of C and in its type; the result is in
+/// the type of the products.
+///
+/// With x̂ = x/√(mean x² + ε) and g = w ∘ δ: dx = (g − x̂ mean(g ∘ x̂))/√(mean x² + ε), dw = Σ δ ∘ x̂.
+///
+/// # Errors
+/// If the weight is not C wide.
+pub fn rms_norm(tape: &Tape, x: &Value, weight: &Value, epsilon: f64) -> Result<Value> {
+    norm::<false>(tape, x, weight, None, epsilon)
+}
+
+/// Either norm: with the mean taken off or not.
+fn norm<const CENTERED: bool>(
+    tape: &Tape,
+    x: &Value,
+    weight: &Value,
+    bias: Option<&Value>,
+    epsilon: f64,
+) -> Result<Value> {
+    let name = if CENTERED { "layer_norm" } else { "rms_norm" };
     let (_, width) = rows_of(x.tensor())?;
     if weight.tensor().dims() != [width] {
         bail!(
-            "layer_norm: the input is {width} wide, the weight has shape {:?}",
+            "{name}: the input is {width} wide, the weight has shape {:?}",
             weight.tensor().dims()
         )
     }
     if let Some(bias) = bias
         && bias.tensor().dims() != [width]
     {
-        bail!("layer_norm: the input is {width} wide, the bias has {:?}", bias.tensor().dims())
+        bail!("{name}: the input is {width} wide, the bias has {:?}", bias.tensor().dims())
     }
     let input = widened(x.tensor())?.contiguous()?;
     let kernels = tape.uses_kernels(&input);
     let normed = if kernels {
-        with_real!(input.dtype(), T => forward::<T>(&input, weight.tensor(), bias.map(Value::tensor), epsilon)?)
+        with_real!(input.dtype(), T => forward::<T, CENTERED>(&input, weight.tensor(), bias.map(Value::tensor), epsilon)?)
     } else {
-        let y = normalized(&input, epsilon)?.0.broadcast_mul(weight.tensor())?;
+        let y = normalized::<CENTERED>(&input, epsilon)?.0.broadcast_mul(weight.tensor())?;
         match bias {
             Some(bias) => y.broadcast_add(bias.tensor())?,
             None => y,
@@ -52,13 +76,14 @@ pub fn layer_norm(
     Ok(tape.record(&[to_x, to_weight, to_bias], tape.compute().narrowed(&normed)?, move |delta, flow| {
         let delta = widened(&delta)?.contiguous()?;
         let (dx, d_weight, d_bias) = if kernels {
-            with_real!(input.dtype(), T => backward::<T>(&input, &weight, &delta, epsilon, to_bias.is_some())?)
+            with_real!(input.dtype(), T => backward::<T, CENTERED>(&input, &weight, &delta, epsilon, to_bias.is_some())?)
         } else {
-            let (hat, inverse) = normalized(&input, epsilon)?;
+            let (hat, inverse) = normalized::<CENTERED>(&input, epsilon)?;
             let g = delta.broadcast_mul(&weight)?;
             let last = g.rank() - 1;
             let along = hat.broadcast_mul(&(&g * &hat)?.mean_keepdim(last)?)?;
-            let dx = (g.broadcast_sub(&g.mean_keepdim(last)?)? - along)?.broadcast_mul(&inverse)?;
+            let free = if CENTERED { g.broadcast_sub(&g.mean_keepdim(last)?)? } else { g };
+            let dx = (free - along)?.broadcast_mul(&inverse)?;
             let d_bias = if to_bias.is_some() { Some(as_rows(&delta)?.sum(0)?) } else { None };
             (dx, as_rows(&(delta * hat)?)?.sum(0)?, d_bias)
         };
@@ -71,24 +96,24 @@ pub fn layer_norm(
     }))
 }
 
-/// x̂ and 1/√(σ² + ε) by candle operations.
-fn normalized(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
+/// x̂ and 1/√(σ² + ε), with μ = 0 where nothing is taken off, by candle operations.
+fn normalized<const CENTERED: bool>(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
     let last = x.rank() - 1;
-    let centered = x.broadcast_sub(&x.mean_keepdim(last)?)?;
+    let centered = if CENTERED { x.broadcast_sub(&x.mean_keepdim(last)?)? } else { x.clone() };
     let inverse = (centered.sqr()?.mean_keepdim(last)? + epsilon)?.sqrt()?.recip()?;
     Ok((centered.broadcast_mul(&inverse)?, inverse))
 }
 
-/// μ and 1/√(σ² + ε) of a row.
+/// μ, or 0 where nothing is taken off, and 1/√(σ² + ε) of a row.
 #[inline(always)]
-fn statistics<T: Real>(row: &[T], epsilon: T) -> (T, T) {
+fn statistics<T: Real, const CENTERED: bool>(row: &[T], epsilon: T) -> (T, T) {
     let scale = T::real(1.0 / row.len() as f64);
-    let mean = lane_sum([row], |[x]| x) * scale;
+    let mean = if CENTERED { lane_sum([row], |[x]| x) * scale } else { T::ZERO };
     let variance = lane_sum([row], |[x]| (x - mean) * (x - mean)) * scale;
     (mean, T::ONE / (variance + epsilon).root())
 }
 
-fn forward<T: Real>(
+fn forward<T: Real, const CENTERED: bool>(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -104,7 +129,7 @@ fn forward<T: Real>(
         out.par_chunks_mut(width).with_min_len(16).zip(x_numbers.par_chunks(width)).for_each(
             |(out, row)| {
                 vectorized!({
-                    let (mean, inverse) = statistics(row, epsilon);
+                    let (mean, inverse) = statistics::<T, CENTERED>(row, epsilon);
                     for ((y, x), w) in out.iter_mut().zip(row).zip(w) {
                         *y = (*x - mean) * inverse * *w;
                     }
@@ -119,7 +144,7 @@ fn forward<T: Real>(
 }
 
 /// dx, dw and, if wanted, db.
-fn backward<T: Real>(
+fn backward<T: Real, const CENTERED: bool>(
     x: &Tensor,
     weight: &Tensor,
     delta: &Tensor,
@@ -149,7 +174,7 @@ fn backward<T: Real>(
                         .zip(x.chunks_exact(width))
                         .zip(d.chunks_exact(width))
                     {
-                        row_backward(dx, x, w, d, dw, epsilon);
+                        row_backward::<T, CENTERED>(dx, x, w, d, dw, epsilon);
                     }
                 })
             });
@@ -169,11 +194,18 @@ fn backward<T: Real>(
 }
 
 #[inline(always)]
-fn row_backward<T: Real>(dx: &mut [T], x: &[T], w: &[T], d: &[T], dw: &mut [T], epsilon: T) {
-    let (mean, inverse) = statistics(x, epsilon);
+fn row_backward<T: Real, const CENTERED: bool>(
+    dx: &mut [T],
+    x: &[T],
+    w: &[T],
+    d: &[T],
+    dw: &mut [T],
+    epsilon: T,
+) {
+    let (mean, inverse) = statistics::<T, CENTERED>(x, epsilon);
     let scale = T::real(1.0 / x.len() as f64);
     let (x, w, d) = (&x[..dx.len()], &w[..dx.len()], &d[..dx.len()]);
-    let mean_g = lane_sum([w, d], |[w, d]| w * d) * scale;
+    let mean_g = if CENTERED { lane_sum([w, d], |[w, d]| w * d) * scale } else { T::ZERO };
     let mean_gx = lane_sum([w, d, x], |[w, d, x]| w * d * (x - mean)) * inverse * scale;
     for i in 0..dx.len() {
         let hat = (x[i] - mean) * inverse;

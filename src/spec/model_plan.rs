@@ -1,0 +1,179 @@
+//! The network of a plan: `model:` of a spec with every setting decided.
+
+use super::architecture::{Architecture, BlockWidths, ROPE_THETA, Target, key_width};
+use super::bounds;
+use super::plan::WeightForm;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Shape of the network and form of its weights. A setting that is what its architecture has where
+/// nothing is said is left out, so that plans of before there was such a setting stay as they were.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelPlan {
+    /// Architecture.
+    pub arch: Architecture,
+    /// Number of transformer blocks.
+    pub n_layer: usize,
+    /// Attention heads per block.
+    pub n_head: usize,
+    /// Heads of keys and values per block, where they are not as many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_kv_head: Option<usize>,
+    /// Width of the residual stream, C.
+    pub n_embd: usize,
+    /// Context length in tokens, T.
+    pub block_size: usize,
+    /// Probability of dropping an activation.
+    pub dropout: f64,
+    /// Whether linear layers, and layer norms, have biases.
+    pub bias: bool,
+    /// Width of the MLP, where it is not the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_inner: Option<usize>,
+    /// Whether the head is the table of tokens, where that is not as usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tie_word_embeddings: Option<bool>,
+    /// Base of the rotary angles, where it is not the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// Added to the variance in layer norms, where it is not the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_norm_epsilon: Option<f64>,
+    /// Added to the mean square in RMS norms, where it is not the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rms_norm_eps: Option<f64>,
+    /// Form of each matrix of a block, the same in all blocks; has every target of the
+    /// architecture.
+    pub weights: BTreeMap<Target, WeightForm>,
+}
+
+impl ModelPlan {
+    /// The smallest network of an architecture, of width 1 and dense, with every setting as usual:
+    /// to be filled in.
+    pub fn of(arch: Architecture) -> Self {
+        let weights = arch.targets().iter().map(|target| (*target, WeightForm::Dense)).collect();
+        Self {
+            arch,
+            n_layer: 1,
+            n_head: 1,
+            n_kv_head: None,
+            n_embd: 1,
+            block_size: 1,
+            dropout: 0.0,
+            bias: false,
+            n_inner: None,
+            tie_word_embeddings: None,
+            rope_theta: None,
+            layer_norm_epsilon: None,
+            rms_norm_eps: None,
+            weights,
+        }
+    }
+
+    /// Form of one matrix of a block; dense where nothing is said.
+    pub fn form(&self, target: Target) -> WeightForm {
+        self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
+    }
+
+    /// Whether only adapters are trained.
+    pub fn is_adapted(&self) -> bool {
+        self.weights.values().any(|form| form.is_adapter())
+    }
+
+    /// Rows and columns (m, n) of one matrix of a block.
+    pub fn shape(&self, target: Target) -> (usize, usize) {
+        self.arch.shape(target, self.widths())
+    }
+
+    /// Widths that the matrices of a block lead from and to.
+    pub fn widths(&self) -> BlockWidths {
+        BlockWidths { stream: self.n_embd, keys: self.key_width(), inner: self.inner_width() }
+    }
+
+    /// Width of keys and of values, over all of their heads.
+    pub fn key_width(&self) -> usize {
+        key_width(self.n_embd, self.n_head, self.key_heads())
+    }
+
+    /// Heads of keys and values.
+    pub fn key_heads(&self) -> usize {
+        self.n_kv_head.unwrap_or(self.n_head)
+    }
+
+    /// Width of the MLP between its matrices.
+    pub fn inner_width(&self) -> usize {
+        self.n_inner.unwrap_or_else(|| self.arch.inner_width(self.n_embd))
+    }
+
+    /// Whether the head is the table of tokens.
+    pub fn ties_embeddings(&self) -> bool {
+        self.tie_word_embeddings.unwrap_or_else(|| self.arch.ties_embeddings())
+    }
+
+    /// Base of the rotary angles, where positions are rotary.
+    pub fn rope_theta(&self) -> f64 {
+        self.rope_theta.unwrap_or(ROPE_THETA)
+    }
+
+    /// What norms add to the mean square.
+    pub fn norm_epsilon(&self) -> f64 {
+        let (key, usual) = self.arch.norm_epsilon();
+        let written =
+            if key == "rms_norm_eps" { self.rms_norm_eps } else { self.layer_norm_epsilon };
+        written.unwrap_or(usual)
+    }
+
+    /// Numbers in the blocks with dense weights; saturates.
+    pub fn block_parameters(&self) -> u64 {
+        let numbers = |target: &Target| {
+            let (rows, columns) = self.shape(*target);
+            (rows as u64).saturating_mul(columns as u64)
+        };
+        let block = self.arch.targets().iter().map(numbers).fold(0, u64::saturating_add);
+        block.saturating_mul(self.n_layer as u64)
+    }
+
+    /// What is wrong with the settings that some architectures have and others have not, by key.
+    pub fn setting_problems(&self) -> Vec<(&'static str, String)> {
+        let (arch, mut found) = (self.arch.name(), Vec::new());
+        if let Some(inner) = self.n_inner
+            && let Some(problem) = bounds::size_problem(inner as u64, bounds::MAX_INNER)
+        {
+            found.push(("n_inner", problem));
+        }
+        let foreign =
+            |what: &str| format!("has no meaning for {arch}, which has {what}; remove it");
+        match self.rope_theta {
+            Some(_) if !self.arch.is_rotary() => {
+                found.push(("rope_theta", foreign("learned positions")));
+            }
+            Some(theta) if !(1.0..=1e12).contains(&theta) => {
+                found.push(("rope_theta", format!("is {theta}; set a number from 1 to 1e12")));
+            }
+            _ => {}
+        }
+        let (own, _) = self.arch.norm_epsilon();
+        for (key, epsilon) in
+            [("layer_norm_epsilon", self.layer_norm_epsilon), ("rms_norm_eps", self.rms_norm_eps)]
+        {
+            match epsilon {
+                Some(_) if key != own => found.push((key, foreign(&format!("`{own}`")))),
+                Some(epsilon) if !(epsilon > 0.0 && epsilon < 1.0) => {
+                    found.push((key, format!("is {epsilon}; set a number between 0 and 1")));
+                }
+                _ => {}
+            }
+        }
+        let head = self.n_embd.checked_div(self.n_head).unwrap_or(0);
+        if self.arch.is_rotary() && !head.is_multiple_of(2) {
+            let problem = format!(
+                "is {}, which makes heads {head} wide; rotary positions turn pairs of numbers, \
+                 choose a number of heads that makes the width even",
+                self.n_head
+            );
+            found.push(("n_head", problem));
+        }
+        found
+    }
+}
