@@ -122,12 +122,13 @@ impl WeightForm {
 ///
 /// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere, just
 /// not bit for bit.
-const NOT_OF_THE_TRAJECTORY: [&str; 9] = [
+const NOT_OF_THE_TRAJECTORY: [&str; 10] = [
     "name",
     "device",
     "linalg",
     "kernels",
     "train.log_every",
+    "train.data_parallel",
     "checkpoint",
     "sample",
     "tokens_per_step",
@@ -199,7 +200,7 @@ impl Plan {
 
     /// Identity of the run's trajectory: BLAKE3 (hexadecimal) of the canonical JSON, sorted by key
     /// path, of every setting that can change a loss or a weight by more than rounding. Left out
-    /// are the name, `device`, `linalg`, `kernels`, `train.log_every`, `checkpoint` and `sample`.
+    /// are the name, `device`, `linalg`, `kernels`, `train.log_every`, `train.data_parallel`, `checkpoint` and `sample`.
     pub fn hash(&self) -> String {
         let canonical = serde_json::to_string(&self.trajectory())
             .expect("a map of texts to JSON values is JSON");
