@@ -75,6 +75,43 @@ fn a_run_starts_where_another_ended_whatever_the_form() {
     }
 }
 
+/// A Llama with grouped queries, and a GPT-2 whose head is its own, out and in.
+#[test]
+fn other_architectures_and_heads_start_alike() {
+    let llama = "dense, arch: llama, n_kv_head: 1, rope_theta: 300, n_inner: 48";
+    let untied = "dense, tie_word_embeddings: false, layer_norm_epsilon: 1e-4";
+    for (name, model) in [("llama", llama), ("untied", untied)] {
+        let place = Workplace::new();
+        place.spec(model, "");
+        let source = loss(&train(&place, "source", "", &[], 0));
+        place.run(&["export", "source", "--to", "exported"], 0);
+        for (run, weights) in [("as-it-is", "dense"), ("points", "{low_rank: {rank: 16}}")] {
+            let weights = format!("model.weights={weights}");
+            let mut flags = STILL.to_vec();
+            flags.extend(["--set", &weights]);
+            let found = loss(&train(&place, run, "{hf: exported}", &flags, 0));
+            if run == "as-it-is" {
+                assert!((found - source).abs() < 1e-5, "{name}: {found}, not {source}");
+            } else {
+                let energy = report(&place, run)["discarded_energy"].as_f64().expect("a share");
+                assert!(0.0 < energy && energy < 0.5, "{name}: {energy}");
+            }
+        }
+        let angle_or_epsilon =
+            if name == "llama" { "model.rope_theta=301" } else { "model.layer_norm_epsilon=1e-3" };
+        let tied = "model.tie_word_embeddings is true, the source has false";
+        for (setting, named) in [
+            ("model.n_inner=64", "model.n_inner is 64, the source has"),
+            (angle_or_epsilon, "the source has"),
+            ("model.tie_word_embeddings=true", tied),
+        ] {
+            let error = train(&place, "no", "{hf: exported}", &["--set", setting], 2).stderr;
+            let error = String::from_utf8_lossy(&error);
+            assert!(error.contains(named), "{setting}: {error}");
+        }
+    }
+}
+
 #[test]
 fn a_cut_says_what_it_discards() {
     let place = Workplace::new();

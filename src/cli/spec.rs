@@ -1,6 +1,7 @@
 //! `lrpt spec`: look at a spec without training.
 
 use crate::account::Ledger;
+use crate::data::Tokenizer;
 use crate::spec::{self, Plan, SourceSpec, TokenizerSpec};
 use crate::train::load_plan;
 use anyhow::Context;
@@ -79,15 +80,7 @@ pub(super) fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
         TokenizerSpec::Bytes => Some(256),
         TokenizerSpec::Chars => None,
         TokenizerSpec::Bpe(bpe) => Some(usize::try_from(bpe.vocab_size.0)?),
-        TokenizerSpec::File(path) if path.exists() => {
-            let tokenizer = tokenizers::Tokenizer::from_file(path).map_err(|error| {
-                anyhow::anyhow!(
-                    "data.tokenizer.file: {} is no tokenizer.json: {error}",
-                    path.display()
-                )
-            })?;
-            Some(tokenizer.get_vocab_size(true))
-        }
+        TokenizerSpec::File(path) if path.exists() => Some(Tokenizer::from_file(path)?.vocab_size()),
         TokenizerSpec::File(_) => None,
     })
 }

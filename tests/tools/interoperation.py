@@ -6,8 +6,9 @@
     VENV/bin/python tests/tools/interoperation.py
 
 Trains small runs, exports them, loads each export with AutoModelForCausalLM and compares logits at
-every position and greedy continuations token for token; makes random GPT-2 models with transformers
-and compares their logits with those of our import; adapters likewise, with PeftModel. Exits with 1 if anything disagrees.
+every position and greedy continuations token for token; makes random GPT-2 and Llama models with
+transformers and compares their logits and losses with those of our import; adapters likewise, with
+PeftModel. Exits with 1 if anything disagrees.
 """
 
 import json
@@ -20,7 +21,14 @@ import peft
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LRPT = ROOT / "target/release/lrpt"
@@ -30,13 +38,16 @@ SPEC = """
 name: small
 seed: 5
 device: cpu
-model: {{n_layer: 2, n_head: 4, n_embd: 64, block_size: 32, bias: {bias}, weights: {weights}}}
+model: {{n_layer: 2, n_head: 4, n_embd: 64, block_size: 32, bias: {bias}, weights: {weights}{model}}}
 data: {{source: {{text: {{path: text.txt, val_fraction: 0.2}}}}, tokenizer: {tokenizer}}}
 train: {{max_steps: 40, batch_size: 8, log_every: 20}}
 schedule: {{cosine: {{warmup_steps: 4, final_ratio: 0.1}}}}
 eval: {{every: 40, tokens: 1024}}
 sample: {{tokens: 0}}
 """
+UNTIED = ", n_inner: 100, tie_word_embeddings: false, layer_norm_epsilon: 1e-3"
+LLAMA = ", arch: llama, rope_theta: 500, rms_norm_eps: 1e-3"
+GROUPED = ", n_kv_head: 2, n_inner: 100"
 
 
 def run(*arguments, cwd):
@@ -73,8 +84,9 @@ def check(what, difference, tolerance, same=True):
     print(f"{'ok  ' if good else 'FAIL'} {what}: largest difference of logits {difference:.2e}")
 
 
-def exported(place, name, weights, bias, tokenizer, *flags, tolerance=TOLERANCE):
-    spec = SPEC.format(weights=weights, bias=str(bias).lower(), tokenizer=tokenizer)
+def exported(place, name, weights, bias, tokenizer, *flags, tolerance=TOLERANCE, model=""):
+    bias = str(bias).lower()
+    spec = SPEC.format(weights=weights, bias=bias, tokenizer=tokenizer, model=model)
     (place / "spec.yaml").write_text(spec)
     run(LRPT, "train", "spec.yaml", "--run-dir", name, cwd=place)
     out = place / f"{name}-hf"
@@ -98,22 +110,55 @@ def exported(place, name, weights, bias, tokenizer, *flags, tolerance=TOLERANCE)
         check("  and in again", (mine - back).abs().max().item(), bound)
 
 
-def imported(place, name, **settings):
-    torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=97, n_positions=24, n_embd=48, n_layer=3, n_head=4, **settings
-    )
-    model = GPT2LMHeadModel(config).eval()
+def loss(logits, tokens):
+    return torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(tokens[1:])).item()
+
+
+def imported(place, name, model, dtype=torch.float32):
     # Biases and norms start at 0 and 1, which would hide a wrong order.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     folder = place / name
-    model.save_pretrained(folder, max_shard_size="50KB" if name.endswith("sharded") else "5GB")
+    shard_size = "50KB" if name.endswith("sharded") else "5GB"
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = [3, 96, 0, 41, 41, 7, 8, 12, 90, 55]
     mine, other = ours("hf", folder, tokens, place), theirs(model, tokens)
     check(f"import {name}", (mine - other).abs().max().item(), TOLERANCE)
+    with torch.no_grad():
+        batch = torch.tensor([tokens])
+        expected = model(batch, labels=batch).loss.item()
+    found = loss(mine, tokens)
+    check(f"  its loss {found:.6f}", abs(found - expected), 1e-5)
+
+
+def gpt2(**settings):
+    torch.manual_seed(3)
+    config = GPT2Config(
+        vocab_size=97, n_positions=24, n_embd=48, n_layer=3, n_head=4, **settings
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def llama(**settings):
+    torch.manual_seed(4)
+    config = LlamaConfig(
+        **{
+            "vocab_size": 97,
+            "max_position_embeddings": 24,
+            "hidden_size": 48,
+            "intermediate_size": 100,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "initializer_range": 0.1,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            **settings,
+        }
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 STILL = [
@@ -127,11 +172,12 @@ def adapted(place, name, weights, *flags, arch="gpt2"):
     base, source = place / f"base-{arch}-hf", f"base-{arch}"
     flags = [*flags, "--set", f"model.arch={arch}"]
     if not base.exists():
-        spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes")
+        spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes", model="")
         (place / "base.yaml").write_text(spec)
         run(LRPT, "train", "base.yaml", "--run-dir", source, *flags[-2:], cwd=place)
         run(LRPT, "export", source, "--to", base, cwd=place)
-    (place / "spec.yaml").write_text(SPEC.format(weights=weights, bias="true", tokenizer="bytes"))
+    spec = SPEC.format(weights=weights, bias="true", tokenizer="bytes", model="")
+    (place / "spec.yaml").write_text(spec)
     run(LRPT, "train", "spec.yaml", "--run-dir", name, "--set", f"init={{hf: {base}}}", *flags, cwd=place)
     adapter, whole = place / f"{name}-peft", place / f"{name}-merged"
     run(LRPT, "export", name, "--to", adapter, cwd=place)
@@ -167,7 +213,8 @@ def adapter_of_peft(place, name, arch="gpt2", **settings):
                 parameter.copy_(0.05 * torch.randn_like(parameter))
     folder = place / name
     model.save_pretrained(folder)
-    (place / "spec.yaml").write_text(SPEC.format(weights="dense", bias="true", tokenizer="bytes"))
+    spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes", model="")
+    (place / "spec.yaml").write_text(spec)
     init = f"{{peft: {{adapter: {folder}, base: {base}}}}}"
     still = [*(flag.format(init=init) for flag in STILL), "--set", f"model.arch={arch}"]
     run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-run", *still, cwd=place)
@@ -219,8 +266,27 @@ def main():
         exported(place, "usv-chars", "{factored: {rank: 8, form: usv}}", True, "chars")
         exported(place, "sharded", "dense", True, "bytes", "--max-shard-size", "0")
         exported(place, "bf16", "dense", True, "bytes", "--dtype", "bf16", tolerance=0.05)
-        imported(place, "random")
-        imported(place, "random-sharded")
+        exported(place, "untied", "dense", True, "chars", model=UNTIED)
+        low_rank, tied = "{low_rank: {rank: 16}}", ", tie_word_embeddings: true"
+        exported(place, "llama", "dense", False, "bytes", model=LLAMA)
+        exported(place, "llama-tied", "dense", False, "chars", model=LLAMA + tied)
+        exported(place, "llama-low-rank-grouped", low_rank, False, "chars", model=LLAMA + GROUPED)
+        exported(place, "llama-bias-bpe", low_rank, True, "{bpe: {vocab_size: 300}}", model=LLAMA)
+        one_by_one = ("--max-shard-size", "0")
+        exported(place, "llama-sharded", "dense", True, "bytes", *one_by_one, model=LLAMA + GROUPED)
+        bf16 = ("--dtype", "bf16")
+        exported(place, "llama-bf16", "dense", False, "bytes", *bf16, tolerance=0.05, model=LLAMA)
+        imported(place, "random", gpt2())
+        imported(place, "random-sharded", gpt2())
+        imported(place, "random-untied", gpt2(tie_word_embeddings=False))
+        imported(place, "random-wide", gpt2(n_inner=72, layer_norm_epsilon=1e-3))
+        imported(place, "random-bf16", gpt2(), dtype=torch.bfloat16)
+        imported(place, "random-llama", llama())
+        imported(place, "random-llama-tied", llama(tie_word_embeddings=True, rms_norm_eps=1e-3))
+        imported(place, "random-llama-grouped", llama(num_key_value_heads=2, rope_theta=500.0))
+        imported(place, "random-llama-bias", llama(attention_bias=True, mlp_bias=True))
+        imported(place, "random-llama-bf16", llama(), dtype=torch.bfloat16)
+        imported(place, "random-llama-sharded", llama(num_key_value_heads=1))
         adapters(place)
     print(f"{failures} failed")
     sys.exit(1 if failures else 0)
