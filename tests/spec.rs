@@ -151,7 +151,7 @@ fn settings_of_an_architecture() {
     insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  arch: llama\n  layer_norm_epsilon: 1e-5\n"), @"run.yaml:7:23: model.layer_norm_epsilon: has no meaning for llama, which has `rms_norm_eps`; remove it");
     insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  arch: llama\n  rope_theta: 0\n"), @"run.yaml:7:15: model.rope_theta: is 0; set a number from 1 to 1e12");
     insta::assert_snapshot!(message("  n_head: 2\n", "  n_head: 64\n  arch: llama\n"), @"run.yaml:4:11: model.n_head: is 64, which makes heads 1 wide; rotary positions turn pairs of numbers, choose a number of heads that makes the width even");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {gate: 8}"), @"run.yaml:7:47: model.weights.low_rank.targets.gate: `gate` is no target of gpt2; its targets are q, k, v, o, up, down");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {gate: 8}"), @"run.yaml:7:50: model.weights.low_rank.targets.gate: `gate` is no target of gpt2; its targets are q, k, v, o, up, down");
     let usual = ["model.n_inner=256", "model.tie_word_embeddings=true"];
     assert_eq!(plan_with(&usual), plan_with(&[]));
     let usual_llama = [
@@ -780,4 +780,60 @@ fn the_ledger_as_printed() {
       per step                                     128
       in all                                   128_000
     ");
+}
+
+/// Adapters: on all matrices or some, at one rank or several; a model to adapt must be named.
+#[test]
+fn adapters_say_what_they_adapt() {
+    use lrpt::spec::AdapterForm;
+    let adapter = |rank, form, alpha| WeightForm::Adapter { rank, form, alpha };
+    let (low_rank, lora) = (AdapterForm::LowRank, AdapterForm::Lora);
+    let with = |weights: &str| {
+        let weights = format!("model.weights={weights}");
+        let plan = plan_with(&[&weights, "init={run: source}", "optimizer={}", "rank=fixed"]);
+        // It follows from the spec that it is written as, too.
+        Plan::from_yaml(&spec::to_yaml(&plan).expect("YAML"), "plan.yaml").expect("the same plan");
+        plan.model
+    };
+    let all = with("{adapter: {rank: 8}}");
+    assert!(all.weights.values().all(|form| *form == adapter(8, low_rank, None)));
+    let some = with("{adapter: {rank: 8, form: lora, targets: [q, v]}}");
+    assert_eq!(some.form(Target::Q), adapter(8, lora, Some(8)));
+    assert_eq!(some.form(Target::UP), WeightForm::Dense);
+    let own = with("{adapter: {rank: 8, form: lora, alpha: 16, targets: {q: 4, v: 8}}}");
+    assert_eq!(
+        [Target::Q, Target::V, Target::K].map(|target| own.form(target)),
+        [adapter(4, lora, Some(16)), adapter(8, lora, Some(16)), WeightForm::Dense]
+    );
+    let refused = |flags: &[&str]| {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let error = spec::load_plan(Path::new("configs/gpt-small.yaml"), &flags);
+        error.expect_err("refused").to_string()
+    };
+    let init = "init={run: source}";
+    for (flags, said) in [
+        (vec!["model.weights={adapter: {rank: 8}}"], "adapts a model that is there; name it"),
+        (
+            vec!["model.weights={adapter: {rank: 8, form: lora, alpha: 0}}", init],
+            "model.weights.adapter.alpha: is 0",
+        ),
+        (vec!["model.weights={adapter: {rank: 8, targets: []}}", init], "names no matrix"),
+        (vec!["model.weights={adapter: {rank: 8, targets: [q, q]}}", init], "names `q` twice"),
+        (vec!["model.weights={adapter: {rank: 8, targets: [w]}}", init], "`w`"),
+        (
+            vec!["model.weights={adapter: {rank: 8, targets: {q: 5000}}}", init],
+            "rank 5000 is not possible for `q`",
+        ),
+        (
+            vec![
+                "model.weights={adapter: {rank: 8, form: lora}}",
+                init,
+                "optimizer.low_rank={loro: {}}",
+            ],
+            "those of an adapter start at zero",
+        ),
+    ] {
+        let error = refused(&flags);
+        assert!(error.contains(said), "{flags:?}: {error}");
+    }
 }

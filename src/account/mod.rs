@@ -7,17 +7,19 @@
 //! updates are left out, as is usual for model FLOPs.
 //!
 //! ```text
-//! parameters   trained numbers by group
+//! parameters   numbers by group
 //! cut          what a rank cut adds to its step
 //! integrator   what further evaluations and cycles add
 //! operations   of a token, of a step, of the optimizer's own linear algebra
 //! memory       bytes at once
 //! matrix       what one matrix of a block contributes to each
+//! frozen       what only passes gradients on, and what is trained beside it
 //! figures      numbers as people read them
 //! ```
 
 mod cut;
 mod figures;
+mod frozen;
 mod integrator;
 mod matrix;
 mod memory;
@@ -26,7 +28,7 @@ mod parameters;
 #[cfg(test)]
 mod tests;
 
-use crate::spec::{DlraSpec, FactorForm, Plan, WeightForm};
+use crate::spec::{AdapterForm, DlraSpec, FactorForm, Plan, WeightForm};
 pub use cut::cut_flops;
 use figures::grouped;
 pub(crate) use figures::{bytes, scaled};
@@ -40,7 +42,7 @@ use std::fmt;
 pub struct Ledger {
     /// Tokens in the vocabulary, V.
     pub vocabulary_size: u64,
-    /// Numbers that are trained.
+    /// Numbers, trained or not.
     pub parameters: ParameterLedger,
     /// Floating-point operations.
     pub flops: FlopLedger,
@@ -103,6 +105,12 @@ impl fmt::Display for Ledger {
             let form = match target.form {
                 WeightForm::Dense => "dense".to_owned(),
                 WeightForm::LowRank { rank } => format!("rank {rank}"),
+                WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
+                    format!("frozen, adapter {rank}")
+                }
+                WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => {
+                    format!("frozen, LoRA {rank}")
+                }
                 WeightForm::Factored { rank, form: FactorForm::Ba } => format!("factored, {rank}"),
                 WeightForm::Factored { rank, form: FactorForm::Usv } => {
                     format!("factored usv, {rank}")
@@ -114,6 +122,9 @@ impl fmt::Display for Ledger {
         }
         let (total, dense) = (parameters.total(), parameters.dense_equivalent());
         line(f, "total", grouped(total))?;
+        if parameters.is_adapted {
+            line(f, "trained", grouped(parameters.trained()))?;
+        }
         line(f, "the same network dense", grouped(dense))?;
         line(f, "share of dense", format!("{:.3}", total as f64 / dense as f64))?;
 

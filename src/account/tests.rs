@@ -356,6 +356,54 @@ fn fewer_heads_of_keys_are_counted() {
     assert_eq!(all.memory.activations - half.memory.activations, 4 * 12 * 2 * 8);
 }
 
+/// Adapters of rank 2 on q and v, 3 on v by its own: everything else is frozen.
+fn adapted(form: &str, targets: &str, integrator: &str) -> Ledger {
+    let rule = format!("init: {{run: source}}\n{integrator}");
+    let kind = format!("{{adapter: {{rank: 2, form: {form}, targets: {targets}}}}}");
+    Ledger::new(&tiny(&kind, &rule, true), 10, 1)
+}
+
+#[test]
+fn only_adapters_are_trained_and_frozen_matrices_get_no_gradient() {
+    let dense = Ledger::new(&tiny("dense", "", true), 10, 1);
+    let low_rank = adapted("low_rank", "{q: null, v: 3}", "");
+    let lora = adapted("lora", "{q: null, v: 3}", "");
+    // q: (8 + 8) · 2 + 4, v: 16 · 3 + 9; LoRA without the r × r.
+    assert_eq!((low_rank.parameters.trained(), lora.parameters.trained()), (2 * 93, 2 * 80));
+    assert_eq!(low_rank.parameters.total(), dense.parameters.total() + 2 * 93);
+    assert_eq!(low_rank.parameters.dense_equivalent(), dense.parameters.total());
+
+    // Per block 768 numbers in full matrices, passed forward and back; in the first block q, k and
+    // v (192) pass nothing on to the embedding. The head passes on and gets nothing.
+    let frozen = 4 * 768 * 2 - 2 * 192;
+    let attention = 3 * 160;
+    // Forward, K and L or B and A, and back: three times 2 (m + n) r; in the first block without
+    // the input's gradient, 2 n r.
+    let factors = 2 * 3 * 2 * (32 + 48) - 2 * 8 * (2 + 3);
+    assert_eq!(lora.flops.training_per_token, frozen + attention + 2 * 160 + factors);
+    // S forward in both blocks and back in the second.
+    let coefficients = 3 * 2 * (4 + 9);
+    assert_eq!(
+        low_rank.flops.training_per_token,
+        frozen + attention + 2 * 160 + factors + coefficients
+    );
+    assert_eq!(low_rank.flops.forward_products_per_token, 2 * 2 * (768 + 93));
+
+    // Nothing below the first block's o is trained.
+    let late = adapted("lora", "[down]", "");
+    let first = 2 * 768 + 2 * 80 * 3 - 2 * 32 * 2;
+    let second = 4 * 768 + 2 * 80 * 3;
+    assert_eq!(late.flops.training_per_token, first + second + (1 + 3) * 80 + 2 * 160);
+
+    assert_eq!(lora.memory.weights, dense.memory.weights + 4 * 160);
+    assert_eq!((lora.memory.gradients, lora.memory.moments), (4 * 160, 4 * 320));
+    assert_eq!((low_rank.memory.gradients, low_rank.memory.moments), (4 * 160, 4 * 186));
+    assert_eq!((lora.memory.head_gradient, low_rank.memory.head_gradient), (0, 0));
+    let shown = low_rank.to_string();
+    assert!(shown.contains("q     8 × 8, frozen, adapter 2"), "{shown}");
+    assert!(shown.contains("k     8 × 8, dense") && shown.contains("  trained"), "{shown}");
+}
+
 /// Llama: no table of positions, a gate, a head of its own, norms without biases.
 #[test]
 fn a_llama_is_counted() {

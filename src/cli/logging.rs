@@ -180,6 +180,7 @@ mod tests {
             name: "tiny".into(),
             run_dir: "runs/tiny".into(),
             parameters: 1000,
+            frozen_parameters: 0,
             dense_parameters: 2000,
             start_step: 0,
             max_steps: 20,

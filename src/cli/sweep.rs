@@ -166,7 +166,7 @@ fn dry_run(sweep: &Sweep, only: &Only, calibration: &mut Calibration) -> Result<
         output::line(format!(
             "{:<64} {:>10} {:>10} {steps:>8} {:>10} {:>10} {:>13}{remark}",
             run.id,
-            scaled(ledger.parameters.total(), ""),
+            scaled(ledger.parameters.trained(), ""),
             scaled(ledger.total_tokens(), ""),
             scaled(ledger.flops_per_step().saturating_mul(steps), ""),
             duration(seconds),

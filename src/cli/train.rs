@@ -6,7 +6,7 @@ use crate::data;
 use crate::error::{Failure, is_interrupted};
 use crate::record::{self, Console, JsonLines, LineOf, Observers, Samples, Terminal};
 use crate::spec::{self, Plan};
-use crate::train::{Outcome, StopSignal, TrainOptions, train};
+use crate::train::{Outcome, StopSignal, TrainOptions, load_plan, train};
 use anyhow::{Context, Result};
 use clap::Args;
 use signal_hook::consts::SIGTERM;
@@ -60,7 +60,7 @@ pub struct ResumeArgs {
 
 /// Trains as a spec says.
 pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
-    let (written, plan) = spec::load_plan(&args.spec, &args.overrides)?;
+    let (written, plan) = load_plan(&args.spec, &args.overrides)?;
     spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
     let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;

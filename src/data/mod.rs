@@ -18,6 +18,7 @@ mod cargo_registry;
 mod corpus;
 mod dataset;
 mod files;
+mod gguf_tokenizer;
 mod hugging_face;
 mod hugging_face_form;
 mod permutation;

@@ -29,7 +29,7 @@ pub use embedding::{embedding, token_embedding};
 pub use gradients::Gradients;
 pub use linear::{linear, low_rank_linear};
 pub use norm::{layer_norm, rms_norm};
-pub use pointwise::{Dropout, add, dropout, gelu, swiglu};
+pub use pointwise::{Dropout, add, dropout, gelu, scaled, swiglu};
 pub use product::{product, product_into};
 pub use rotary::{Rotation, rotary};
 pub use tape::{Flow, Source, Tape, Value};

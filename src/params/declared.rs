@@ -6,6 +6,7 @@ use crate::rng;
 use crate::spec::InitialSpectrum;
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Result, Tensor};
+use rand::Rng;
 
 /// A parameter that a network has, before it has numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +67,30 @@ pub enum Initial {
         /// σ as for [`Initial::LowRank`].
         standard_deviation: f64,
     },
+    /// An adapter U S Vᵀ with random orthonormal bases and S = 0.
+    Adapter {
+        /// Rows m.
+        rows: usize,
+        /// Columns n.
+        columns: usize,
+        /// Rank r.
+        rank: usize,
+    },
+    /// B: m × r of an adapter B A, zeros.
+    LoraB {
+        /// Rows m.
+        rows: usize,
+        /// Inner dimension r.
+        rank: usize,
+    },
+    /// A: r × n of an adapter B A, uniform between ±1/√n (He et al. 2015 with a slope of √5, as in
+    /// PEFT).
+    LoraA {
+        /// Inner dimension r.
+        rank: usize,
+        /// Columns n.
+        columns: usize,
+    },
 }
 
 impl Declared {
@@ -95,7 +120,7 @@ impl Declared {
     ) -> anyhow::Result<Parameter> {
         let placed = |tensor: Tensor| tensor.to_dtype(dtype)?.to_device(device);
         let weight = match self.initial {
-            Initial::LowRank { rows, columns, .. } => {
+            Initial::LowRank { rows, columns, .. } | Initial::Adapter { rows, columns, .. } => {
                 let mut part = |leaf: &str| -> anyhow::Result<Tensor> {
                     Ok(placed(reader.take(&format!("{}{leaf}", self.name))?)?)
                 };
@@ -125,7 +150,14 @@ impl Declared {
 }
 
 impl Initial {
-    /// Numbers of the dense matrix in this parameter's place; the factors of one matrix count once.
+    /// Whether it is an adapter, or a factor of one.
+    pub fn is_adapter(self) -> bool {
+        use Initial::{Adapter, LoraA, LoraB};
+        matches!(self, Adapter { .. } | LoraB { .. } | LoraA { .. })
+    }
+
+    /// Numbers of the dense matrix in this parameter's place; the factors of one matrix count once,
+    /// and an adapter takes no place of its own.
     pub fn dense_count(self) -> usize {
         match self {
             Initial::Constant { size, .. } => size,
@@ -134,7 +166,10 @@ impl Initial {
             | Initial::Factor { factor: Factor::B | Factor::U, rows, columns, .. } => {
                 rows * columns
             }
-            Initial::Factor { factor: Factor::A | Factor::S | Factor::VTransposed, .. } => 0,
+            Initial::Factor { factor: Factor::A | Factor::S | Factor::VTransposed, .. }
+            | Initial::Adapter { .. }
+            | Initial::LoraB { .. }
+            | Initial::LoraA { .. } => 0,
         }
     }
 
@@ -142,9 +177,11 @@ impl Initial {
     fn dense_shape(self) -> Vec<usize> {
         match self {
             Initial::Constant { size, .. } => vec![size],
-            Initial::Normal { rows, columns, .. } | Initial::LowRank { rows, columns, .. } => {
-                vec![rows, columns]
-            }
+            Initial::Normal { rows, columns, .. }
+            | Initial::LowRank { rows, columns, .. }
+            | Initial::Adapter { rows, columns, .. } => vec![rows, columns],
+            Initial::LoraB { rows, rank } => vec![rows, rank],
+            Initial::LoraA { rank, columns } => vec![rank, columns],
             Initial::Factor { factor, rows, columns, rank, .. } => match factor {
                 Factor::B | Factor::U => vec![rows, rank],
                 Factor::S => vec![rank, rank],
@@ -187,6 +224,24 @@ impl Initial {
                         orthonormal(name, rows, columns, rank, standard_deviation)?
                     }
                 })
+            }
+            Initial::Adapter { rows, columns, rank } => {
+                Weight::LowRank(orthonormal(name, rows, columns, rank, 0.0)?)
+            }
+            Initial::LoraB { rows, rank } => {
+                Weight::Dense(Tensor::zeros((rows, rank), dtype, device)?)
+            }
+            Initial::LoraA { rank, columns } => {
+                let bound = 1.0 / (columns as f64).sqrt();
+                let uniform = rand_distr::Uniform::new(-bound, bound)
+                    .map_err(|error| candle_core::Error::Msg(format!("`{name}`: {error}")))?;
+                let numbers: Vec<f64> =
+                    stream(name).sample_iter(uniform).take(rank * columns).collect();
+                Weight::Dense(
+                    Tensor::from_vec(numbers, (rank, columns), &Device::Cpu)?
+                        .to_dtype(dtype)?
+                        .to_device(device)?,
+                )
             }
             // The factors of one W = U S Vᵀ, B = U √S and A = √S Vᵀ balanced; all draw the same W,
             // from the name without the factor's.

@@ -70,7 +70,9 @@ pub struct RunStarted {
     pub run_dir: PathBuf,
     /// Trainable numbers.
     pub parameters: u64,
-    /// Trainable numbers of the same model with dense weights.
+    /// Numbers that training leaves as they are.
+    pub frozen_parameters: u64,
+    /// Numbers of the same model with dense weights.
     pub dense_parameters: u64,
     /// Steps already taken (not 0 after a resume).
     pub start_step: u64,

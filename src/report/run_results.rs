@@ -2,7 +2,7 @@
 
 use crate::account::Ledger;
 use crate::data::DatasetSummary;
-use crate::spec::{FactorForm, Plan, RankPlan, Target, WeightForm};
+use crate::spec::{AdapterForm, FactorForm, Plan, RankPlan, Target, WeightForm};
 use crate::train::RunFolder;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
@@ -201,10 +201,11 @@ impl RunResults {
         let model = &self.plan.model;
         let redundant = |target: &Target| match model.form(*target) {
             WeightForm::Dense => 0,
-            WeightForm::LowRank { rank } | WeightForm::Factored { rank, form: FactorForm::Usv } => {
-                2 * rank * rank
-            }
-            WeightForm::Factored { rank, form: FactorForm::Ba } => rank * rank,
+            WeightForm::LowRank { rank }
+            | WeightForm::Factored { rank, form: FactorForm::Usv }
+            | WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => 2 * rank * rank,
+            WeightForm::Factored { rank, form: FactorForm::Ba }
+            | WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => rank * rank,
         };
         let redundant = match (&self.plan.rank, self.ranks.last()) {
             (RankPlan::Fixed, _) => {

@@ -85,6 +85,11 @@ impl ModelPlan {
         self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
     }
 
+    /// Whether only adapters are trained.
+    pub fn is_adapted(&self) -> bool {
+        self.weights.values().any(|form| form.is_adapter())
+    }
+
     /// Rows and columns (m, n) of one matrix of a block.
     pub fn shape(&self, target: Target) -> (usize, usize) {
         self.arch.shape(target, self.widths())

@@ -1,5 +1,6 @@
 //! `model:` of a spec: the shape of the network and the form of its weights.
 
+use super::adapter_spec::{AdapterForm, AdapterTargets, AdapterWeightsSpec};
 use super::architecture::{Architecture, Target};
 use super::bounds;
 use super::findings::Findings;
@@ -71,6 +72,52 @@ pub enum WeightsSpec {
     LowRank(LowRankWeightsSpec),
     /// W = B A or W = U S Vᵀ with free factors, the naive low-rank forms.
     Factored(FactoredWeightsSpec),
+    /// W = W₀ + U S Vᵀ or W₀ + (α/r) B A beside the frozen weights of `init`: fine-tuning.
+    Adapter(AdapterWeightsSpec),
+}
+
+/// What trains a block's matrices, whether they stand alone or beside frozen ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TrainedForm {
+    /// Full matrices.
+    Dense,
+    /// Points on the manifold.
+    LowRank,
+    /// Free factors.
+    Factored(FactorForm),
+}
+
+impl WeightsSpec {
+    /// What is trained of the blocks' matrices.
+    pub(super) fn trained_form(&self) -> TrainedForm {
+        match self {
+            WeightsSpec::Dense => TrainedForm::Dense,
+            WeightsSpec::LowRank(_) => TrainedForm::LowRank,
+            WeightsSpec::Factored(factored) => TrainedForm::Factored(factored.form),
+            WeightsSpec::Adapter(adapter) => match adapter.form {
+                AdapterForm::LowRank => TrainedForm::LowRank,
+                AdapterForm::Lora => TrainedForm::Factored(FactorForm::Ba),
+            },
+        }
+    }
+
+    /// Name of the form in a spec, and the targets that it names, each with whether it gives the
+    /// target a rank of its own.
+    fn named_targets(&self) -> Option<(&'static str, BTreeMap<Target, bool>)> {
+        let exceptions = |targets: &BTreeMap<Target, TargetRank>| {
+            targets.keys().map(|target| (*target, true)).collect()
+        };
+        match self {
+            WeightsSpec::Dense => None,
+            WeightsSpec::LowRank(low_rank) => Some(("low_rank", exceptions(&low_rank.targets))),
+            WeightsSpec::Factored(factored) => Some(("factored", exceptions(&factored.targets))),
+            WeightsSpec::Adapter(adapter) => {
+                let named = adapter.targets.iter().flat_map(|AdapterTargets(targets)| targets);
+                let named = named.map(|(target, rank)| (*target, rank.is_some()));
+                Some(("adapter", named.collect()))
+            }
+        }
+    }
 }
 
 /// Ranks of low-rank weights.
@@ -220,15 +267,14 @@ fn nearest_divisors(number: usize, wish: usize) -> String {
 }
 
 pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
-    let (kind, targets) = match &spec.model.weights {
-        WeightsSpec::Dense => return,
-        WeightsSpec::LowRank(low_rank) => ("low_rank", &low_rank.targets),
-        WeightsSpec::Factored(factored) => ("factored", &factored.targets),
-    };
+    let Some((kind, targets)) = spec.model.weights.named_targets() else { return };
+    let is_adapter = matches!(spec.model.weights, WeightsSpec::Adapter(_));
     let everything_dense = plan.model.weights.values().all(|form| *form == WeightForm::Dense);
-    found.require(!everything_dense, &format!("model.weights.{kind}.targets"), || {
-        "every target is dense; write `weights: dense`".into()
-    });
+    found.require(
+        is_adapter || !everything_dense,
+        &format!("model.weights.{kind}.targets"),
+        || "every target is dense; write `weights: dense`".into(),
+    );
     for target in targets.keys() {
         if let Some(objection) = spec.model.arch.objection(*target) {
             let path = format!("model.weights.{kind}.targets.{}", target.name());
@@ -238,7 +284,7 @@ pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     let mut default_rank_refused = false;
     for (target, form) in &plan.model.weights {
         let Some(rank) = form.rank() else { continue };
-        let is_exception = targets.contains_key(target);
+        let is_exception = targets.get(target).copied().unwrap_or(false);
         let (rows, columns) = plan.model.shape(*target);
         let limit = rows.min(columns);
         if (1..=limit).contains(&rank) || limit == 0 || (!is_exception && default_rank_refused) {
@@ -251,8 +297,9 @@ pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             format!("model.weights.{kind}.rank")
         };
         let name = target.name();
+        let other = if is_adapter { "" } else { ", or `dense`" };
         found.require(false, &path, || {
-            format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}, or `dense`")
+            format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}{other}")
         });
     }
 }

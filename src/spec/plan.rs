@@ -1,6 +1,7 @@
 //! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether
 //! two runs are the same.
 
+use super::adapter_spec::AdapterForm;
 use super::architecture::{ROPE_THETA, Target};
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
@@ -86,6 +87,18 @@ pub enum WeightForm {
         #[serde(default, skip_serializing_if = "FactorForm::is_default")]
         form: FactorForm,
     },
+    /// W = W₀ + U S Vᵀ or W = W₀ + (α/r) B A, with W₀ frozen. Where one matrix of a network has
+    /// this form, everything but its adapters is frozen.
+    Adapter {
+        /// Rank r at the start of training.
+        rank: usize,
+        /// What is added.
+        #[serde(default, skip_serializing_if = "AdapterForm::is_default")]
+        form: AdapterForm,
+        /// α of B A.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alpha: Option<usize>,
+    },
 }
 
 impl WeightForm {
@@ -93,8 +106,15 @@ impl WeightForm {
     pub fn rank(self) -> Option<usize> {
         match self {
             WeightForm::Dense => None,
-            WeightForm::LowRank { rank } | WeightForm::Factored { rank, .. } => Some(rank),
+            WeightForm::LowRank { rank }
+            | WeightForm::Factored { rank, .. }
+            | WeightForm::Adapter { rank, .. } => Some(rank),
         }
+    }
+
+    /// Whether it is a frozen matrix with an adapter.
+    pub fn is_adapter(self) -> bool {
+        matches!(self, WeightForm::Adapter { .. })
     }
 }
 
@@ -238,6 +258,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
             .map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank }),
         WeightsSpec::Factored(factored) => rank_of(factored.rank, &factored.targets, target)
             .map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank, form: factored.form }),
+        WeightsSpec::Adapter(adapter) => adapter.form_of(target),
     };
     let unusual_epsilon = |key: &str, epsilon: Option<f64>| {
         epsilon.filter(|epsilon| spec.arch.norm_epsilon() != (key, *epsilon))
@@ -261,7 +282,9 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         zero_outputs: spec.zero_outputs,
         spectrum: match &spec.weights {
             WeightsSpec::LowRank(low_rank) => low_rank.spectrum,
-            WeightsSpec::Dense | WeightsSpec::Factored(_) => InitialSpectrum::default(),
+            WeightsSpec::Dense | WeightsSpec::Factored(_) | WeightsSpec::Adapter(_) => {
+                InitialSpectrum::default()
+            }
         },
         weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
     }

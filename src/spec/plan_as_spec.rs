@@ -1,6 +1,7 @@
 //! A plan written as the spec that it follows from: what `lrpt spec show` prints, and how a plan
 //! that was read is checked by the rules of specs.
 
+use super::adapter_spec::AdapterWeightsSpec;
 use super::architecture::Target;
 use super::document::usage;
 use super::findings::problems;
@@ -107,6 +108,9 @@ fn weights(model: &ModelPlan) -> Result<WeightsSpec, Problem> {
     let Some(first) = forms.values().find(|form| **form != WeightForm::Dense) else {
         return Ok(WeightsSpec::Dense);
     };
+    if let Some(adapter) = AdapterWeightsSpec::of(forms) {
+        return Ok(WeightsSpec::Adapter(adapter));
+    }
     let rank = first.rank().unwrap_or(0);
     let factors = |form: &WeightForm| match form {
         WeightForm::Factored { form, .. } => Some(*form),

@@ -5,7 +5,8 @@ use super::equal::{Solver, Wish};
 use super::sweep_spec::{Budget, SearchSpec, SweepSpec, Unknown, VariantSpec};
 use crate::error::Failure;
 use crate::report::last_key;
-use crate::spec::{self, Plan, RunSpec};
+use crate::spec::{Plan, RunSpec};
+use crate::train::load_plan;
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -177,7 +178,7 @@ impl GridPoint<'_> {
         overrides.push(format!("seed={}", self.seed));
         overrides.push(format!("name={}", self.id()));
         overrides.extend_from_slice(more);
-        spec::load_plan(self.base, &overrides).map_err(|error| self.failed(&error))
+        load_plan(self.base, &overrides).map_err(|error| self.failed(&error))
     }
 
     fn failed(&self, error: &anyhow::Error) -> anyhow::Error {

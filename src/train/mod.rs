@@ -1,6 +1,7 @@
 //! The only place where model, optimizer and data meet: the session, its loop, evaluation and
 //! resume.
 
+mod complete;
 #[cfg(test)]
 mod counted_operations;
 mod diagnose;
@@ -16,6 +17,7 @@ mod settings;
 mod stop;
 mod trainer;
 
+pub use complete::{load_plan, load_spec};
 pub use evaluate::{ValidationLoss, evaluate};
 pub use memory::measured as measured_memory;
 pub use meter::{Means, Meter};

@@ -63,6 +63,7 @@ pub fn train(
         name: plan.name.clone(),
         run_dir: options.run_dir.to_path_buf(),
         parameters: session.trainer.params.element_count() as u64,
+        frozen_parameters: session.trainer.params.frozen_element_count() as u64,
         dense_parameters: session.trainer.model.dense_parameter_count() as u64,
         start_step: from,
         max_steps: plan.train.max_steps.0,
