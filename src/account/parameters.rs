@@ -68,11 +68,10 @@ impl ParameterLedger {
     }
 
     /// Degrees of freedom: L r (m + n − r) for low-rank matrices, the dimension of their manifold,
-    /// and every other trained parameter as it is.
+    /// and every other parameter as it is.
     pub fn manifold_dimension(&self) -> u64 {
         let matrices = self.targets.iter().map(|target| target.manifold_dimension);
-        let rest = if self.is_adapted { 0 } else { self.dense_rest() };
-        rest + matrices.sum::<u64>()
+        self.dense_rest() + matrices.sum::<u64>()
     }
 
     /// Parameters of the same network with full matrices.
@@ -95,10 +94,10 @@ pub struct TargetLedger {
     /// Stored numbers in all blocks: L m n, L (m r + r² + n r), or L (m r + n r) for W = B A.
     /// With a frozen matrix beside it L m n more.
     pub parameters: u64,
-    /// Degrees of freedom in all blocks: L m n, or L r (m + n − r).
-    pub manifold_dimension: u64,
     /// Trained ones of them.
     pub trained: u64,
+    /// Degrees of freedom in all blocks: L m n, or L r (m + n − r).
+    pub manifold_dimension: u64,
     /// L m n.
     pub dense_equivalent: u64,
 }

@@ -11,6 +11,7 @@ mod attention;
 mod compute;
 mod cross_entropy;
 mod embedding;
+mod few_rows;
 mod gradients;
 mod linear;
 mod norm;
@@ -22,7 +23,7 @@ mod tape;
 pub use crate::kernels::scalar;
 #[cfg(test)]
 pub(crate) use crate::kernels::work;
-pub use attention::{AttentionHeads, causal_attention};
+pub use attention::{AttentionHeads, cached_attention, causal_attention};
 pub use compute::Compute;
 pub use cross_entropy::{cross_entropy_head, cross_entropy_sum, logits};
 pub use embedding::{embedding, token_embedding};

@@ -6,6 +6,7 @@
 //! to zeros, and frees each saved activation as soon as it is used.
 
 use super::compute::Compute;
+use super::few_rows::few_rows_product;
 use super::gradients::{Gradients, add_in_place};
 use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by, widened_view};
 use crate::kernels::{Real, mutate};
@@ -46,18 +47,26 @@ type Backward = Box<dyn FnOnce(Tensor, &mut Flow) -> Result<()>>;
 pub struct Tape {
     nodes: RefCell<Vec<Backward>>,
     recording: bool,
+    /// Whether products of few rows are made as [`few_rows_product`] makes them.
+    few_rows: bool,
     compute: Compute,
 }
 
 impl Tape {
     /// A tape that records.
     pub fn training() -> Self {
-        Self { nodes: RefCell::new(Vec::new()), recording: true, compute: Compute::default() }
+        let (nodes, compute) = (RefCell::new(Vec::new()), Compute::default());
+        Self { nodes, recording: true, few_rows: false, compute }
     }
 
     /// A tape that records and saves nothing.
     pub fn inference() -> Self {
         Self { recording: false, ..Self::training() }
+    }
+
+    /// The same tape for passes over few tokens at a time, whose products are of few rows.
+    pub fn of_few_rows(self) -> Self {
+        Self { few_rows: true, ..self }
     }
 
     /// The same tape with the CPU kernels turned off: every operation takes the path of candle
@@ -70,6 +79,14 @@ impl Tape {
     /// The same tape, computing in this way.
     pub fn computing(self, compute: Compute) -> Self {
         Self { compute, ..self }
+    }
+
+    /// a b for 2-D a and b, as this tape's products are made.
+    pub(super) fn product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        match self.few_rows {
+            true => few_rows_product(self.compute, a, b),
+            false => product_by(self.compute, a, b),
+        }
     }
 
     /// How its operations compute.

@@ -201,9 +201,10 @@ impl RunResults {
         let model = &self.plan.model;
         let redundant = |target: &Target| match model.form(*target) {
             WeightForm::Dense => 0,
-            WeightForm::LowRank { rank }
-            | WeightForm::Factored { rank, form: FactorForm::Usv }
-            | WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => 2 * rank * rank,
+            WeightForm::LowRank { rank } | WeightForm::Factored { rank, form: FactorForm::Usv } => {
+                2 * rank * rank
+            }
+            WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => 2 * rank * rank,
             WeightForm::Factored { rank, form: FactorForm::Ba }
             | WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => rank * rank,
         };

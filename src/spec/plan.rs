@@ -282,9 +282,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         zero_outputs: spec.zero_outputs,
         spectrum: match &spec.weights {
             WeightsSpec::LowRank(low_rank) => low_rank.spectrum,
-            WeightsSpec::Dense | WeightsSpec::Factored(_) | WeightsSpec::Adapter(_) => {
-                InitialSpectrum::default()
-            }
+            _ => InitialSpectrum::default(),
         },
         weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
     }

@@ -2,7 +2,7 @@
 
 use super::{Session, divergence};
 use crate::lowrank::{LowRank, Truncation};
-use crate::model::{Sampling, generate};
+use crate::model::{Request, Sampling, generate};
 use crate::optim::StepReport;
 use crate::params::{ParamId, Parameter};
 use crate::record::{
@@ -105,14 +105,11 @@ impl Session<'_> {
             // A tokenizer that cannot encode the prompt (characters unseen in the text) is no
             // reason to end a run.
             let prompt = self.tokenizer.encode_or_first(prompt);
-            let tokens = generate(
-                self.trainer.model.as_ref(),
-                &self.trainer.params,
-                &prompt,
-                sample.tokens.0 as usize,
-                sampling,
-                &mut |_| true,
-            )?;
+            let count = sample.tokens.0 as usize;
+            let request =
+                Request { prompt: &prompt, count, samples: 1, end: None, slide: 1, sampling };
+            let (model, params) = (self.trainer.model.as_ref(), &self.trainer.params);
+            let tokens = generate(model, params, request, &mut |_, _| true)?.concat();
             let text = self.tokenizer.show(&[prompt, tokens].concat())?;
             observers.on(&Event::Sample(Sample { step, text }))?;
         }
