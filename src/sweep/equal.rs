@@ -181,7 +181,9 @@ fn ranks(plan: &Plan) -> Result<Grid> {
         None | Some(WeightForm::Dense) => {
             bail!("its weights are dense, so there is no rank to solve for; use `solve: width`")
         }
-        Some(WeightForm::LowRank { .. }) if is_budget => "rank.budget.final_rank",
+        Some(WeightForm::LowRank { .. } | WeightForm::Adapter { .. }) if is_budget => {
+            "rank.budget.final_rank"
+        }
         Some(WeightForm::LowRank { .. }) => "model.weights.low_rank.rank",
         Some(WeightForm::Factored { .. }) => "model.weights.factored.rank",
         Some(WeightForm::Adapter { .. }) => "model.weights.adapter.rank",
@@ -214,7 +216,8 @@ fn at_the_end(plan: &Plan) -> Plan {
     let with_rank = |rank: usize| {
         let mut ending = plan.clone();
         for form in ending.model.weights.values_mut() {
-            if let WeightForm::LowRank { rank: own } = form {
+            if let WeightForm::LowRank { rank: own } | WeightForm::Adapter { rank: own, .. } = form
+            {
                 *own = rank.min(*own);
             }
         }
@@ -223,7 +226,7 @@ fn at_the_end(plan: &Plan) -> Plan {
     let stored = |rank: usize| -> u64 {
         let ending = with_rank(rank);
         let shapes = ending.model.weights.iter().filter_map(|(target, form)| {
-            let WeightForm::LowRank { rank } = form else { return None };
+            let rank = form.rank()?;
             let (rows, columns) = ending.model.shape(*target);
             Some((rank * (rows + columns + rank)) as u64)
         });
