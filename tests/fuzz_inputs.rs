@@ -6,7 +6,10 @@ mod harness;
 
 use std::path::Path;
 
-const TARGETS: [(&str, fn(&[u8])); 9] = [
+/// A target with its name.
+type Target = (&'static str, fn(&[u8]));
+
+const TARGETS: [Target; 9] = [
     ("spec", harness::spec),
     ("plan", harness::plan),
     ("sweep", harness::sweep),
