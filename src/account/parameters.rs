@@ -68,10 +68,11 @@ impl ParameterLedger {
     }
 
     /// Degrees of freedom: L r (m + n − r) for low-rank matrices, the dimension of their manifold,
-    /// and every other parameter as it is.
+    /// and every other trained parameter as it is.
     pub fn manifold_dimension(&self) -> u64 {
         let matrices = self.targets.iter().map(|target| target.manifold_dimension);
-        self.dense_rest() + matrices.sum::<u64>()
+        let rest = if self.is_adapted { 0 } else { self.dense_rest() };
+        rest + matrices.sum::<u64>()
     }
 
     /// Parameters of the same network with full matrices.
