@@ -145,6 +145,9 @@ mod tests {
             times: [("linalg", 0.25), ("data", 0.5)].into(),
             memory: [("resident", 1 << 30)].into(),
         };
+        let shared = Step { wire_bytes: Some(21_008_384), ..step.clone() };
+        let shared = text(Event::Step(shared));
+        assert!(shared.contains(r#""rank/mean":63.5,"train/wire_bytes":21008384,"time/data""#));
         insta::assert_snapshot!(
             text(Event::Step(step)),
             @r#"{"step":10,"tokens":40960,"flops":123000000000,"params":2000000,"train/loss":0.30000000000000004,"train/grad_norm":1.5,"train/lr":0.003,"train/lr_low_rank":0.01,"train/tok_per_sec":5000.25,"rank/mean":63.5,"time/data":0.5,"time/linalg":0.25,"mem/resident":1073741824}"#

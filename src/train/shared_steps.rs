@@ -54,8 +54,16 @@ fn small(spec: &str, portable: bool) -> Plan {
     load_plan(Path::new(&path), &overrides).expect(spec).1
 }
 
-/// Losses, norms, and every number after some steps, and the bytes of sums that were sent.
-fn trained(plan: &Plan, processes: &dyn Communicator) -> (Vec<u64>, Vec<(String, Vec<u32>)>, u64) {
+/// What some steps came to, to the bit.
+struct Trained {
+    /// Losses and norms of gradients.
+    figures: Vec<u64>,
+    tensors: Vec<(String, Vec<u32>)>,
+    /// Bytes of sums that were sent.
+    sent: u64,
+}
+
+fn trained(plan: &Plan, processes: &dyn Communicator) -> Trained {
     let tokens: Vec<u32> =
         (0..5_000u64).map(|i| ((i * i / 7 + i) % VOCABULARY as u64) as u32).collect();
     let text = Arc::new(TokenShard::from_tokens(tokens));
@@ -74,24 +82,24 @@ fn trained(plan: &Plan, processes: &dyn Communicator) -> (Vec<u64>, Vec<(String,
         let numbers = numbers.and_then(|t| t.to_vec1::<f32>()).expect("numbers");
         (name, numbers.into_iter().map(f32::to_bits).collect())
     });
-    (figures, bits.collect(), sent)
+    Trained { figures, tensors: bits.collect(), sent }
 }
 
 fn check(spec: &str, portable: bool) {
     let plan = small(spec, portable);
-    let (figures, tensors, sent) = trained(&plan, &Alone);
+    let Trained { figures, tensors, sent } = trained(&plan, &Alone);
     assert_eq!(sent, 0);
     for world in [2, 3, 5] {
         for (rank, shared) in
             Channels::run(world, |processes| trained(&plan, processes)).into_iter().enumerate()
         {
             let place = format!("{spec}, rank {rank} of {world}, portable {portable}");
-            assert_eq!(shared.0, figures, "{place}: losses and norms");
-            for ((name, ours), (_, theirs)) in tensors.iter().zip(&shared.1) {
+            assert_eq!(shared.figures, figures, "{place}: losses and norms");
+            for ((name, ours), (_, theirs)) in tensors.iter().zip(&shared.tensors) {
                 assert!(ours == theirs, "{place}: {name}");
             }
-            assert_eq!(tensors.len(), shared.1.len());
-            assert!(shared.2 > 0 || world == 5, "{place} has sent nothing");
+            assert_eq!(tensors.len(), shared.tensors.len());
+            assert!(shared.sent > 0 || world == 5, "{place} has sent nothing");
         }
     }
 }
