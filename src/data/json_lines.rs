@@ -71,7 +71,7 @@ impl JsonLines {
                     Ok(batch) => {
                         let parse = |line: Line| {
                             let text = text_of_line(&line.text, &self.text_key);
-                            text.with_context(|| place(&line.path, line.number))
+                            text.with_context(|| place(line.path, line.number))
                         };
                         parsed = batch.into_par_iter().map(parse).collect::<Vec<_>>().into();
                     }
