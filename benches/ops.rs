@@ -7,7 +7,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use divan::Bencher;
-use lrpt::ops::{self, Gradients, Tape, Value};
+use lrpt::ops::{self, Gradients, Rotation, Tape, Value};
 use lrpt::rng;
 
 const WIDTH: usize = 384;
@@ -95,6 +95,28 @@ fn layer_norm(bencher: Bencher, backward: bool) {
     time(bencher, backward, vec![activations(WIDTH), normal(&[WIDTH], 1.0)], |tape, x| {
         ops::layer_norm(tape, &x[0], &x[1], None, 1e-5)
     });
+}
+
+#[divan::bench(args = [false, true])]
+fn rms_norm(bencher: Bencher, backward: bool) {
+    time(bencher, backward, vec![activations(WIDTH), normal(&[WIDTH], 1.0)], |tape, x| {
+        ops::rms_norm(tape, &x[0], &x[1], 1e-6)
+    });
+}
+
+#[divan::bench(args = [false, true])]
+fn rotary(bencher: Bencher, backward: bool) {
+    time(bencher, backward, vec![activations(WIDTH)], |tape, x| {
+        let head = WIDTH / HEADS;
+        let rotation = Rotation::new(head, 1e4, 0, BLOCK, DType::F32, &Device::Cpu)?;
+        ops::rotary(tape, &x[0], &rotation)
+    });
+}
+
+#[divan::bench(args = [false, true])]
+fn swiglu(bencher: Bencher, backward: bool) {
+    let wide = || activations(8 * WIDTH / 3);
+    time(bencher, backward, vec![wide(), wide()], |tape, x| ops::swiglu(tape, &x[0], &x[1]));
 }
 
 #[divan::bench(args = [false, true])]

@@ -75,6 +75,43 @@ fn a_run_starts_where_another_ended_whatever_the_form() {
     }
 }
 
+/// A Llama with grouped queries, and a GPT-2 whose head is its own, out and in.
+#[test]
+fn other_architectures_and_heads_start_alike() {
+    let llama = "dense, arch: llama, n_kv_head: 1, rope_theta: 300, n_inner: 48";
+    let untied = "dense, tie_word_embeddings: false, layer_norm_epsilon: 1e-4";
+    for (name, model) in [("llama", llama), ("untied", untied)] {
+        let place = Workplace::new();
+        place.spec(model, "");
+        let source = loss(&train(&place, "source", "", &[], 0));
+        place.run(&["export", "source", "--to", "exported"], 0);
+        for (run, weights) in [("as-it-is", "dense"), ("points", "{low_rank: {rank: 16}}")] {
+            let weights = format!("model.weights={weights}");
+            let mut flags = STILL.to_vec();
+            flags.extend(["--set", &weights]);
+            let found = loss(&train(&place, run, "{hf: exported}", &flags, 0));
+            if run == "as-it-is" {
+                assert!((found - source).abs() < 1e-5, "{name}: {found}, not {source}");
+            } else {
+                let energy = report(&place, run)["discarded_energy"].as_f64().expect("a share");
+                assert!(0.0 < energy && energy < 0.5, "{name}: {energy}");
+            }
+        }
+        let angle_or_epsilon =
+            if name == "llama" { "model.rope_theta=301" } else { "model.layer_norm_epsilon=1e-3" };
+        let tied = "model.tie_word_embeddings is true, the source has false";
+        for (setting, named) in [
+            ("model.n_inner=64", "model.n_inner is 64, the source has"),
+            (angle_or_epsilon, "the source has"),
+            ("model.tie_word_embeddings=true", tied),
+        ] {
+            let error = train(&place, "no", "{hf: exported}", &["--set", setting], 2).stderr;
+            let error = String::from_utf8_lossy(&error);
+            assert!(error.contains(named), "{setting}: {error}");
+        }
+    }
+}
+
 #[test]
 fn a_cut_says_what_it_discards() {
     let place = Workplace::new();
@@ -124,4 +161,37 @@ fn a_source_of_another_shape_is_refused_by_name() {
     }
     let error = train(&place, "none", "{hf: nowhere}", &[], 1).stderr;
     assert!(String::from_utf8_lossy(&error).contains("nowhere/config.json"));
+}
+
+/// What a spec leaves out of the model's shape and the tokenizer is the source's.
+#[test]
+fn the_model_section_may_be_left_to_the_source() {
+    let place = Workplace::new();
+    place.spec("dense", "");
+    let source = loss(&train(&place, "source", "", &[], 0));
+    place.run(&["export", "source", "--to", "exported"], 0);
+    for (index, init) in ["{run: source}", "{hf: exported}"].into_iter().enumerate() {
+        let text = format!(
+            "name: more\ninit: {init}\n\
+             data: {{source: {{text: {{path: text.txt, val_fraction: 0.2}}}}}}\n\
+             train: {{max_steps: 1, batch_size: 2}}\neval: {{tokens: 256}}\n"
+        );
+        fs::write(place.path("spec.yaml"), text).expect("a spec");
+        let run = format!("more-{index}");
+        let again = loss(&train(&place, &run, "", &STILL, 0));
+        assert!((source - again).abs() < 2e-5, "{init}: {again} after {source}");
+        let plan = fs::read_to_string(place.path(&format!("{run}/plan.yaml"))).expect("a plan");
+        assert!(plan.contains("n_layer: 2") && plan.contains("block_size:"), "{plan}");
+        place.run(&["spec", "check", "spec.yaml"], 0);
+        let shorter = ["--set", "model.block_size=8"];
+        train(&place, &format!("short-{index}"), "", &[&STILL[..], &shorter].concat(), 0);
+        let longer = [&STILL[..], &["--set", "model.block_size=4096"]].concat();
+        let refused = train(&place, &format!("long-{index}"), "", &longer, 2);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("the source has no positions beyond"), "{said}");
+    }
+    fs::write(place.path("spec.yaml"), "name: more\ninit: {hf: nowhere}\n").expect("a spec");
+    let said = train(&place, "nowhere", "", &[], 2);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("init: nowhere") && said.contains("config.json"), "{said}");
 }

@@ -111,6 +111,76 @@ fn galore() {
     );
 }
 
+/// Trains an adapter once without and once with breaks, and compares; its frozen weights are those
+/// of the model that it adapts, byte for byte.
+fn check_adapter(what: &str, weights: &str, extra: &str, stops: &[u64]) {
+    let place = Workplace::new();
+    place.spec("dense", "");
+    place.run(&["train", "spec.yaml", "--run-dir", "source"], 0);
+    let extra = format!("init: {{run: source}}\n{extra}checkpoint: {{every: 5, keep_last: 2}}");
+    place.spec(weights, &extra);
+    place.run(&["train", "spec.yaml", "--run-dir", "whole"], 0);
+    let expected = place.trajectory("whole", 12);
+    for stop in stops {
+        let run = format!("broken-{stop}");
+        let stop_after = stop.to_string();
+        place.run(&["train", "spec.yaml", "--run-dir", &run, "--stop-after", &stop_after], 0);
+        place.run(&["resume", &run], 0);
+        assert_same(
+            &expected,
+            &place.trajectory(&run, 12),
+            &format!("{what}, stopped after step {stop}"),
+        );
+    }
+    let tensors = |run: &str, file: &str| {
+        let best = std::fs::read_dir(place.path(run).join("checkpoints"));
+        let folder = best.expect("checkpoints").flatten().map(|entry| entry.path());
+        let path = folder.filter(|path| path.join(file).exists()).max().expect("a checkpoint");
+        std::fs::read(path.join(file)).expect("tensors")
+    };
+    let (before, after) =
+        (tensors("source", "model.safetensors"), tensors("whole", "model.safetensors"));
+    let (before, after) = (
+        safetensors::SafeTensors::deserialize(&before).expect("the source's"),
+        safetensors::SafeTensors::deserialize(&after).expect("the adapted"),
+    );
+    for (name, view) in before.tensors() {
+        assert_eq!(after.tensor(&name).expect("is kept").data(), view.data(), "{what}: {name}");
+    }
+    let added: Vec<&str> =
+        after.names().into_iter().filter(|name| before.tensor(name).is_err()).collect();
+    assert!(!added.is_empty() && added.iter().all(|name| name.contains(".adapter.")), "{added:?}");
+    let moments = tensors("whole", "optimizer.safetensors");
+    let moments = safetensors::SafeTensors::deserialize(&moments).expect("moments");
+    assert!(!moments.names().is_empty());
+    for name in moments.names() {
+        assert!(name.contains(".adapter"), "{name} is the moment of a frozen weight");
+    }
+}
+
+#[test]
+fn adapters_with_changing_ranks() {
+    let rule = dlra("adam", "subspace");
+    check_adapter("an adapter", "{adapter: {rank: 6}}", &format!("{rule}{TOLERANCE}"), &[4, 7]);
+    let budget = "rank: {budget: {final_rank: 2, norm: fisher, every: 4, settle: 1, start: 1, freeze: 12}}\n";
+    check_adapter(
+        "an adapter under a budget",
+        "{adapter: {rank: 6, targets: [q, v, down]}}",
+        &format!("{}{budget}", dlra("spectral", "svd")),
+        &[5],
+    );
+}
+
+#[test]
+fn lora() {
+    check_adapter(
+        "LoRA",
+        "{adapter: {rank: 4, alpha: 8, form: lora, targets: {q: 4, v: 2}}}",
+        "optimizer: {low_rank: {adamw: {learning_rate: 1e-2}}}\n",
+        &[5],
+    );
+}
+
 #[test]
 fn matrix_adam_with_changing_ranks() {
     check(

@@ -68,11 +68,11 @@ fn settings_without_effect_are_warnings() {
 
 #[test]
 fn unknown_keys_and_choices() {
-    insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, weights)");
-    insta::assert_snapshot!(message("{max_steps: 1k,", "{max_step: 1k,"), @"run.yaml:9:9: train.max_step: unknown key; did you mean `max_steps`? (keys here: max_steps, batch_size, gradient_accumulation_steps, grad_clip, log_every, on_divergence, max_rollbacks)");
+    insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, zero_outputs, weights)");
+    insta::assert_snapshot!(message("{max_steps: 1k,", "{max_step: 1k,"), @"run.yaml:9:9: train.max_step: unknown key; did you mean `max_steps`? (keys here: max_steps, batch_size, gradient_accumulation_steps, grad_clip, log_every, on_divergence, max_rollbacks, data_parallel)");
     insta::assert_snapshot!(message("model:\n", "optimiser: {}\nmodel:\n"), @"run.yaml:2:1: optimiser: unknown key; did you mean `optimizer`? (keys here: name, seed, device, linalg, kernels, dtype, model, init, data, train, optimizer, rank, schedule, eval, checkpoint, sample)");
-    insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored)");
-    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored)");
+    insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored, adapter)");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored, adapter)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, gate, up, down)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, targets)");
     insta::assert_snapshot!(message("train:", "rank: {fixed: {tau: 0.1}}\ntrain:"), @"run.yaml:9:16: rank.fixed.tau: unknown key; nothing is set here, remove it");
@@ -98,7 +98,7 @@ fn missing_doubled_and_mistyped_keys() {
     insta::assert_snapshot!(message("cargo_registry", "text"), @"run.yaml:8:8: data.source.text: has neither; give either `train` and `val`, or `path` alone (with `val_fraction` if you like)");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "low_rank"), @"run.yaml:7:12: model.weights: `low_rank` needs settings; write `{low_rank: ...}`, or `{low_rank: {}}` where all have defaults");
     insta::assert_snapshot!(message("cargo_registry", "{cargo_registry: {}}"), @"run.yaml:8:16: data.source: `cargo_registry` takes no settings; write just `cargo_registry`");
-    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}, factored: {rank: 16}}"), @"run.yaml:7:12: model.weights: `low_rank` and `factored` exclude each other; keep one of `dense`, `low_rank`, `factored`");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}, factored: {rank: 16}}"), @"run.yaml:7:12: model.weights: `low_rank` and `factored` exclude each other; keep one of `dense`, `low_rank`, `factored`, `adapter`");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "!low_rank {rank: 16}"), @"run.yaml:7:12: model.weights: YAML tags such as `!low_rank` are not used here; write `{low_rank: ...}`");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}"), @"run.yaml:8:1: not YAML: did not find expected ',' or '}' at line 8 column 1, while parsing a flow mapping at line 7 column 12; look for a wrong indentation or an unclosed bracket or quote near this place");
     insta::assert_snapshot!(message_of("", &[]), @"run.yaml:1:1: missing key `name`; add `name: ...` at the top of the spec");
@@ -151,7 +151,7 @@ fn settings_of_an_architecture() {
     insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  arch: llama\n  layer_norm_epsilon: 1e-5\n"), @"run.yaml:7:23: model.layer_norm_epsilon: has no meaning for llama, which has `rms_norm_eps`; remove it");
     insta::assert_snapshot!(message("  n_embd: 64\n", "  n_embd: 64\n  arch: llama\n  rope_theta: 0\n"), @"run.yaml:7:15: model.rope_theta: is 0; set a number from 1 to 1e12");
     insta::assert_snapshot!(message("  n_head: 2\n", "  n_head: 64\n  arch: llama\n"), @"run.yaml:4:11: model.n_head: is 64, which makes heads 1 wide; rotary positions turn pairs of numbers, choose a number of heads that makes the width even");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {gate: 8}"), @"run.yaml:7:47: model.weights.low_rank.targets.gate: `gate` is no target of gpt2; its targets are q, k, v, o, up, down");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {gate: 8}"), @"run.yaml:7:50: model.weights.low_rank.targets.gate: `gate` is no target of gpt2; its targets are q, k, v, o, up, down");
     let usual = ["model.n_inner=256", "model.tie_word_embeddings=true"];
     assert_eq!(plan_with(&usual), plan_with(&[]));
     let usual_llama = [
@@ -294,7 +294,7 @@ fn baselines_that_do_not_fit_their_matrices() {
 
 #[test]
 fn settings_are_named_in_messages() {
-    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, weights)");
+    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, zero_outputs, weights)");
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer=many"]), @"--set model.n_layer=many: model.n_layer: expected a whole number of at least 0, found the text `many`");
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer"]), @"--set model.n_layer: no `=`; write `--set key.path=value`, for example `--set train.max_steps=1000`");
     insta::assert_snapshot!(message_of(GOOD, &["train.max_steps.x=1"]), @"--set train.max_steps.x=1: train.max_steps.x: `x` cannot be set under `train.max_steps`, which is not a mapping; set `train.max_steps` as a whole");
@@ -780,4 +780,60 @@ fn the_ledger_as_printed() {
       per step                                     128
       in all                                   128_000
     ");
+}
+
+/// Adapters: on all matrices or some, at one rank or several; a model to adapt must be named.
+#[test]
+fn adapters_say_what_they_adapt() {
+    use lrpt::spec::AdapterForm;
+    let adapter = |rank, form, alpha| WeightForm::Adapter { rank, form, alpha };
+    let (low_rank, lora) = (AdapterForm::LowRank, AdapterForm::Lora);
+    let with = |weights: &str| {
+        let weights = format!("model.weights={weights}");
+        let plan = plan_with(&[&weights, "init={run: source}", "optimizer={}", "rank=fixed"]);
+        // It follows from the spec that it is written as, too.
+        Plan::from_yaml(&spec::to_yaml(&plan).expect("YAML"), "plan.yaml").expect("the same plan");
+        plan.model
+    };
+    let all = with("{adapter: {rank: 8}}");
+    assert!(all.weights.values().all(|form| *form == adapter(8, low_rank, None)));
+    let some = with("{adapter: {rank: 8, form: lora, targets: [q, v]}}");
+    assert_eq!(some.form(Target::Q), adapter(8, lora, Some(8)));
+    assert_eq!(some.form(Target::UP), WeightForm::Dense);
+    let own = with("{adapter: {rank: 8, form: lora, alpha: 16, targets: {q: 4, v: 8}}}");
+    assert_eq!(
+        [Target::Q, Target::V, Target::K].map(|target| own.form(target)),
+        [adapter(4, lora, Some(16)), adapter(8, lora, Some(16)), WeightForm::Dense]
+    );
+    let refused = |flags: &[&str]| {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let error = spec::load_plan(Path::new("configs/gpt-small.yaml"), &flags);
+        error.expect_err("refused").to_string()
+    };
+    let init = "init={run: source}";
+    for (flags, said) in [
+        (vec!["model.weights={adapter: {rank: 8}}"], "adapts a model that is there; name it"),
+        (
+            vec!["model.weights={adapter: {rank: 8, form: lora, alpha: 0}}", init],
+            "model.weights.adapter.alpha: is 0",
+        ),
+        (vec!["model.weights={adapter: {rank: 8, targets: []}}", init], "names no matrix"),
+        (vec!["model.weights={adapter: {rank: 8, targets: [q, q]}}", init], "names `q` twice"),
+        (vec!["model.weights={adapter: {rank: 8, targets: [w]}}", init], "`w`"),
+        (
+            vec!["model.weights={adapter: {rank: 8, targets: {q: 5000}}}", init],
+            "rank 5000 is not possible for `q`",
+        ),
+        (
+            vec![
+                "model.weights={adapter: {rank: 8, form: lora}}",
+                init,
+                "optimizer.low_rank={loro: {}}",
+            ],
+            "those of an adapter start at zero",
+        ),
+    ] {
+        let error = refused(&flags);
+        assert!(error.contains(said), "{flags:?}: {error}");
+    }
 }

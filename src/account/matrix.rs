@@ -1,5 +1,6 @@
-//! What one matrix of one block contributes.
+//! What one matrix of one block contributes. Its form is that of what is trained, never an adapter.
 
+use super::frozen;
 use crate::optim::{WeightSize, momentum_cost};
 use crate::spec::{FactorForm, ModelPlan, OptimizerPlan, Target, WeightForm};
 
@@ -8,12 +9,15 @@ pub(super) struct Matrix {
     pub form: WeightForm,
     pub rows: u64,
     pub columns: u64,
+    /// Whether a frozen full matrix stands beside what is trained.
+    pub is_beside_frozen: bool,
 }
 
 impl Matrix {
     pub fn new(model: &ModelPlan, target: Target) -> Self {
         let (rows, columns) = model.shape(target);
-        Matrix { form: model.form(target), rows: rows as u64, columns: columns as u64 }
+        let (form, is_beside_frozen) = frozen::trained_form(model, target);
+        Matrix { form, rows: rows as u64, columns: columns as u64, is_beside_frozen }
     }
 
     pub fn size(&self) -> WeightSize {
@@ -33,9 +37,10 @@ impl Matrix {
         (self.rows + self.columns) * self.rank()
     }
 
+    /// Trained numbers.
     pub fn parameters(&self) -> u64 {
         match self.form {
-            WeightForm::Dense => self.rows * self.columns,
+            WeightForm::Dense | WeightForm::Adapter { .. } => self.rows * self.columns,
             WeightForm::LowRank { .. } | WeightForm::Factored { form: FactorForm::Usv, .. } => {
                 self.factor_values() + self.rank() * self.rank()
             }
@@ -43,10 +48,21 @@ impl Matrix {
         }
     }
 
+    /// Dimension of the set of matrices that the form can be: r (m + n − r) for every low-rank form,
+    /// whose factors store more numbers than they have degrees of freedom, and m n for a full one.
+    pub fn manifold_dimension(&self) -> u64 {
+        match self.form {
+            WeightForm::Dense | WeightForm::Adapter { .. } => self.rows * self.columns,
+            WeightForm::LowRank { .. } | WeightForm::Factored { .. } => {
+                self.factor_values() - self.rank() * self.rank()
+            }
+        }
+    }
+
     /// Rank-wide intermediates kept per token: x V, or with free factors also x V Sᵀ, or x Aᵀ.
     pub fn intermediate_values(&self) -> u64 {
         match self.form {
-            WeightForm::Dense => 0,
+            WeightForm::Dense | WeightForm::Adapter { .. } => 0,
             WeightForm::Factored { form: FactorForm::Usv, .. } => 2 * self.rank(),
             WeightForm::LowRank { .. } | WeightForm::Factored { form: FactorForm::Ba, .. } => {
                 self.rank()
@@ -55,7 +71,7 @@ impl Matrix {
     }
 
     pub fn forward_flops(&self) -> u64 {
-        2 * self.parameters()
+        2 * (self.parameters() + self.frozen_values())
     }
 
     /// The product with S alone.
@@ -80,7 +96,9 @@ impl Matrix {
             WeightForm::Factored { .. } if optimizer.factored_heavy_ball().is_some() => {
                 self.parameters()
             }
-            WeightForm::Dense | WeightForm::Factored { .. } => 2 * self.parameters(),
+            WeightForm::Dense | WeightForm::Factored { .. } | WeightForm::Adapter { .. } => {
+                2 * self.parameters()
+            }
         }
     }
 
@@ -97,7 +115,7 @@ impl Matrix {
             WeightForm::Dense if optimizer.galore().is_some() => {
                 self.parameters() + self.moment_values(optimizer)
             }
-            WeightForm::Dense | WeightForm::Factored { .. } => 0,
+            WeightForm::Dense | WeightForm::Factored { .. } | WeightForm::Adapter { .. } => 0,
         }
     }
 
@@ -111,7 +129,7 @@ impl Matrix {
             WeightForm::Dense if optimizer.galore().is_some() => {
                 2 * (2 * self.parameters() + (self.rows + self.columns) * self.sides().0)
             }
-            WeightForm::Dense | WeightForm::Factored { .. } => 0,
+            WeightForm::Dense | WeightForm::Factored { .. } | WeightForm::Adapter { .. } => 0,
         }
     }
 }

@@ -107,12 +107,14 @@ impl MemoryLedger {
                 .filter(|values| *values > 0);
             in_hand.clone().max().unwrap_or(0) * threads.min(layers * in_hand.count() as u64)
         };
+        let trained_rest = if model.is_adapted() { 0 } else { parameters.dense_rest() };
         let values = MemoryLedger {
-            weights: parameters.dense_rest() + of_blocks(&Matrix::parameters),
-            gradients: parameters.dense_rest() + of_blocks(&Matrix::gradient_values),
-            moments: 2 * parameters.dense_rest() + of_blocks(&moments),
+            weights: parameters.dense_rest()
+                + of_blocks(&|matrix| matrix.parameters() + matrix.frozen_values()),
+            gradients: trained_rest + of_blocks(&Matrix::gradient_values),
+            moments: 2 * trained_rest + of_blocks(&moments),
             activations: 0,
-            head_gradient: parameters.token_embedding,
+            head_gradient: if model.is_adapted() { 0 } else { parameters.token_embedding },
             backward: ((2 * model.n_embd as u64 + mlp_values(model)) * tokens)
                 .max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
             optimizer: of_blocks(&|matrix| matrix.step_values(&plan.optimizer)) + in_hand,
@@ -128,7 +130,7 @@ impl MemoryLedger {
                         }
                         false => narrow.gradient_values(),
                     };
-                    parameters.dense_rest()
+                    trained_rest
                         + layers * matrices.iter().zip(&augmented).map(low_rank).sum::<u64>()
                 }
                 false => 0,

@@ -7,17 +7,20 @@
 //! updates are left out, as is usual for model FLOPs.
 //!
 //! ```text
-//! parameters   trained numbers by group
+//! parameters   numbers by group
 //! cut          what a rank cut adds to its step
 //! integrator   what further evaluations and cycles add
 //! operations   of a token, of a step, of the optimizer's own linear algebra
 //! memory       bytes at once
+//! wire         what processes that train together send each other
 //! matrix       what one matrix of a block contributes to each
+//! frozen       what only passes gradients on, and what is trained beside it
 //! figures      numbers as people read them
 //! ```
 
 mod cut;
 mod figures;
+mod frozen;
 mod integrator;
 mod matrix;
 mod memory;
@@ -25,8 +28,9 @@ mod operations;
 mod parameters;
 #[cfg(test)]
 mod tests;
+mod wire;
 
-use crate::spec::{DlraSpec, FactorForm, Plan, WeightForm};
+use crate::spec::{AdapterForm, DlraSpec, FactorForm, Plan, WeightForm};
 pub use cut::cut_flops;
 use figures::grouped;
 pub(crate) use figures::{bytes, scaled};
@@ -34,18 +38,21 @@ pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
 pub use operations::{FlopLedger, OptimizerFlops, low_rank_optimizer_flops};
 pub use parameters::{ParameterLedger, TargetLedger};
 use std::fmt;
+pub use wire::WireLedger;
 
 /// The whole account of a plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ledger {
     /// Tokens in the vocabulary, V.
     pub vocabulary_size: u64,
-    /// Numbers that are trained.
+    /// Numbers, trained or not.
     pub parameters: ParameterLedger,
     /// Floating-point operations.
     pub flops: FlopLedger,
     /// Bytes in f32.
     pub memory: MemoryLedger,
+    /// Bytes between processes.
+    pub wire: WireLedger,
     /// Tokens a step sees.
     pub tokens_per_step: u64,
     /// Steps of the run.
@@ -60,9 +67,11 @@ impl Ledger {
     /// hands at a time (its threads).
     pub fn new(plan: &Plan, vocabulary_size: usize, threads: usize) -> Self {
         let vocabulary = vocabulary_size as u64;
+        let parameters = ParameterLedger::new(&plan.model, vocabulary);
         Ledger {
             vocabulary_size: vocabulary,
-            parameters: ParameterLedger::new(&plan.model, vocabulary),
+            wire: WireLedger::new(plan, &parameters),
+            parameters,
             flops: FlopLedger::new(plan, vocabulary),
             memory: MemoryLedger::new(plan, vocabulary, threads as u64),
             tokens_per_step: plan.tokens_per_step,
@@ -103,6 +112,12 @@ impl fmt::Display for Ledger {
             let form = match target.form {
                 WeightForm::Dense => "dense".to_owned(),
                 WeightForm::LowRank { rank } => format!("rank {rank}"),
+                WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
+                    format!("frozen, adapter {rank}")
+                }
+                WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => {
+                    format!("frozen, LoRA {rank}")
+                }
                 WeightForm::Factored { rank, form: FactorForm::Ba } => format!("factored, {rank}"),
                 WeightForm::Factored { rank, form: FactorForm::Usv } => {
                     format!("factored usv, {rank}")
@@ -114,6 +129,9 @@ impl fmt::Display for Ledger {
         }
         let (total, dense) = (parameters.total(), parameters.dense_equivalent());
         line(f, "total", grouped(total))?;
+        if parameters.is_adapted {
+            line(f, "trained", grouped(parameters.trained()))?;
+        }
         line(f, "the same network dense", grouped(dense))?;
         line(f, "share of dense", format!("{:.3}", total as f64 / dense as f64))?;
 
@@ -160,6 +178,17 @@ impl fmt::Display for Ledger {
             line(f, "evaluations in augmented bases", bytes(memory.augmented))?;
         }
         line(f, "peak, expected", bytes(memory.peak()))?;
+
+        let wire = &self.wire;
+        if wire.micro_batches > 1 {
+            let processes = wire.micro_batches;
+            writeln!(f, "between {processes} processes (data_parallel)")?;
+            line(f, "a step in all", bytes(wire.bytes_per_step(processes)))?;
+            let dense = wire.dense_bytes_per_step(processes);
+            line(f, "the same network dense", bytes(dense))?;
+            let share = wire.sums_per_step as f64 / wire.dense_sums_per_step as f64;
+            line(f, "share of dense", format!("{share:.3}"))?;
+        }
 
         writeln!(f, "tokens")?;
         line(f, "per step", grouped(self.tokens_per_step))?;

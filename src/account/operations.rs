@@ -1,5 +1,6 @@
 //! Floating-point operations.
 
+use super::frozen::{passes_attention, passes_on};
 use super::integrator;
 use super::matrix::Matrix;
 use crate::linalg::polar_newton_schulz_flops;
@@ -21,7 +22,8 @@ pub struct FlopLedger {
     pub forward_head_per_token: u64,
     /// Forward and backward: three times the forward, except that the r × r product of a low-rank
     /// matrix has no gradient product of its own (the S-gradient comes from the K-gradient), so
-    /// that it counts twice. The recomputation of attention scores in the backward is not counted.
+    /// that it counts twice, and that a frozen matrix or head has none, and passes none on where
+    /// nothing is trained below it. The recomputation of attention scores in the backward is not counted.
     pub training_per_token: u64,
     /// Forward and backward of the further evaluations of an `augmented_bug` step, with every
     /// low-rank matrix in its augmented bases.
@@ -88,12 +90,15 @@ impl FlopLedger {
         let products = matrices.iter().map(Matrix::forward_flops).sum::<u64>();
         let attention = layers * 2 * width * (model.block_size as u64 + 1);
         let head = 2 * vocabulary * width;
-        let training = |products: u64, small: u64| 3 * (products + attention + head) - small;
+        let stopped = (0..model.n_layer).filter(|layer| !passes_attention(model, *layer)).count();
+        let attention_training = 3 * attention - 2 * stopped as u64 * attention / layers.max(1);
+        let head_training = if model.is_adapted() { 2 * head } else { 3 * head };
         let of = |matrices: &[Matrix]| {
-            training(
-                matrices.iter().map(Matrix::forward_flops).sum(),
-                matrices.iter().map(Matrix::coefficient_flops).sum(),
-            )
+            let training = |(matrix, (layer, target)): (&Matrix, (usize, Target))| {
+                matrix.training_flops(passes_on(model, layer, target))
+            };
+            let products = matrices.iter().zip(places()).map(training).sum::<u64>();
+            products + attention_training + head_training
         };
         let dlra = plan.optimizer.dlra();
         let optimizer = dlra.map_or(0, |dlra| {

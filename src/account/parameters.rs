@@ -1,4 +1,4 @@
-//! Trained numbers by group.
+//! Numbers by group.
 
 use super::matrix::Matrix;
 use crate::spec::{Architecture, ModelPlan, Target, WeightForm};
@@ -19,6 +19,8 @@ pub struct ParameterLedger {
     pub biases: u64,
     /// The matrices of a block.
     pub targets: Vec<TargetLedger>,
+    /// Whether only adapters are trained.
+    pub is_adapted: bool,
 }
 
 impl ParameterLedger {
@@ -43,6 +45,7 @@ impl ParameterLedger {
                 .iter()
                 .map(|target| TargetLedger::new(model, *target))
                 .collect(),
+            is_adapted: model.is_adapted(),
         }
     }
 
@@ -52,9 +55,23 @@ impl ParameterLedger {
         tables + self.norms + self.biases
     }
 
+    /// Trained parameters: all, or those of adapters alone.
+    pub fn trained(&self) -> u64 {
+        let targets = self.targets.iter();
+        let rest = if self.is_adapted { 0 } else { self.dense_rest() };
+        rest + targets.map(|target| target.trained).sum::<u64>()
+    }
+
     /// All parameters.
     pub fn total(&self) -> u64 {
         self.dense_rest() + self.targets.iter().map(|target| target.parameters).sum::<u64>()
+    }
+
+    /// Degrees of freedom: L r (m + n − r) for low-rank matrices, the dimension of their manifold,
+    /// and every other parameter as it is.
+    pub fn manifold_dimension(&self) -> u64 {
+        let matrices = self.targets.iter().map(|target| target.manifold_dimension);
+        self.dense_rest() + matrices.sum::<u64>()
     }
 
     /// Parameters of the same network with full matrices.
@@ -75,7 +92,12 @@ pub struct TargetLedger {
     /// n.
     pub columns: u64,
     /// Stored numbers in all blocks: L m n, L (m r + r² + n r), or L (m r + n r) for W = B A.
+    /// With a frozen matrix beside it L m n more.
     pub parameters: u64,
+    /// Trained ones of them.
+    pub trained: u64,
+    /// Degrees of freedom in all blocks: L m n, or L r (m + n − r).
+    pub manifold_dimension: u64,
     /// L m n.
     pub dense_equivalent: u64,
 }
@@ -86,10 +108,12 @@ impl TargetLedger {
         let layers = model.n_layer as u64;
         TargetLedger {
             target,
-            form: matrix.form,
+            form: model.form(target),
             rows: matrix.rows,
             columns: matrix.columns,
-            parameters: layers * matrix.parameters(),
+            parameters: layers * (matrix.parameters() + matrix.frozen_values()),
+            trained: layers * matrix.parameters(),
+            manifold_dimension: layers * matrix.manifold_dimension(),
             dense_equivalent: layers * matrix.rows * matrix.columns,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::output;
 use crate::data::{self, Dataset, TokenShard};
-use crate::spec;
+use crate::train::load_spec;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ pub fn run(args: DataArgs) -> Result<()> {
 }
 
 fn prepare(spec_path: &Path, set: &[String]) -> Result<Dataset> {
-    data::prepare(&spec::load(spec_path, set)?.data, data::cache_dir())
+    data::prepare(&load_spec(spec_path, set)?.data, data::cache_dir())
 }
 
 fn print_summary(dataset: &Dataset) -> Result<()> {

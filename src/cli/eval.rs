@@ -83,7 +83,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     output::line(serde_json::to_string(&Scores {
         loss,
         step: run.step,
-        parameters: run.params.element_count(),
+        parameters: run.params.total_element_count(),
         protocol,
     })?)
 }

@@ -69,6 +69,7 @@ fn spectra(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
 /// defect, parameters against dense.
 fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     let (mut stored, mut dense) = (0, 0);
+    let is_adapted = run.model.config().is_adapted();
     if !args.json {
         output::line(format!(
             "{:<28} {:>11} {:>5} {:>34} {:>34} {:>9} {:>10} {:>7}",
@@ -98,7 +99,8 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
         let (count, full) = (point.parameter_count(), m * n);
         let defect = point.orthonormality_defect()?;
         stored += count;
-        dense += full;
+        // An adapter stands beside its matrix, which has been counted.
+        dense += if is_adapted { 0 } else { full };
         if args.json {
             output::line(serde_json::json!({
                 "name": parameter.name, "shape": [m, n], "rank": r, "singular_values": sigma,
@@ -118,7 +120,14 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
             ))?;
         }
     }
-    if !args.json {
+    if is_adapted && !args.json {
+        output::line(format!(
+            "step {}: {} parameters, {} of them trained",
+            run.step,
+            run.params.total_element_count(),
+            run.params.element_count()
+        ))?;
+    } else if !args.json {
         let share = 100.0 * stored as f64 / dense as f64;
         output::line(format!(
             "step {}: {stored} parameters, {share:.1}% of the {dense} of the same network with \

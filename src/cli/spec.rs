@@ -1,7 +1,9 @@
 //! `lrpt spec`: look at a spec without training.
 
 use crate::account::Ledger;
+use crate::data::Tokenizer;
 use crate::spec::{self, Plan, SourceSpec, TokenizerSpec};
+use crate::train::load_plan;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use std::io::Write;
@@ -37,7 +39,7 @@ struct SpecFileArgs {
 
 impl SpecFileArgs {
     fn plan(&self) -> anyhow::Result<Plan> {
-        let (written, plan) = spec::load_plan(&self.spec, &self.set)?;
+        let (written, plan) = load_plan(&self.spec, &self.set)?;
         spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
         Ok(plan)
     }
@@ -79,13 +81,7 @@ pub(super) fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
         TokenizerSpec::Chars => None,
         TokenizerSpec::Bpe(bpe) => Some(usize::try_from(bpe.vocab_size.0)?),
         TokenizerSpec::File(path) if path.exists() => {
-            let tokenizer = tokenizers::Tokenizer::from_file(path).map_err(|error| {
-                anyhow::anyhow!(
-                    "data.tokenizer.file: {} is no tokenizer.json: {error}",
-                    path.display()
-                )
-            })?;
-            Some(tokenizer.get_vocab_size(true))
+            Some(Tokenizer::from_file(path)?.vocab_size())
         }
         TokenizerSpec::File(_) => None,
     })

@@ -22,6 +22,7 @@ mod dataset;
 mod documents;
 mod encode;
 mod files;
+mod gguf_tokenizer;
 mod hugging_face;
 mod hugging_face_form;
 mod json_lines;

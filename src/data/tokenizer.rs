@@ -3,6 +3,7 @@
 use super::byte_pair;
 use super::corpus::usage;
 use super::files::not_text;
+use super::gguf_tokenizer;
 use super::hugging_face::HuggingFace;
 use super::hugging_face_form;
 use anyhow::Context;
@@ -105,10 +106,13 @@ impl Tokenizer {
     /// The tokenizer of a file the user named at `data.tokenizer.file`.
     ///
     /// # Errors
-    /// When the file cannot be read or is no `tokenizer.json`; a SentencePiece model and compressed
+    /// When the file cannot be read, or is neither a `tokenizer.json` nor a GGUF file; a SentencePiece model and compressed
     /// files are named as what they are.
-    pub(super) fn from_file(path: &Path) -> anyhow::Result<Self> {
+    pub fn from_file(path: &Path) -> anyhow::Result<Self> {
         let place = || format!("data.tokenizer.file: {}", path.display());
+        if gguf_tokenizer::is_gguf(path) {
+            return Self::from_json(&gguf_tokenizer::tokenizer_json(path)?).with_context(place);
+        }
         let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", place()))?;
         if let Some(what) = not_text(&bytes) {
             return Err(usage(format!("{}: this is {what}", place())));

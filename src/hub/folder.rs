@@ -1,10 +1,11 @@
 //! A folder as `AutoModelForCausalLM.from_pretrained` takes it: config.json, generation_config.json,
 //! the weights in one safetensors file or in many with an index, and the tokenizer.
 
-use super::{gpt2, llama};
+use super::weights::{Named, modules};
+use super::{factored, gpt2, llama};
 use crate::data::Tokenizer;
 use crate::fs::write_directory_atomic;
-use crate::model::{ModelConfig, Network};
+use crate::model::{ModelConfig, Network, merged};
 use crate::params::ParamStore;
 use crate::spec::Architecture;
 use anyhow::{Context, Result, bail, ensure};
@@ -25,12 +26,14 @@ pub struct ExportOptions {
     pub dtype: DType,
     /// The most bytes of tensors in one file; a larger model is sharded.
     pub shard_bytes: usize,
+    /// Whether low-rank weights stay so, r (m + n − r) numbers each, in place of m n.
+    pub factored: bool,
 }
 
 /// What an export wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exported {
-    /// Numbers, all of them dense.
+    /// Numbers.
     pub parameters: usize,
     /// Bytes of tensors.
     pub bytes: usize,
@@ -40,7 +43,8 @@ pub struct Exported {
 
 /// Writes a model as a folder of `transformers`, whole or not at all.
 ///
-/// Low-rank and factored weights become W = U S Vᵀ or B A; biases that a GPT-2 has not are zero.
+/// Low-rank and factored weights become W = U S Vᵀ or B A, adapters are merged into what they
+/// adapt; biases that a GPT-2 has not are zero.
 ///
 /// # Errors
 /// If the folder exists already, or something cannot be written.
@@ -63,28 +67,44 @@ pub fn export(
         other => bail!("a model is exported in f32, f16 or bf16, not in {other:?}"),
     };
     let end_of_text = tokenizer.end_of_text();
-    let (config, tensors) = match model.config().arch {
+    let (dense, params) = merged(model.config(), params.clone())?;
+    let (mut config, mut tensors) = match dense.arch {
         Architecture::Gpt2 => {
-            let config = gpt2::config(model.config(), end_of_text, dtype);
-            (config, gpt2::tensors(model.config(), params)?)
+            let config = gpt2::config(&dense, end_of_text, dtype);
+            (config, gpt2::tensors(&dense, &params)?)
         }
         Architecture::Llama => {
-            let config = llama::config(model.config(), end_of_text, dtype);
-            (config, llama::tensors(model.config(), params)?)
+            let config = llama::config(&dense, end_of_text, dtype);
+            (config, llama::tensors(&dense, &params)?)
         }
     };
+    if options.factored {
+        let named = Named::new(&params);
+        tensors = factored::with_factors(&mut config, tensors, &modules(&dense), &named)?;
+    }
     let tensors: Vec<(String, Tensor)> = tensors
         .into_iter()
-        .map(|(name, tensor)| Ok((name, tensor.to_dtype(options.dtype)?.contiguous()?)))
+        .map(|(name, tensor)| {
+            let dtype = if tensor.dtype().is_float() { options.dtype } else { tensor.dtype() };
+            Ok((name, tensor.to_dtype(dtype)?.contiguous()?))
+        })
         .collect::<candle_core::Result<_>>()?;
     let shards = shards(tensors, options.shard_bytes);
     let exported = Exported {
-        parameters: shards.iter().flatten().map(|(_, tensor)| tensor.elem_count()).sum(),
+        parameters: shards
+            .iter()
+            .flatten()
+            .filter(|(_, tensor)| tensor.dtype().is_float())
+            .map(|(_, tensor)| tensor.elem_count())
+            .sum(),
         bytes: shards.iter().map(|shard| bytes_of(shard)).sum(),
         files: shards.len(),
     };
     write_directory_atomic(to, |folder| {
         write_json(&folder.join("config.json"), &config)?;
+        if options.factored {
+            write(&folder.join(factored::CODE_FILE), factored::CODE.as_bytes())?;
+        }
         let generation = json!({
             "_from_model_config": true,
             "bos_token_id": end_of_text,
@@ -112,25 +132,43 @@ pub fn export(
 /// If the architecture or a setting has no counterpart here, or a tensor is missing, has another
 /// shape, or is left over; all by name.
 pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
-    let config = read_json(&folder.join("config.json"))?;
-    let tensors = read_weights(folder)?;
-    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("none");
-    let read = || -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
-        match kind {
-            "gpt2" => {
-                let model = gpt2::read_config(&config)?;
-                let tensors = gpt2::read_tensors(&model, tensors)?;
-                Ok((model, tensors))
-            }
-            "llama" => {
-                let model = llama::read_config(&config)?;
-                let tensors = llama::read_tensors(&model, tensors)?;
-                Ok((model, tensors))
-            }
-            other => bail!("config.json: `model_type` is {other}; lrpt imports gpt2 and llama"),
+    let model = import_config(folder)?;
+    let mut tensors = read_weights(folder)?;
+    let read = || -> Result<Vec<(String, Tensor)>> {
+        let config = read_json(&folder.join("config.json"))?;
+        if model_type(&config).starts_with(factored::PREFIX) {
+            let transposed = model.arch == Architecture::Gpt2;
+            tensors = factored::without_factors(&config, tensors, transposed)?;
+        }
+        match model.arch {
+            Architecture::Gpt2 => gpt2::read_tensors(&model, tensors),
+            Architecture::Llama => llama::read_tensors(&model, tensors),
         }
     };
-    read().with_context(|| format!("{} cannot be imported", folder.display()))
+    let tensors = read().with_context(|| format!("{} cannot be imported", folder.display()))?;
+    Ok((model, tensors))
+}
+
+fn model_type(config: &Value) -> &str {
+    config.get("model_type").and_then(Value::as_str).unwrap_or("none")
+}
+
+/// The configuration of a folder of `transformers`; no tensor is read.
+///
+/// # Errors
+/// As for [`import`], as far as settings go.
+pub fn import_config(folder: &Path) -> Result<ModelConfig> {
+    let config = read_json(&folder.join("config.json"))?;
+    let kind = model_type(&config);
+    let model = match kind.strip_prefix(factored::PREFIX).unwrap_or(kind) {
+        "gpt2" => gpt2::read_config(&config),
+        "llama" => llama::read_config(&config),
+        other => {
+            let message = "lrpt imports gpt2 and llama";
+            Err(anyhow::anyhow!("config.json: `model_type` is {other}; {message}"))
+        }
+    };
+    model.with_context(|| format!("{} cannot be imported", folder.display()))
 }
 
 fn bytes_of(shard: &[(String, Tensor)]) -> usize {
@@ -197,28 +235,34 @@ fn read_weights(folder: &Path) -> Result<Vec<(String, Tensor)>> {
     };
     let mut tensors = Vec::new();
     for path in files {
-        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
-        for (name, view) in file.tensors() {
-            let tensor = view.load(&Device::Cpu).with_context(|| format!("tensor `{name}`"))?;
-            tensors.push((name, tensor.to_dtype(DType::F32)?));
-        }
+        tensors.extend(file_tensors(&path)?);
     }
     Ok(tensors)
 }
 
-fn read_json(path: &Path) -> Result<Value> {
+/// All tensors of a file, in f32 on the host.
+pub(super) fn file_tensors(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
+    let load = |(name, view): (String, safetensors::tensor::TensorView)| {
+        let tensor = view.load(&Device::Cpu).with_context(|| format!("tensor `{name}`"))?;
+        Ok((name, tensor.to_dtype(DType::F32)?))
+    };
+    file.tensors().into_iter().map(load).collect()
+}
+
+pub(super) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value)?;
     bytes.push(b'\n');
     write(path, &bytes)
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = std::fs::File::create_new(path).with_context(|| path.display().to_string())?;
     std::io::Write::write_all(&mut file, bytes).with_context(|| path.display().to_string())?;
     file.sync_all().with_context(|| path.display().to_string())

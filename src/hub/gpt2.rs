@@ -2,7 +2,7 @@
 //! a bias everywhere, the head tied to the token table.
 
 use super::settings::Settings;
-use super::weights::{HEAD, Named, imported_head};
+use super::weights::{HEAD, Module, Named, imported_head};
 use crate::model::ModelConfig;
 use crate::params::{ParamStore, TensorReader};
 use crate::spec::{Architecture, ModelPlan};
@@ -88,6 +88,17 @@ const MATRICES: &[(&str, &[&str])] = &[
     ("mlp.c_fc", &["mlp.up"]),
     ("mlp.c_proj", &["mlp.down"]),
 ];
+
+/// The modules with matrices, block by block.
+pub(super) fn modules(model: &ModelConfig) -> Vec<Module> {
+    let of_block = |layer: usize| {
+        MATRICES.iter().map(move |(fused, sites)| Module {
+            name: format!("transformer.h.{layer}.{fused}"),
+            sites: sites.iter().map(|site| format!("transformer.h.{layer}.{site}")).collect(),
+        })
+    };
+    (0..model.n_layer).flat_map(of_block).collect()
+}
 
 /// The configuration of a dense model here, from a `config.json`.
 ///

@@ -1,7 +1,7 @@
 //! Llama as `transformers` has it: matrices as here, under names that end in `_proj`.
 
 use super::settings::Settings;
-use super::weights::{HEAD, Named, imported_head};
+use super::weights::{HEAD, Module, Named, imported_head};
 use crate::model::ModelConfig;
 use crate::params::{ParamStore, TensorReader};
 use crate::spec::{Architecture, ModelPlan, ROPE_THETA, Target};
@@ -50,6 +50,17 @@ const MATRICES: &[(&str, &str, Target)] = &[
     ("mlp.up", "mlp.up_proj", Target::UP),
     ("mlp.down", "mlp.down_proj", Target::DOWN),
 ];
+
+/// The modules with matrices, block by block.
+pub(super) fn modules(model: &ModelConfig) -> Vec<Module> {
+    let of_block = |layer: usize| {
+        MATRICES.iter().map(move |(ours, theirs, _)| Module {
+            name: format!("model.layers.{layer}.{theirs}"),
+            sites: vec![format!("model.layers.{layer}.{ours}")],
+        })
+    };
+    (0..model.n_layer).flat_map(of_block).collect()
+}
 
 /// The norms, by the same names here and there.
 fn norms(layers: usize) -> impl Iterator<Item = String> {

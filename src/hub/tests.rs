@@ -26,7 +26,7 @@ fn config(form: WeightForm, bias: bool) -> ModelConfig {
 }
 
 fn options(shard_bytes: usize) -> ExportOptions {
-    ExportOptions { dtype: DType::F32, shard_bytes }
+    ExportOptions { dtype: DType::F32, shard_bytes, factored: false }
 }
 
 /// A Llama with fewer heads of keys, and every setting other than as usual where `unusual`.
@@ -195,7 +195,7 @@ fn what_does_not_fit_a_llama_is_refused_by_name() {
             ("\"mlp_bias\": false", "\"mlp_bias\": true", "`mlp_bias` is true"),
             ("\"attention_bias\": false", "\"attention_bias\": true", "`attention_bias` is true"),
             ("\"rope_theta\": 10000.0,\n  \"rope", "\"rope_theta\": 5.0,\n  \"rope", "is 5"),
-            ("\"rms_norm_eps\": ", "\"rms_norm_eps\": 7", "rms_norm_eps"),
+            ("\"rms_norm_eps\": ", "\"rms_norm_eps\": -", "rms_norm_eps"),
             ("\"intermediate_size\": 24", "\"intermediate_size\": 32", "mlp.gate_proj.weight"),
             ("\"intermediate_size\": 24", "\"intermediate\": 24", "`intermediate_size` is missing"),
             ("\"num_key_value_heads\": 1", "\"num_key_value_heads\": 2", "self_attn.k_proj.weight"),
@@ -215,4 +215,80 @@ fn what_does_not_fit_a_llama_is_refused_by_name() {
         ("\"hidden_size\": 8", "\"hidden_size\": \"8\"", "`hidden_size` is missing or no number"),
     ];
     refuses(llama(WeightForm::Dense, true), &biased);
+}
+
+/// Low-rank weights go out with r (m + n − r) numbers each, dense ones beside them as they are, and
+/// come in again as the same model.
+#[test]
+fn a_factored_export_comes_back_with_the_same_logits() {
+    for arch in [Architecture::Gpt2, Architecture::Llama] {
+        let mut config = ModelConfig {
+            model: ModelPlan {
+                n_layer: 2,
+                n_head: 2,
+                n_embd: 16,
+                block_size: 6,
+                bias: true,
+                ..ModelPlan::of(arch)
+            },
+            vocab_size: 256,
+        };
+        for (target, form) in &mut config.model.weights {
+            *form = match target.name() {
+                "k" => WeightForm::Dense,
+                "down" => WeightForm::LowRank { rank: 16 },
+                _ => WeightForm::LowRank { rank: 3 },
+            };
+        }
+        let model = build(config).expect("a network");
+        let params = model.initialize(7, DType::F32, &Device::Cpu).expect("parameters");
+        let place = tempfile::tempdir().expect("a folder");
+        let to = place.path().join("factored");
+        let keep = ExportOptions { factored: true, ..options(1 << 30) };
+        let exported = export(model.as_ref(), &params, &Tokenizer::bytes(), keep, &to);
+        let whole = place.path().join("whole");
+        let dense = export(model.as_ref(), &params, &Tokenizer::bytes(), options(1 << 30), &whole);
+        let saved: usize = model
+            .sites()
+            .iter()
+            .filter(|site| !matches!(site.kind.name(), "k" | "down"))
+            .map(|site| site.rows * site.columns - 3 * (site.rows + site.columns - 3))
+            .sum();
+        let (exported, dense) = (exported.expect("an export"), dense.expect("an export"));
+        assert_eq!(exported.parameters + saved, dense.parameters, "{arch:?}");
+        assert!(to.join("modeling_lrpt.py").exists());
+
+        let (config, tensors) = import(&to).expect("an import");
+        let imported = build(config).expect("a network");
+        let reader = TensorReader::new("import", tensors);
+        let theirs = ParamStore::load(imported.declared(), reader, DType::F32, &Device::Cpu);
+        let theirs = theirs.expect("parameters");
+        let tokens = [3u32, 77, 250, 0, 9];
+        let ours = model.next_token_logits(&params, &tokens).expect("logits");
+        let theirs = imported.next_token_logits(&theirs, &tokens).expect("logits");
+        let error = (ours - theirs).and_then(|d| d.abs()?.max_all()?.to_scalar::<f32>());
+        assert!(error.expect("a number") < 1e-6, "{arch:?}");
+
+        let path = to.join("config.json");
+        let text = std::fs::read_to_string(&path).expect("config.json");
+        for (from, by, named) in [
+            ("\"lrpt_layers\"", "\"lrpt_layer\"", "`lrpt_layers` is no mapping"),
+            ("        3,\n", "        4,\n", "config.json says"),
+        ] {
+            let changed = text.replacen(from, by, 1);
+            assert_ne!(changed, text, "{from} in {text}");
+            std::fs::write(&path, changed).expect("writable");
+            let error = format!("{:#}", import(&to).expect_err(from));
+            assert!(error.contains(named), "{from}: {error}");
+        }
+    }
+    let config = config(WeightForm::Dense, true);
+    let model = build(config).expect("a network");
+    let params = model.initialize(7, DType::F32, &Device::Cpu).expect("parameters");
+    let place = tempfile::tempdir().expect("a folder");
+    let keep = ExportOptions { factored: true, ..options(1 << 30) };
+    let to = place.path().join("factored");
+    let refused = export(model.as_ref(), &params, &Tokenizer::bytes(), keep, &to);
+    let error = refused.expect_err("nothing is low-rank").to_string();
+    assert!(error.contains("leave --factored out"), "{error}");
 }

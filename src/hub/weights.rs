@@ -1,8 +1,10 @@
 //! A weight matrix as one dense tensor, whatever its form here.
 
+use super::{gpt2, llama};
 use crate::lowrank::LowRank;
 use crate::model::ModelConfig;
 use crate::params::{ParamStore, Parameter, Weight};
+use crate::spec::Architecture;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
@@ -49,6 +51,21 @@ pub(super) fn imported_head(
     Ok(None)
 }
 
+/// A layer of `transformers` with a matrix, `transformer.h.0.attn.c_attn`, and the sites here that
+/// make it up: more than one where it is fused, one below the other.
+pub(super) struct Module {
+    pub name: String,
+    pub sites: Vec<String>,
+}
+
+/// The layers with matrices, block by block.
+pub(super) fn modules(model: &ModelConfig) -> Vec<Module> {
+    match model.arch {
+        Architecture::Gpt2 => gpt2::modules(model),
+        Architecture::Llama => llama::modules(model),
+    }
+}
+
 /// Parameters by name, on the host.
 pub struct Named<'a> {
     parameters: BTreeMap<&'a str, &'a Parameter>,
@@ -83,8 +100,13 @@ impl<'a> Named<'a> {
     /// W: m × n of a site: dense as it is, or the product of its factors.
     ///
     /// # Errors
-    /// If the site has no weight in any form.
+    /// If the site has no weight in any form, or one with an adapter, which must be merged first
+    /// ([`crate::model::merged`]).
     pub fn matrix(&self, site: &str) -> Result<Tensor> {
+        let has_adapter = [".adapter", ".adapter.b"]
+            .into_iter()
+            .any(|leaf| self.parameters.contains_key(format!("{site}{leaf}").as_str()));
+        ensure!(!has_adapter, "`{site}` has an adapter that was not merged into it");
         let factor = |leaf: &str| self.find(&format!("{site}.{leaf}"));
         if let Some(point) = self.point(site) {
             return Ok(point.to_device(&Device::Cpu)?.to_dense()?);

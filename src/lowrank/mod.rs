@@ -7,12 +7,14 @@
 //! which work on many weights of one shape side by side ([`LowRank::stack`]).
 
 mod galerkin;
+mod interpolation;
 mod point;
 mod retraction;
 mod spectrum;
 mod tangent;
 mod transport;
 
+pub use interpolation::RowInterpolation;
 pub use point::LowRank;
 pub use retraction::{
     Augmentation, CutNorm, Retracted, Truncation, retract, retract_subspace, tolerance_rank,

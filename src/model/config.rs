@@ -1,7 +1,7 @@
 //! The resolved shape of a network: everything needed to build it and to load its checkpoints.
 
 use crate::ops::AttentionHeads;
-use crate::spec::{ModelPlan, bounds};
+use crate::spec::{ModelPlan, WeightForm, bounds};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::ops::{Deref, DerefMut};
@@ -84,6 +84,11 @@ impl ModelConfig {
             let Some(rank) = form.rank() else { continue };
             let (rows, columns) = self.shape(*target);
             let limit = rows.min(columns);
+            ensure!(
+                !matches!(form, WeightForm::Adapter { alpha: Some(0), .. }),
+                "config.json: weights.{}: alpha is 0; it is at least 1",
+                target.name()
+            );
             ensure!(
                 (1..=limit).contains(&rank),
                 "config.json: weights.{}: rank {rank} is not possible for {rows} × {columns}; it is 1 to {limit}",

@@ -9,7 +9,7 @@ use crate::lowrank::LowRank;
 use crate::ops::{self, AttentionHeads, Dropout, Tape, Value};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
-use crate::spec::{FactorForm, WeightForm};
+use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, WeightForm};
 use candle_core::{Result, Tensor, bail};
 
 /// Standard deviation of initial weights (Radford et al. 2019).
@@ -116,6 +116,15 @@ impl RmsNorm {
     }
 }
 
+/// First numbers of a weight.
+#[derive(Clone, Copy, Debug)]
+pub struct First {
+    /// σ: standard deviation of the entries of a dense matrix, whose norm the other forms have.
+    pub standard_deviation: f64,
+    /// Singular values where it is low-rank.
+    pub spectrum: InitialSpectrum,
+}
+
 /// y = x Wᵀ + b with W in one of its forms.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -131,28 +140,49 @@ enum LinearWeight {
     TwoFactors { b: ParamId, a: ParamId },
     /// W = U S Vᵀ, each trained freely.
     ThreeFactors { u: ParamId, s: ParamId, vt: ParamId },
+    /// W = W₀ + U S Vᵀ.
+    Adapted { frozen: ParamId, adapter: ParamId },
+    /// W = W₀ + scale · B A.
+    Lora { frozen: ParamId, b: ParamId, a: ParamId, scale: f64 },
 }
 
 impl Linear {
-    /// The layer of this site, its weight in this form and its entries of this standard deviation
-    /// at first.
+    /// The layer of this site, its weight in this form and with these numbers at first.
     pub fn declare(
         declarations: &mut Declarations,
         site: Site,
         form: WeightForm,
         bias: bool,
-        standard_deviation: f64,
+        First { standard_deviation, spectrum }: First,
     ) -> Self {
         let place = Place { layer: site.layer, target: site.kind };
         let (name, rows, columns) = (site.name.clone(), site.rows, site.columns);
+        let full = |declarations: &mut Declarations| {
+            let initial = Initial::Normal { rows, columns, standard_deviation };
+            declarations.add(format!("{name}.weight"), Role::Matrix(place), initial)
+        };
         let weight = match form {
-            WeightForm::Dense => {
-                let initial = Initial::Normal { rows, columns, standard_deviation };
-                let name = format!("{name}.weight");
-                LinearWeight::Matrix(declarations.add(name, Role::Matrix(place), initial))
+            WeightForm::Dense => LinearWeight::Matrix(full(declarations)),
+            WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
+                let frozen = full(declarations);
+                let initial = Initial::Adapter { rows, columns, rank };
+                let adapter = adapter_name(&name);
+                let adapter = declarations.add(adapter, Role::Matrix(place), initial);
+                LinearWeight::Adapted { frozen, adapter }
+            }
+            WeightForm::Adapter { rank, form: AdapterForm::Lora, alpha } => {
+                let frozen = full(declarations);
+                let mut factor = |factor: Factor, initial| {
+                    let name = format!("{}.{}", adapter_name(&name), factor.name());
+                    declarations.add(name, Role::Factor(place, factor), initial)
+                };
+                let b = factor(Factor::B, Initial::LoraB { rows, rank });
+                let a = factor(Factor::A, Initial::LoraA { rank, columns });
+                LinearWeight::Lora { frozen, b, a, scale: lora_scale(rank, alpha) }
             }
             WeightForm::LowRank { rank } => {
-                let initial = Initial::LowRank { rows, columns, rank, standard_deviation };
+                let initial =
+                    Initial::LowRank { rows, columns, rank, standard_deviation, spectrum };
                 LinearWeight::Matrix(declarations.add(name.clone(), Role::Matrix(place), initial))
             }
             WeightForm::Factored { rank, form } => {
@@ -195,6 +225,21 @@ impl Linear {
                     ops::low_rank_linear(pass.tape, x, &u, s, &v, bias.as_ref())
                 }
             },
+            LinearWeight::Adapted { frozen, adapter } => {
+                let y = ops::linear(pass.tape, x, &pass.dense(frozen)?, bias.as_ref())?;
+                let LowRank { u, s, v } = pass.params.point(adapter)?;
+                let u = pass.value(adapter, ParamStore::slot(adapter), u);
+                let v = pass.value(adapter, ParamStore::l_slot(adapter), v);
+                let added = ops::low_rank_linear(pass.tape, x, &u, s, &v, None)?;
+                ops::add(pass.tape, &y, &added)
+            }
+            LinearWeight::Lora { frozen, b, a, scale } => {
+                let y = ops::linear(pass.tape, x, &pass.dense(frozen)?, bias.as_ref())?;
+                let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
+                let z = if scale == 1.0 { z } else { ops::scaled(pass.tape, &z, scale)? };
+                let added = ops::linear(pass.tape, &z, &pass.dense(b)?, None)?;
+                ops::add(pass.tape, &y, &added)
+            }
             LinearWeight::TwoFactors { b, a } => {
                 let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
                 ops::linear(pass.tape, &z, &pass.dense(b)?, bias.as_ref())
@@ -208,6 +253,16 @@ impl Linear {
             }
         }
     }
+}
+
+/// Name of a site's adapter in checkpoints, without the names of its parts.
+pub(super) fn adapter_name(site: &str) -> String {
+    format!("{site}.adapter")
+}
+
+/// α/r, the scale of B A; 1 where there is no α.
+pub(super) fn lora_scale(rank: usize, alpha: Option<usize>) -> f64 {
+    alpha.map_or(1.0, |alpha| alpha as f64 / rank as f64)
 }
 
 /// One forward pass: the parameters, the tape, the dropout of this step, and what was seen before.

@@ -4,7 +4,7 @@
 //! Shapes: B sequences, T tokens, C = `n_embd`, V vocabulary.
 
 use super::config::ModelConfig;
-use super::layers::{Declarations, Head, INIT_STANDARD_DEVIATION, Linear, Pass, RmsNorm};
+use super::layers::{Declarations, First, Head, INIT_STANDARD_DEVIATION, Linear, Pass, RmsNorm};
 use super::network::{Network, Site, Structure};
 use crate::ops::{self, AttentionHeads, Compute, Rotation, Value};
 use crate::params::ParamId;
@@ -116,9 +116,13 @@ impl Block {
             let site = Site { name: format!("{prefix}.{name}"), layer, kind, rows, columns };
             // Those that write to the residual stream, 2 in a block, add up.
             let writes = matches!(kind, Target::O | Target::DOWN);
-            let standard_deviation = INIT_STANDARD_DEVIATION
-                / if writes { (2.0 * config.n_layer as f64).sqrt() } else { 1.0 };
-            Linear::declare(declarations, site, config.form(kind), config.bias, standard_deviation)
+            let standard_deviation = match writes {
+                true if config.zero_outputs => 0.0,
+                true => INIT_STANDARD_DEVIATION / (2.0 * config.n_layer as f64).sqrt(),
+                false => INIT_STANDARD_DEVIATION,
+            };
+            let first = First { standard_deviation, spectrum: config.spectrum };
+            Linear::declare(declarations, site, config.form(kind), config.bias, first)
         };
         Self {
             norm_1: norm(config, &format!("{prefix}.input_layernorm"), declarations),

@@ -9,6 +9,7 @@ mod generate;
 mod gpt2;
 mod layers;
 mod llama;
+mod merge;
 mod network;
 mod restore;
 
@@ -16,5 +17,6 @@ pub use cache::KeyValueCache;
 pub use config::ModelConfig;
 pub use generate::{Request, Sampling, generate};
 pub use layers::{Head, Pass};
+pub use merge::merged;
 pub use network::{DropoutKey, Network, Site, Structure, build};
 pub use restore::restore;

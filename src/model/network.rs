@@ -247,7 +247,7 @@ pub trait Network: Debug + Send + Sync {
     }
 }
 
-/// The network of a configuration.
+/// The network of a configuration; where it has adapters, nothing else is trained.
 ///
 /// # Errors
 /// If its heads do not share out its width.
@@ -267,8 +267,14 @@ pub fn build(config: ModelConfig) -> Result<Box<dyn Network>> {
             heads.keys
         )
     }
-    Ok(match config.arch {
+    let is_adapted = config.is_adapted();
+    let mut network: Box<dyn Network> = match config.arch {
         Architecture::Gpt2 => Box::new(Gpt2::new(config)),
         Architecture::Llama => Box::new(Llama::new(config)),
-    })
+    };
+    if is_adapted {
+        let declared = network.structure_mut().declared.iter_mut();
+        declared.for_each(|declared| declared.trained = declared.initial.is_adapter());
+    }
+    Ok(network)
 }

@@ -17,6 +17,7 @@ mod linear;
 mod norm;
 mod pointwise;
 mod product;
+mod relay;
 mod rotary;
 mod tape;
 
@@ -30,7 +31,8 @@ pub use embedding::{embedding, token_embedding};
 pub use gradients::Gradients;
 pub use linear::{linear, low_rank_linear};
 pub use norm::{layer_norm, rms_norm};
-pub use pointwise::{Dropout, add, dropout, gelu, swiglu};
+pub use pointwise::{Dropout, add, dropout, gelu, scaled, swiglu};
 pub use product::{product, product_into};
+pub use relay::Relay;
 pub use rotary::{Rotation, rotary};
 pub use tape::{Flow, Source, Tape, Value};

@@ -1,4 +1,4 @@
-//! Element-wise operations: GELU, SwiGLU, residual addition, dropout.
+//! Element-wise operations: GELU, SwiGLU, addition, scaling, dropout.
 
 use super::compute::widened;
 use super::tape::{Tape, Value};
@@ -157,6 +157,16 @@ pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
         flow.add_shared(to_a, delta.clone())?;
         flow.add_shared(to_b, delta)
     }))
+}
+
+/// factor · x.
+///
+/// # Errors
+/// If the device has no memory for it.
+pub fn scaled(tape: &Tape, x: &Value, factor: f64) -> Result<Value> {
+    let to_x = x.source();
+    let scaled = (x.tensor() * factor)?;
+    Ok(tape.record(&[to_x], scaled, move |delta, flow| flow.add(to_x, (delta * factor)?)))
 }
 
 /// A dropout mask, as a function of (key, element index): nothing is stored, the backward draws it

@@ -3,8 +3,10 @@
 use super::{Factor, Parameter, Role, TensorReader, Weight};
 use crate::lowrank::LowRank;
 use crate::rng;
+use crate::spec::InitialSpectrum;
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Result, Tensor};
+use rand::Rng;
 
 /// A parameter that a network has, before it has numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,7 +40,8 @@ pub enum Initial {
         /// Standard deviation σ of an entry.
         standard_deviation: f64,
     },
-    /// W = U S Vᵀ with random orthonormal bases and ‖W‖_F = σ√(mn).
+    /// W = U S Vᵀ, flat: with random orthonormal bases and ‖W‖_F = σ√(mn); or Gaussian: the best
+    /// approximation of rank r of what [`Initial::Normal`] draws.
     LowRank {
         /// Rows m.
         rows: usize,
@@ -48,6 +51,8 @@ pub enum Initial {
         rank: usize,
         /// σ: the standard deviation of a dense matrix of the same norm.
         standard_deviation: f64,
+        /// Singular values.
+        spectrum: InitialSpectrum,
     },
     /// A free factor of the same W.
     Factor {
@@ -61,6 +66,30 @@ pub enum Initial {
         rank: usize,
         /// σ as for [`Initial::LowRank`].
         standard_deviation: f64,
+    },
+    /// An adapter U S Vᵀ with random orthonormal bases and S = 0.
+    Adapter {
+        /// Rows m.
+        rows: usize,
+        /// Columns n.
+        columns: usize,
+        /// Rank r.
+        rank: usize,
+    },
+    /// B: m × r of an adapter B A, zeros.
+    LoraB {
+        /// Rows m.
+        rows: usize,
+        /// Inner dimension r.
+        rank: usize,
+    },
+    /// A: r × n of an adapter B A, uniform between ±1/√n (He et al. 2015 with a slope of √5, as in
+    /// PEFT).
+    LoraA {
+        /// Inner dimension r.
+        rank: usize,
+        /// Columns n.
+        columns: usize,
     },
 }
 
@@ -91,7 +120,7 @@ impl Declared {
     ) -> anyhow::Result<Parameter> {
         let placed = |tensor: Tensor| tensor.to_dtype(dtype)?.to_device(device);
         let weight = match self.initial {
-            Initial::LowRank { rows, columns, .. } => {
+            Initial::LowRank { rows, columns, .. } | Initial::Adapter { rows, columns, .. } => {
                 let mut part = |leaf: &str| -> anyhow::Result<Tensor> {
                     Ok(placed(reader.take(&format!("{}{leaf}", self.name))?)?)
                 };
@@ -121,7 +150,14 @@ impl Declared {
 }
 
 impl Initial {
-    /// Numbers of the dense matrix in this parameter's place; the factors of one matrix count once.
+    /// Whether it is an adapter, or a factor of one.
+    pub fn is_adapter(self) -> bool {
+        use Initial::{Adapter, LoraA, LoraB};
+        matches!(self, Adapter { .. } | LoraB { .. } | LoraA { .. })
+    }
+
+    /// Numbers of the dense matrix in this parameter's place; the factors of one matrix count once,
+    /// and an adapter takes no place of its own.
     pub fn dense_count(self) -> usize {
         match self {
             Initial::Constant { size, .. } => size,
@@ -130,7 +166,10 @@ impl Initial {
             | Initial::Factor { factor: Factor::B | Factor::U, rows, columns, .. } => {
                 rows * columns
             }
-            Initial::Factor { factor: Factor::A | Factor::S | Factor::VTransposed, .. } => 0,
+            Initial::Factor { factor: Factor::A | Factor::S | Factor::VTransposed, .. }
+            | Initial::Adapter { .. }
+            | Initial::LoraB { .. }
+            | Initial::LoraA { .. } => 0,
         }
     }
 
@@ -138,9 +177,11 @@ impl Initial {
     fn dense_shape(self) -> Vec<usize> {
         match self {
             Initial::Constant { size, .. } => vec![size],
-            Initial::Normal { rows, columns, .. } | Initial::LowRank { rows, columns, .. } => {
-                vec![rows, columns]
-            }
+            Initial::Normal { rows, columns, .. }
+            | Initial::LowRank { rows, columns, .. }
+            | Initial::Adapter { rows, columns, .. } => vec![rows, columns],
+            Initial::LoraB { rows, rank } => vec![rows, rank],
+            Initial::LoraA { rank, columns } => vec![rank, columns],
             Initial::Factor { factor, rows, columns, rank, .. } => match factor {
                 Factor::B | Factor::U => vec![rows, rank],
                 Factor::S => vec![rank, rank],
@@ -151,6 +192,11 @@ impl Initial {
 
     fn draw(self, seed: u64, name: &str, dtype: DType, device: &Device) -> Result<Weight> {
         let stream = |name: &str| rng::stream(seed, &format!("init {name}"), &[]);
+        let normal = |name: &str, rows: usize, columns: usize, standard_deviation: f64| {
+            let mut numbers = rng::normals(&mut stream(name), rows * columns);
+            numbers.iter_mut().for_each(|x| *x *= standard_deviation);
+            Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)
+        };
         let orthonormal =
             |name: &str, rows: usize, columns: usize, rank: usize, standard_deviation: f64| {
                 let norm = standard_deviation * ((rows * columns) as f64).sqrt();
@@ -160,17 +206,42 @@ impl Initial {
             Initial::Constant { size, value } => {
                 Weight::Dense((Tensor::ones(size, dtype, device)? * value)?)
             }
-            Initial::Normal { rows, columns, standard_deviation } => {
-                let mut numbers = rng::normals(&mut stream(name), rows * columns);
-                numbers.iter_mut().for_each(|x| *x *= standard_deviation);
+            Initial::Normal { rows, columns, standard_deviation } => Weight::Dense(
+                normal(name, rows, columns, standard_deviation)?
+                    .to_dtype(dtype)?
+                    .to_device(device)?,
+            ),
+            Initial::LowRank { rows, columns, rank, standard_deviation, spectrum } => {
+                Weight::LowRank(match spectrum {
+                    // A matrix of zeros has no singular vectors of its own.
+                    InitialSpectrum::Gaussian if standard_deviation > 0.0 => {
+                        let w = normal(name, rows, columns, standard_deviation)?;
+                        let LowRank { u, s, v } = LowRank::from_dense(&w, rank)?;
+                        let placed = |part: Tensor| part.to_dtype(dtype)?.to_device(device);
+                        LowRank::from_parts(placed(u)?, placed(s)?, placed(v)?)?
+                    }
+                    InitialSpectrum::Flat | InitialSpectrum::Gaussian => {
+                        orthonormal(name, rows, columns, rank, standard_deviation)?
+                    }
+                })
+            }
+            Initial::Adapter { rows, columns, rank } => {
+                Weight::LowRank(orthonormal(name, rows, columns, rank, 0.0)?)
+            }
+            Initial::LoraB { rows, rank } => {
+                Weight::Dense(Tensor::zeros((rows, rank), dtype, device)?)
+            }
+            Initial::LoraA { rank, columns } => {
+                let bound = 1.0 / (columns as f64).sqrt();
+                let uniform = rand_distr::Uniform::new(-bound, bound)
+                    .map_err(|error| candle_core::Error::Msg(format!("`{name}`: {error}")))?;
+                let numbers: Vec<f64> =
+                    stream(name).sample_iter(uniform).take(rank * columns).collect();
                 Weight::Dense(
-                    Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)?
+                    Tensor::from_vec(numbers, (rank, columns), &Device::Cpu)?
                         .to_dtype(dtype)?
                         .to_device(device)?,
                 )
-            }
-            Initial::LowRank { rows, columns, rank, standard_deviation } => {
-                Weight::LowRank(orthonormal(name, rows, columns, rank, standard_deviation)?)
             }
             // The factors of one W = U S Vᵀ, B = U √S and A = √S Vᵀ balanced; all draw the same W,
             // from the name without the factor's.

@@ -247,6 +247,11 @@ impl ParamStore {
         self.parameters.iter().map(Parameter::element_count).sum()
     }
 
+    /// Count of the numbers that training leaves as they are.
+    pub fn frozen_element_count(&self) -> usize {
+        self.total_element_count() - self.element_count()
+    }
+
     /// The low-rank weights.
     pub fn low_rank(&self) -> impl Iterator<Item = (ParamId, &Parameter, &LowRank)> {
         self.iter().filter_map(|(id, parameter)| match &parameter.weight {

@@ -70,7 +70,9 @@ pub struct RunStarted {
     pub run_dir: PathBuf,
     /// Trainable numbers.
     pub parameters: u64,
-    /// Trainable numbers of the same model with dense weights.
+    /// Numbers that training leaves as they are.
+    pub frozen_parameters: u64,
+    /// Numbers of the same model with dense weights.
     pub dense_parameters: u64,
     /// Steps already taken (not 0 after a resume).
     pub start_step: u64,
@@ -108,6 +110,8 @@ pub struct Step {
     pub tokens_per_second: f64,
     /// Mean rank of the low-rank weights, where there are any.
     pub rank_mean: Option<f64>,
+    /// Bytes of gradient sums that all processes sent in this step, where there are several.
+    pub wire_bytes: Option<u64>,
     /// Seconds per step since the last such event by phase: data, forward, backward, optimizer,
     /// linalg.
     pub times: BTreeMap<&'static str, f64>,

@@ -41,6 +41,11 @@ pub fn count(value: f64) -> String {
 /// A line that describes a run.
 pub(super) fn run_started(run: &RunStarted) -> String {
     let parameters = match run.dense_parameters {
+        _ if run.frozen_parameters > 0 => format!(
+            "trains {} of {} parameters",
+            count(run.parameters as f64),
+            count((run.parameters + run.frozen_parameters) as f64)
+        ),
         dense if dense == run.parameters => format!("{} parameters", count(run.parameters as f64)),
         dense => {
             format!("{} parameters (dense: {})", count(run.parameters as f64), count(dense as f64))
@@ -209,6 +214,7 @@ mod tests {
             name: "gpt-small".into(),
             run_dir: "runs/gpt-small".into(),
             parameters: 2_345_678,
+            frozen_parameters: 0,
             dense_parameters: 4_200_000,
             start_step: 0,
             max_steps: 500,
@@ -225,6 +231,12 @@ mod tests {
         insta::assert_snapshot!(
             run_started(&resumed_dense),
             @"gpt-small: 2.35M parameters, 500 steps of 4.10k tokens, from step 250, on cpu with 1 thread, in runs/gpt-small"
+        );
+        let adapted =
+            RunStarted { parameters: 20_000, frozen_parameters: 4_200_000, ..resumed_dense };
+        insta::assert_snapshot!(
+            run_started(&adapted),
+            @"gpt-small: trains 20.0k of 4.22M parameters, 500 steps of 4.10k tokens, from step 250, on cpu with 1 thread, in runs/gpt-small"
         );
     }
 }

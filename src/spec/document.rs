@@ -2,6 +2,7 @@
 
 use super::decode::decode;
 use super::findings::problems;
+use super::init_spec::InitSpec;
 use super::key_path::KeyPath;
 use super::locate::{duplicate_key, locate};
 use super::overrides::Override;
@@ -10,8 +11,19 @@ use super::problem::{PointsAt, Problem};
 use super::run_spec::RunSpec;
 use super::schema::schema;
 use crate::error::Failure;
-use serde_yaml::Value;
+use serde_yaml::{Mapping, Value};
 use std::path::Path;
+
+/// The keys of `model` that say how large it is.
+const SHAPE: [&str; 4] = ["n_layer", "n_head", "n_embd", "block_size"];
+
+/// What a model to start from says of itself, in the keys of a spec.
+pub struct ImportedShape {
+    /// The keys of `model`, its weights' form apart.
+    pub model: serde_json::Map<String, serde_json::Value>,
+    /// The file of its tokenizer, if it has one.
+    pub tokenizer: Option<String>,
+}
 
 /// A spec's text, its name in messages, and the settings given on the command line.
 pub(crate) struct Document {
@@ -74,6 +86,46 @@ impl Document {
             parsed.push(setting);
         }
         Ok(Document { name: name.to_owned(), text: text.to_owned(), overrides: parsed, value })
+    }
+
+    /// Fills in what `model` and `data.tokenizer` leave out, from the model that `init` names.
+    ///
+    /// # Errors
+    /// As `shape_of`, which reads that model.
+    pub fn complete(
+        &mut self,
+        shape_of: &dyn Fn(&InitSpec) -> anyhow::Result<ImportedShape>,
+    ) -> anyhow::Result<()> {
+        let Some(init) = self.value.get("init").and_then(|init| decode::<InitSpec>(init).ok())
+        else {
+            return Ok(());
+        };
+        let given = |block: &str, key: &str| {
+            self.value.get(block).is_some_and(|block| block.get(key).is_some())
+        };
+        let shaped = SHAPE.iter().all(|key| given("model", key));
+        if shaped && given("data", "tokenizer") {
+            return Ok(());
+        }
+        let ImportedShape { model, tokenizer } = shape_of(&init)?;
+        let mut fill = |block: &str, key: &str, value: Value| {
+            let Some(spec) = self.value.as_mapping_mut() else { return };
+            let block = spec.entry(block.into()).or_insert_with(|| Value::Mapping(Mapping::new()));
+            if let Some(block) = block.as_mapping_mut() {
+                block.entry(key.into()).or_insert(value);
+            }
+        };
+        if !shaped {
+            for (key, value) in model {
+                fill("model", &key, serde_yaml::to_value(value)?);
+            }
+            fill("model", "weights", "dense".into());
+        }
+        if let Some(path) = tokenizer {
+            let file = Mapping::from_iter([("file".into(), path.into())]);
+            fill("data", "tokenizer", Value::Mapping(file));
+        }
+        Ok(())
     }
 
     /// The spec as written, with defaults filled in.

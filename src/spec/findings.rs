@@ -1,6 +1,7 @@
 //! Everything that is wrong with a spec whose types are right: each block finds its own faults, and
 //! what concerns several blocks stands here.
 
+use super::adapter_spec::check_adapter;
 use super::bounds;
 use super::data_rules::{check_data, given_vocabulary};
 use super::init_spec::check_init;
@@ -21,6 +22,7 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
     }
     check_model(&mut found, &spec.model, &plan.model);
     check_weights(&mut found, spec, plan);
+    check_adapter(&mut found, spec);
     check_init(&mut found, spec.init.as_ref());
     check_data(&mut found, &spec.data);
     check_train(&mut found, spec);

@@ -3,6 +3,7 @@
 //! `text + --set` → [`RunSpec`] (what was written) → [`Plan`] (everything resolved and checked). No
 //! candle here.
 
+mod adapter_spec;
 mod architecture;
 pub mod bounds;
 mod count;
@@ -37,11 +38,12 @@ mod schedule_spec;
 mod schema;
 mod unused;
 
+pub use adapter_spec::{AdapterForm, AdapterTargets, AdapterWeightsSpec};
 pub use architecture::{Architecture, BlockWidths, ROPE_THETA, Target};
 pub use count::{Count, NotACount};
 pub use data_spec::*;
 pub use dlra_spec::*;
-pub use init_spec::InitSpec;
+pub use init_spec::{InitSpec, PeftInitSpec};
 pub use integrator::CyclePhase;
 pub use model_plan::ModelPlan;
 pub use model_spec::*;
@@ -57,6 +59,7 @@ pub use schema::schema;
 pub use unused::unused_settings;
 
 use document::Document;
+pub use document::ImportedShape;
 pub(crate) use document::decode_document;
 use std::path::Path;
 
@@ -86,6 +89,35 @@ pub fn parse(text: &str, name: &str, overrides: &[String]) -> anyhow::Result<Run
 /// the file.
 pub fn load_plan(path: &Path, overrides: &[String]) -> anyhow::Result<(RunSpec, Plan)> {
     Document::read(path, overrides)?.plan()
+}
+
+/// Reads the spec in a file, with what it leaves out of the model's shape and the tokenizer filled
+/// in from the model that `init` names, which `shape_of` reads.
+///
+/// # Errors
+/// As for [`load`], and as `shape_of`.
+pub fn load_completed(
+    path: &Path,
+    overrides: &[String],
+    shape_of: &dyn Fn(&InitSpec) -> anyhow::Result<ImportedShape>,
+) -> anyhow::Result<RunSpec> {
+    let mut document = Document::read(path, overrides)?;
+    document.complete(shape_of)?;
+    document.spec()
+}
+
+/// [`load_plan`] with what [`load_completed`] fills in.
+///
+/// # Errors
+/// As both.
+pub fn load_completed_plan(
+    path: &Path,
+    overrides: &[String],
+    shape_of: &dyn Fn(&InitSpec) -> anyhow::Result<ImportedShape>,
+) -> anyhow::Result<(RunSpec, Plan)> {
+    let mut document = Document::read(path, overrides)?;
+    document.complete(shape_of)?;
+    document.plan()
 }
 
 /// Reads the spec in a text and resolves it; `name` stands for the file in messages.

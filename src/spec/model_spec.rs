@@ -1,5 +1,6 @@
 //! `model:` of a spec: the shape of the network and the form of its weights.
 
+use super::adapter_spec::{AdapterForm, AdapterTargets, AdapterWeightsSpec};
 use super::architecture::{Architecture, Target};
 use super::bounds;
 use super::findings::Findings;
@@ -52,6 +53,11 @@ pub struct ModelSpec {
     /// Added to the mean square in RMS norms; default: 1e-6. Only for `arch: llama`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rms_norm_eps: Option<f64>,
+    /// Whether the matrices that write to the residual stream, `o` and `down`, begin at zero, so
+    /// that every block begins as the identity; else they begin as draws that are smaller by
+    /// (2 n_layer)^½. Not for factored weights, which would stay at zero.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero_outputs: bool,
     /// Form of the attention and MLP weights.
     pub weights: WeightsSpec,
 }
@@ -66,6 +72,52 @@ pub enum WeightsSpec {
     LowRank(LowRankWeightsSpec),
     /// W = B A or W = U S Vᵀ with free factors, the naive low-rank forms.
     Factored(FactoredWeightsSpec),
+    /// W = W₀ + U S Vᵀ or W₀ + (α/r) B A beside the frozen weights of `init`: fine-tuning.
+    Adapter(AdapterWeightsSpec),
+}
+
+/// What trains a block's matrices, whether they stand alone or beside frozen ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TrainedForm {
+    /// Full matrices.
+    Dense,
+    /// Points on the manifold.
+    LowRank,
+    /// Free factors.
+    Factored(FactorForm),
+}
+
+impl WeightsSpec {
+    /// What is trained of the blocks' matrices.
+    pub(super) fn trained_form(&self) -> TrainedForm {
+        match self {
+            WeightsSpec::Dense => TrainedForm::Dense,
+            WeightsSpec::LowRank(_) => TrainedForm::LowRank,
+            WeightsSpec::Factored(factored) => TrainedForm::Factored(factored.form),
+            WeightsSpec::Adapter(adapter) => match adapter.form {
+                AdapterForm::LowRank => TrainedForm::LowRank,
+                AdapterForm::Lora => TrainedForm::Factored(FactorForm::Ba),
+            },
+        }
+    }
+
+    /// Name of the form in a spec, and the targets that it names, each with whether it gives the
+    /// target a rank of its own.
+    fn named_targets(&self) -> Option<(&'static str, BTreeMap<Target, bool>)> {
+        let exceptions = |targets: &BTreeMap<Target, TargetRank>| {
+            targets.keys().map(|target| (*target, true)).collect()
+        };
+        match self {
+            WeightsSpec::Dense => None,
+            WeightsSpec::LowRank(low_rank) => Some(("low_rank", exceptions(&low_rank.targets))),
+            WeightsSpec::Factored(factored) => Some(("factored", exceptions(&factored.targets))),
+            WeightsSpec::Adapter(adapter) => {
+                let named = adapter.targets.iter().flat_map(|AdapterTargets(targets)| targets);
+                let named = named.map(|(target, rank)| (*target, rank.is_some()));
+                Some(("adapter", named.collect()))
+            }
+        }
+    }
 }
 
 /// Ranks of low-rank weights.
@@ -74,10 +126,32 @@ pub enum WeightsSpec {
 pub struct LowRankWeightsSpec {
     /// Rank at the start of training.
     pub rank: usize,
+    /// Singular values at the start of training.
+    #[serde(default, skip_serializing_if = "InitialSpectrum::is_default")]
+    pub spectrum: InitialSpectrum,
     /// Exceptions: `q: 32`, `down: dense`, ...
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "per_target_schema::<TargetRank>")]
     pub targets: BTreeMap<Target, TargetRank>,
+}
+
+/// First singular values of a low-rank weight W: m × n that stands in the place of a dense draw
+/// with entries of standard deviation σ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InitialSpectrum {
+    /// All equal, with the norm of the dense draw: σ (mn / r)^½ each.
+    #[default]
+    Flat,
+    /// The r largest of a dense draw, and its singular vectors: the best approximation of what a
+    /// dense model begins with, of smaller norm.
+    Gaussian,
+}
+
+impl InitialSpectrum {
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Ranks and form of factored weights.
@@ -168,6 +242,11 @@ pub(super) fn check_model(found: &mut Findings, model: &ModelSpec, plan: &ModelP
         "of at least 0 and less than 1",
         "model.dropout",
     );
+    found.require(
+        !(model.zero_outputs && matches!(model.weights, WeightsSpec::Factored(_))),
+        "model.zero_outputs",
+        || "factors that are both zero have no gradient and never move; remove it".into(),
+    );
     for (key, problem) in plan.setting_problems() {
         let path = format!("model.{key}");
         // A number of heads that shares out no width has been refused already.
@@ -188,15 +267,14 @@ fn nearest_divisors(number: usize, wish: usize) -> String {
 }
 
 pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
-    let (kind, targets) = match &spec.model.weights {
-        WeightsSpec::Dense => return,
-        WeightsSpec::LowRank(low_rank) => ("low_rank", &low_rank.targets),
-        WeightsSpec::Factored(factored) => ("factored", &factored.targets),
-    };
+    let Some((kind, targets)) = spec.model.weights.named_targets() else { return };
+    let is_adapter = matches!(spec.model.weights, WeightsSpec::Adapter(_));
     let everything_dense = plan.model.weights.values().all(|form| *form == WeightForm::Dense);
-    found.require(!everything_dense, &format!("model.weights.{kind}.targets"), || {
-        "every target is dense; write `weights: dense`".into()
-    });
+    found.require(
+        is_adapter || !everything_dense,
+        &format!("model.weights.{kind}.targets"),
+        || "every target is dense; write `weights: dense`".into(),
+    );
     for target in targets.keys() {
         if let Some(objection) = spec.model.arch.objection(*target) {
             let path = format!("model.weights.{kind}.targets.{}", target.name());
@@ -206,7 +284,7 @@ pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     let mut default_rank_refused = false;
     for (target, form) in &plan.model.weights {
         let Some(rank) = form.rank() else { continue };
-        let is_exception = targets.contains_key(target);
+        let is_exception = targets.get(target).copied().unwrap_or(false);
         let (rows, columns) = plan.model.shape(*target);
         let limit = rows.min(columns);
         if (1..=limit).contains(&rank) || limit == 0 || (!is_exception && default_rank_refused) {
@@ -219,8 +297,9 @@ pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             format!("model.weights.{kind}.rank")
         };
         let name = target.name();
+        let other = if is_adapter { "" } else { ", or `dense`" };
         found.require(false, &path, || {
-            format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}, or `dense`")
+            format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}{other}")
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use super::dlra_spec::DlraSpec;
 use super::model_plan::ModelPlan;
-use super::model_spec::WeightsSpec;
+use super::model_spec::{TrainedForm, WeightsSpec};
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, GaloreSpec, HeavyBallSpec, LoroSpec, LowRankOptimizerSpec,
     MatrixOptimizerSpec, MuonSpec, OptimizerSpec,
@@ -78,23 +78,25 @@ pub(super) fn optimizer_plan(
     weights: &WeightsSpec,
     model: &ModelPlan,
 ) -> OptimizerPlan {
-    let default_rule = || match weights {
-        WeightsSpec::Dense => None,
-        WeightsSpec::LowRank(_) => Some(LowRankOptimizerSpec::Dlra(DlraSpec::default())),
-        WeightsSpec::Factored(_) => {
+    let trained = weights.trained_form();
+    let default_rule = || match trained {
+        TrainedForm::Dense => None,
+        TrainedForm::LowRank => Some(LowRankOptimizerSpec::Dlra(DlraSpec::default())),
+        TrainedForm::Factored(_) => {
             let DenseOptimizerSpec::Adamw(adamw) = &spec.dense;
             Some(LowRankOptimizerSpec::Adamw(adamw.clone()))
         }
     };
-    let written = match (&spec.low_rank, weights) {
-        (_, WeightsSpec::Dense)
-        | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => None,
+    let written = match (&spec.low_rank, trained) {
+        (_, TrainedForm::Dense)
+        | (Some(LowRankOptimizerSpec::Dlra(_)), TrainedForm::Factored(_)) => None,
         (Some(LowRankOptimizerSpec::Dlra(dlra)), _) => {
             Some(LowRankOptimizerSpec::Dlra(dlra.resolved()))
         }
         (rule, _) => rule.clone(),
     };
-    let has_full_matrices = model.weights.values().any(|form| *form == WeightForm::Dense);
+    let has_full_matrices =
+        !model.is_adapted() && model.weights.values().any(|form| *form == WeightForm::Dense);
     let matrices = spec.matrices.clone().filter(|_| has_full_matrices);
     OptimizerPlan { dense: spec.dense.clone(), matrices, low_rank: written.or_else(default_rule) }
 }

@@ -2,7 +2,7 @@
 
 use super::dlra_spec::check_dlra;
 use super::findings::Findings;
-use super::model_spec::{FactorForm, WeightsSpec};
+use super::model_spec::{FactorForm, TrainedForm, WeightsSpec};
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, GaloreSpec, LoroSpec, LowRankOptimizerSpec, MatrixOptimizerSpec,
     OptimizerSpec,
@@ -30,40 +30,46 @@ pub(super) fn check_optimizer(
             check_galore(found, galore, plan, "optimizer.matrices.galore")
         }
     }
-    match (&optimizer.low_rank, weights) {
+    match (&optimizer.low_rank, weights.trained_form()) {
         // Unused rather than wrong: see `unused_settings`.
         (None, _)
-        | (Some(_), WeightsSpec::Dense)
-        | (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => {}
-        (Some(LowRankOptimizerSpec::Adamw(_)), WeightsSpec::LowRank(_)) => {
+        | (Some(_), TrainedForm::Dense)
+        | (Some(LowRankOptimizerSpec::Dlra(_)), TrainedForm::Factored(_)) => {}
+        (Some(LowRankOptimizerSpec::Adamw(_)), TrainedForm::LowRank) => {
             let remedy = "needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it";
             found.require(false, "optimizer.low_rank.adamw", || remedy.into());
         }
-        (Some(LowRankOptimizerSpec::HeavyBall(_)), WeightsSpec::LowRank(_)) => {
+        (Some(LowRankOptimizerSpec::HeavyBall(_)), TrainedForm::LowRank) => {
             let remedy = "needs `weights: {factored: ...}`; for low-rank weights write `{dlra: {momentum: heavy_ball}}`";
             found.require(false, "optimizer.low_rank.heavy_ball", || remedy.into());
         }
-        (Some(LowRankOptimizerSpec::Loro(_)), WeightsSpec::LowRank(_)) => {
+        (Some(LowRankOptimizerSpec::Loro(_)), TrainedForm::LowRank) => {
             let remedy = "needs `weights: {factored: ...}`; for low-rank weights write `{dlra: ...}` or remove it";
             found.require(false, "optimizer.low_rank.loro", || remedy.into());
         }
-        (Some(LowRankOptimizerSpec::Loro(loro)), WeightsSpec::Factored(factored)) => {
-            found.require(factored.form == FactorForm::Ba, "optimizer.low_rank.loro", || {
+        (Some(LowRankOptimizerSpec::Loro(loro)), TrainedForm::Factored(form)) => {
+            found.require(form == FactorForm::Ba, "optimizer.low_rank.loro", || {
                 "moves W = B A; write `weights: {factored: {form: ba, ...}}`, or another rule for these factors".into()
+            });
+            let is_adapter = matches!(weights, WeightsSpec::Adapter(_));
+            found.require(!is_adapter, "optimizer.low_rank.loro", || {
+                "divides by factors, and those of an adapter start at zero; write `{adamw: ...}` \
+                 or remove it"
+                    .into()
             });
             check_loro(found, loro, "optimizer.low_rank.loro");
         }
-        (Some(LowRankOptimizerSpec::HeavyBall(rule)), WeightsSpec::Factored(_)) => {
+        (Some(LowRankOptimizerSpec::HeavyBall(rule)), TrainedForm::Factored(_)) => {
             check_momentum(
                 found,
                 [rule.learning_rate, rule.beta1, rule.weight_decay],
                 "optimizer.low_rank.heavy_ball",
             );
         }
-        (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) => {
+        (Some(LowRankOptimizerSpec::Dlra(dlra)), TrainedForm::LowRank) => {
             check_dlra(found, dlra, "optimizer.low_rank.dlra")
         }
-        (Some(LowRankOptimizerSpec::Adamw(adamw)), WeightsSpec::Factored(_)) => {
+        (Some(LowRankOptimizerSpec::Adamw(adamw)), TrainedForm::Factored(_)) => {
             check_adamw(found, adamw, "optimizer.low_rank.adamw")
         }
     }

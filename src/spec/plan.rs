@@ -1,6 +1,7 @@
 //! A plan: a spec with everything resolved. It is saved beside the spec, and its hash says whether
 //! two runs are the same.
 
+use super::adapter_spec::AdapterForm;
 use super::architecture::{ROPE_THETA, Target};
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
@@ -8,7 +9,7 @@ use super::document::usage;
 use super::findings::problems;
 use super::init_spec::InitSpec;
 use super::model_plan::ModelPlan;
-use super::model_spec::{FactorForm, ModelSpec, TargetRank, WeightsSpec};
+use super::model_spec::{FactorForm, InitialSpectrum, ModelSpec, TargetRank, WeightsSpec};
 use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
 use super::run_spec::{
@@ -86,6 +87,18 @@ pub enum WeightForm {
         #[serde(default, skip_serializing_if = "FactorForm::is_default")]
         form: FactorForm,
     },
+    /// W = W₀ + U S Vᵀ or W = W₀ + (α/r) B A, with W₀ frozen. Where one matrix of a network has
+    /// this form, everything but its adapters is frozen.
+    Adapter {
+        /// Rank r at the start of training.
+        rank: usize,
+        /// What is added.
+        #[serde(default, skip_serializing_if = "AdapterForm::is_default")]
+        form: AdapterForm,
+        /// α of B A.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alpha: Option<usize>,
+    },
 }
 
 impl WeightForm {
@@ -93,8 +106,15 @@ impl WeightForm {
     pub fn rank(self) -> Option<usize> {
         match self {
             WeightForm::Dense => None,
-            WeightForm::LowRank { rank } | WeightForm::Factored { rank, .. } => Some(rank),
+            WeightForm::LowRank { rank }
+            | WeightForm::Factored { rank, .. }
+            | WeightForm::Adapter { rank, .. } => Some(rank),
         }
+    }
+
+    /// Whether it is a frozen matrix with an adapter.
+    pub fn is_adapter(self) -> bool {
+        matches!(self, WeightForm::Adapter { .. })
     }
 }
 
@@ -102,12 +122,13 @@ impl WeightForm {
 ///
 /// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere, just
 /// not bit for bit.
-const NOT_OF_THE_TRAJECTORY: [&str; 9] = [
+const NOT_OF_THE_TRAJECTORY: [&str; 10] = [
     "name",
     "device",
     "linalg",
     "kernels",
     "train.log_every",
+    "train.data_parallel",
     "checkpoint",
     "sample",
     "tokens_per_step",
@@ -179,7 +200,7 @@ impl Plan {
 
     /// Identity of the run's trajectory: BLAKE3 (hexadecimal) of the canonical JSON, sorted by key
     /// path, of every setting that can change a loss or a weight by more than rounding. Left out
-    /// are the name, `device`, `linalg`, `kernels`, `train.log_every`, `checkpoint` and `sample`.
+    /// are the name, `device`, `linalg`, `kernels`, `train.log_every`, `train.data_parallel`, `checkpoint` and `sample`.
     pub fn hash(&self) -> String {
         let canonical = serde_json::to_string(&self.trajectory())
             .expect("a map of texts to JSON values is JSON");
@@ -238,6 +259,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
             .map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank }),
         WeightsSpec::Factored(factored) => rank_of(factored.rank, &factored.targets, target)
             .map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank, form: factored.form }),
+        WeightsSpec::Adapter(adapter) => adapter.form_of(target),
     };
     let unusual_epsilon = |key: &str, epsilon: Option<f64>| {
         epsilon.filter(|epsilon| spec.arch.norm_epsilon() != (key, *epsilon))
@@ -258,6 +280,11 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         rope_theta: spec.rope_theta.filter(|theta| !spec.arch.is_rotary() || *theta != ROPE_THETA),
         layer_norm_epsilon: unusual_epsilon("layer_norm_epsilon", spec.layer_norm_epsilon),
         rms_norm_eps: unusual_epsilon("rms_norm_eps", spec.rms_norm_eps),
+        zero_outputs: spec.zero_outputs,
+        spectrum: match &spec.weights {
+            WeightsSpec::LowRank(low_rank) => low_rank.spectrum,
+            _ => InitialSpectrum::default(),
+        },
         weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
     }
 }

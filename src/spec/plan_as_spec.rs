@@ -1,6 +1,7 @@
 //! A plan written as the spec that it follows from: what `lrpt spec show` prints, and how a plan
 //! that was read is checked by the rules of specs.
 
+use super::adapter_spec::AdapterWeightsSpec;
 use super::architecture::Target;
 use super::document::usage;
 use super::findings::problems;
@@ -77,6 +78,7 @@ impl Plan {
                 rope_theta: model.rope_theta,
                 layer_norm_epsilon: model.layer_norm_epsilon,
                 rms_norm_eps: model.rms_norm_eps,
+                zero_outputs: model.zero_outputs,
                 weights: weights(model)?,
             },
             init: self.init.clone(),
@@ -106,6 +108,9 @@ fn weights(model: &ModelPlan) -> Result<WeightsSpec, Problem> {
     let Some(first) = forms.values().find(|form| **form != WeightForm::Dense) else {
         return Ok(WeightsSpec::Dense);
     };
+    if let Some(adapter) = AdapterWeightsSpec::of(forms) {
+        return Ok(WeightsSpec::Adapter(adapter));
+    }
     let rank = first.rank().unwrap_or(0);
     let factors = |form: &WeightForm| match form {
         WeightForm::Factored { form, .. } => Some(*form),
@@ -122,7 +127,9 @@ fn weights(model: &ModelPlan) -> Result<WeightsSpec, Problem> {
     };
     let targets: BTreeMap<Target, TargetRank> = forms.iter().filter_map(exception).collect();
     Ok(match factors(first) {
-        None => WeightsSpec::LowRank(LowRankWeightsSpec { rank, targets }),
+        None => {
+            WeightsSpec::LowRank(LowRankWeightsSpec { rank, spectrum: model.spectrum, targets })
+        }
         Some(form) => WeightsSpec::Factored(FactoredWeightsSpec { rank, form, targets }),
     })
 }

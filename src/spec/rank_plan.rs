@@ -3,7 +3,7 @@
 use super::architecture::Target;
 use super::count::Count;
 use super::model_plan::ModelPlan;
-use super::model_spec::WeightsSpec;
+use super::model_spec::TrainedForm;
 use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
 use super::run_spec::RunSpec;
 use super::schedule_spec::warmup_steps;
@@ -96,7 +96,7 @@ pub struct RankBoundsPlan {
 
 /// Decides everything that `rank:` leaves open.
 pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
-    if !matches!(spec.model.weights, WeightsSpec::LowRank(_)) {
+    if spec.model.weights.trained_form() != TrainedForm::LowRank {
         return RankPlan::Fixed;
     }
     let low_rank: Vec<(Target, usize)> =

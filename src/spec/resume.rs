@@ -18,6 +18,8 @@ const PLACES_OF_DATA: &[&str] = &[
     "data.tokenizer.file",
     "init.hf",
     "init.run",
+    "init.peft.adapter",
+    "init.peft.base",
 ];
 
 impl Plan {

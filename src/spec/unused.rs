@@ -1,7 +1,8 @@
 //! Settings of a spec that have no effect.
 
+use super::adapter_spec::AdapterForm;
 use super::dlra_spec::{Momentum, SecondMomentTransport, unused_of_integrator};
-use super::model_spec::WeightsSpec;
+use super::model_spec::{TrainedForm, WeightsSpec};
 use super::optimizer_spec::LowRankOptimizerSpec;
 use super::plan::Plan;
 use super::rank_spec::RankSpec;
@@ -15,14 +16,21 @@ use super::schedule_spec::warmup_steps;
 /// model.weights=dense` is enough.
 pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     let mut unused = Vec::new();
-    match (&spec.optimizer.low_rank, &spec.model.weights) {
-        (Some(_), WeightsSpec::Dense) => {
+    let trained = spec.model.weights.trained_form();
+    match (&spec.optimizer.low_rank, trained) {
+        (Some(_), TrainedForm::Dense) => {
             unused.push("optimizer.low_rank: unused with `model.weights: dense`".into())
         }
-        (Some(LowRankOptimizerSpec::Dlra(_)), WeightsSpec::Factored(_)) => {
+        (Some(LowRankOptimizerSpec::Dlra(_)), TrainedForm::Factored(_)) => {
             unused.push("optimizer.low_rank.dlra: unused with factored weights, which move by `optimizer.dense`'s rule".into());
         }
         _ => {}
+    }
+    if let WeightsSpec::Adapter(adapter) = &spec.model.weights
+        && adapter.form == AdapterForm::LowRank
+        && adapter.alpha.is_some()
+    {
+        unused.push("model.weights.adapter.alpha: unused, only `form: lora` has it".into());
     }
     if spec.kernels == KernelsSpec::Portable
         && matches!(spec.device, DeviceSpec::Cuda(_) | DeviceSpec::Metal)
@@ -36,8 +44,8 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     if spec.optimizer.matrices.is_some() && optimizer.matrices.is_none() {
         unused.push("optimizer.matrices: unused, no matrix of the blocks is dense".into());
     }
-    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) =
-        (&spec.optimizer.low_rank, &spec.model.weights)
+    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), TrainedForm::LowRank) =
+        (&spec.optimizer.low_rank, trained)
         && dlra.second_moment_transport == SecondMomentTransport::Linear
         && dlra.momentum != Momentum::Adam
     {
@@ -45,8 +53,8 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
         unused
             .push(format!("{key}: unused, only `momentum: adam` has element-wise second moments"));
     }
-    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), WeightsSpec::LowRank(_)) =
-        (&spec.optimizer.low_rank, &spec.model.weights)
+    if let (Some(LowRankOptimizerSpec::Dlra(dlra)), TrainedForm::LowRank) =
+        (&spec.optimizer.low_rank, trained)
     {
         unused_of_integrator(&mut unused, dlra, spec.train.max_steps.0);
     }
@@ -55,7 +63,7 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
         RankSpec::Tolerance(_) => Some("tolerance"),
         RankSpec::Budget(_) => Some("budget"),
     };
-    if let (Some(policy), false) = (policy, matches!(spec.model.weights, WeightsSpec::LowRank(_))) {
+    if let (Some(policy), false) = (policy, trained == TrainedForm::LowRank) {
         unused.push(format!(
             "rank.{policy}: unused, only `model.weights: {{low_rank: ...}}` have ranks that change"
         ));

@@ -4,7 +4,7 @@ use super::run_folder::LoadedRun;
 use crate::error::Failure;
 use crate::hub::{self, Named};
 use crate::lowrank::LowRank;
-use crate::model::{ModelConfig, Network, build};
+use crate::model::{ModelConfig, Network, build, merged};
 use crate::params::{Declared, Factor, Initial, ParamStore, Parameter, TensorReader, Weight};
 use crate::spec::{InitSpec, Plan};
 use anyhow::{Context, Result};
@@ -44,10 +44,16 @@ pub fn initial_parameters(
         match source {
             InitSpec::Run(_) => {
                 let run = LoadedRun::open(path, &Device::Cpu)?;
-                Ok((run.model.config().clone(), run.params))
+                merged(run.model.config(), run.params)
             }
-            InitSpec::Hf(_) => {
-                let (config, tensors) = hub::import(path)?;
+            InitSpec::Hf(_) | InitSpec::Gguf(_) | InitSpec::Peft(_) => {
+                let (config, tensors) = match source {
+                    InitSpec::Gguf(_) => hub::import_gguf(path)?,
+                    InitSpec::Peft(peft) => {
+                        hub::import_peft(path, peft.base.as_deref().map(Path::new))?
+                    }
+                    _ => hub::import(path)?,
+                };
                 let imported = build(config.clone())?;
                 let reader = TensorReader::new("the imported model", tensors);
                 let params =
@@ -59,7 +65,12 @@ pub fn initial_parameters(
     let (config, params) = read().with_context(|| format!("init: {}", path.display()))?;
     check_shape(model.config(), &config).with_context(|| format!("init: {}", path.display()))?;
     let named = Named::new(&params);
-    let placed = |declared: &Declared| place(declared, &named, device);
+    let placed = |declared: &Declared| match declared.initial.is_adapter() {
+        true => {
+            Ok(Placed { parameter: declared.draw(plan.seed, DType::F32, device)?, energies: None })
+        }
+        false => place(declared, &named, device),
+    };
     let placed: Vec<Placed> = model.declared().par_iter().map(placed).collect::<Result<_>>()?;
     let (kept, whole): (f64, f64) = placed
         .iter()
@@ -83,7 +94,6 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
         ("model.n_kv_head", model.heads().keys, source.heads().keys),
         ("model.n_embd", model.n_embd, source.n_embd),
         ("model.n_inner", model.inner_width(), source.inner_width()),
-        ("model.block_size", model.block_size, source.block_size),
         ("the vocabulary of data.tokenizer", model.vocab_size, source.vocab_size),
     ];
     let mut differences: Vec<String> = sizes
@@ -91,6 +101,12 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
         .filter(|(_, ours, theirs)| ours != theirs)
         .map(|(key, ours, theirs)| format!("{key} is {ours}, the source has {theirs}"))
         .collect();
+    if model.block_size > source.block_size {
+        differences.push(format!(
+            "model.block_size is {}, the source has no positions beyond {}",
+            model.block_size, source.block_size
+        ));
+    }
     if model.arch != source.arch {
         differences.push("model.arch is another than the source's".into());
     }
@@ -153,8 +169,15 @@ fn place(declared: &Declared, source: &Named, device: &Device) -> Result<Placed>
         Initial::Normal { .. } if source.has_matrix(&site(".weight")) => {
             (Weight::Dense(source.matrix(&site(".weight"))?.to_device(device)?), None)
         }
-        Initial::Normal { .. } | Initial::Constant { .. } => {
-            (Weight::Dense(source.dense(name)?.to_device(device)?), None)
+        _ => {
+            let mut dense = source.dense(name)?;
+            // Where the block is shorter than the source's, the table of positions is.
+            if let Initial::Normal { rows, .. } = declared.initial
+                && rows < dense.dim(0)?
+            {
+                dense = dense.narrow(0, 0, rows)?.contiguous()?;
+            }
+            (Weight::Dense(dense.to_device(device)?), None)
         }
     };
     let parameter =

@@ -1,6 +1,7 @@
 //! The only place where model, optimizer and data meet: the session, its loop, evaluation and
 //! resume.
 
+mod complete;
 #[cfg(test)]
 mod counted_operations;
 mod diagnose;
@@ -13,9 +14,12 @@ mod run_folder;
 mod run_history;
 mod session;
 mod settings;
+#[cfg(test)]
+mod shared_steps;
 mod stop;
 mod trainer;
 
+pub use complete::{load_plan, load_spec};
 pub use evaluate::{ValidationLoss, evaluate};
 pub use memory::measured as measured_memory;
 pub use meter::{Means, Meter};

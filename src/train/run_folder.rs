@@ -62,12 +62,17 @@ impl RunFolder {
         Plan::from_yaml(&text, &path.display().to_string())
     }
 
+    /// The run's own copy of its tokenizer.
+    pub fn tokenizer_path(&self) -> PathBuf {
+        self.root.join("tokenizer.json")
+    }
+
     /// The tokenizer the run was trained with.
     ///
     /// # Errors
     /// If it cannot be read, or is another than `data.json` names.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let path = self.root.join("tokenizer.json");
+        let path = self.tokenizer_path();
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read the run's tokenizer {}", path.display()))?;
         let tokenizer = Tokenizer::from_json(&text)
@@ -127,7 +132,7 @@ impl RunFolder {
         write_atomic(&self.root.join("spec.yaml"), spec_yaml.as_bytes())?;
         write_atomic(&self.root.join("env.json"), &pretty(&environment(device))?)?;
         write_atomic(&self.root.join("data.json"), &pretty(data)?)?;
-        write_atomic(&self.root.join("tokenizer.json"), tokenizer.to_json()?.as_bytes())?;
+        write_atomic(&self.tokenizer_path(), tokenizer.to_json()?.as_bytes())?;
         // Last: a folder with a plan is a run that `--resume` can continue.
         write_atomic(&self.root.join("plan.yaml"), to_yaml(plan)?.as_bytes())
     }

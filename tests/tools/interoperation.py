@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Models out of lrpt and in, checked with the real `transformers`.
+"""Models out of lrpt and in, checked with the real `transformers` and `peft`.
 
-    python3 -m venv VENV && VENV/bin/pip install torch transformers
+    python3 -m venv VENV && VENV/bin/pip install torch transformers peft
     cargo build --release --bins --examples
     VENV/bin/python tests/tools/interoperation.py
 
 Trains small runs, exports them, loads each export with AutoModelForCausalLM and compares logits at
-every position and greedy continuations token for token; makes random GPT-2 models with transformers
-and compares their logits with those of our import. Exits with 1 if anything disagrees.
+every position and greedy continuations token for token; makes random GPT-2 and Llama models with
+transformers and compares their logits and losses with those of our import; adapters likewise, with
+PeftModel. Exits with 1 if anything disagrees.
 """
 
 import json
@@ -16,9 +17,18 @@ import subprocess
 import sys
 import tempfile
 
+import peft
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LRPT = ROOT / "target/release/lrpt"
@@ -28,13 +38,16 @@ SPEC = """
 name: small
 seed: 5
 device: cpu
-model: {{n_layer: 2, n_head: 4, n_embd: 64, block_size: 32, bias: {bias}, weights: {weights}}}
+model: {{n_layer: 2, n_head: 4, n_embd: 64, block_size: 32, bias: {bias}, weights: {weights}{model}}}
 data: {{source: {{text: {{path: text.txt, val_fraction: 0.2}}}}, tokenizer: {tokenizer}}}
 train: {{max_steps: 40, batch_size: 8, log_every: 20}}
 schedule: {{cosine: {{warmup_steps: 4, final_ratio: 0.1}}}}
 eval: {{every: 40, tokens: 1024}}
 sample: {{tokens: 0}}
 """
+UNTIED = ", n_inner: 100, tie_word_embeddings: false, layer_norm_epsilon: 1e-3"
+LLAMA = ", arch: llama, rope_theta: 500, rms_norm_eps: 1e-3"
+GROUPED = ", n_kv_head: 2, n_inner: 100"
 
 
 def run(*arguments, cwd):
@@ -71,8 +84,9 @@ def check(what, difference, tolerance, same=True):
     print(f"{'ok  ' if good else 'FAIL'} {what}: largest difference of logits {difference:.2e}")
 
 
-def exported(place, name, weights, bias, tokenizer, *flags, tolerance=TOLERANCE):
-    spec = SPEC.format(weights=weights, bias=str(bias).lower(), tokenizer=tokenizer)
+def exported(place, name, weights, bias, tokenizer, *flags, tolerance=TOLERANCE, model=""):
+    bias = str(bias).lower()
+    spec = SPEC.format(weights=weights, bias=bias, tokenizer=tokenizer, model=model)
     (place / "spec.yaml").write_text(spec)
     run(LRPT, "train", "spec.yaml", "--run-dir", name, cwd=place)
     out = place / f"{name}-hf"
@@ -96,26 +110,147 @@ def exported(place, name, weights, bias, tokenizer, *flags, tolerance=TOLERANCE)
         check("  and in again", (mine - back).abs().max().item(), bound)
 
 
-def imported(place, name, **settings):
-    torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=97, n_positions=24, n_embd=48, n_layer=3, n_head=4, **settings
-    )
-    model = GPT2LMHeadModel(config).eval()
+def loss(logits, tokens):
+    return torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(tokens[1:])).item()
+
+
+def imported(place, name, model, dtype=torch.float32):
     # Biases and norms start at 0 and 1, which would hide a wrong order.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     folder = place / name
-    model.save_pretrained(folder, max_shard_size="50KB" if name.endswith("sharded") else "5GB")
+    shard_size = "50KB" if name.endswith("sharded") else "5GB"
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = [3, 96, 0, 41, 41, 7, 8, 12, 90, 55]
     mine, other = ours("hf", folder, tokens, place), theirs(model, tokens)
     check(f"import {name}", (mine - other).abs().max().item(), TOLERANCE)
+    with torch.no_grad():
+        batch = torch.tensor([tokens])
+        expected = model(batch, labels=batch).loss.item()
+    found = loss(mine, tokens)
+    check(f"  its loss {found:.6f}", abs(found - expected), 1e-5)
+
+
+def gpt2(**settings):
+    torch.manual_seed(3)
+    config = GPT2Config(
+        vocab_size=97, n_positions=24, n_embd=48, n_layer=3, n_head=4, **settings
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def llama(**settings):
+    torch.manual_seed(4)
+    config = LlamaConfig(
+        **{
+            "vocab_size": 97,
+            "max_position_embeddings": 24,
+            "hidden_size": 48,
+            "intermediate_size": 100,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "initializer_range": 0.1,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            **settings,
+        }
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+STILL = [
+    "--set", "init={init}", "--set", "model.weights=dense", "--set", "train.max_steps=1",
+    "--set", "optimizer.dense.adamw.learning_rate=1e-12",
+]  # fmt: skip
+
+
+def adapted(place, name, weights, *flags, arch="gpt2"):
+    """Adapts an own dense run; its adapter in PEFT on the exported base, merged, and back here."""
+    base, source = place / f"base-{arch}-hf", f"base-{arch}"
+    flags = [*flags, "--set", f"model.arch={arch}"]
+    if not base.exists():
+        spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes", model="")
+        (place / "base.yaml").write_text(spec)
+        run(LRPT, "train", "base.yaml", "--run-dir", source, *flags[-2:], cwd=place)
+        run(LRPT, "export", source, "--to", base, cwd=place)
+    spec = SPEC.format(weights=weights, bias="true", tokenizer="bytes", model="")
+    (place / "spec.yaml").write_text(spec)
+    run(LRPT, "train", "spec.yaml", "--run-dir", name, "--set", f"init={{hf: {base}}}", *flags, cwd=place)
+    adapter, whole = place / f"{name}-peft", place / f"{name}-merged"
+    run(LRPT, "export", name, "--to", adapter, cwd=place)
+    run(LRPT, "export", name, "--to", whole, "--merge", cwd=place)
+    tokens = list(b"the rank of a matrix ")
+    mine = ours("run", name, tokens, place)
+    bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    moved = (mine - theirs(bare.eval(), tokens)).abs().max().item()
+    assert moved > 0.05, f"{name}: the adapter changes logits by {moved} only"
+    model = PeftModel.from_pretrained(bare, adapter).eval()
+    same = greedy(lambda t: ours("run", name, t, place), tokens, 8) == greedy(
+        lambda t: theirs(model, t), tokens, 8
+    )
+    check(f"PEFT loads {name}", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE, same)
+    model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32).eval()
+    check(f"  {name} merged", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE)
+    init = f"{{peft: {{adapter: {adapter}}}}}"
+    still = [flag.format(init=init) for flag in STILL]
+    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-back", *still, *flags[-2:], cwd=place)
+    back = ours("run", f"{name}-back", tokens, place)
+    check("  and in again", (mine - back).abs().max().item(), 1e-4)
+
+
+def adapter_of_peft(place, name, arch="gpt2", **settings):
+    """A random adapter made there loads here."""
+    torch.manual_seed(7)
+    base = place / f"base-{arch}-hf"
+    bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(bare, LoraConfig(fan_in_fan_out=arch == "gpt2", **settings)).eval()
+    with torch.no_grad():
+        for part, parameter in model.named_parameters():
+            if "lora_B" in part:
+                parameter.copy_(0.05 * torch.randn_like(parameter))
+    folder = place / name
+    model.save_pretrained(folder)
+    spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes", model="")
+    (place / "spec.yaml").write_text(spec)
+    init = f"{{peft: {{adapter: {folder}, base: {base}}}}}"
+    still = [*(flag.format(init=init) for flag in STILL), "--set", f"model.arch={arch}"]
+    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-run", *still, cwd=place)
+    tokens = list(b"the rank of a matrix ")
+    mine = ours("run", f"{name}-run", tokens, place)
+    check(f"import {name}", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE)
+
+
+def adapters(place):
+    fast = "optimizer.low_rank={dlra: {learning_rate: 3e-2}}"
+    changing = "rank={tolerance: {tau: 0.3, min_rank: 1, grow_every: 8, settle: 4, grow_by: 4, start: 4}}"
+    adapted(place, "adapter-all", "{adapter: {rank: 8}}", "--set", fast)
+    adapted(
+        place, "adapter-ranks", "{adapter: {rank: 6, targets: {q: 4, v: 6, down: 8}}}",
+        "--set", fast, "--set", changing,
+    )  # fmt: skip
+    lora = "optimizer.low_rank={adamw: {learning_rate: 1e-2}}"
+    adapted(place, "lora", "{adapter: {rank: 8, alpha: 16, form: lora}}", "--set", lora)
+    adapter_of_peft(place, "peft-default", r=4, lora_alpha=12, target_modules=["c_attn"])
+    adapter_of_peft(
+        place, "peft-patterns", r=4, lora_alpha=8, use_rslora=True,
+        target_modules=["c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+        rank_pattern={"h.1.attn.c_attn": 7}, alpha_pattern={"h.1.attn.c_attn": 5},
+    )  # fmt: skip
+    some = "{adapter: {rank: 6, targets: {q: 4, k: 6, gate: 6, down: 8}}}"
+    adapted(place, "llama-ranks", some, "--set", fast, "--set", changing, arch="llama")
+    whole = "{adapter: {rank: 8, alpha: 16, form: lora}}"
+    adapted(place, "llama-lora", whole, "--set", lora, arch="llama")
+    adapter_of_peft(
+        place, "peft-llama", "llama", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"]
+    )
 
 
 def main():
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}")
+    versions = f"transformers {transformers.__version__}, peft {peft.__version__}"
+    print(f"{versions}, torch {torch.__version__}")
     words = "the rank of a matrix grows and shrinks when its tail is small or large".split()
     state, text = 12345, []
     for _ in range(6000):
@@ -131,8 +266,28 @@ def main():
         exported(place, "usv-chars", "{factored: {rank: 8, form: usv}}", True, "chars")
         exported(place, "sharded", "dense", True, "bytes", "--max-shard-size", "0")
         exported(place, "bf16", "dense", True, "bytes", "--dtype", "bf16", tolerance=0.05)
-        imported(place, "random")
-        imported(place, "random-sharded")
+        exported(place, "untied", "dense", True, "chars", model=UNTIED)
+        low_rank, tied = "{low_rank: {rank: 16}}", ", tie_word_embeddings: true"
+        exported(place, "llama", "dense", False, "bytes", model=LLAMA)
+        exported(place, "llama-tied", "dense", False, "chars", model=LLAMA + tied)
+        exported(place, "llama-low-rank-grouped", low_rank, False, "chars", model=LLAMA + GROUPED)
+        exported(place, "llama-bias-bpe", low_rank, True, "{bpe: {vocab_size: 300}}", model=LLAMA)
+        one_by_one = ("--max-shard-size", "0")
+        exported(place, "llama-sharded", "dense", True, "bytes", *one_by_one, model=LLAMA + GROUPED)
+        bf16 = ("--dtype", "bf16")
+        exported(place, "llama-bf16", "dense", False, "bytes", *bf16, tolerance=0.05, model=LLAMA)
+        imported(place, "random", gpt2())
+        imported(place, "random-sharded", gpt2())
+        imported(place, "random-untied", gpt2(tie_word_embeddings=False))
+        imported(place, "random-wide", gpt2(n_inner=72, layer_norm_epsilon=1e-3))
+        imported(place, "random-bf16", gpt2(), dtype=torch.bfloat16)
+        imported(place, "random-llama", llama())
+        imported(place, "random-llama-tied", llama(tie_word_embeddings=True, rms_norm_eps=1e-3))
+        imported(place, "random-llama-grouped", llama(num_key_value_heads=2, rope_theta=500.0))
+        imported(place, "random-llama-bias", llama(attention_bias=True, mlp_bias=True))
+        imported(place, "random-llama-bf16", llama(), dtype=torch.bfloat16)
+        imported(place, "random-llama-sharded", llama(num_key_value_heads=1))
+        adapters(place)
     print(f"{failures} failed")
     sys.exit(1 if failures else 0)
 

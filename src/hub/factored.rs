@@ -1,0 +1,164 @@
+//! The low rank kept: weights by some of their own rows, r (m + n − r) numbers each, with the code
+//! that lets `transformers` load them (`trust_remote_code`).
+
+use super::weights::{Module, Named};
+use crate::lowrank::RowInterpolation;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The code that goes beside the weights.
+pub(super) const CODE: &str = include_str!("modeling_lrpt.py");
+/// Its name in the folder.
+pub(super) const CODE_FILE: &str = "modeling_lrpt.py";
+/// What the `model_type` of such a folder begins with.
+pub(super) const PREFIX: &str = "lrpt_";
+const LAYERS: &str = "lrpt_layers";
+
+/// The configuration and the tensors of a model as `transformers` has it with its low-rank weights
+/// in place of the dense ones; `config` and `dense` are those of the dense model.
+///
+/// # Errors
+/// If a weight has a number that is not finite.
+pub(super) fn with_factors(
+    config: &mut Value,
+    dense: Vec<(String, Tensor)>,
+    modules: &[Module],
+    named: &Named,
+) -> Result<Vec<(String, Tensor)>> {
+    let mut dense: BTreeMap<String, Tensor> = dense.into_iter().collect();
+    let (mut described, mut out) = (serde_json::Map::new(), Vec::new());
+    for layer in modules {
+        if !layer.sites.iter().any(|site| named.point(site).is_some()) {
+            continue;
+        }
+        dense.remove(&format!("{}.weight", layer.name));
+        let bias = dense.remove(&format!("{}.bias", layer.name));
+        let (mut parts, mut first) = (Vec::new(), 0);
+        for site in &layer.sites {
+            let part = site.rsplit('.').next().unwrap_or(site);
+            let name = match layer.sites.len() {
+                1 => layer.name.clone(),
+                _ => format!("{}.{part}", layer.name),
+            };
+            let (outputs, inputs, rank) = add_part(&mut out, &name, site, named)?;
+            if let Some(bias) = &bias {
+                out.push((format!("{name}.bias"), bias.narrow(0, first, outputs)?.copy()?));
+            }
+            first += outputs;
+            parts.push(json!([part, outputs, inputs, rank, bias.is_some()]));
+        }
+        described.insert(layer.name.clone(), json!(parts));
+    }
+    ensure!(
+        !described.is_empty(),
+        "no weight of the model is a low-rank W = U S Vᵀ; leave --factored out"
+    );
+    let kind = config["model_type"].as_str().unwrap_or_default().to_owned();
+    let (class, model) = match kind.as_str() {
+        "gpt2" => ("LrptGPT2Config", "LrptGPT2LMHeadModel"),
+        "llama" => ("LrptLlamaConfig", "LrptLlamaForCausalLM"),
+        other => bail!("there is no code for low-rank weights of `{other}`"),
+    };
+    config[LAYERS] = Value::Object(described);
+    config["model_type"] = json!(format!("{PREFIX}{kind}"));
+    config["architectures"] = json!([model]);
+    config["auto_map"] = json!({
+        "AutoConfig": format!("modeling_lrpt.{class}"),
+        "AutoModelForCausalLM": format!("modeling_lrpt.{model}"),
+    });
+    Ok(dense.into_iter().chain(out).collect())
+}
+
+/// Adds the tensors of one part; returns m, n, and the rank where it is kept low.
+fn add_part(
+    out: &mut Vec<(String, Tensor)>,
+    name: &str,
+    site: &str,
+    named: &Named,
+) -> Result<(usize, usize, Option<usize>)> {
+    let point = named.point(site).filter(|point| point.rank() < point.rows().min(point.columns()));
+    // At full rank the dense matrix has as many numbers.
+    let Some(point) = point else {
+        let weight = named.matrix(site)?;
+        let (m, n) = weight.dims2()?;
+        out.push((format!("{name}.weight"), weight));
+        return Ok((m, n, None));
+    };
+    let (m, n, rank) = (point.rows(), point.columns(), point.rank());
+    let by_rows = RowInterpolation::new(point).with_context(|| format!("the rows of `{site}`"))?;
+    let mut place = vec![0i64; m];
+    for (from, to) in by_rows.order.iter().enumerate() {
+        place[*to as usize] = from as i64;
+    }
+    out.push((format!("{name}.rows"), by_rows.rows));
+    out.push((format!("{name}.rest"), by_rows.coefficients));
+    out.push((format!("{name}.place"), Tensor::from_vec(place, m, &Device::Cpu)?));
+    Ok((m, n, Some(rank)))
+}
+
+/// The tensors of the dense model from those of a folder that [`with_factors`] made.
+///
+/// # Errors
+/// If config.json does not describe the layers, or a tensor of one is missing or has another shape.
+pub(super) fn without_factors(
+    config: &Value,
+    tensors: Vec<(String, Tensor)>,
+    transposed: bool,
+) -> Result<Vec<(String, Tensor)>> {
+    let described = config.get(LAYERS).and_then(Value::as_object);
+    let described = described.with_context(|| format!("config.json: `{LAYERS}` is no mapping"))?;
+    let mut tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
+    for (layer, parts) in described {
+        let parts: Vec<(String, usize, usize, Option<usize>, bool)> =
+            serde_json::from_value(parts.clone()).with_context(|| {
+                format!("config.json: `{LAYERS}.{layer}` is no list of [part, m, n, rank, bias]")
+            })?;
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        for (part, m, n, rank, bias) in &parts {
+            let name = if parts.len() == 1 { layer.clone() } else { format!("{layer}.{part}") };
+            let mut take = |leaf: &str, shape: &[usize]| -> Result<Tensor> {
+                let name = format!("{name}.{leaf}");
+                let tensor =
+                    tensors.remove(&name).with_context(|| format!("`{name}` is missing"))?;
+                ensure!(
+                    tensor.dims() == shape,
+                    "`{name}` has shape {:?}, config.json says {shape:?}",
+                    tensor.dims()
+                );
+                Ok(tensor)
+            };
+            weights.push(match rank {
+                None => take("weight", &[*m, *n])?,
+                Some(rank) => {
+                    let others = m.checked_sub(*rank).with_context(|| {
+                        format!("config.json: `{LAYERS}.{layer}`: rank {rank} of {m} rows")
+                    })?;
+                    let place = take("place", &[*m])?.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+                    let mut order = vec![u32::MAX; *m];
+                    for (to, from) in place.iter().enumerate() {
+                        let slot = usize::try_from(*from).ok().and_then(|i| order.get_mut(i));
+                        *slot
+                            .with_context(|| format!("`{name}.place` has {from} of {m} rows"))? =
+                            to as u32;
+                    }
+                    let rows = take("rows", &[*rank, *n])?;
+                    let coefficients = take("rest", &[others, *rank])?;
+                    let by_rows = RowInterpolation { order, rows, coefficients };
+                    by_rows.to_dense().with_context(|| format!("`{name}`"))?
+                }
+            });
+            if *bias {
+                biases.push(take("bias", &[*m])?);
+            }
+        }
+        let weight = Tensor::cat(&weights, 0)?;
+        let weight = if transposed { weight.t()?.contiguous()? } else { weight };
+        tensors.insert(format!("{layer}.weight"), weight);
+        if !biases.is_empty() {
+            tensors.insert(format!("{layer}.bias"), Tensor::cat(&biases, 0)?);
+        }
+    }
+    Ok(tensors.into_iter().collect())
+}
