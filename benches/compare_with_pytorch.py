@@ -9,6 +9,9 @@ threads, and each pair gives one ratio of their median tokens per second: on a m
 be compared. And not even those where others use the cores: PyTorch's threads wait for each other and lose several times more than ours.
 What other processes used during a run is measured (on Linux) and printed, and a row that was disturbed is not judged. The table on standard output is Markdown; every single run goes to standard error, and with --json FILE also its figures.
 
+Rows named `generate-…` write a text instead: `lrpt generate` from a run of two steps beside benches/torch_generate.py, both with keys
+and values cached. Rows named `…-compiled` let the peer use torch.compile, which --compile does for all rows.
+
 The shapes stand in configs/*.yaml alone: lrpt reports them, and the peer is started with them. The peer is a script that trains a dense
 GPT (or, with `--rank R`, W = B A) and prints `tokens/s BEST best MEDIAN median` and `peak_rss_mb N`.
 
@@ -22,6 +25,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -44,6 +48,10 @@ class Row:
     memory_bar: Optional[float] = None
     optimizer_bar: Optional[float] = None
     product_bar: float = 0.65
+    # Whether the peer uses torch.compile whatever --compile says.
+    compiled: bool = False
+    # Tokens of a text to generate, with keys and values cached on both sides; 0: a row about training steps.
+    generate: int = 0
 
 
 ROWS = {
@@ -54,6 +62,12 @@ ROWS = {
     "s-factored-spectral": Row("S rank 96 `spectral` / PyTorch factored 96", "bench-s", SPECTRAL, peer_rank=96, speed_bar=1.05),
     "m": Row("M rank 192 `spectral` / PyTorch dense", "bench-m", SPECTRAL, speed_bar=2.0),
     "gpt-small": Row("gpt-small / PyTorch dense of its shape", "gpt-small", speed_bar=1.5),
+    "s-dense-compiled": Row("S dense / compiled dense", "bench-s", DENSE, speed_bar=1.15, product_bar=0.75, compiled=True),
+    "s-spectral-compiled": Row("S rank 96 `spectral` / compiled dense", "bench-s", SPECTRAL, speed_bar=1.9, compiled=True),
+    "s-factored-compiled": Row("S rank 96 `spectral` / compiled factored 96", "bench-s", SPECTRAL, peer_rank=96, speed_bar=1.3, compiled=True),
+    "generate-200": Row("gpt-small, 200 tokens / dense with a cache", "gpt-small", speed_bar=2.0, generate=200),
+    "generate-1000": Row("gpt-small, 1000 tokens / dense with a cache", "gpt-small", speed_bar=2.0, generate=1000),
+    "generate-1000-compiled": Row("gpt-small, 1000 tokens / compiled dense with a cache", "gpt-small", speed_bar=2.0, generate=1000, compiled=True),
 }
 
 
@@ -94,13 +108,13 @@ class Measurement:
     peak_bytes: float
 
 
-def run(command: list, threads: int) -> str:
-    """Standard output of a command; stops the comparison with the command's own words where it fails."""
+def run(command: list, threads: int, stderr: bool = False) -> str:
+    """Standard output (or error) of a command; stops the comparison with the command's own words where it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stderr.strip()}")
-    return done.stdout
+    return done.stderr if stderr else done.stdout
 
 
 def run_lrpt(arguments: argparse.Namespace, row: Row) -> dict:
@@ -129,7 +143,7 @@ def run_peer(arguments: argparse.Namespace, row: Row, shape: dict) -> Measuremen
     command = [str(arguments.python), str(arguments.peer)]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    if arguments.compile:
+    if arguments.compile or row.compiled:
         command.append("--compile")
     text = run(command, arguments.threads)
     speed = re.search(r"tokens/s\s+\S+\s+best\s+(\S+)\s+median", text)
@@ -139,8 +153,59 @@ def run_peer(arguments: argparse.Namespace, row: Row, shape: dict) -> Measuremen
     return Measurement(float(speed.group(1)), float(memory.group(1)) * 2**20)
 
 
+def trained(arguments: argparse.Namespace, row: Row, folder: str) -> Path:
+    """A run of two steps of a row's spec, to generate from: how good its text is does not matter."""
+    few = ["train.max_steps=2", "schedule=constant", "eval.tokens=4096", "sample.tokens=0", "device=cpu"]
+    settings = [argument for setting in few for argument in ("--set", setting)]
+    command = [str(arguments.lrpt), "train", str(ROOT / "configs" / f"{row.spec}.yaml"), *row.settings, *settings]
+    run([*command, "--run-dir", f"{folder}/run"], arguments.threads)
+    return Path(folder) / "run"
+
+
+def compare_generation(arguments: argparse.Namespace, name: str, row: Row) -> list:
+    """The pairs of a row about generation. Our window moves by a quarter of its size once it is full; the peer's is as long as the text."""
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = trained(arguments, row, folder)
+        shape = run_lrpt(argparse.Namespace(**{**vars(arguments), "steps": 1}), row)["shape"]
+        peer = [str(arguments.python), str(ROOT / "benches" / "torch_generate.py")]
+        for option, value in (("n-layer", shape["n_layer"]), ("n-head", shape["n_head"]), ("n-embd", shape["n_embd"]),
+                              ("vocab", shape["vocabulary_size"]), ("rank", row.peer_rank), ("tokens", row.generate),
+                              ("threads", arguments.threads)):
+            peer += [f"--{option}", str(value)]
+        if arguments.compile or row.compiled:
+            peer.append("--compile")
+        ours = [str(arguments.lrpt), "--threads", str(arguments.threads), "generate", str(place), "--prompt", "pub fn ", "--device", "cpu"]
+        ours += ["--max-new-tokens", str(row.generate), "--slide", str(shape["block_size"] // 4), "--ignore-end-of-text"]
+        for repeat in range(arguments.repeats):
+            cores = Cores()
+            rates = []
+            for _ in range(3):
+                said = run(ours, arguments.threads, stderr=True)
+                rate = re.search(r"(\d+) tokens/s, the first", said)
+                if not rate:
+                    sys.exit(f"{' '.join(ours)}\nsaid no tokens/s:\n{said.strip()}")
+                rates.append(float(rate.group(1)))
+            text = run(peer, arguments.threads)
+            rate = re.search(r"tokens/s\s+\S+\s+best\s+(\S+)\s+median", text)
+            if not rate:
+                sys.exit(f"{' '.join(peer)}\nprinted no `tokens/s BEST best MEDIAN median`:\n{text.strip()}")
+            ours_rate, theirs = statistics.median(rates), float(rate.group(1))
+            pairs.append({"row": name, "used_by_others": cores.used_by_others(), "lrpt": {"tokens_per_second": ours_rate},
+                          "peer": {"tokens_per_second": theirs}, "speed": ours_rate / theirs, "memory": None})
+            print(
+                f"{name} {repeat + 1}/{arguments.repeats}: lrpt {ours_rate:.0f}, PyTorch {theirs:.0f} tokens/s, "
+                f"ratio {ours_rate / theirs:.2f}, others used {percent(pairs[-1]['used_by_others'])} of the cores",
+                file=sys.stderr,
+                flush=True,
+            )
+    return pairs
+
+
 def compare(arguments: argparse.Namespace, name: str, row: Row) -> list:
     """The pairs of one row, in the order they were run."""
+    if row.generate:
+        return compare_generation(arguments, name, row)
     pairs = []
     for repeat in range(arguments.repeats):
         cores = Cores()
@@ -187,6 +252,8 @@ def verdict(row: Row, pairs: list) -> str:
     missed = []
     if middle(lambda pair: pair["speed"]) < row.speed_bar:
         missed.append("speed")
+    if row.generate:
+        return "met" if not missed else "missed: speed"
     if row.memory_bar is not None and pairs[0]["memory"] is not None and middle(lambda pair: pair["memory"]) > row.memory_bar:
         missed.append("memory")
     if row.optimizer_bar is not None and middle(lambda pair: pair["lrpt"]["low_rank_optimizer_share"]) > row.optimizer_bar:
@@ -205,9 +272,9 @@ def table_line(row: Row, pairs: list) -> str:
         f"{statistics.median(pair['peer']['tokens_per_second'] for pair in pairs):.0f}",
         spread([pair["speed"] for pair in pairs]) + bar(row.speed_bar, "≥"),
         spread([pair["memory"] for pair in pairs]) + bar(row.memory_bar, "≤"),
-        spread([100 * o["low_rank_optimizer_share"] for o in ours], 1) + "%"
+        "-" if row.generate else spread([100 * o["low_rank_optimizer_share"] for o in ours], 1) + "%"
         + (f" ≤ {100 * row.optimizer_bar:.0f}%" if row.optimizer_bar is not None else ""),
-        spread([o["operations"]["share_of_product_peak"] for o in ours]) + bar(row.product_bar, "≥"),
+        "-" if row.generate else spread([o["operations"]["share_of_product_peak"] for o in ours]) + bar(row.product_bar, "≥"),
         verdict(row, pairs),
     ]
     return "| " + " | ".join(cells) + " |"

@@ -27,6 +27,7 @@
 //!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
 //! error   exit codes          fs    durable files            rng     random streams, pure functions
 //! plot    charts as SVG       device  what a GPU says of itself
+//! parallel  processes that train one run together: messages, agreement, launchers
 //! ```
 //!
 //! Arrows point down only; `tests/architecture.rs` reads the imports and says so. `model` and
@@ -68,6 +69,7 @@ pub mod lowrank;
 pub mod model;
 pub mod ops;
 pub mod optim;
+pub mod parallel;
 pub mod params;
 pub mod plot;
 pub mod record;

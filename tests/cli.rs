@@ -12,6 +12,10 @@ fn stdout(output: &std::process::Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
 
+fn stderr(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 #[test]
 fn train_then_eval_generate_inspect() {
     let place = Workplace::new();
@@ -65,6 +69,37 @@ fn train_then_eval_generate_inspect() {
         0,
     );
     assert_ne!(first.stdout, other.stdout);
+    assert!(stderr(&first).contains("20 tokens in"), "{}", stderr(&first));
+
+    // Several samples: the first is that of the seed alone, and JSON has the same texts.
+    let arguments = ["generate", "runs/small", "--prompt", "the rank", "--max-new-tokens", "20"];
+    let several = [&arguments[..], &["--seed", "3", "--num-samples", "3"]].concat();
+    let samples = stdout(&place.run(&several, 0));
+    let samples: Vec<&str> = samples.split("\n---------------\n").collect();
+    assert_eq!((samples.len(), samples[3]), (4, ""));
+    assert_eq!(format!("{}\n", samples[0]), stdout(&first));
+    assert!(samples[0] != samples[1] && samples[1] != samples[2], "{samples:?}");
+    let objects = stdout(&place.run(&[&several[..], &["--json"]].concat(), 0));
+    for (line, sample) in objects.lines().zip(&samples) {
+        let object: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let text = ["prompt", "text"].map(|key| object[key].as_str().expect("text")).concat();
+        assert_eq!((text.as_str(), object["tokens"].as_u64()), (*sample, Some(20)));
+    }
+    // Past the block size, where the window moves by one token or by more.
+    let long = [&arguments[..4], &["--max-new-tokens", "90", "--greedy"]].concat();
+    let exact = place.run(&long, 0);
+    assert!(stderr(&exact).contains("--slide"), "{}", stderr(&exact));
+    let stepped = place.run(&[&long[..], &["--slide", "4"]].concat(), 0);
+    let same = |count| -> [String; 2] {
+        [&exact, &stepped].map(|output| stdout(output).chars().take(count).collect())
+    };
+    // Eight characters of the prompt, nine drawn from windows of at most 16.
+    let [a, b] = same(17);
+    assert_eq!(a, b, "the same until the window is full");
+    for (argument, value) in [("--top-p", "1.5"), ("--temperature", "-1"), ("--slide", "9999")] {
+        let refused = place.run(&[&arguments[..], &[argument, value]].concat(), 2);
+        assert!(stderr(&refused).contains(argument), "{}", stderr(&refused));
+    }
 
     let table = stdout(&place.run(&["inspect", "runs/small"], 0));
     assert!(table.contains("transformer.h.1.mlp.down") && table.contains("128"), "{table}");

@@ -68,11 +68,11 @@ fn settings_without_effect_are_warnings() {
 
 #[test]
 fn unknown_keys_and_choices() {
-    insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, weights)");
-    insta::assert_snapshot!(message("{max_steps: 1k,", "{max_step: 1k,"), @"run.yaml:9:9: train.max_step: unknown key; did you mean `max_steps`? (keys here: max_steps, batch_size, gradient_accumulation_steps, grad_clip, log_every, on_divergence, max_rollbacks)");
+    insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, zero_outputs, weights)");
+    insta::assert_snapshot!(message("{max_steps: 1k,", "{max_step: 1k,"), @"run.yaml:9:9: train.max_step: unknown key; did you mean `max_steps`? (keys here: max_steps, batch_size, gradient_accumulation_steps, grad_clip, log_every, on_divergence, max_rollbacks, data_parallel)");
     insta::assert_snapshot!(message("model:\n", "optimiser: {}\nmodel:\n"), @"run.yaml:2:1: optimiser: unknown key; did you mean `optimizer`? (keys here: name, seed, device, linalg, kernels, dtype, model, init, data, train, optimizer, rank, schedule, eval, checkpoint, sample)");
-    insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored)");
-    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored)");
+    insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored, adapter)");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored, adapter)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, gate, up, down)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, targets)");
     insta::assert_snapshot!(message("train:", "rank: {fixed: {tau: 0.1}}\ntrain:"), @"run.yaml:9:16: rank.fixed.tau: unknown key; nothing is set here, remove it");
@@ -98,7 +98,7 @@ fn missing_doubled_and_mistyped_keys() {
     insta::assert_snapshot!(message("cargo_registry", "text"), @"run.yaml:8:8: data.source.text: has neither; give either `train` and `val`, or `path` alone (with `val_fraction` if you like)");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "low_rank"), @"run.yaml:7:12: model.weights: `low_rank` needs settings; write `{low_rank: ...}`, or `{low_rank: {}}` where all have defaults");
     insta::assert_snapshot!(message("cargo_registry", "{cargo_registry: {}}"), @"run.yaml:8:16: data.source: `cargo_registry` takes no settings; write just `cargo_registry`");
-    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}, factored: {rank: 16}}"), @"run.yaml:7:12: model.weights: `low_rank` and `factored` exclude each other; keep one of `dense`, `low_rank`, `factored`");
+    insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}, factored: {rank: 16}}"), @"run.yaml:7:12: model.weights: `low_rank` and `factored` exclude each other; keep one of `dense`, `low_rank`, `factored`, `adapter`");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "!low_rank {rank: 16}"), @"run.yaml:7:12: model.weights: YAML tags such as `!low_rank` are not used here; write `{low_rank: ...}`");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "{low_rank: {rank: 16}"), @"run.yaml:8:1: not YAML: did not find expected ',' or '}' at line 8 column 1, while parsing a flow mapping at line 7 column 12; look for a wrong indentation or an unclosed bracket or quote near this place");
     insta::assert_snapshot!(message_of("", &[]), @"run.yaml:1:1: missing key `name`; add `name: ...` at the top of the spec");
@@ -294,7 +294,7 @@ fn baselines_that_do_not_fit_their_matrices() {
 
 #[test]
 fn settings_are_named_in_messages() {
-    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, weights)");
+    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, zero_outputs, weights)");
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer=many"]), @"--set model.n_layer=many: model.n_layer: expected a whole number of at least 0, found the text `many`");
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer"]), @"--set model.n_layer: no `=`; write `--set key.path=value`, for example `--set train.max_steps=1000`");
     insta::assert_snapshot!(message_of(GOOD, &["train.max_steps.x=1"]), @"--set train.max_steps.x=1: train.max_steps.x: `x` cannot be set under `train.max_steps`, which is not a mapping; set `train.max_steps` as a whole");

@@ -97,11 +97,17 @@ fn steps_of(listed: &str, run: &str) -> u64 {
 
 /// What `lrpt bench` counts for the small spec with these weights and the vocabulary of its text.
 fn bench(place: &Workplace, weights: &str) -> Value {
+    bench_at(place, weights, None)
+}
+
+/// The same at another width.
+fn bench_at(place: &Workplace, weights: &str, width: Option<u64>) -> Value {
     let characters: std::collections::BTreeSet<char> =
         std::fs::read_to_string(place.path("text.txt")).expect("the text").chars().collect();
     let (spec, set, vocabulary) =
         (place.path("spec.yaml"), format!("model.weights={weights}"), characters.len().to_string());
-    let arguments = [
+    let wide = format!("model.n_embd={}", width.unwrap_or_default());
+    let mut arguments = vec![
         "bench",
         spec.to_str().expect("UTF-8"),
         "--vocab-size",
@@ -112,6 +118,9 @@ fn bench(place: &Workplace, weights: &str) -> Value {
         "--set",
         &set,
     ];
+    if width.is_some() {
+        arguments.extend(["--set", &wide]);
+    }
     serde_json::from_str(&text(&place.run(&arguments, 0).stdout)).expect("JSON")
 }
 
@@ -144,14 +153,16 @@ fn equal_budgets_are_solved() {
     );
     std::fs::remove_dir_all(place.path("runs")).expect("removed");
 
+    // Degrees of freedom: a low-rank weight of the small spec stores 2 r² more, in 2 blocks of 6.
     let parameters =
-        |weights: &str| bench(&place, weights)["parameters"].as_u64().expect("a count");
+        |weights: &str| -> u64 { bench(&place, weights)["parameters"].as_u64().expect("a count") };
     let path = with("{parameters: {share_of_baseline: 0.5}}");
     place.run(&["sweep", &path, "--launcher", "slurm"], 0);
     let rank =
         spec("spectral-seed-1")["model"]["weights"]["low_rank"]["rank"].as_u64().expect("a rank");
+    let blocks = spec("spectral-seed-1")["model"]["n_layer"].as_u64().expect("blocks");
     let (budget, of_rank) = (parameters("dense") / 2, |rank: u64| {
-        parameters(&format!("{{low_rank: {{rank: {rank}}}}}"))
+        parameters(&format!("{{low_rank: {{rank: {rank}}}}}")) - 12 * blocks * rank * rank
     });
     assert!(
         rank > 6 && of_rank(rank) <= budget && budget < of_rank(rank + 1),
@@ -164,9 +175,109 @@ fn equal_budgets_are_solved() {
         steps_of(&text(&place.run(&["sweep", &path, "--dry-run"], 0).stdout), "spectral"),
         20
     );
-    let path = with("{parameters: {amount: 10}}");
-    let refused = text(&place.run(&["sweep", &path, "--dry-run"], 2).stderr);
-    assert!(refused.contains("spectral-seed-1") && refused.contains("rank 1"), "{refused}");
+    let refusal = |equal: &str, variants: &str| {
+        let body = format!("equal: {equal}\nseeds: [1]\nvariants:\n{variants}");
+        text(&place.run(&["sweep", &sweep(&place, &body), "--dry-run"], 2).stderr)
+    };
+    let refused = refusal("{parameters: {amount: 10}}", "  - {name: spectral}\n");
+    assert!(refused.contains("spectral-seed-1") && refused.contains("rank 1 spends"), "{refused}");
+    let refused = refusal("{parameters: {amount: 1e9}}", "  - {name: spectral}\n");
+    assert!(
+        refused.contains("is the largest there is") && refused.contains("`width`"),
+        "{refused}"
+    );
+    let dense = "set: {model.weights: dense}";
+    let refused =
+        refusal("{flops: {amount: 1e9}}", &format!("  - {{name: dense, {dense}, solve: rank}}\n"));
+    assert!(refused.contains("there is no rank to solve for"), "{refused}");
+    let refused = refusal("{tokens: {amount: 2560}}", "  - {name: spectral, solve: width}\n");
+    assert!(refused.contains("neither rank nor width changes tokens"), "{refused}");
+}
+
+/// The narrower dense model that a table of low rank needs beside it: the width is a multiple of
+/// the heads, the largest whose numbers, or operations, are within what the low-rank run spends.
+#[test]
+fn equal_budgets_are_solved_for_width() {
+    let place = Workplace::new();
+    let body = |equal: &str| {
+        format!(
+            "equal: {{{equal}: baseline}}\nseeds: [1]\nbaseline: spectral\nvariants:\n  \
+             - {{name: spectral}}\n  \
+             - {{name: narrow, solve: width, set: {{model.weights: dense}}}}\n  \
+             - {{name: as-written, solve: nothing, set: {{model.weights: dense}}}}\n"
+        )
+    };
+    for equal in ["parameters", "flops"] {
+        let path = sweep(&place, &body(equal));
+        place.run(&["sweep", &path, "--launcher", "slurm"], 0);
+        let model = |id: &str| {
+            let file = place.path(&format!("runs/small/specs/{id}.yaml"));
+            let spec: Value = serde_yaml::from_str(&std::fs::read_to_string(file).expect("a spec"))
+                .expect("YAML");
+            let number = |key: &str| spec["model"][key].as_u64().expect("a number");
+            (number("n_embd"), number("n_head"), number("n_layer"))
+        };
+        let (written, heads, blocks) = model("spectral-seed-1");
+        let (narrow, _, _) = model("narrow-seed-1");
+        assert!(narrow < written && narrow.is_multiple_of(heads), "{narrow} of {written}");
+        assert_eq!(model("as-written-seed-1").0, written);
+        let spent = |weights: &str, width: u64| {
+            let counts = bench_at(&place, weights, Some(width));
+            match equal {
+                "flops" => counts["operations"]["flops_per_step"].as_u64().expect("FLOPs"),
+                _ => {
+                    let stored = counts["parameters"].as_u64().expect("a count");
+                    if weights == "dense" { stored } else { stored - 12 * blocks * 6 * 6 }
+                }
+            }
+        };
+        let budget = spent("{low_rank: {rank: 6}}", written);
+        assert!(
+            spent("dense", narrow) <= budget && budget < spent("dense", narrow + heads),
+            "{equal}: {narrow} of {written} wide for {budget}"
+        );
+        std::fs::remove_dir_all(place.path("runs")).expect("removed");
+    }
+}
+
+/// Rates are chosen on a seed that is not reported, and the figures are of the other seeds alone.
+#[test]
+fn a_search_on_seeds_apart_is_reported_as_such() {
+    let place = Workplace::new();
+    let body = TWO_METHODS.replace(
+        "seeds: [1, 2]",
+        "seeds: [1, 2]\nsearch: {seeds: [7]}\ngoal: {below_baseline: 0.5}",
+    );
+    let path = sweep(&place, &body);
+    let counts = summary(&place.run(&["sweep", &path, "--jobs", "2"], 0));
+    // Four search; of two rates on two seeds each method runs one.
+    assert_eq!(
+        (counts["finished"].as_u64(), counts["not_needed"].as_u64()),
+        (Some(8), Some(4)),
+        "{counts}"
+    );
+    let compared = summary(&place.run(&["compare", "runs/small", "--json"], 0));
+    for group in compared["groups"].as_array().expect("groups") {
+        let seeds: Vec<&String> = group["losses"].as_object().expect("losses").keys().collect();
+        assert_eq!(seeds, ["1", "2"], "{group}");
+        let (stored, dimension) = (&group["parameters"], &group["manifold_dimension"]);
+        let (stored, dimension) = (stored.as_f64().expect("1"), dimension.as_f64().expect("2"));
+        let is_dense = group["method"] == "dense";
+        assert!(if is_dense { stored == dimension } else { stored > dimension }, "{group}");
+    }
+    let page =
+        std::fs::read_to_string(place.path("runs/small/report/report.html")).expect("the report");
+    for part in [
+        "Selection: searched values were chosen on seeds apart (7)",
+        "Goal, 0.5 below dense: spectral: missed by",
+        "r (m + n − r)",
+        "Final loss against memory",
+    ] {
+        assert!(page.contains(part), "{part} in the report");
+    }
+    let refused = sweep(&place, &TWO_METHODS.replace("seeds:", "search: {seeds: [2]}\nseeds:"));
+    let refused = text(&place.run(&["sweep", &refused, "--dry-run"], 2).stderr);
+    assert!(refused.contains("seed 2 is also among the reported"), "{refused}");
 }
 
 #[test]

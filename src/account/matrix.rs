@@ -48,6 +48,17 @@ impl Matrix {
         }
     }
 
+    /// Dimension of the set of matrices that the form can be: r (m + n − r) for every low-rank form,
+    /// whose factors store more numbers than they have degrees of freedom, and m n for a full one.
+    pub fn manifold_dimension(&self) -> u64 {
+        match self.form {
+            WeightForm::Dense | WeightForm::Adapter { .. } => self.rows * self.columns,
+            WeightForm::LowRank { .. } | WeightForm::Factored { .. } => {
+                self.factor_values() - self.rank() * self.rank()
+            }
+        }
+    }
+
     /// Rank-wide intermediates kept per token: x V, or with free factors also x V Sᵀ, or x Aᵀ.
     pub fn intermediate_values(&self) -> u64 {
         match self.form {

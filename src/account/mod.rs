@@ -12,6 +12,7 @@
 //! integrator   what further evaluations and cycles add
 //! operations   of a token, of a step, of the optimizer's own linear algebra
 //! memory       bytes at once
+//! wire         what processes that train together send each other
 //! matrix       what one matrix of a block contributes to each
 //! frozen       what only passes gradients on, and what is trained beside it
 //! figures      numbers as people read them
@@ -27,6 +28,7 @@ mod operations;
 mod parameters;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use crate::spec::{AdapterForm, DlraSpec, FactorForm, Plan, WeightForm};
 pub use cut::cut_flops;
@@ -36,6 +38,7 @@ pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
 pub use operations::{FlopLedger, OptimizerFlops, low_rank_optimizer_flops};
 pub use parameters::{ParameterLedger, TargetLedger};
 use std::fmt;
+pub use wire::WireLedger;
 
 /// The whole account of a plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +51,8 @@ pub struct Ledger {
     pub flops: FlopLedger,
     /// Bytes in f32.
     pub memory: MemoryLedger,
+    /// Bytes between processes.
+    pub wire: WireLedger,
     /// Tokens a step sees.
     pub tokens_per_step: u64,
     /// Steps of the run.
@@ -62,9 +67,11 @@ impl Ledger {
     /// hands at a time (its threads).
     pub fn new(plan: &Plan, vocabulary_size: usize, threads: usize) -> Self {
         let vocabulary = vocabulary_size as u64;
+        let parameters = ParameterLedger::new(&plan.model, vocabulary);
         Ledger {
             vocabulary_size: vocabulary,
-            parameters: ParameterLedger::new(&plan.model, vocabulary),
+            wire: WireLedger::new(plan, &parameters),
+            parameters,
             flops: FlopLedger::new(plan, vocabulary),
             memory: MemoryLedger::new(plan, vocabulary, threads as u64),
             tokens_per_step: plan.tokens_per_step,
@@ -171,6 +178,17 @@ impl fmt::Display for Ledger {
             line(f, "evaluations in augmented bases", bytes(memory.augmented))?;
         }
         line(f, "peak, expected", bytes(memory.peak()))?;
+
+        let wire = &self.wire;
+        if wire.micro_batches > 1 {
+            let processes = wire.micro_batches;
+            writeln!(f, "between {processes} processes (data_parallel)")?;
+            line(f, "a step in all", bytes(wire.bytes_per_step(processes)))?;
+            let dense = wire.dense_bytes_per_step(processes);
+            line(f, "the same network dense", bytes(dense))?;
+            let share = wire.sums_per_step as f64 / wire.dense_sums_per_step as f64;
+            line(f, "share of dense", format!("{share:.3}"))?;
+        }
 
         writeln!(f, "tokens")?;
         line(f, "per step", grouped(self.tokens_per_step))?;

@@ -67,6 +67,13 @@ impl ParameterLedger {
         self.dense_rest() + self.targets.iter().map(|target| target.parameters).sum::<u64>()
     }
 
+    /// Degrees of freedom: L r (m + n − r) for low-rank matrices, the dimension of their manifold,
+    /// and every other parameter as it is.
+    pub fn manifold_dimension(&self) -> u64 {
+        let matrices = self.targets.iter().map(|target| target.manifold_dimension);
+        self.dense_rest() + matrices.sum::<u64>()
+    }
+
     /// Parameters of the same network with full matrices.
     pub fn dense_equivalent(&self) -> u64 {
         self.dense_rest() + self.targets.iter().map(|target| target.dense_equivalent).sum::<u64>()
@@ -89,6 +96,8 @@ pub struct TargetLedger {
     pub parameters: u64,
     /// Trained ones of them.
     pub trained: u64,
+    /// Degrees of freedom in all blocks: L m n, or L r (m + n − r).
+    pub manifold_dimension: u64,
     /// L m n.
     pub dense_equivalent: u64,
 }
@@ -104,6 +113,7 @@ impl TargetLedger {
             columns: matrix.columns,
             parameters: layers * (matrix.parameters() + matrix.frozen_values()),
             trained: layers * matrix.parameters(),
+            manifold_dimension: layers * matrix.manifold_dimension(),
             dense_equivalent: layers * matrix.rows * matrix.columns,
         }
     }

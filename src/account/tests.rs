@@ -1,5 +1,7 @@
 //! The account of a tiny network, counted by hand.
 
+mod architectures;
+
 use super::figures::{bytes, grouped, scaled};
 use super::*;
 use crate::spec::{Count, CyclePhase, DlraSpec, Momentum, RetractionSpec};
@@ -326,119 +328,4 @@ fn galore_is_counted() {
     // for the bases.
     assert_eq!(galore.memory.optimizer, 4 * (2 * (4 * 64 + 2 * 256) + moments + 2 * (512 + 320)));
     assert_eq!(plain.memory.optimizer, 0);
-}
-
-/// Keys and values of one head beside two of queries are half as wide.
-#[test]
-fn fewer_heads_of_keys_are_counted() {
-    let text = |keys: &str| {
-        format!(
-            "name: tiny\nmodel: {{n_layer: 2, n_head: 2, {keys}n_embd: 8, block_size: 4, bias: true, weights: dense}}\n\
-             data: {{source: cargo_registry, tokenizer: bytes}}\ntrain: {{max_steps: 7, batch_size: 3}}\n"
-        )
-    };
-    let ledger = |keys: &str| {
-        let plan = crate::spec::parse_plan(&text(keys), "tiny.yaml", &[]).expect("a good spec").1;
-        (Ledger::new(&plan, 10, 1), plan.hash())
-    };
-    let ((all, hash), (same, same_hash), (half, half_hash)) =
-        (ledger(""), ledger("n_kv_head: 2, "), ledger("n_kv_head: 1, "));
-    assert_eq!((&all, &hash), (&same, &same_hash), "said or not, it is the same network");
-    assert_ne!(hash, half_hash);
-    // In each block two matrices of 8 × 8 are 4 × 8, and their biases half as long.
-    assert_eq!(all.parameters.total() - half.parameters.total(), 2 * 2 * (32 + 4));
-    let products = |ledger: &Ledger| ledger.flops.forward_products_per_token;
-    assert_eq!(products(&all) - products(&half), 2 * 2 * 2 * 32);
-    assert_eq!(
-        all.flops.forward_attention_per_token, half.flops.forward_attention_per_token,
-        "every head of queries still sees every key"
-    );
-    assert_eq!(all.memory.activations - half.memory.activations, 4 * 12 * 2 * 8);
-}
-
-/// Adapters of rank 2 on q and v, 3 on v by its own: everything else is frozen.
-fn adapted(form: &str, targets: &str, integrator: &str) -> Ledger {
-    let rule = format!("init: {{run: source}}\n{integrator}");
-    let kind = format!("{{adapter: {{rank: 2, form: {form}, targets: {targets}}}}}");
-    Ledger::new(&tiny(&kind, &rule, true), 10, 1)
-}
-
-#[test]
-fn only_adapters_are_trained_and_frozen_matrices_get_no_gradient() {
-    let dense = Ledger::new(&tiny("dense", "", true), 10, 1);
-    let low_rank = adapted("low_rank", "{q: null, v: 3}", "");
-    let lora = adapted("lora", "{q: null, v: 3}", "");
-    // q: (8 + 8) · 2 + 4, v: 16 · 3 + 9; LoRA without the r × r.
-    assert_eq!((low_rank.parameters.trained(), lora.parameters.trained()), (2 * 93, 2 * 80));
-    assert_eq!(low_rank.parameters.total(), dense.parameters.total() + 2 * 93);
-    assert_eq!(low_rank.parameters.dense_equivalent(), dense.parameters.total());
-
-    // Per block 768 numbers in full matrices, passed forward and back; in the first block q, k and
-    // v (192) pass nothing on to the embedding. The head passes on and gets nothing.
-    let frozen = 4 * 768 * 2 - 2 * 192;
-    let attention = 3 * 160;
-    // Forward, K and L or B and A, and back: three times 2 (m + n) r; in the first block without
-    // the input's gradient, 2 n r.
-    let factors = 2 * 3 * 2 * (32 + 48) - 2 * 8 * (2 + 3);
-    assert_eq!(lora.flops.training_per_token, frozen + attention + 2 * 160 + factors);
-    // S forward in both blocks and back in the second.
-    let coefficients = 3 * 2 * (4 + 9);
-    assert_eq!(
-        low_rank.flops.training_per_token,
-        frozen + attention + 2 * 160 + factors + coefficients
-    );
-    assert_eq!(low_rank.flops.forward_products_per_token, 2 * 2 * (768 + 93));
-
-    // Nothing below the first block's o is trained.
-    let late = adapted("lora", "[down]", "");
-    let first = 2 * 768 + 2 * 80 * 3 - 2 * 32 * 2;
-    let second = 4 * 768 + 2 * 80 * 3;
-    assert_eq!(late.flops.training_per_token, first + second + (1 + 3) * 80 + 2 * 160);
-
-    assert_eq!(lora.memory.weights, dense.memory.weights + 4 * 160);
-    assert_eq!((lora.memory.gradients, lora.memory.moments), (4 * 160, 4 * 320));
-    assert_eq!((low_rank.memory.gradients, low_rank.memory.moments), (4 * 160, 4 * 186));
-    assert_eq!((lora.memory.head_gradient, low_rank.memory.head_gradient), (0, 0));
-    let shown = low_rank.to_string();
-    assert!(shown.contains("q     8 × 8, frozen, adapter 2"), "{shown}");
-    assert!(shown.contains("k     8 × 8, dense") && shown.contains("  trained"), "{shown}");
-}
-
-/// Llama: no table of positions, a gate, a head of its own, norms without biases.
-#[test]
-fn a_llama_is_counted() {
-    let text = |model: &str| {
-        format!(
-            "name: tiny\nmodel: {{n_layer: 2, n_head: 2, n_embd: 8, block_size: 4, weights: dense, {model}}}\n\
-             data: {{source: cargo_registry, tokenizer: bytes}}\ntrain: {{max_steps: 7, batch_size: 3}}\n"
-        )
-    };
-    let ledger = |model: &str| {
-        let plan = crate::spec::parse_plan(&text(model), "tiny.yaml", &[]).expect("a good spec").1;
-        Ledger::new(&plan, 10, 1)
-    };
-    let llama = ledger("arch: llama, bias: true, n_inner: 20");
-    let parameters = &llama.parameters;
-    assert_eq!((parameters.token_embedding, parameters.head), (80, Some(80)));
-    assert_eq!((parameters.positions, parameters.norms), (None, 40));
-    // Per block 4 · 8 (q, k, v, o), 2 · 20 (gate, up) and 8 (down).
-    assert_eq!(parameters.biases, 2 * 80);
-    assert_eq!(parameters.total(), 160 + 40 + 160 + 2 * (4 * 64 + 3 * 160));
-    assert_eq!(llama.flops.forward_products_per_token, 2 * 2 * (4 * 64 + 3 * 160));
-    assert_eq!(llama.flops.forward_head_per_token, 160);
-    // Per token and block 2 (C + 2) and H, 2 C, q, k, v and attention 4 C, MLP 3 · 20; at the end
-    // 3 C + 2.
-    assert_eq!(llama.memory.activations, 4 * 12 * (2 * (20 + 2 + 16 + 32 + 60) + 26));
-    assert_eq!(llama.memory.backward, 4 * 12 * (16 + 60));
-    let shown = llama.to_string();
-    assert!(!shown.contains("positions") && !shown.contains("tied"), "{shown}");
-    assert!(shown.contains("  gate  20 × 8, dense"), "{shown}");
-
-    let (usual, untied) = (ledger("bias: false"), ledger("tie_word_embeddings: false"));
-    assert_eq!(untied.parameters.total() - usual.parameters.total(), 80);
-    assert_eq!(untied.flops, usual.flops);
-    let (wide, said) = (ledger("n_inner: 40"), ledger("n_inner: 32, tie_word_embeddings: true"));
-    assert_eq!(said, usual);
-    assert_eq!(wide.parameters.total() - usual.parameters.total(), 2 * 2 * 8 * 8);
-    assert_eq!(wide.memory.activations - usual.memory.activations, 4 * 12 * 2 * 2 * 8);
 }

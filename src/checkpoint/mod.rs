@@ -18,6 +18,7 @@ mod checkpoints;
 mod directory;
 mod lock;
 mod manifest;
+mod message;
 mod pointer;
 mod retention;
 mod tensors;

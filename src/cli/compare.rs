@@ -33,7 +33,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
         .runs
         .first()
         .filter(|folder| args.runs.len() == 1 && folder.join("manifest.json").exists());
-    let (name, runs, baseline, rule, own_report) = match sweep {
+    let (name, runs, baseline, rule, goal, own_report) = match sweep {
         Some(folder) => {
             let (manifest, runs, rule) = experiment(folder)?;
             (
@@ -41,6 +41,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
                 runs,
                 args.baseline.or(Some(manifest.baseline)),
                 rule,
+                manifest.goal,
                 Some(folder.join("report")),
             )
         }
@@ -54,12 +55,12 @@ pub fn run(args: CompareArgs) -> Result<()> {
                 );
                 return Err(Failure::Usage(message).into());
             }
-            ("comparison".to_owned(), plain_runs(&args.runs)?, args.baseline, None, None)
+            ("comparison".to_owned(), plain_runs(&args.runs)?, args.baseline, None, None, None)
         }
     };
     let groups = group_runs(runs);
     // A sweep's baseline that has no result yet is no reason to refuse; one that was asked for is.
-    let comparison = match compare(&name, groups.clone(), baseline.as_deref(), rule.clone()) {
+    let mut comparison = match compare(&name, groups.clone(), baseline.as_deref(), rule.clone()) {
         Err(_)
             if own_report.is_some()
                 && baseline.as_ref().is_some_and(|name| unfinished(&groups, name)) =>
@@ -68,6 +69,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
         }
         compared => compared?,
     };
+    comparison.goal = goal;
     if args.json {
         output::line(to_json(&comparison))?
     } else {
@@ -95,7 +97,8 @@ fn to_json(comparison: &Comparison) -> Value {
             Spending::ALL.iter().zip(summary.loss_at_equal).map(|(spending, loss)| (spending.name().to_lowercase(), json!(loss))).collect();
         json!({
             "method": group.name, "n": summary.loss.count, "loss": summary.loss.mean, "standard_error": summary.loss.standard_error,
-            "best": group.chosen().tuned, "tuning": group.tuning(), "parameters": summary.parameters, "tokens": summary.tokens,
+            "best": group.chosen().tuned, "tuning": group.tuning(), "parameters": summary.parameters,
+            "manifold_dimension": summary.manifold_dimension, "training_memory": summary.training_memory, "tokens": summary.tokens,
             "flops": summary.flops, "seconds": summary.seconds, "peak_memory": summary.peak_memory, "difference": difference,
             "loss_at_equal": at_equal, "losses": group.chosen().losses(),
             "candidates": group.candidates.iter().map(|c| json!({"tuned": c.tuned, "losses": c.losses()})).collect::<Vec<_>>(),

@@ -2,15 +2,25 @@
 
 use crate::device::{Backend, CUDA, METAL, reason};
 use crate::error::Failure;
+use crate::parallel::Launch;
 use crate::spec::DeviceSpec;
 use crate::spec::bounds::MAX_THREADS;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use std::num::NonZeroUsize;
 
-/// Fixes the number of computing threads, before any other thread starts.
+/// Fixes the number of computing threads, before any other thread starts; by default all cores, or
+/// this process's share of them where a launcher started several.
 pub fn set_threads(threads: Option<NonZeroUsize>) -> Result<()> {
-    let Some(threads) = threads else { return check_environment() };
+    let threads = match threads {
+        Some(threads) => threads,
+        None if std::env::var_os("RAYON_NUM_THREADS").is_some() => return check_environment(),
+        // Processes on one machine that each took all of it would be in each other's way.
+        None => match (Launch::detect(), std::thread::available_parallelism()) {
+            (Some(launch), Ok(cores)) => launch.share_of(cores.get()),
+            _ => return check_environment(),
+        },
+    };
     if threads.get() > MAX_THREADS {
         return Err(too_many_threads("--threads", threads.get()));
     }
@@ -43,11 +53,23 @@ fn too_many_threads(place: &str, threads: usize) -> anyhow::Error {
 /// # Errors
 /// If this build lacks it, or the machine does.
 pub fn device(spec: DeviceSpec) -> Result<Device> {
+    local_device(spec, 0)
+}
+
+/// The device a spec asks for, for the process of this number on its machine: the CUDA device of
+/// that number on from the spec's.
+///
+/// # Errors
+/// As [`device`].
+pub fn local_device(spec: DeviceSpec, local_rank: usize) -> Result<Device> {
     Ok(match spec {
         DeviceSpec::Cpu => Device::Cpu,
-        DeviceSpec::Cuda(index) => opened(&CUDA, index, &format!("cuda:{index}"))?,
+        DeviceSpec::Cuda(index) => {
+            let index = index + local_rank;
+            opened(&CUDA, index, &format!("cuda:{index}"))?
+        }
         DeviceSpec::Metal => opened(&METAL, 0, "metal")?,
-        DeviceSpec::Auto => best_device(),
+        DeviceSpec::Auto => best_device(local_rank),
     })
 }
 
@@ -72,9 +94,10 @@ fn opened(backend: &Backend, index: usize, name: &str) -> Result<Device> {
 
 /// CUDA, then Metal, then the CPU; a device that this build is made for and the machine does not
 /// give is not passed over silently.
-fn best_device() -> Device {
-    for backend in [CUDA, METAL].into_iter().filter(|backend| backend.built) {
-        match (backend.open)(0) {
+fn best_device(local_rank: usize) -> Device {
+    let backends = [(CUDA, local_rank), (METAL, 0)];
+    for (backend, index) in backends.into_iter().filter(|(backend, _)| backend.built) {
+        match (backend.open)(index) {
             Ok(device) => return device,
             Err(error) => {
                 let (name, reason) = (backend.name, reason(&error));

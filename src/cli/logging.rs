@@ -39,13 +39,15 @@ pub struct Logging {
 
 impl Logging {
     /// Starts logging to the terminal, once per process. `RUST_LOG` filters; without it, lrpt from
-    /// level info and all else from warn.
+    /// level info and all else from warn, and errors only unless this is the first of the processes
+    /// that a launcher started.
     ///
     /// # Errors
     /// [`Failure::Usage`] when `RUST_LOG` cannot be understood; an error when a log was started
     /// before.
-    pub fn start(format: LogFormat, terminal: &Terminal) -> anyhow::Result<Self> {
-        let filter = std::env::var("RUST_LOG").unwrap_or_default();
+    pub fn start(format: LogFormat, terminal: &Terminal, is_first: bool) -> anyhow::Result<Self> {
+        let default = if is_first { "" } else { "error" };
+        let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| default.to_owned());
         let colour = std::io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let logging = Self::default();

@@ -8,16 +8,16 @@ use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::Device;
 
-/// Refuses a run whose ledger is larger than the free memory of its device; a vocabulary that only
-/// the data can tell counts as empty.
+/// Refuses a run whose ledger is larger than the free memory of its device, which `local` processes
+/// share where it is the CPU; a vocabulary that only the data can tell counts as empty.
 ///
 /// # Errors
 /// [`Failure::Usage`] with both figures.
-pub fn refuse_unless_fits(plan: &Plan, device: &Device) -> Result<()> {
+pub fn refuse_unless_fits(plan: &Plan, device: &Device, local: usize) -> Result<()> {
     let vocabulary = super::spec::vocabulary_size(plan)?.unwrap_or(0);
     let expected = Ledger::new(plan, vocabulary, rayon::current_num_threads()).memory.peak();
     let available = match device {
-        Device::Cpu => available_memory(),
+        Device::Cpu => available_memory().map(|memory| memory / local.max(1) as u64),
         _ => device::memory(device).map(|memory| memory.free),
     };
     refuse_beyond(&plan.name, expected, available)

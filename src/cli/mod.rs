@@ -13,11 +13,13 @@ mod inspect;
 mod logging;
 mod memory;
 mod output;
+mod processes;
 mod selftest;
 mod spec;
 mod sweep;
 mod train;
 
+use crate::parallel::Launch;
 use crate::record::Terminal;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -87,7 +89,8 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         compute::set_threads(self.threads)?;
         let terminal = Terminal::stderr();
-        let logging = Logging::start(self.log_format, &terminal)?;
+        let is_first = Launch::detect().is_none_or(|launch| launch.rank == 0);
+        let logging = Logging::start(self.log_format, &terminal, is_first)?;
         match self.command {
             Command::Train(args) => train::run(args, terminal, &logging),
             Command::Resume(args) => train::resume(args, terminal, &logging),

@@ -80,7 +80,9 @@ pub(super) fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
         TokenizerSpec::Bytes => Some(256),
         TokenizerSpec::Chars => None,
         TokenizerSpec::Bpe(bpe) => Some(usize::try_from(bpe.vocab_size.0)?),
-        TokenizerSpec::File(path) if path.exists() => Some(Tokenizer::from_file(path)?.vocab_size()),
+        TokenizerSpec::File(path) if path.exists() => {
+            Some(Tokenizer::from_file(path)?.vocab_size())
+        }
         TokenizerSpec::File(_) => None,
     })
 }

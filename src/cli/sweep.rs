@@ -144,30 +144,38 @@ impl Only {
 
 fn dry_run(sweep: &Sweep, only: &Only, calibration: &mut Calibration) -> Result<()> {
     output::line(format!(
-        "{:<64} {:>10} {:>10} {:>8} {:>10} {:>10}",
-        "run", "parameters", "tokens", "steps", "FLOPs", "time"
+        "{:<64} {:>10} {:>10} {:>8} {:>10} {:>10} {:>13}",
+        "run", "parameters", "tokens", "steps", "FLOPs", "time", "r (m + n − r)"
     ))?;
     let mut total = 0.0;
+    let apart = !sweep.spec.search.apart().is_empty();
+    let chosen = if apart { "on the seeds that search" } else { "on the first seed" };
     let runs: Vec<_> = sweep.runs.iter().filter(|run| only.wants(&run.id)).collect();
     for run in &runs {
         let ledger = Ledger::new(&run.plan, calibration.vocabulary_size(&run.plan)?, 1);
         let steps = run.plan.train.max_steps.0;
         let seconds = steps as f64 * calibration.seconds_per_step(&run.plan)?;
         total += seconds;
-        let remark =
-            if run.repeats_the_best { "  if its value is the best on the first seed" } else { "" };
+        let solved = run.solved.iter().map(|setting| format!("  {setting}"));
+        let search = match () {
+            () if run.searches_only => "  searches, is not reported".to_owned(),
+            () if run.repeats_the_best => format!("  if its value is the best {chosen}"),
+            () => String::new(),
+        };
+        let remark: String = solved.chain([search]).collect();
         output::line(format!(
-            "{:<64} {:>10} {:>10} {steps:>8} {:>10} {:>10}{remark}",
+            "{:<64} {:>10} {:>10} {steps:>8} {:>10} {:>10} {:>13}{remark}",
             run.id,
             scaled(ledger.parameters.trained(), ""),
             scaled(ledger.total_tokens(), ""),
             scaled(ledger.flops_per_step().saturating_mul(steps), ""),
             duration(seconds),
+            scaled(ledger.parameters.manifold_dimension(), ""),
         ))?;
     }
     let repeats = runs.iter().filter(|run| run.repeats_the_best).count();
     let searched = if repeats > 0 {
-        format!(", {repeats} of them only if their values are the best on the first seed")
+        format!(", {repeats} of them only if their values are the best {chosen}")
     } else {
         String::new()
     };
@@ -319,10 +327,7 @@ fn run_one(folder: &Path, index: usize) -> Result<()> {
     match manifest.stage(index, &states) {
         Stage::Ready => {}
         Stage::NotNeeded => {
-            tracing::info!(
-                "{} is not needed: its values were not the best on the first seed",
-                run.id
-            );
+            tracing::info!("{} is not needed: its values were not the best of the search", run.id);
             return Ok(());
         }
         Stage::Waiting => bail!(

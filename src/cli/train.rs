@@ -1,9 +1,10 @@
 //! `lrpt train` and `lrpt resume`.
 
 use super::logging::Logging;
-use super::{compute, memory, output};
+use super::{compute, memory, output, processes};
 use crate::data;
 use crate::error::{Failure, is_interrupted};
+use crate::parallel::agree;
 use crate::record::{self, Console, JsonLines, LineOf, Observers, Samples, Terminal};
 use crate::spec::{self, Plan};
 use crate::train::{Outcome, StopSignal, TrainOptions, load_plan, train};
@@ -11,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use signal_hook::consts::SIGTERM;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Arguments of `lrpt train`.
 #[derive(Debug, Args)]
@@ -120,24 +122,48 @@ fn start(
     terminal: Terminal,
     logging: &Logging,
 ) -> Result<()> {
-    let device = compute::device(plan.device)?;
-    if !force {
-        memory::refuse_unless_fits(plan, &device)?;
-    }
-    let options = TrainOptions {
-        run_dir,
-        data_cache: data::cache_dir(),
-        spec_yaml,
-        resume,
-        restart,
-        stop_after,
-        device: &device,
-        stop,
-    };
+    let processes = processes::join(&plan.train.data_parallel)?;
+    let communicator = processes.communicator();
+    let ready = compute::local_device(plan.device, processes.local_rank()).and_then(|device| {
+        if !force {
+            memory::refuse_unless_fits(plan, &device, processes.local_world())?;
+        }
+        Ok(device)
+    });
+    let outcome = agree(communicator, ready).and_then(|device| {
+        let options = TrainOptions {
+            run_dir,
+            data_cache: data::cache_dir(),
+            spec_yaml,
+            resume,
+            restart,
+            stop_after,
+            device: &device,
+            stop,
+            processes: communicator,
+            patience: Duration::from_secs(plan.train.data_parallel.timeout_seconds),
+        };
+        trained(plan, &options, terminal, logging)
+    });
+    let is_root = communicator.is_root();
+    let result = outcome.and_then(|outcome| match is_root {
+        true => report(plan, run_dir, &outcome),
+        false => Ok(()),
+    });
+    processes.leave(result)
+}
+
+/// Trains, with everything that observes it.
+fn trained(
+    plan: &Plan,
+    options: &TrainOptions,
+    terminal: Terminal,
+    logging: &Logging,
+) -> Result<Outcome> {
     if cfg!(debug_assertions) {
         tracing::warn!("this is a debug build, tens of times slower than `cargo run --release`");
     }
-    let outcome = train(plan, &options, |folder, resumed_from| {
+    let outcome = train(plan, options, |folder, resumed_from| {
         logging.write_to(folder.root())?;
         let lines = |path: &Path, line_of: LineOf| match resumed_from {
             Some(step) => JsonLines::resume(path, step, line_of),
@@ -153,8 +179,7 @@ fn start(
         ]))
     });
     let outcome = outcome.inspect_err(|error| logging.note_error(error));
-    let outcome = outcome.map_err(|error| resumable(error, run_dir))?;
-    report(plan, run_dir, &outcome)
+    outcome.map_err(|error| resumable(error, options.run_dir))
 }
 
 /// How an interrupted run goes on.

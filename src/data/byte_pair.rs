@@ -1,7 +1,7 @@
 //! Training of byte-level BPE.
 
 use super::corpus::usage;
-use super::hugging_face::{END_OF_TEXT, pieces};
+use super::hugging_face::END_OF_TEXT;
 use crate::spec::MAX_VOCABULARY;
 use anyhow::anyhow;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -14,8 +14,8 @@ const SMALLEST_VOCABULARY: usize = 257;
 /// Longest word that pairs are counted in, in bytes.
 const LONGEST_WORD: usize = 1 << 12;
 
-/// Trains byte-level BPE as GPT-2 does (its splitting expression, no space put before the text) and
-/// returns the `tokenizer.json`.
+/// Trains byte-level BPE as GPT-2 does (its splitting expression, no space put before the text) on
+/// texts, which it takes one by one, and returns the `tokenizer.json`.
 ///
 /// Token 0 is `<|endoftext|>`, tokens 1 to 256 the bytes, the others merges in the order they were
 /// found. Of equally frequent pairs the one of the smaller tokens is merged first, so the same text
@@ -23,7 +23,10 @@ const LONGEST_WORD: usize = 1 << 12;
 ///
 /// # Errors
 /// [`crate::error::Failure::Usage`] for a vocabulary below 257.
-pub(super) fn train(documents: &[String], vocab_size: usize) -> anyhow::Result<String> {
+pub(super) fn train(
+    texts: impl Iterator<Item = String> + Send,
+    vocab_size: usize,
+) -> anyhow::Result<String> {
     if vocab_size < SMALLEST_VOCABULARY {
         return Err(usage(format!(
             "data.tokenizer.bpe.vocab_size: {vocab_size} is too small; it takes \
@@ -55,10 +58,11 @@ pub(super) fn train(documents: &[String], vocab_size: usize) -> anyhow::Result<S
         .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
-    // Large documents in pieces, so that the words of one are counted in parallel and without much
-    // memory.
-    let text = documents.iter().flat_map(|document| pieces(document)).flat_map(short_words);
-    tokenizer.train(&mut trainer, text).map_err(|e| anyhow!("training the BPE tokenizer: {e}"))?;
+    let texts = texts.flat_map(|text| match short_words(&text)[..] {
+        [_] => vec![text],
+        ref parts => parts.iter().map(|part| (*part).to_string()).collect(),
+    });
+    tokenizer.train(&mut trainer, texts).map_err(|e| anyhow!("training the BPE tokenizer: {e}"))?;
     let reached = tokenizer.get_vocab_size(true);
     if reached < vocab_size {
         tracing::warn!(
@@ -115,19 +119,20 @@ mod tests {
 
     #[test]
     fn training_twice_gives_the_same_tokenizer() {
-        let first = train(&documents(), 600).unwrap();
+        let first = train(documents().into_iter(), 600).unwrap();
         for _ in 0..4 {
-            assert_eq!(train(&documents(), 600).unwrap(), first);
+            assert_eq!(train(documents().into_iter(), 600).unwrap(), first);
         }
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            assert_eq!(pool.install(|| train(&documents(), 600).unwrap()), first);
+            assert_eq!(pool.install(|| train(documents().into_iter(), 600).unwrap()), first);
         }
     }
 
     #[test]
     fn the_vocabulary_has_the_size_asked_for_and_all_bytes() {
-        let tokenizer = Tokenizer::from_json(&train(&documents(), 400).unwrap()).unwrap();
+        let tokenizer =
+            Tokenizer::from_json(&train(documents().into_iter(), 400).unwrap()).unwrap();
         assert_eq!((tokenizer.vocab_size(), tokenizer.end_of_text()), (400, Some(0)));
         let unseen = "\u{0}\u{7f} ünseen Ж";
         assert_eq!(tokenizer.decode(&tokenizer.encode(unseen).unwrap()).unwrap(), unseen);
@@ -164,7 +169,7 @@ mod tests {
             })
             .collect();
         for text in [genes, " ".repeat(1_500_000)] {
-            let json = train(std::slice::from_ref(&text), 400).unwrap();
+            let json = train([text.clone()].into_iter(), 400).unwrap();
             let tokenizer = Tokenizer::from_json(&json).unwrap();
             let tokens = tokenizer.encode(&text).unwrap();
             assert!(tokens.len() < text.len());
@@ -175,6 +180,6 @@ mod tests {
 
     #[test]
     fn a_vocabulary_without_room_for_the_bytes_is_a_usage_error() {
-        assert_eq!(crate::error::exit_code(&train(&documents(), 256).unwrap_err()), 2);
+        assert_eq!(crate::error::exit_code(&train(documents().into_iter(), 256).unwrap_err()), 2);
     }
 }

@@ -7,6 +7,7 @@
 //! hash of its text.
 
 use super::corpus::Corpus;
+use super::documents::Documents;
 use anyhow::Context;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -86,26 +87,23 @@ fn cargo_home() -> anyhow::Result<PathBuf> {
 
 fn read_crates(cargo_home: &Path, lock: &str, crates: &[&str]) -> anyhow::Result<Corpus> {
     let folders = crate_folders(cargo_home, lock, crates)?;
-    let mut corpus = Corpus { documents_end: true, ..Corpus::default() };
+    let (mut train, mut val) = (Vec::new(), Vec::new());
     let mut not_utf8 = 0;
     for (index, folder) in folders.iter().enumerate() {
-        let part = if index % VALIDATION_EVERY == VALIDATION_FIRST {
-            &mut corpus.val
-        } else {
-            &mut corpus.train
-        };
+        let part = if index % VALIDATION_EVERY == VALIDATION_FIRST { &mut val } else { &mut train };
         not_utf8 += read_crate(folder, part)?;
     }
     if not_utf8 > 0 {
         tracing::warn!("skipped {not_utf8} source files that are not UTF-8");
     }
-    corpus.description = format!(
+    let description = format!(
         "cargo_registry: {} crates, {} training and {} validation files",
         folders.len(),
-        corpus.train.len(),
-        corpus.val.len()
+        train.len(),
+        val.len()
     );
-    Ok(corpus)
+    let (train, val) = (Documents::Memory(train), Documents::Memory(val));
+    Ok(Corpus { description, train, val, documents_end: true })
 }
 
 /// Appends a crate's files to `documents`; returns the number of files that are not UTF-8.
@@ -226,18 +224,15 @@ mod tests {
     fn the_text_is_about_twenty_megabytes_of_rust() {
         let corpus = read().unwrap();
         let size = |documents: &[String]| documents.iter().map(String::len).sum::<usize>();
-        let (train, val) = (size(&corpus.train), size(&corpus.val));
+        let [of_train, of_val] = [corpus.train.all(), corpus.val.all()];
+        let (train, val) = (size(&of_train), size(&of_val));
         assert!((15_000_000..25_000_000).contains(&train), "{train}");
         assert!((600_000..2_000_000).contains(&val), "{val}");
-        let with_functions = corpus.train.iter().filter(|text| text.contains("fn ")).count();
-        assert!(
-            with_functions * 2 > corpus.train.len(),
-            "{with_functions} of {}",
-            corpus.train.len()
-        );
-        let training: std::collections::BTreeSet<&String> = corpus.train.iter().collect();
+        let with_functions = of_train.iter().filter(|text| text.contains("fn ")).count();
+        assert!(with_functions * 2 > of_train.len(), "{with_functions} of {}", of_train.len());
+        let training: std::collections::BTreeSet<&String> = of_train.iter().collect();
         let shared: usize =
-            corpus.val.iter().filter(|text| training.contains(text)).map(|text| text.len()).sum();
+            of_val.iter().filter(|text| training.contains(text)).map(|text| text.len()).sum();
         assert!(shared * 100 < val, "{shared} bytes of validation files are also training files");
     }
 
@@ -255,7 +250,7 @@ mod tests {
         write("src/notes.txt", b"not Rust");
         let lock = "[[package]]\nname = \"one\"\nversion = \"1.0.0\"\n\n[[package]]\nname = \"one\"\nversion = \"2.0.0\"\n";
         let corpus = read_crates(home.path(), lock, &["one"]).unwrap();
-        assert_eq!(corpus.train, ["first", "second"]);
+        assert_eq!(corpus.train.all(), ["first", "second"]);
     }
 
     #[test]

@@ -1,31 +1,30 @@
 //! The documents of a source, and the errors of a source that contradicts itself.
 
+use super::documents::Documents;
 use crate::error::Failure;
 
 /// Text to train on and text to validate on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Corpus {
     /// One line for people.
     pub description: String,
     /// Training documents.
-    pub train: Vec<String>,
+    pub train: Documents,
     /// Validation documents.
-    pub val: Vec<String>,
+    pub val: Documents,
     /// Whether every document is followed by the end-of-text token.
     pub documents_end: bool,
 }
 
 impl Corpus {
-    /// Adds everything that decides the tokens to a hash.
-    pub(super) fn hash_into(&self, hasher: &mut blake3::Hasher) {
+    /// Adds everything that decides the tokens to a hash; returns the bytes of the training and of
+    /// the validation text.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub(super) fn hash_into(&self, hasher: &mut blake3::Hasher) -> anyhow::Result<[u64; 2]> {
         hasher.update(&[u8::from(self.documents_end)]);
-        for part in [&self.train, &self.val] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            for document in part {
-                hasher.update(&(document.len() as u64).to_le_bytes());
-                hasher.update(document.as_bytes());
-            }
-        }
+        Ok([self.train.hash_into(hasher)?, self.val.hash_into(hasher)?])
     }
 }
 

@@ -3,8 +3,6 @@
 use super::corpus::usage;
 use anyhow::Context;
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 
 /// First bytes of files that are not text, and what such a file is.
@@ -28,42 +26,6 @@ pub(super) fn not_text(first: &[u8]) -> Option<&'static str> {
 /// A text without the byte-order mark that editors on Windows put before it.
 pub(super) fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
-}
-
-/// The text of a file, less a byte-order mark.
-///
-/// # Errors
-/// When the file cannot be read or is not UTF-8; compressed files are named as what they are.
-pub(super) fn read_text_file(path: &Path) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path)
-        .with_context(|| format!("{}: the file cannot be read", path.display()))?;
-    refuse_other_formats(path, &bytes)?;
-    let text = std::str::from_utf8(&bytes).map_err(|e| {
-        anyhow::anyhow!(
-            "{}: not UTF-8 at byte {}; convert the file first",
-            path.display(),
-            e.valid_up_to()
-        )
-    })?;
-    Ok(without_mark(text).to_string())
-}
-
-/// A file to be read line by line.
-///
-/// # Errors
-/// When the file cannot be opened or is known not to be text.
-pub(super) fn open_lines(path: &Path) -> anyhow::Result<BufReader<File>> {
-    let failed = || format!("{}: the file cannot be opened", path.display());
-    let mut reader = BufReader::new(File::open(path).with_context(failed)?);
-    refuse_other_formats(path, reader.fill_buf().with_context(failed)?)?;
-    Ok(reader)
-}
-
-fn refuse_other_formats(path: &Path, first: &[u8]) -> anyhow::Result<()> {
-    match not_text(first) {
-        Some(what) => anyhow::bail!("{}: this is {what}", path.display()),
-        None => Ok(()),
-    }
 }
 
 /// The files of a list of paths and globs: entries in their order, the files of a glob in path
@@ -240,25 +202,5 @@ mod tests {
         }
         assert_eq!(plain("./g//corpus/./*.txt"), "g/corpus/*.txt");
         assert_eq!(plain("//g/*"), "/g/*");
-    }
-
-    /// Case 35.
-    #[test]
-    fn marks_are_skipped_and_other_formats_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.txt");
-        std::fs::write(&path, "\u{feff}a\u{feff}b").unwrap();
-        assert_eq!(read_text_file(&path).unwrap(), "a\u{feff}b");
-        for (bytes, name) in [
-            (&[0x1f, 0x8b, 8, 0][..], "gzip"),
-            (&[0x28, 0xb5, 0x2f, 0xfd, 0], "zstd"),
-            (&[0xff, 0xfe, b'a', 0], "UTF-16"),
-        ] {
-            std::fs::write(&path, bytes).unwrap();
-            for error in [read_text_file(&path).unwrap_err(), open_lines(&path).unwrap_err()] {
-                let error = error.to_string();
-                assert!(error.contains(name) && error.contains("a.txt"), "{error}");
-            }
-        }
     }
 }

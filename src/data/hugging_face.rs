@@ -100,6 +100,12 @@ impl HuggingFace {
         Ok(tokens.concat())
     }
 
+    /// The last place of a text, at or after `from`, on whose sides the tokens are the same with and
+    /// without the other; none where there may be no such place.
+    pub(super) fn cut(&self, text: &str, from: usize) -> Option<usize> {
+        if self.encodes_in_pieces { last_cut(text, from) } else { None }
+    }
+
     pub(super) fn decode(&self, tokens: &[u32]) -> anyhow::Result<String> {
         self.inner.decode(tokens, false).map_err(|e| anyhow!("the tokens cannot be decoded: {e}"))
     }
@@ -179,11 +185,6 @@ fn encodes_in_pieces(tokenizer: &Value) -> bool {
 /// GPT-2's splitting expression makes such a newline a word of its own, with or without the text
 /// around it, so no word is cut.
 pub(super) fn pieces(text: &str) -> Vec<&str> {
-    let is_cut = |newline: usize| {
-        let before = text[..newline].chars().next_back();
-        let after = text[newline + 1..].chars().next();
-        before.is_some_and(|c| !c.is_whitespace()) && after.is_some_and(|c| !c.is_whitespace())
-    };
     let mut pieces = Vec::new();
     let mut start = 0;
     while text.len() - start > PIECE_BYTES {
@@ -194,7 +195,9 @@ pub(super) fn pieces(text: &str) -> Vec<&str> {
             .enumerate()
             .filter(|(_, byte)| **byte == b'\n')
             .map(|(at, _)| from + at);
-        let Some(newline) = newlines.into_iter().find(|newline| is_cut(*newline)) else { break };
+        let Some(newline) = newlines.into_iter().find(|newline| is_cut(text, *newline)) else {
+            break;
+        };
         pieces.push(&text[start..=newline]);
         start = newline + 1;
     }
@@ -202,6 +205,26 @@ pub(super) fn pieces(text: &str) -> Vec<&str> {
         pieces.push(&text[start..]);
     }
     pieces
+}
+
+/// The end of the last piece that [`pieces`] could cut from a text whose newlines before `from` are
+/// known to be no places for it.
+pub(super) fn last_cut(text: &str, from: usize) -> Option<usize> {
+    let mut end = text.len();
+    while let Some(at) = text.as_bytes()[from..end].iter().rposition(|byte| *byte == b'\n') {
+        if is_cut(text, from + at) {
+            return Some(from + at + 1);
+        }
+        end = from + at;
+    }
+    None
+}
+
+/// Whether a newline stands between two characters that are not white space.
+fn is_cut(text: &str, newline: usize) -> bool {
+    let before = text[..newline].chars().next_back();
+    let after = text[newline + 1..].chars().next();
+    before.is_some_and(|c| !c.is_whitespace()) && after.is_some_and(|c| !c.is_whitespace())
 }
 
 #[cfg(test)]
@@ -240,7 +263,7 @@ mod tests {
     #[test]
     fn encoding_in_pieces_is_encoding_the_whole() {
         let text = long_text();
-        let json = crate::data::byte_pair::train(std::slice::from_ref(&text), 320).unwrap();
+        let json = crate::data::byte_pair::train([text.clone()].into_iter(), 320).unwrap();
         let tokenizer = HuggingFace::new(&json, &serde_json::from_str(&json).unwrap()).unwrap();
         assert!(tokenizer.encodes_in_pieces);
         let whole = tokenizer.inner.encode_fast(text.as_str(), false).unwrap().get_ids().to_vec();

@@ -1,12 +1,14 @@
 //! Text to tokens to batches.
 //!
 //! ```text
-//! corpus, files               documents; the files of globs and what is in them
-//! cargo_registry, sources     documents of a source, split into training and validation
+//! files, text_blocks          the files of globs; text, plain or compressed, in blocks
+//! documents, json_lines       documents as a stream, of text and of JSON lines
+//! corpus, cargo_registry, sources   documents of a source, split into training and validation
 //! tokenizer, byte_pair, ...   text <-> tokens; text as its tokens come
-//! shard, shard_file           tokens on disk, memory-mapped, and the format they have there
+//! shard, shard_file, shard_writer   tokens on disk, memory-mapped, and the format they have there
 //! dataset                     tokens, tokenizer and what identifies them
 //! raw_file, raw               token files others wrote, used in place
+//! encode                      documents -> tokens -> shard, a few megabytes at a time
 //! prepare                     all of the above once, cached under data/<hash>/
 //! batches, permutation        tokens -> batches, a pure function of (seed, step, micro-batch)
 //! validation                  the fixed windows every validation uses
@@ -17,17 +19,22 @@ mod byte_pair;
 mod cargo_registry;
 mod corpus;
 mod dataset;
+mod documents;
+mod encode;
 mod files;
 mod gguf_tokenizer;
 mod hugging_face;
 mod hugging_face_form;
+mod json_lines;
 mod permutation;
 mod prepare;
 mod raw;
 mod raw_file;
 mod shard;
 mod shard_file;
+mod shard_writer;
 mod sources;
+mod text_blocks;
 mod text_stream;
 mod tokenizer;
 mod validation;

@@ -1,16 +1,23 @@
 //! Preparation: a source and a tokenizer become a folder of token shards, once.
+//!
+//! The source is gone through several times, a few megabytes at a time: to measure it, to hash it
+//! (which names the folder), to make its tokenizer, and to encode it.
 
 use super::corpus::{Corpus, usage};
 use super::dataset::{Dataset, DatasetSummary};
+use super::documents::{Chunk, Documents};
+use super::encode::{DocumentEnd, Pieces, write_part};
+use super::hugging_face::{last_cut, pieces};
 use super::raw::RawSource;
-use super::shard_file::{Document, Header, Width, short, write_shard};
+use super::shard_file::{Header, short};
 use super::sources;
-use super::tokenizer::{DOCUMENT_END, Tokenizer};
+use super::tokenizer::{CharacterSet, DOCUMENT_END, Tokenizer};
 use crate::fs::write_directory_atomic;
-use crate::spec::{DataSpec, TokenizerSpec};
+use crate::spec::{BpeSpec, DataSpec, TokenizerSpec};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Instant;
 
 /// Part of the content hash: raise it when the same text and tokenizer give other tokens, or the
@@ -40,7 +47,7 @@ pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
     if let Some(tokenizer) = &file {
         warn_of_no_end(&corpus, spec, tokenizer);
     }
-    let content_hash = content_hash(&corpus, spec, file.as_ref())?;
+    let (content_hash, bytes) = content_hash(&corpus, spec, file.as_ref())?;
     let folder = cache.join(short(&content_hash));
     if folder.join("dataset.json").exists() {
         match Dataset::open(&folder) {
@@ -52,8 +59,12 @@ pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
         }
     }
     let started = Instant::now();
-    write_directory_atomic(&folder, |inside| fill(inside, &corpus, spec, file, &content_hash))?;
-    tracing::info!("prepared {} in {:.1} s", folder.display(), started.elapsed().as_secs_f64());
+    write_directory_atomic(&folder, |inside| {
+        fill(inside, &corpus, spec, file, &content_hash, bytes)
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    let rate = bytes.iter().sum::<u64>() as f64 / 1e6 / seconds.max(1e-9);
+    tracing::info!("prepared {} in {seconds:.1} s ({rate:.1} MB/s)", folder.display());
     Dataset::open(&folder)
 }
 
@@ -68,13 +79,17 @@ fn warn_of_no_end(corpus: &Corpus, spec: &DataSpec, tokenizer: &Tokenizer) {
     }
 }
 
+/// The hash that names the data, and the bytes of the training and the validation text.
 fn content_hash(
     corpus: &Corpus,
     spec: &DataSpec,
     file: Option<&Tokenizer>,
-) -> anyhow::Result<blake3::Hash> {
+) -> anyhow::Result<(blake3::Hash, [u64; 2])> {
     let mut tokenizer = match (&spec.tokenizer, file) {
-        (TokenizerSpec::Bpe(spec), _) => format!("byte pairs {}", spec.vocab_size.0),
+        (TokenizerSpec::Bpe(spec), _) => {
+            let sample = spec.sample_bytes.map(|bytes| format!(" of {} bytes", bytes.0));
+            format!("byte pairs {}{}", spec.vocab_size.0, sample.unwrap_or_default())
+        }
         (_, Some(file)) => format!("file {}", file.hash()?),
         (TokenizerSpec::Chars, None) => "characters".to_string(),
         (_, None) => "bytes".to_string(),
@@ -89,8 +104,8 @@ fn content_hash(
     let mut hasher = blake3::Hasher::new_derive_key(FORMAT);
     hasher.update(&(tokenizer.len() as u64).to_le_bytes());
     hasher.update(tokenizer.as_bytes());
-    corpus.hash_into(&mut hasher);
-    Ok(hasher.finalize())
+    let bytes = corpus.hash_into(&mut hasher)?;
+    Ok((hasher.finalize(), bytes))
 }
 
 /// Writes `tokenizer.json`, `train.tokens`, `val.tokens` and `dataset.json`.
@@ -100,51 +115,31 @@ fn fill(
     spec: &DataSpec,
     file: Option<Tokenizer>,
     content_hash: &blake3::Hash,
+    bytes: [u64; 2],
 ) -> anyhow::Result<()> {
-    let megabytes =
-        |documents: &[String]| documents.iter().map(String::len).sum::<usize>() as f64 / 1e6;
+    let [train_megabytes, val_megabytes] = bytes.map(|bytes| bytes as f64 / 1e6);
     tracing::info!(
-        "{}: {:.1} MB training, {:.1} MB validation text",
-        corpus.description,
-        megabytes(&corpus.train),
-        megabytes(&corpus.val)
+        "{}: {train_megabytes:.1} MB training, {val_megabytes:.1} MB validation text",
+        corpus.description
     );
     let tokenizer = match file {
         Some(tokenizer) => tokenizer,
-        None => make_tokenizer(corpus, &spec.tokenizer)?,
+        None => make_tokenizer(corpus, &spec.tokenizer, bytes[0])?,
     };
-    let end = DocumentEnd::find(corpus, spec, &tokenizer)?;
+    let end = document_end(corpus, spec, &tokenizer)?;
     let json = tokenizer.to_json()?;
     let tokenizer_hash = blake3::hash(json.as_bytes());
     std::fs::write(folder.join("tokenizer.json"), json)?;
 
-    let byte_lengths = tokenizer.token_byte_lengths();
-    let write_part = |part: &str, texts: &[String]| -> anyhow::Result<Header> {
-        let progress = progress_bar(part, texts);
-        let encoded = tokenizer.encode_documents(texts, &end.tokens, &progress);
-        let encoded = encoded.with_context(|| format!("tokenizing the {part} text"))?;
+    let write = |part: &str, documents: &Documents, bytes: u64| -> anyhow::Result<Header> {
+        let progress = progress_bar(&format!("tokenizing {part}"), bytes);
+        let path = folder.join(format!("{part}.tokens"));
+        let header = write_part(&path, documents, &tokenizer, &end, tokenizer_hash, &progress);
         progress.finish_and_clear();
-        let documents = encoded.iter().zip(texts).map(|(tokens, text)| {
-            Document::new(tokens, text.len() as u64 + end.text_bytes, &byte_lengths)
-        });
-        let mut documents: Vec<Document> = documents.collect();
-        let text_bytes = documents.iter().map(|document| document.text_bytes).sum();
-        if documents.iter().all(Document::is_exact) {
-            documents.clear();
-        }
-        let tokens = encoded.concat();
-        let header = Header {
-            width: Width::for_vocabulary(tokenizer.vocab_size()),
-            tokens: tokens.len() as u64,
-            text_bytes,
-            tokenizer_hash,
-            documents: documents.len() as u64,
-        };
-        write_shard(&folder.join(format!("{part}.tokens")), &header, &tokens, &documents)?;
-        Ok(header)
+        header.with_context(|| format!("tokenizing the {part} text"))
     };
-    let train = write_part("train", &corpus.train)?;
-    let val = write_part("val", &corpus.val)?;
+    let train = write("train", &corpus.train, bytes[0])?;
+    let val = write("val", &corpus.val, bytes[1])?;
     let summary = DatasetSummary {
         source: corpus.description.clone(),
         tokenizer: tokenizer.description(),
@@ -160,66 +155,107 @@ fn fill(
     Ok(())
 }
 
-/// What follows a document: tokens, and the UTF-8 bytes of text they stand for.
-#[derive(Default)]
-struct DocumentEnd {
-    tokens: Vec<u32>,
-    text_bytes: u64,
-}
-
-impl DocumentEnd {
-    /// Nothing where the source's documents have no end; else the token the user named, the
-    /// tokenizer's own, or a newline.
-    fn find(corpus: &Corpus, spec: &DataSpec, tokenizer: &Tokenizer) -> anyhow::Result<Self> {
-        if !corpus.documents_end {
-            return Ok(Self::default());
-        }
-        let token = match &spec.end_of_text {
-            None => tokenizer.end_of_text(),
-            Some(name) => Some(tokenizer.token_of(name).ok_or_else(|| {
-                usage(format!(
-                    "data.end_of_text: the tokenizer ({}) has no token {name:?}; name one it has, \
-                     or remove the key",
-                    tokenizer.description()
-                ))
-            })?),
-        };
-        Ok(match token {
-            Some(token) => Self { tokens: vec![token], text_bytes: 0 },
-            None => {
-                let tokens = tokenizer.encode(DOCUMENT_END)?;
-                let text_bytes = if tokens.is_empty() { 0 } else { DOCUMENT_END.len() as u64 };
-                Self { tokens, text_bytes }
-            }
-        })
+/// What follows a document: nothing where the source's documents have no end; else the token the
+/// user named, the tokenizer's own, or a newline.
+fn document_end(
+    corpus: &Corpus,
+    spec: &DataSpec,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<DocumentEnd> {
+    if !corpus.documents_end {
+        return Ok(DocumentEnd::default());
     }
+    let token = match &spec.end_of_text {
+        None => tokenizer.end_of_text(),
+        Some(name) => Some(tokenizer.token_of(name).ok_or_else(|| {
+            usage(format!(
+                "data.end_of_text: the tokenizer ({}) has no token {name:?}; name one it has, \
+                     or remove the key",
+                tokenizer.description()
+            ))
+        })?),
+    };
+    Ok(match token {
+        Some(token) => DocumentEnd { tokens: vec![token], text_bytes: 0 },
+        None => {
+            let tokens = tokenizer.encode(DOCUMENT_END)?;
+            let text_bytes = if tokens.is_empty() { 0 } else { DOCUMENT_END.len() as u64 };
+            DocumentEnd { tokens, text_bytes }
+        }
+    })
 }
 
 /// The tokenizer to be made from text: byte pairs from the training text; characters from all of
 /// it, as in nanoGPT, so that a rare character in the validation text has a token.
-fn make_tokenizer(corpus: &Corpus, spec: &TokenizerSpec) -> anyhow::Result<Tokenizer> {
+fn make_tokenizer(
+    corpus: &Corpus,
+    spec: &TokenizerSpec,
+    train_bytes: u64,
+) -> anyhow::Result<Tokenizer> {
     match spec {
         TokenizerSpec::Bytes => Ok(Tokenizer::bytes()),
         TokenizerSpec::Chars => {
-            let end = corpus.documents_end.then_some(DOCUMENT_END);
-            let text = corpus.train.iter().chain(&corpus.val).map(String::as_str).chain(end);
-            Ok(Tokenizer::characters(text))
+            let mut set = CharacterSet::default();
+            if corpus.documents_end {
+                set.add(DOCUMENT_END);
+            }
+            for chunk in corpus.train.chunks().chain(corpus.val.chunks()) {
+                let Chunk { text, .. } = chunk?;
+                set.add(&text);
+            }
+            Ok(Tokenizer::of_characters(&set))
         }
-        TokenizerSpec::Bpe(spec) => {
-            tracing::info!("training a byte-level BPE tokenizer of {} tokens", spec.vocab_size.0);
-            Tokenizer::train_byte_pair(&corpus.train, usize::try_from(spec.vocab_size.0)?)
-        }
+        TokenizerSpec::Bpe(spec) => train_byte_pair(&corpus.train, spec, train_bytes),
         TokenizerSpec::File(path) => Tokenizer::from_file(path),
     }
 }
 
-/// A bar on stderr, shown on a terminal only.
-fn progress_bar(part: &str, documents: &[String]) -> ProgressBar {
-    let style = ProgressStyle::with_template("tokenizing {msg} {wide_bar} {bytes}/{total_bytes}")
-        .expect("a valid template");
-    ProgressBar::new(documents.iter().map(|document| document.len() as u64).sum())
-        .with_style(style)
-        .with_message(part.to_string())
+/// Byte pairs of the training text, or of the share of its pieces that the spec asks for.
+fn train_byte_pair(
+    documents: &Documents,
+    spec: &BpeSpec,
+    train_bytes: u64,
+) -> anyhow::Result<Tokenizer> {
+    let wanted = spec.sample_bytes.map_or(train_bytes, |bytes| bytes.0.min(train_bytes));
+    tracing::info!(
+        "training a byte-level BPE tokenizer of {} tokens on {:.1} of {:.1} MB",
+        spec.vocab_size.0,
+        wanted as f64 / 1e6,
+        train_bytes as f64 / 1e6
+    );
+    let progress = progress_bar("counting pairs in train", train_bytes);
+    let (failure, (mut seen, mut taken)) = (Mutex::new(None), (0u64, 0u64));
+    let texts = Pieces::new(documents, last_cut).map_while(|piece| match piece {
+        Ok(piece) => Some(pieces(&piece.text).into_iter().map(String::from).collect::<Vec<_>>()),
+        Err(error) => {
+            *failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
+            None
+        }
+    });
+    // A piece is taken whenever less has been taken than its share of what was seen.
+    let texts = texts.flatten().filter(|text| {
+        let (due, all) = (u128::from(wanted) * u128::from(seen), u128::from(train_bytes));
+        seen += text.len() as u64;
+        progress.inc(text.len() as u64);
+        let take = u128::from(taken) * all <= due;
+        taken += if take { text.len() as u64 } else { 0 };
+        take
+    });
+    let trained = Tokenizer::train_byte_pair_on(texts, usize::try_from(spec.vocab_size.0)?);
+    progress.finish_and_clear();
+    match failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        Some(error) => Err(error),
+        None => trained,
+    }
+}
+
+/// A bar on stderr, shown on a terminal only: how much of the text, how fast, how much longer.
+fn progress_bar(what: &str, bytes: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template(
+        "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
+    )
+    .expect("a valid template");
+    ProgressBar::new(bytes).with_style(style).with_message(what.to_string())
 }
 
 #[cfg(test)]

@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn a_tokenizer_made_from_text_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let bpe = TokenizerSpec::Bpe(BpeSpec { vocab_size: Count(300) });
+        let bpe = TokenizerSpec::Bpe(BpeSpec { vocab_size: Count(300), sample_bytes: None });
         assert_eq!(crate::error::exit_code(&open(&bin(folder.path(), None), bpe).unwrap_err()), 2);
         let missing = open(&bin(folder.path(), None), TokenizerSpec::Bytes).unwrap_err();
         assert!(missing.to_string().contains("train.bin"), "{missing}");

@@ -42,8 +42,8 @@ impl TokenShard {
         tokenizer_hash: &blake3::Hash,
     ) -> anyhow::Result<(Self, Header)> {
         let open = || -> anyhow::Result<_> {
+            let header = Header::read(&mut File::open(path)?)?;
             let map = map(path)?;
-            let header = Header::decode(&map)?;
             anyhow::ensure!(
                 header.tokenizer_hash == *tokenizer_hash,
                 "made with tokenizer {}, but the tokenizer beside it is {}",
@@ -190,7 +190,7 @@ pub(super) fn map(path: &Path) -> anyhow::Result<Mmap> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::shard_file::write_shard;
+    use crate::data::shard_writer::write_shard;
     use std::path::PathBuf;
 
     fn written(width: Width, tokens: &[u32]) -> (tempfile::TempDir, PathBuf, blake3::Hash) {

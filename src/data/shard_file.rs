@@ -2,17 +2,16 @@
 
 use anyhow::Context;
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::io::{Read, Seek};
 
 const MAGIC: &[u8; 8] = b"LRPTTOKN";
 const VERSION: u32 = 2;
 /// Where the checksum stands in the header, which it ends.
-const CHECKSUM: usize = 72;
+pub(super) const CHECKSUM: usize = 72;
 pub(super) const HEADER_BYTES: usize = CHECKSUM + blake3::OUT_LEN;
 
-/// Tokens written at a time.
-const WRITE_TOKENS: usize = 1 << 16;
+/// Bytes read or written at a time.
+pub(super) const BLOCK: usize = 1 << 20;
 
 /// Width of a stored token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +24,24 @@ impl Width {
     /// The narrowest width that holds every token of a vocabulary.
     pub(super) fn for_vocabulary(size: usize) -> Self {
         if size <= 1 << 16 { Width::U16 } else { Width::U32 }
+    }
+
+    /// Tokens as they are stored.
+    ///
+    /// # Errors
+    /// When a token does not fit.
+    pub(super) fn encode(self, tokens: &[u32]) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(tokens.len() * self.bytes());
+        match self {
+            Width::U16 => {
+                if let Some(token) = tokens.iter().find(|token| **token > u32::from(u16::MAX)) {
+                    anyhow::bail!("token {token} does not fit into two bytes")
+                }
+                tokens.iter().for_each(|token| bytes.extend((*token as u16).to_le_bytes()));
+            }
+            Width::U32 => tokens.iter().for_each(|token| bytes.extend(token.to_le_bytes())),
+        }
+        Ok(bytes)
     }
 
     pub(super) fn bytes(self) -> usize {
@@ -63,7 +80,7 @@ pub(super) struct Document {
 impl Document {
     const BYTES: usize = 24;
 
-    fn encode(&self) -> [u8; Self::BYTES] {
+    pub(super) fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         for (place, number) in
             bytes.chunks_exact_mut(8).zip([self.tokens, self.text_bytes, self.token_bytes])
@@ -85,7 +102,7 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 
 impl Header {
     /// The header up to the checksum.
-    fn encode(&self) -> [u8; CHECKSUM] {
+    pub(super) fn encode(&self) -> [u8; CHECKSUM] {
         let mut bytes = [0; CHECKSUM];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -97,15 +114,29 @@ impl Header {
         bytes
     }
 
-    /// Reads the header of a whole file and checks the file against it, to the last byte.
+    /// Reads the header of a file and checks the file against it, to the last byte; a block of it
+    /// is in memory at a time.
     ///
     /// # Errors
     /// When the file is of another kind or version, cut off, appended to or changed.
-    pub(super) fn decode(bytes: &[u8]) -> anyhow::Result<Self> {
+    pub(super) fn read(file: &mut File) -> anyhow::Result<Self> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
+        let length = file.metadata()?.len();
+        let header = Self::decode(&bytes, length)?;
+        anyhow::ensure!(
+            checksum(file)?.as_bytes()[..] == bytes[CHECKSUM..],
+            "its checksum is not that of its content: bytes of it have changed since it was written"
+        );
+        Ok(header)
+    }
+
+    /// The header in the first bytes of a file of this length.
+    fn decode(bytes: &[u8], length: u64) -> anyhow::Result<Self> {
         anyhow::ensure!(
             bytes.len() >= HEADER_BYTES,
-            "only {} bytes, less than the header of {HEADER_BYTES}",
-            bytes.len()
+            "only {length} bytes, less than the header of {HEADER_BYTES}"
         );
         let number =
             |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -131,17 +162,10 @@ impl Header {
             .documents_at()
             .and_then(|at| documents.checked_mul(Document::BYTES as u64)?.checked_add(at));
         anyhow::ensure!(
-            expected == Some(bytes.len() as u64),
-            "{} bytes, but its header promises {tokens} tokens of {} bytes and {documents} \
+            expected == Some(length),
+            "{length} bytes, but its header promises {tokens} tokens of {} bytes and {documents} \
              documents: the file was cut off or appended to",
-            bytes.len(),
             width.bytes()
-        );
-        let mut checksum = blake3::Hasher::new();
-        checksum.update(&bytes[..CHECKSUM]).update(&bytes[HEADER_BYTES..]);
-        anyhow::ensure!(
-            checksum.finalize().as_bytes()[..] == bytes[CHECKSUM..HEADER_BYTES],
-            "its checksum is not that of its content: bytes of it have changed since it was written"
         );
         Ok(header)
     }
@@ -152,54 +176,19 @@ impl Header {
     }
 }
 
-/// Writes a prepared shard.
-///
-/// # Errors
-/// When a token does not fit the width, or the file cannot be written.
-pub(super) fn write_shard(
-    path: &Path,
-    header: &Header,
-    tokens: &[u32],
-    documents: &[Document],
-) -> anyhow::Result<()> {
-    let failed = || format!("{}: the tokens cannot be written", path.display());
-    anyhow::ensure!(
-        (header.tokens, header.documents) == (tokens.len() as u64, documents.len() as u64),
-        "{}: header of {} tokens and {} documents for {} and {}",
-        path.display(),
-        header.tokens,
-        header.documents,
-        tokens.len(),
-        documents.len()
-    );
-    let mut file = BufWriter::new(File::create(path).with_context(failed)?);
-    let mut checksum = blake3::Hasher::new();
-    checksum.update(&header.encode());
-    file.write_all(&header.encode()).with_context(failed)?;
-    file.write_all(&[0; blake3::OUT_LEN]).with_context(failed)?;
-    let mut write = |bytes: &[u8]| {
-        checksum.update(bytes);
-        file.write_all(bytes)
-    };
-    let mut block = Vec::with_capacity(WRITE_TOKENS * header.width.bytes());
-    for part in tokens.chunks(WRITE_TOKENS) {
-        block.clear();
-        for &token in part {
-            match header.width {
-                Width::U16 => {
-                    block.extend(u16::try_from(token).with_context(failed)?.to_le_bytes())
-                }
-                Width::U32 => block.extend(token.to_le_bytes()),
-            }
-        }
-        write(&block).with_context(failed)?;
+/// BLAKE3 of a shard's file but for the place of the checksum.
+pub(super) fn checksum(file: &mut File) -> anyhow::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut block = vec![0; BLOCK];
+    file.rewind()?;
+    file.read_exact(&mut block[..HEADER_BYTES])?;
+    hasher.update(&block[..CHECKSUM]);
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hasher.finalize()),
+            count => hasher.update(&block[..count]),
+        };
     }
-    for document in documents {
-        write(&document.encode()).with_context(failed)?;
-    }
-    file.seek(SeekFrom::Start(CHECKSUM as u64)).with_context(failed)?;
-    file.write_all(checksum.finalize().as_bytes()).with_context(failed)?;
-    file.flush().with_context(failed)
 }
 
 impl Document {
@@ -248,6 +237,7 @@ pub(super) fn short(hash: &blake3::Hash) -> String {
 mod tests {
     use super::*;
     use crate::data::shard::TokenShard;
+    use crate::data::shard_writer::write_shard;
     use std::path::PathBuf;
 
     fn written(width: Width, tokens: &[u32]) -> (tempfile::TempDir, PathBuf, blake3::Hash) {

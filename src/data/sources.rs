@@ -2,16 +2,15 @@
 
 use super::cargo_registry;
 use super::corpus::{Corpus, usage};
-use super::files::{expand, open_lines, read_text_file, without_mark};
+use super::documents::{Documents, JoinedFiles};
+use super::files::expand;
+use super::json_lines::JsonLines;
 use crate::spec::{JsonlSourceSpec, SourceSpec, TextSourceSpec};
-use anyhow::Context;
-use serde_json::Value;
-use std::io::BufRead;
 
 /// Share of the text that is validation where the spec does not say.
 const DEFAULT_VAL_FRACTION: f64 = 0.1;
 
-/// Reads the text of a source; `None` for sources that are tokens already.
+/// Finds the documents of a source; `None` for sources that are tokens already.
 ///
 /// # Errors
 /// [`crate::error::Failure::Usage`] where the source contradicts itself or matches no
@@ -32,21 +31,21 @@ fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
         TextSourceSpec { train: Some(train), val: Some(val), path: None, val_fraction: None } => {
             Ok(Corpus {
                 description: format!("text: train {}, val {}", train.join(" "), val.join(" ")),
-                train: vec![read_joined(train)?],
-                val: vec![read_joined(val)?],
+                train: JoinedFiles::measure(expand(train)?)?.whole(),
+                val: JoinedFiles::measure(expand(val)?)?.whole(),
                 documents_end: false,
             })
         }
         TextSourceSpec { train: None, val: None, path: Some(path), val_fraction } => {
             let fraction = checked_fraction(*val_fraction, "data.source.text.val_fraction")?;
-            let text = read_joined(std::slice::from_ref(path))?;
-            let (train, val) = split_characters(&text, fraction);
+            let text = JoinedFiles::measure(expand(std::slice::from_ref(path))?)?;
+            let (train, val) = text.split(|count| train_share(count, fraction))?;
             Ok(Corpus {
                 description: format!(
                     "text: {path}, last {fraction} of its characters for validation"
                 ),
-                train: vec![train.to_string()],
-                val: vec![val.to_string()],
+                train,
+                val,
                 documents_end: false,
             })
         }
@@ -59,71 +58,32 @@ fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
 
 /// JSON lines: one object per line, the text under a key; empty lines are skipped.
 fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
-    let mut train = read_json_lines(&spec.train, &spec.text_key)?;
+    let lines = |patterns: &[String]| JsonLines::open(expand(patterns)?, &spec.text_key);
+    let all = lines(&spec.train)?;
     let mut description = format!("jsonl: train {}", spec.train.join(" "));
-    let val = match (&spec.val, spec.val_fraction) {
+    let (train, val) = match (&spec.val, spec.val_fraction) {
         (Some(_), Some(_)) => {
             return Err(usage("data.source.jsonl: give `val` or `val_fraction`, not both"));
         }
         (Some(val), None) => {
             description += &format!(", val {}", val.join(" "));
-            read_json_lines(val, &spec.text_key)?
+            (all, lines(val)?)
         }
         (None, fraction) => {
             let fraction = checked_fraction(fraction, "data.source.jsonl.val_fraction")?;
             description += &format!(", last {fraction} of the documents for validation");
-            let count = train_share(train.len(), fraction);
-            train.split_off(count)
+            let count = train_share(all.count() as usize, fraction) as u64;
+            all.split(count)
         }
     };
     for (part, documents) in [("training", &train), ("validation", &val)] {
         anyhow::ensure!(
-            !documents.is_empty(),
+            documents.count() > 0,
             "data.source.jsonl: no {part} documents; give more lines, or another `val_fraction`"
         );
     }
+    let (train, val) = (Documents::Lines(train), Documents::Lines(val));
     Ok(Corpus { description, train, val, documents_end: true })
-}
-
-fn read_json_lines(patterns: &[String], text_key: &str) -> anyhow::Result<Vec<String>> {
-    let mut documents = Vec::new();
-    for path in expand(patterns)? {
-        for (index, line) in open_lines(&path)?.lines().enumerate() {
-            let place = || format!("{}:{}", path.display(), index + 1);
-            let line =
-                line.with_context(|| format!("{}: the line cannot be read as UTF-8", place()))?;
-            let line = if index == 0 { without_mark(&line) } else { &line };
-            if line.trim().is_empty() {
-                continue;
-            }
-            documents.push(text_of_line(line, text_key).with_context(place)?);
-        }
-    }
-    Ok(documents)
-}
-
-/// The text under a key of one line's object.
-fn text_of_line(line: &str, text_key: &str) -> anyhow::Result<String> {
-    anyhow::ensure!(
-        !line.trim_start().starts_with('['),
-        "a JSON array, not JSON lines; write one object a line (`jq -c '.[]' FILE`)"
-    );
-    let mut value: Value = serde_json::from_str(line).context("not JSON")?;
-    let Some(object) = value.as_object_mut() else {
-        let kind = match value {
-            Value::String(_) => "string",
-            Value::Number(_) => "number",
-            _ => "literal",
-        };
-        anyhow::bail!("a JSON {kind}, not an object with the text under the key `{text_key}`")
-    };
-    match object.get_mut(text_key).map(Value::take) {
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => anyhow::bail!("the value of `{text_key}` is not a string"),
-        None => anyhow::bail!(
-            "no key `{text_key}`; name the right one with `data.source.jsonl.text_key`"
-        ),
-    }
 }
 
 fn checked_fraction(fraction: Option<f64>, key: &str) -> anyhow::Result<f64> {
@@ -139,21 +99,6 @@ fn checked_fraction(fraction: Option<f64>, key: &str) -> anyhow::Result<f64> {
 /// 0.9)`.
 fn train_share(count: usize, val_fraction: f64) -> usize {
     (count as f64 * (1.0 - val_fraction)) as usize
-}
-
-/// Text before and after the validation split, counted in characters.
-fn split_characters(text: &str, val_fraction: f64) -> (&str, &str) {
-    let characters = train_share(text.chars().count(), val_fraction);
-    let index = text.char_indices().nth(characters).map_or(text.len(), |(index, _)| index);
-    text.split_at(index)
-}
-
-fn read_joined(patterns: &[String]) -> anyhow::Result<String> {
-    let mut text = String::new();
-    for path in expand(patterns)? {
-        text += &read_text_file(&path)?;
-    }
-    Ok(text)
 }
 
 #[cfg(test)]
@@ -177,12 +122,9 @@ mod tests {
 
     #[test]
     fn the_split_counts_characters_as_nano_gpt_does() {
-        let text: String = std::iter::repeat_n('é', 1_115_394).collect();
-        let (train, val) = split_characters(&text, 0.1);
         // nanoGPT, data/shakespeare_char/prepare.py: int(1115394 * 0.9) characters of training
         // text.
-        assert_eq!((train.chars().count(), val.chars().count()), (1_003_854, 111_540));
-        assert_eq!(split_characters("abc", 0.5), ("a", "bc"));
+        assert_eq!((train_share(1_115_394, 0.1), train_share(3, 0.5)), (1_003_854, 1));
     }
 
     #[test]
@@ -195,11 +137,14 @@ mod tests {
         }
         let pattern = |end: &str| format!("{}/{end}", folder.path().display());
         assert_eq!(
-            text(Some(&pattern("*.txt")), Some(&pattern("c.md")), None, None).unwrap().train,
+            text(Some(&pattern("*.txt")), Some(&pattern("c.md")), None, None).unwrap().train.all(),
             ["AB"]
         );
         assert_eq!(
-            text(Some(&pattern("**/*.txt")), Some(&pattern("c.md")), None, None).unwrap().train,
+            text(Some(&pattern("**/*.txt")), Some(&pattern("c.md")), None, None)
+                .unwrap()
+                .train
+                .all(),
             ["ABD"]
         );
         let error = text(None, None, Some(&pattern("*.rst")), None).unwrap_err();
@@ -243,7 +188,7 @@ mod tests {
         };
         let corpus = read("{\"text\": \"one\"}\n\n{\"text\": \"two\"}\n", "text").unwrap();
         assert_eq!(
-            (corpus.train, corpus.val, corpus.documents_end),
+            (corpus.train.all(), corpus.val.all(), corpus.documents_end),
             (vec!["one".to_string()], vec!["two".to_string()], true)
         );
 
@@ -255,10 +200,17 @@ mod tests {
             ("[\n{\"text\": \"one\"}\n]", "jsonl:1: a JSON array"),
             ("\"one\"", "jsonl:1: a JSON string"),
         ] {
-            let error = format!("{:#}", read(content, "text").unwrap_err());
+            let corpus = read(&format!("{content}\n").repeat(2), "text").expect("lines");
+            let error = corpus
+                .train
+                .chunks()
+                .chain(corpus.val.chunks())
+                .find_map(Result::err)
+                .expect("not such a line");
+            let error = format!("{error:#}");
             assert!(error.contains(expected), "{error}");
         }
         let marked = read("\u{feff}{\"text\": \"one\"}\n{\"text\": \"two\"}", "text").unwrap();
-        assert_eq!(marked.train, ["one"]);
+        assert_eq!(marked.train.all(), ["one"]);
     }
 }

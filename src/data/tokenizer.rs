@@ -7,10 +7,8 @@ use super::gguf_tokenizer;
 use super::hugging_face::HuggingFace;
 use super::hugging_face_form;
 use anyhow::Context;
-use indicatif::ProgressBar;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// A tokenizer: bytes, characters, or anything a Hugging Face `tokenizer.json` describes.
@@ -30,7 +28,8 @@ enum TokenizerKind {
 #[derive(Debug)]
 struct Characters {
     characters: Vec<char>,
-    ids: HashMap<char, u32>,
+    /// Token of each code point, [`NO_TOKEN`] where there is none.
+    ids: Vec<u32>,
 }
 
 /// What `tokenizer.json` holds for the kinds the Hugging Face format has no form for.
@@ -49,8 +48,14 @@ impl Tokenizer {
 
     /// One token per character that occurs in `text`, in code point order, as in nanoGPT.
     pub fn characters<'a>(text: impl IntoIterator<Item = &'a str>) -> Self {
-        let characters: BTreeSet<char> = text.into_iter().flat_map(str::chars).collect();
-        Self { kind: TokenizerKind::Characters(Characters::new(characters.into_iter().collect())) }
+        let mut set = CharacterSet::default();
+        text.into_iter().for_each(|text| set.add(text));
+        Self::of_characters(&set)
+    }
+
+    /// One token per character of a set, in code point order.
+    pub(super) fn of_characters(set: &CharacterSet) -> Self {
+        Self { kind: TokenizerKind::Characters(Characters::new(set.characters())) }
     }
 
     /// Byte-level BPE (Sennrich, Haddow & Birch 2016, on bytes as in GPT-2), trained on
@@ -59,7 +64,15 @@ impl Tokenizer {
     /// # Errors
     /// [`crate::error::Failure::Usage`] when the vocabulary is too small.
     pub fn train_byte_pair(documents: &[String], vocab_size: usize) -> anyhow::Result<Self> {
-        Self::from_json(&byte_pair::train(documents, vocab_size)?)
+        Self::train_byte_pair_on(documents.iter().cloned(), vocab_size)
+    }
+
+    /// The same on texts that are taken one by one, where no word goes from one into the next.
+    pub(super) fn train_byte_pair_on(
+        texts: impl Iterator<Item = String> + Send,
+        vocab_size: usize,
+    ) -> anyhow::Result<Self> {
+        Self::from_json(&byte_pair::train(texts, vocab_size)?)
     }
 
     /// Restores any tokenizer from its `tokenizer.json`.
@@ -221,32 +234,13 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of each document, followed by `end`. Documents are encoded in parallel; the
-    /// result does not depend on the number of threads.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_documents(
-        &self,
-        documents: &[String],
-        end: &[u32],
-        progress: &ProgressBar,
-    ) -> anyhow::Result<Vec<Vec<u32>>> {
-        let encoded: Vec<anyhow::Result<Vec<u32>>> = documents
-            .par_iter()
-            .map(|document| {
-                let mut tokens = self.encode(document)?;
-                tokens.extend_from_slice(end);
-                progress.inc(document.len() as u64);
-                Ok(tokens)
-            })
-            .collect();
-        let place = |index: usize| format!("document {}", index + 1);
-        encoded
-            .into_iter()
-            .enumerate()
-            .map(|(at, tokens)| tokens.with_context(|| place(at)))
-            .collect()
+    /// The last place of a text, at or after `from`, where it can be cut so that the tokens of both
+    /// parts are those of the whole; none where only the whole gives its tokens.
+    pub(super) fn cut(&self, text: &str, from: usize) -> Option<usize> {
+        match &self.kind {
+            TokenizerKind::HuggingFace(kind) => kind.cut(text, from),
+            _ => Some(text.len()).filter(|length| *length > 0),
+        }
     }
 
     /// Whether there is a token of this number.
@@ -319,15 +313,49 @@ fn is_sentence_piece(path: &Path, bytes: &[u8]) -> bool {
 /// What follows a document where the tokenizer has no end-of-text token.
 pub(super) const DOCUMENT_END: &str = "\n";
 
+/// No token's number.
+const NO_TOKEN: u32 = u32::MAX;
+
+/// The characters of texts.
+#[derive(Debug, Default)]
+pub(super) struct CharacterSet {
+    /// By code point.
+    occurs: Vec<bool>,
+}
+
+impl CharacterSet {
+    /// Adds those of a text.
+    pub(super) fn add(&mut self, text: &str) {
+        for character in text.chars() {
+            let code = character as usize;
+            if code >= self.occurs.len() {
+                self.occurs.resize(code + 1, false);
+            }
+            self.occurs[code] = true;
+        }
+    }
+
+    /// All of them, in code point order.
+    fn characters(&self) -> Vec<char> {
+        let occurs = |code: u32| self.occurs[code as usize];
+        (0..self.occurs.len() as u32).filter(|c| occurs(*c)).filter_map(char::from_u32).collect()
+    }
+}
+
 impl Characters {
     fn new(characters: Vec<char>) -> Self {
-        let ids = characters.iter().zip(0..).map(|(character, id)| (*character, id)).collect();
+        let largest = characters.iter().max().map_or(0, |character| *character as usize);
+        let mut ids = vec![NO_TOKEN; largest + 1];
+        for (character, id) in characters.iter().zip(0..) {
+            ids[*character as usize] = id;
+        }
         Self { characters, ids }
     }
 
     fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
         let lookup = |(position, character): (usize, char)| {
-            self.ids.get(&character).copied().ok_or_else(|| {
+            let id = self.ids.get(character as usize).copied().filter(|id| *id != NO_TOKEN);
+            id.ok_or_else(|| {
                 usage(format!(
                     "character {character:?} at position {position} does not occur in the training text; use `tokenizer: bytes` or `bpe`, \
                      or take it out of the text"

@@ -7,6 +7,7 @@
 mod host;
 mod matrix;
 mod real;
+mod rows;
 mod simd;
 mod sums;
 pub mod work;
@@ -15,6 +16,7 @@ pub use host::{Host, SharedOut, build, has_kernel, mutate, scalar, unwritten};
 pub use matrix::Matrix;
 pub use real::Real;
 pub(crate) use real::with_real;
+pub use rows::{dot_rows, weigh_rows};
 pub use simd::dispatch;
 pub(crate) use simd::vectorized;
 pub use sums::{lane_max, lane_sum, wide_dot};

@@ -4,10 +4,10 @@
 //! Shapes: B sequences, T tokens, C = `n_embd`, V vocabulary.
 
 use super::config::ModelConfig;
-use super::layers::{Declarations, Head, INIT_STANDARD_DEVIATION, LayerNorm, Linear, Pass};
-use super::network::{DropoutKey, Network, Site, Structure};
-use crate::ops::{self, AttentionHeads, Compute, Tape, Value};
-use crate::params::{ParamId, ParamStore};
+use super::layers::{Declarations, First, Head, INIT_STANDARD_DEVIATION, LayerNorm, Linear, Pass};
+use super::network::{Network, Site, Structure};
+use crate::ops::{self, AttentionHeads, Compute, Value};
+use crate::params::ParamId;
 use crate::spec::Target;
 use candle_core::{Result, Tensor};
 
@@ -79,31 +79,28 @@ impl Network for Gpt2 {
         self.head
     }
 
-    fn hidden_observed(
+    fn run(
         &self,
-        params: &ParamStore,
-        tape: &Tape,
+        pass: &Pass,
         tokens: &Tensor,
-        dropout: Option<DropoutKey>,
         observe: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
     ) -> Result<Value> {
         let config = self.config();
-        let pass = Pass { params, tape, probability: config.dropout, key: dropout };
         let embedded = ops::embedding(
-            tape,
+            pass.tape,
             tokens,
             &pass.dense(self.token_table)?,
-            &pass.dense(self.position_table)?,
+            &pass.positions(self.position_table, tokens.dim(1)?)?,
         )?;
         let mut x = pass.dropout(&embedded, "embedding", 0)?;
         observe("transformer.wte", x.tensor())?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.attention(&pass, layer, &x, config.heads())?;
+            x = block.attention(pass, layer, &x, config.heads())?;
             observe(&format!("transformer.h.{layer}.attn"), x.tensor())?;
-            x = block.mlp(&pass, layer, &x)?;
+            x = block.mlp(pass, layer, &x)?;
             observe(&format!("transformer.h.{layer}.mlp"), x.tensor())?;
         }
-        let hidden = self.final_norm.forward(&pass, &x)?;
+        let hidden = self.final_norm.forward(pass, &x)?;
         observe("transformer.ln_f", hidden.tensor())?;
         Ok(hidden)
     }
@@ -117,9 +114,13 @@ impl Block {
             let site = Site { name: format!("{prefix}.{name}"), layer, kind, rows, columns };
             // Those that write to the residual stream, 2 in a block, add up.
             let writes = matches!(kind, Target::O | Target::DOWN);
-            let standard_deviation = INIT_STANDARD_DEVIATION
-                / if writes { (2.0 * config.n_layer as f64).sqrt() } else { 1.0 };
-            Linear::declare(declarations, site, config.form(kind), config.bias, standard_deviation)
+            let standard_deviation = match writes {
+                true if config.zero_outputs => 0.0,
+                true => INIT_STANDARD_DEVIATION / (2.0 * config.n_layer as f64).sqrt(),
+                false => INIT_STANDARD_DEVIATION,
+            };
+            let first = First { standard_deviation, spectrum: config.spectrum };
+            Linear::declare(declarations, site, config.form(kind), config.bias, first)
         };
         Self {
             norm_1: norm(config, &format!("{prefix}.ln_1"), declarations),
@@ -148,14 +149,7 @@ impl Block {
             self.value.forward(pass, &h)?,
         );
         drop(h);
-        let mixed = ops::causal_attention(
-            pass.tape,
-            &q,
-            &k,
-            &v,
-            heads,
-            pass.dropout_at("attention", layer),
-        )?;
+        let mixed = pass.attention(layer, [&q, &k, &v], heads)?;
         drop((q, k, v));
         let out = self.output.forward(pass, &mixed)?;
         ops::add(pass.tape, x, &pass.dropout(&out, "attention output", layer)?)
@@ -176,7 +170,7 @@ mod tests {
     use super::super::build;
     use super::*;
     use crate::ops::Gradients;
-    use crate::params::Weight;
+    use crate::params::{ParamStore, Weight};
     use candle_core::{DType, Device};
 
     fn network(n_kv_head: Option<usize>) -> Box<dyn Network> {

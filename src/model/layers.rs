@@ -3,13 +3,14 @@
 //! A layer declares its parameters once and keeps their ids; a forward pass looks the numbers up. A
 //! weight is m × n (outputs × inputs): y = x Wᵀ.
 
+use super::cache::KeyValueCache;
 use super::network::{DropoutKey, Site};
 use crate::lowrank::LowRank;
-use crate::ops::{self, Dropout, Tape, Value};
+use crate::ops::{self, AttentionHeads, Dropout, Tape, Value};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
-use crate::spec::{AdapterForm, FactorForm, WeightForm};
-use candle_core::{Result, Tensor};
+use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, WeightForm};
+use candle_core::{Result, Tensor, bail};
 
 /// Standard deviation of initial weights (Radford et al. 2019).
 pub const INIT_STANDARD_DEVIATION: f64 = 0.02;
@@ -115,6 +116,15 @@ impl RmsNorm {
     }
 }
 
+/// First numbers of a weight.
+#[derive(Clone, Copy, Debug)]
+pub struct First {
+    /// σ: standard deviation of the entries of a dense matrix, whose norm the other forms have.
+    pub standard_deviation: f64,
+    /// Singular values where it is low-rank.
+    pub spectrum: InitialSpectrum,
+}
+
 /// y = x Wᵀ + b with W in one of its forms.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -137,14 +147,13 @@ enum LinearWeight {
 }
 
 impl Linear {
-    /// The layer of this site, its weight in this form and its entries of this standard deviation
-    /// at first.
+    /// The layer of this site, its weight in this form and with these numbers at first.
     pub fn declare(
         declarations: &mut Declarations,
         site: Site,
         form: WeightForm,
         bias: bool,
-        standard_deviation: f64,
+        First { standard_deviation, spectrum }: First,
     ) -> Self {
         let place = Place { layer: site.layer, target: site.kind };
         let (name, rows, columns) = (site.name.clone(), site.rows, site.columns);
@@ -172,7 +181,8 @@ impl Linear {
                 LinearWeight::Lora { frozen, b, a, scale: lora_scale(rank, alpha) }
             }
             WeightForm::LowRank { rank } => {
-                let initial = Initial::LowRank { rows, columns, rank, standard_deviation };
+                let initial =
+                    Initial::LowRank { rows, columns, rank, standard_deviation, spectrum };
                 LinearWeight::Matrix(declarations.add(name.clone(), Role::Matrix(place), initial))
             }
             WeightForm::Factored { rank, form } => {
@@ -255,7 +265,7 @@ pub(super) fn lora_scale(rank: usize, alpha: Option<usize>) -> f64 {
     alpha.map_or(1.0, |alpha| alpha as f64 / rank as f64)
 }
 
-/// One forward pass: the parameters, the tape, and the dropout of this step.
+/// One forward pass: the parameters, the tape, the dropout of this step, and what was seen before.
 pub struct Pass<'a> {
     /// The numbers.
     pub params: &'a ParamStore,
@@ -265,6 +275,9 @@ pub struct Pass<'a> {
     pub probability: f64,
     /// The step's dropout; none in evaluation.
     pub key: Option<DropoutKey>,
+    /// The keys and values of the tokens before those of this pass, and where these add theirs;
+    /// none where the pass is over whole sequences.
+    pub cache: Option<&'a KeyValueCache>,
 }
 
 impl Pass<'_> {
@@ -274,6 +287,50 @@ impl Pass<'_> {
     /// If it is low-rank.
     pub fn dense(&self, id: ParamId) -> Result<Value> {
         Ok(self.value(id, ParamStore::slot(id), self.params.dense(id)?))
+    }
+
+    /// Position of the first of this pass's tokens.
+    pub fn first_position(&self) -> usize {
+        self.cache.map_or(0, KeyValueCache::length)
+    }
+
+    /// The rows of a table of positions (at least T, C) that belong to this pass's `count` tokens,
+    /// from the first on.
+    ///
+    /// # Errors
+    /// If there are fewer positions.
+    pub fn positions(&self, table: ParamId, count: usize) -> Result<Value> {
+        let table = self.dense(table)?;
+        match self.first_position() {
+            0 => Ok(table),
+            first => {
+                let rows = table.tensor().dim(0)?;
+                if first + count > rows {
+                    bail!("{count} tokens after {first} exceed the block size of {rows}")
+                }
+                Ok(self.tape.constant(table.tensor().narrow(0, first, count)?))
+            }
+        }
+    }
+
+    /// Causal attention of a layer's queries (B, T, H d) to its keys and values (B, T, G d) and to
+    /// those of the tokens before.
+    ///
+    /// # Errors
+    /// If the shapes do not fit the heads.
+    pub fn attention(
+        &self,
+        layer: usize,
+        [q, k, v]: [&Value; 3],
+        heads: AttentionHeads,
+    ) -> Result<Value> {
+        match self.cache {
+            Some(cache) => cache.attend(self, layer, [q, k, v], heads),
+            None => {
+                let dropout = self.dropout_at("attention", layer);
+                ops::causal_attention(self.tape, q, k, v, heads, dropout)
+            }
+        }
     }
 
     /// A tensor of a parameter, whose gradient goes to this slot; a frozen one has none.

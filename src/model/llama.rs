@@ -4,10 +4,10 @@
 //! Shapes: B sequences, T tokens, C = `n_embd`, V vocabulary.
 
 use super::config::ModelConfig;
-use super::layers::{Declarations, Head, INIT_STANDARD_DEVIATION, Linear, Pass, RmsNorm};
-use super::network::{DropoutKey, Network, Site, Structure};
-use crate::ops::{self, AttentionHeads, Compute, Rotation, Tape, Value};
-use crate::params::{ParamId, ParamStore};
+use super::layers::{Declarations, First, Head, INIT_STANDARD_DEVIATION, Linear, Pass, RmsNorm};
+use super::network::{Network, Site, Structure};
+use crate::ops::{self, AttentionHeads, Compute, Rotation, Value};
+use crate::params::ParamId;
 use crate::spec::Target;
 use candle_core::{Result, Tensor, bail};
 
@@ -71,39 +71,38 @@ impl Network for Llama {
         self.head
     }
 
-    fn hidden_observed(
+    fn run(
         &self,
-        params: &ParamStore,
-        tape: &Tape,
+        pass: &Pass,
         tokens: &Tensor,
-        dropout: Option<DropoutKey>,
         observe: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
     ) -> Result<Value> {
         let (config, (_, count)) = (self.config(), tokens.dims2()?);
-        if count > config.block_size {
-            bail!("a sequence of {count} tokens exceeds the block size of {}", config.block_size)
+        let first = pass.first_position();
+        if first + count > config.block_size {
+            let length = first + count;
+            bail!("a sequence of {length} tokens exceeds the block size of {}", config.block_size)
         }
-        let pass = Pass { params, tape, probability: config.dropout, key: dropout };
         let table = pass.dense(self.token_table)?;
         let (dtype, device) = (table.tensor().dtype(), table.tensor().device());
         let rotation = Rotation::new(
             config.n_embd / config.n_head,
             config.rope_theta(),
-            0,
+            first,
             count,
             dtype,
             device,
         )?;
-        let embedded = ops::token_embedding(tape, tokens, &table)?;
+        let embedded = ops::token_embedding(pass.tape, tokens, &table)?;
         let mut x = pass.dropout(&embedded, "embedding", 0)?;
         observe("model.embed_tokens", x.tensor())?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.attention(&pass, layer, &x, config.heads(), &rotation)?;
+            x = block.attention(pass, layer, &x, config.heads(), &rotation)?;
             observe(&format!("model.layers.{layer}.self_attn"), x.tensor())?;
-            x = block.mlp(&pass, layer, &x)?;
+            x = block.mlp(pass, layer, &x)?;
             observe(&format!("model.layers.{layer}.mlp"), x.tensor())?;
         }
-        let hidden = self.final_norm.forward(&pass, &x)?;
+        let hidden = self.final_norm.forward(pass, &x)?;
         observe("model.norm", hidden.tensor())?;
         Ok(hidden)
     }
@@ -117,9 +116,13 @@ impl Block {
             let site = Site { name: format!("{prefix}.{name}"), layer, kind, rows, columns };
             // Those that write to the residual stream, 2 in a block, add up.
             let writes = matches!(kind, Target::O | Target::DOWN);
-            let standard_deviation = INIT_STANDARD_DEVIATION
-                / if writes { (2.0 * config.n_layer as f64).sqrt() } else { 1.0 };
-            Linear::declare(declarations, site, config.form(kind), config.bias, standard_deviation)
+            let standard_deviation = match writes {
+                true if config.zero_outputs => 0.0,
+                true => INIT_STANDARD_DEVIATION / (2.0 * config.n_layer as f64).sqrt(),
+                false => INIT_STANDARD_DEVIATION,
+            };
+            let first = First { standard_deviation, spectrum: config.spectrum };
+            Linear::declare(declarations, site, config.form(kind), config.bias, first)
         };
         Self {
             norm_1: norm(config, &format!("{prefix}.input_layernorm"), declarations),
@@ -148,8 +151,7 @@ impl Block {
         let k = ops::rotary(pass.tape, &self.key.forward(pass, &h)?, rotation)?;
         let v = self.value.forward(pass, &h)?;
         drop(h);
-        let dropout = pass.dropout_at("attention", layer);
-        let mixed = ops::causal_attention(pass.tape, &q, &k, &v, heads, dropout)?;
+        let mixed = pass.attention(layer, [&q, &k, &v], heads)?;
         drop((q, k, v));
         let out = self.output.forward(pass, &mixed)?;
         ops::add(pass.tape, x, &pass.dropout(&out, "attention output", layer)?)
@@ -172,6 +174,7 @@ mod tests {
     use super::super::build;
     use super::*;
     use crate::ops::Gradients;
+    use crate::params::ParamStore;
     use candle_core::{D, DType, Device};
 
     fn network(tied: bool, bias: bool) -> Box<dyn Network> {

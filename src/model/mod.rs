@@ -3,6 +3,7 @@
 //! An architecture is one file that implements [`Network`] out of `layers`, and an arm of
 //! [`build`].
 
+mod cache;
 mod config;
 mod generate;
 mod gpt2;
@@ -12,9 +13,10 @@ mod merge;
 mod network;
 mod restore;
 
+pub use cache::KeyValueCache;
 pub use config::ModelConfig;
-pub use generate::{Sampling, generate};
-pub use layers::Head;
+pub use generate::{Request, Sampling, generate};
+pub use layers::{Head, Pass};
 pub use merge::merged;
 pub use network::{DropoutKey, Network, Site, Structure, build};
 pub use restore::restore;

@@ -1,6 +1,7 @@
 //! What a network is to everything outside this module: what parameters it has, where its weight
 //! matrices are, and how it answers. Each architecture is one file that implements it.
 
+use super::cache::KeyValueCache;
 use super::config::ModelConfig;
 use super::gpt2::Gpt2;
 use super::layers::{Head, Pass};
@@ -53,8 +54,8 @@ pub struct Structure {
 /// A network's structure: which parameters it has and how they act. The numbers live in a
 /// [`ParamStore`].
 ///
-/// An architecture says what its structure is, how tokens become hidden states, and which matrix
-/// turns those into logits; the rest follows.
+/// An architecture says what its structure is, how a [`Pass`] turns tokens into hidden states, and
+/// which matrix turns those into logits; the rest follows.
 pub trait Network: Debug + Send + Sync {
     /// What it has in common with every network.
     fn structure(&self) -> &Structure;
@@ -65,17 +66,19 @@ pub trait Network: Debug + Send + Sync {
     /// The head that turns hidden states into logits.
     fn head(&self) -> Head;
 
-    /// [`Network::hidden`], showing each stage's name and output to `observe` (used to find where a
-    /// number stopped being finite).
+    /// Final hidden states (B, T, C) after the last norm of one pass over `tokens` (B, T), showing
+    /// each stage's name and output to `observe`.
+    ///
+    /// The pass says everything that differs between training, evaluation and generation: where its
+    /// first token stands ([`Pass::first_position`]) and what its queries see
+    /// ([`Pass::attention`]).
     ///
     /// # Errors
     /// As for [`Network::hidden`], or if `observe` fails.
-    fn hidden_observed(
+    fn run(
         &self,
-        params: &ParamStore,
-        tape: &Tape,
+        pass: &Pass,
         tokens: &Tensor,
-        dropout: Option<DropoutKey>,
         observe: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
     ) -> Result<Value>;
 
@@ -132,6 +135,23 @@ pub trait Network: Debug + Send + Sync {
         Tape::inference().computing(self.compute())
     }
 
+    /// [`Network::hidden`], showing each stage's name and output to `observe` (used to find where a
+    /// number stopped being finite).
+    ///
+    /// # Errors
+    /// As for [`Network::hidden`], or if `observe` fails.
+    fn hidden_observed(
+        &self,
+        params: &ParamStore,
+        tape: &Tape,
+        tokens: &Tensor,
+        dropout: Option<DropoutKey>,
+        observe: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
+    ) -> Result<Value> {
+        let probability = self.config().dropout;
+        self.run(&Pass { params, tape, probability, key: dropout, cache: None }, tokens, observe)
+    }
+
     /// Final hidden states (B, T, C) after the last norm, for `tokens` (B, T) with T ≤
     /// `block_size`.
     ///
@@ -163,7 +183,8 @@ pub trait Network: Debug + Send + Sync {
         dropout: Option<DropoutKey>,
     ) -> Result<Value> {
         let hidden = self.hidden(params, tape, tokens, dropout)?;
-        let pass = Pass { params, tape, probability: self.config().dropout, key: dropout };
+        let probability = self.config().dropout;
+        let pass = Pass { params, tape, probability, key: dropout, cache: None };
         ops::cross_entropy_head(tape, &hidden, &pass.dense(self.head().weight)?, targets)
     }
 
@@ -177,16 +198,52 @@ pub trait Network: Debug + Send + Sync {
         ops::cross_entropy_sum(self.compute(), hidden.tensor(), head, targets)
     }
 
-    /// Logits (V) of the token after the last of `tokens` (T ≤ `block_size`).
+    /// An empty cache for sequences of at most `tokens` tokens, which are at most `block_size`.
+    fn cache(&self, tokens: usize) -> KeyValueCache {
+        let config = self.config();
+        KeyValueCache::new(config.n_layer, tokens.min(config.block_size))
+    }
+
+    /// Logits (B, V) of the token after the last of each sequence, which goes on by `tokens` (B, T)
+    /// after those that `cache` has seen; these it has then seen, too.
+    ///
+    /// # Errors
+    /// As for [`Network::hidden`], or if the cache has no room for T more tokens.
+    fn extend(
+        &self,
+        params: &ParamStore,
+        tokens: &Tensor,
+        cache: &mut KeyValueCache,
+    ) -> Result<Tensor> {
+        let count = tokens.dim(1)?;
+        let tape = self.inference_tape().of_few_rows();
+        let cached = Some(&*cache);
+        let pass = Pass { params, tape: &tape, probability: 0.0, key: None, cache: cached };
+        let hidden = self.run(&pass, tokens, &mut |_, _| Ok(()))?;
+        cache.advance(count);
+        self.last_logits(params, &hidden)
+    }
+
+    /// Logits (V) of the token after the last of `tokens` (T ≤ `block_size`), by a pass over all of
+    /// them.
     ///
     /// # Errors
     /// As for [`Network::hidden`].
     fn next_token_logits(&self, params: &ParamStore, tokens: &[u32]) -> Result<Tensor> {
-        let head = params.dense(self.head().weight)?;
-        let tokens = Tensor::from_slice(tokens, (1, tokens.len()), head.device())?;
+        let device = params.dense(self.head().weight)?.device();
+        let tokens = Tensor::from_slice(tokens, (1, tokens.len()), device)?;
         let hidden = self.hidden(params, &self.inference_tape(), &tokens, None)?;
-        let last = hidden.tensor().narrow(1, tokens.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
-        ops::logits(self.compute(), &last, head)?.squeeze(0)
+        self.last_logits(params, &hidden)?.squeeze(0)
+    }
+
+    /// Logits (B, V) of the last of hidden states (B, T, C).
+    ///
+    /// # Errors
+    /// If the widths do not fit.
+    fn last_logits(&self, params: &ParamStore, hidden: &Value) -> Result<Tensor> {
+        let hidden = hidden.tensor();
+        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
+        ops::logits(self.compute(), &last, params.dense(self.head().weight)?)
     }
 }
 

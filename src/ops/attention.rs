@@ -7,7 +7,10 @@
 //! limit; only the log-sum-exp of each row is kept, and the backward recomputes the probabilities
 //! from it.
 
+mod cached;
 mod portable;
+
+pub use cached::cached_attention;
 
 use super::compute::{wide, widened};
 use super::pointwise::{Dropout, Mask};

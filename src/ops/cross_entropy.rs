@@ -2,6 +2,7 @@
 //! (B·T × V) never exist.
 
 use super::compute::{Compute, widened};
+use super::few_rows::few_rows_product;
 use super::product::{as_rows, multiply, product_by, wide_product_by};
 use super::tape::{Tape, Value};
 use crate::kernels::{
@@ -62,7 +63,8 @@ pub fn cross_entropy_sum(
 
 /// Logits h Wᵀ of rows h (N, C) for W (V, C), in W's type.
 pub fn logits(compute: Compute, h: &Tensor, w: &Tensor) -> Result<Tensor> {
-    product_by(compute, &compute.narrowed(h)?, &compute.narrowed(w)?.t()?)?.to_dtype(w.dtype())
+    few_rows_product(compute, &compute.narrowed(h)?, &compute.narrowed(w)?.t()?)?
+        .to_dtype(w.dtype())
 }
 
 /// Which gradients are computed beside the loss: by h and by W.

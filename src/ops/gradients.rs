@@ -2,8 +2,9 @@
 
 use super::compute::{Compute, is_half, widened};
 use super::product::{as_rows, product_by, product_into_by};
-use crate::kernels::{Host, PIECE, mutate, with_real};
-use candle_core::{Result, Tensor, bail};
+use super::relay::numbers;
+use crate::kernels::{Host, PIECE, mutate, unwritten, with_real};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -50,6 +51,60 @@ impl Gradients {
         self.slots.iter_mut().for_each(|slot| slot.filled = false);
         self.wants_grams = false;
         self.grams.clear();
+    }
+
+    /// Forgets the sums of an earlier micro-batch, and keeps what is asked for.
+    pub(super) fn forget_sums(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.filled = false);
+        self.grams.clear();
+    }
+
+    /// Makes an empty slot hold a sum that `read` fills in.
+    pub(super) fn fill(
+        &mut self,
+        slot: usize,
+        (dims, device): (&[usize], &Device),
+        read: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let slot = &mut self.slots[slot];
+        slot.buffer = Some(filled(dims, device, read)?);
+        slot.filled = true;
+        Ok(())
+    }
+
+    /// Makes a slot have a Gram matrix (r × r) that `read` fills in.
+    pub(super) fn fill_gram(
+        &mut self,
+        slot: usize,
+        (r, device): (usize, &Device),
+        read: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let gram = filled(&[r, r], device, read)?;
+        self.grams.insert(slot, gram);
+        Ok(())
+    }
+
+    /// Replaces all sums by those of another process: `exchange` gets the numbers of each, in an
+    /// order that is the same on every process, and changes them unless they are the ones wanted.
+    ///
+    /// # Errors
+    /// If an exchange fails or a sum is not in f32.
+    pub fn exchange(
+        &mut self,
+        is_source: bool,
+        mut exchange: impl FnMut(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut one = |sum: &mut Tensor| {
+            let mut sum_numbers = numbers(sum)?;
+            exchange(&mut sum_numbers)?;
+            if !is_source {
+                *sum = Tensor::from_vec(sum_numbers, sum.shape(), sum.device())?;
+            }
+            Ok(())
+        };
+        let slots = self.slots.iter_mut().filter(|slot| slot.filled);
+        slots.filter_map(|slot| slot.buffer.as_mut()).try_for_each(&mut one)?;
+        self.grams.values_mut().try_for_each(one)
     }
 
     /// Whether Gram matrices are asked for.
@@ -138,6 +193,17 @@ impl Gradients {
     }
 }
 
+/// A tensor whose numbers `read` fills in.
+fn filled(
+    dims: &[usize],
+    device: &Device,
+    read: impl FnOnce(&mut [f32]) -> Result<()>,
+) -> Result<Tensor> {
+    let mut numbers = unwritten(dims.iter().product());
+    read(&mut numbers)?;
+    Tensor::from_vec(numbers, dims, device)
+}
+
 /// a + b into a's memory where kernels run; `a` must not be shared then.
 pub(super) fn add_in_place(compute: Compute, a: Tensor, b: &Tensor) -> Result<Tensor> {
     if !compute.takes_kernels(&a) {
@@ -165,7 +231,7 @@ pub(super) fn add_in_place(compute: Compute, a: Tensor, b: &Tensor) -> Result<Te
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::DType;
 
     #[test]
     fn a_slot_takes_gradients_of_one_shape_between_resets() -> Result<()> {

@@ -18,7 +18,7 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     let compute = tape.compute();
     let rows = compute.narrowed(&as_rows(x.tensor())?)?;
     let weight = compute.narrowed(w.tensor())?;
-    let y = product_by(compute, &rows, &weight.t()?)?;
+    let y = tape.product(&rows, &weight.t()?)?;
     let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
     let (to_x, to_w, to_bias) = (x.source(), w.source(), bias.and_then(Value::source));
     let input = Input::of(x);
@@ -62,13 +62,13 @@ pub fn low_rank_linear(
     let rows = compute.narrowed(&as_rows(x.tensor())?)?;
     let count = rows.dim(0)?;
     let (u_narrow, v_narrow) = (compute.narrowed(u.tensor())?, compute.narrowed(v.tensor())?);
-    let z = product_by(compute, &rows, &v_narrow)?;
+    let z = tape.product(&rows, &v_narrow)?;
     // S goes to the smaller side: into U (m × r) or onto the rows of z.
     let y = if m < count {
         let us = product_by(compute, u.tensor(), s)?;
         product_by(compute, &z, &compute.narrowed(&us)?.t()?)?
     } else {
-        product_by(compute, &product_by(compute, &z, &compute.narrowed(s)?.t()?)?, &u_narrow.t()?)?
+        tape.product(&tape.product(&z, &compute.narrowed(s)?.t()?)?, &u_narrow.t()?)?
     };
     let y = add_bias(tape, y, bias)?.reshape(output_shape(x.tensor(), m))?;
     let (to_x, to_u, to_v, to_bias) =

@@ -11,18 +11,20 @@ mod attention;
 mod compute;
 mod cross_entropy;
 mod embedding;
+mod few_rows;
 mod gradients;
 mod linear;
 mod norm;
 mod pointwise;
 mod product;
+mod relay;
 mod rotary;
 mod tape;
 
 pub use crate::kernels::scalar;
 #[cfg(test)]
 pub(crate) use crate::kernels::work;
-pub use attention::{AttentionHeads, causal_attention};
+pub use attention::{AttentionHeads, cached_attention, causal_attention};
 pub use compute::Compute;
 pub use cross_entropy::{cross_entropy_head, cross_entropy_sum, logits};
 pub use embedding::{embedding, token_embedding};
@@ -31,5 +33,6 @@ pub use linear::{linear, low_rank_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use pointwise::{Dropout, add, dropout, gelu, scaled, swiglu};
 pub use product::{product, product_into};
+pub use relay::Relay;
 pub use rotary::{Rotation, rotary};
 pub use tape::{Flow, Source, Tape, Value};

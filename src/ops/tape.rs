@@ -6,8 +6,10 @@
 //! to zeros, and frees each saved activation as soon as it is used.
 
 use super::compute::Compute;
+use super::few_rows::few_rows_product;
 use super::gradients::{Gradients, add_in_place};
 use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by, widened_view};
+use super::relay::{Contribution, Passing, Relay};
 use crate::kernels::{Real, mutate};
 use candle_core::{Result, Tensor, bail};
 use std::cell::RefCell;
@@ -42,22 +44,36 @@ impl Value {
 
 type Backward = Box<dyn FnOnce(Tensor, &mut Flow) -> Result<()>>;
 
+struct Node {
+    backward: Backward,
+    /// The gradient slots among the operation's inputs.
+    slots: Vec<usize>,
+}
+
 /// A record of operations, or of nothing in inference.
 pub struct Tape {
-    nodes: RefCell<Vec<Backward>>,
+    nodes: RefCell<Vec<Node>>,
     recording: bool,
+    /// Whether products of few rows are made as [`few_rows_product`] makes them.
+    few_rows: bool,
     compute: Compute,
 }
 
 impl Tape {
     /// A tape that records.
     pub fn training() -> Self {
-        Self { nodes: RefCell::new(Vec::new()), recording: true, compute: Compute::default() }
+        let (nodes, compute) = (RefCell::new(Vec::new()), Compute::default());
+        Self { nodes, recording: true, few_rows: false, compute }
     }
 
     /// A tape that records and saves nothing.
     pub fn inference() -> Self {
         Self { recording: false, ..Self::training() }
+    }
+
+    /// The same tape for passes over few tokens at a time, whose products are of few rows.
+    pub fn of_few_rows(self) -> Self {
+        Self { few_rows: true, ..self }
     }
 
     /// The same tape with the CPU kernels turned off: every operation takes the path of candle
@@ -70,6 +86,14 @@ impl Tape {
     /// The same tape, computing in this way.
     pub fn computing(self, compute: Compute) -> Self {
         Self { compute, ..self }
+    }
+
+    /// a b for 2-D a and b, as this tape's products are made.
+    pub(super) fn product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        match self.few_rows {
+            true => few_rows_product(self.compute, a, b),
+            false => product_by(self.compute, a, b),
+        }
     }
 
     /// How its operations compute.
@@ -116,7 +140,11 @@ impl Tape {
             return Value { tensor: output, source: None };
         }
         let mut nodes = self.nodes.borrow_mut();
-        nodes.push(Box::new(backward));
+        let slots = inputs.iter().filter_map(|input| match input {
+            Some(Source::Slot(slot)) => Some(*slot),
+            Some(Source::Node(_)) | None => None,
+        });
+        nodes.push(Node { backward: Box::new(backward), slots: slots.collect() });
         Value { tensor: output, source: Some(Source::Node(nodes.len() - 1)) }
     }
 
@@ -125,19 +153,48 @@ impl Tape {
     /// # Errors
     /// If `loss` was not recorded on this tape, or an operation fails.
     pub fn backward(self, loss: &Value, gradients: &mut Gradients) -> Result<()> {
+        self.run(loss, gradients, None)
+    }
+
+    /// [`Self::backward`] of a micro-batch whose sums come from another process and go on to the
+    /// next; `gradients` is left with the sums up to this micro-batch.
+    ///
+    /// # Errors
+    /// As [`Self::backward`], or if a sum does not come.
+    pub fn backward_in_turn(
+        self,
+        loss: &Value,
+        gradients: &mut Gradients,
+        relay: &mut dyn Relay,
+    ) -> Result<()> {
+        gradients.forget_sums();
+        self.run(loss, gradients, Some(relay))
+    }
+
+    fn run(
+        self,
+        loss: &Value,
+        gradients: &mut Gradients,
+        relay: Option<&mut dyn Relay>,
+    ) -> Result<()> {
         let Some(source) = loss.source else {
             bail!("backward: no parameter influences this value, or the tape does not record")
         };
         let nodes = self.nodes.into_inner();
+        let used = || nodes.iter().flat_map(|node| node.slots.iter().copied());
         let mut flow = Flow {
             arrived: (0..nodes.len()).map(|_| None).collect(),
             gradients,
             compute: self.compute,
+            passing: relay.map(|relay| Passing::new(relay, self.compute, used())),
         };
         flow.add(Some(source), loss.tensor.ones_like()?)?;
-        for (index, backward) in nodes.into_iter().enumerate().rev() {
+        for (index, Node { backward, slots }) in nodes.into_iter().enumerate().rev() {
             if let Some(arrived) = flow.arrived[index].take() {
                 backward(arrived.tensor, &mut flow)?;
+            }
+            if let Some(passing) = &mut flow.passing {
+                passing.used(flow.gradients, &slots)?;
             }
         }
         Ok(())
@@ -149,6 +206,8 @@ pub struct Flow<'a> {
     arrived: Vec<Option<Arrived>>,
     gradients: &'a mut Gradients,
     compute: Compute,
+    /// Where the sums come from other processes.
+    passing: Option<Passing<'a>>,
 }
 
 struct Arrived {
@@ -172,9 +231,13 @@ impl Flow<'_> {
     fn arrive(&mut self, to: Option<Source>, new: Arrived) -> Result<()> {
         match to {
             None => Ok(()),
-            Some(Source::Slot(slot)) => {
-                self.gradients.add(self.compute, slot, new.tensor, new.shared)
-            }
+            Some(Source::Slot(slot)) => match &mut self.passing {
+                None => self.gradients.add(self.compute, slot, new.tensor, new.shared),
+                Some(passing) => {
+                    let sum = Contribution::Sum { gradient: new.tensor, shared: new.shared };
+                    passing.add(self.gradients, slot, sum)
+                }
+            },
             Some(Source::Node(index)) => {
                 let add = |a: Tensor, b: &Tensor| add_in_place(self.compute, a, b);
                 let sum = match self.arrived[index].take() {
@@ -209,9 +272,13 @@ impl Flow<'_> {
                 let (a, b) = (widened_view(a)?, widened_view(b)?);
                 self.add_product(to, shape, &a, &b)
             }
-            Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => {
-                self.gradients.add_product(self.compute, slot, shape, a, b)
-            }
+            Some(Source::Slot(slot)) if self.compute.takes_kernels(a) => match &mut self.passing {
+                None => self.gradients.add_product(self.compute, slot, shape, a, b),
+                Some(passing) => {
+                    let (shape, a, b) = (shape.to_vec(), a.clone(), b.clone());
+                    passing.add(self.gradients, slot, Contribution::Product { shape, a, b })
+                }
+            },
             Some(Source::Node(index)) if self.compute.takes_kernels(a) => {
                 match &self.arrived[index] {
                     Some(old)
@@ -232,6 +299,9 @@ impl Flow<'_> {
     pub fn add_gram(&mut self, to: Option<Source>, x: &Tensor) -> Result<()> {
         match to {
             Some(Source::Slot(slot)) if self.gradients.wants_grams() => {
+                if let Some(passing) = &mut self.passing {
+                    passing.bring_gram(self.gradients, slot, (x.dim(1)?, x.device()))?;
+                }
                 self.gradients.add_gram(self.compute, slot, x)
             }
             _ => Ok(()),
@@ -258,7 +328,12 @@ impl Flow<'_> {
     ) -> Result<()> {
         match to {
             None => Ok(()),
-            Some(Source::Slot(slot)) => mutate(self.gradients.zeroed(slot, like)?, change),
+            Some(Source::Slot(slot)) => {
+                if let Some(passing) = &mut self.passing {
+                    passing.bring(self.gradients, slot, (like.dims(), like.device()))?;
+                }
+                mutate(self.gradients.zeroed(slot, like)?, change)
+            }
             Some(Source::Node(_)) => {
                 let gradient = like.zeros_like()?;
                 mutate(&gradient, change)?;

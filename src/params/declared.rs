@@ -3,6 +3,7 @@
 use super::{Factor, Parameter, Role, TensorReader, Weight};
 use crate::lowrank::LowRank;
 use crate::rng;
+use crate::spec::InitialSpectrum;
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Result, Tensor};
 use rand::Rng;
@@ -39,7 +40,8 @@ pub enum Initial {
         /// Standard deviation σ of an entry.
         standard_deviation: f64,
     },
-    /// W = U S Vᵀ with random orthonormal bases and ‖W‖_F = σ√(mn).
+    /// W = U S Vᵀ, flat: with random orthonormal bases and ‖W‖_F = σ√(mn); or Gaussian: the best
+    /// approximation of rank r of what [`Initial::Normal`] draws.
     LowRank {
         /// Rows m.
         rows: usize,
@@ -49,6 +51,8 @@ pub enum Initial {
         rank: usize,
         /// σ: the standard deviation of a dense matrix of the same norm.
         standard_deviation: f64,
+        /// Singular values.
+        spectrum: InitialSpectrum,
     },
     /// A free factor of the same W.
     Factor {
@@ -188,6 +192,11 @@ impl Initial {
 
     fn draw(self, seed: u64, name: &str, dtype: DType, device: &Device) -> Result<Weight> {
         let stream = |name: &str| rng::stream(seed, &format!("init {name}"), &[]);
+        let normal = |name: &str, rows: usize, columns: usize, standard_deviation: f64| {
+            let mut numbers = rng::normals(&mut stream(name), rows * columns);
+            numbers.iter_mut().for_each(|x| *x *= standard_deviation);
+            Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)
+        };
         let orthonormal =
             |name: &str, rows: usize, columns: usize, rank: usize, standard_deviation: f64| {
                 let norm = standard_deviation * ((rows * columns) as f64).sqrt();
@@ -197,17 +206,24 @@ impl Initial {
             Initial::Constant { size, value } => {
                 Weight::Dense((Tensor::ones(size, dtype, device)? * value)?)
             }
-            Initial::Normal { rows, columns, standard_deviation } => {
-                let mut numbers = rng::normals(&mut stream(name), rows * columns);
-                numbers.iter_mut().for_each(|x| *x *= standard_deviation);
-                Weight::Dense(
-                    Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)?
-                        .to_dtype(dtype)?
-                        .to_device(device)?,
-                )
-            }
-            Initial::LowRank { rows, columns, rank, standard_deviation } => {
-                Weight::LowRank(orthonormal(name, rows, columns, rank, standard_deviation)?)
+            Initial::Normal { rows, columns, standard_deviation } => Weight::Dense(
+                normal(name, rows, columns, standard_deviation)?
+                    .to_dtype(dtype)?
+                    .to_device(device)?,
+            ),
+            Initial::LowRank { rows, columns, rank, standard_deviation, spectrum } => {
+                Weight::LowRank(match spectrum {
+                    // A matrix of zeros has no singular vectors of its own.
+                    InitialSpectrum::Gaussian if standard_deviation > 0.0 => {
+                        let w = normal(name, rows, columns, standard_deviation)?;
+                        let LowRank { u, s, v } = LowRank::from_dense(&w, rank)?;
+                        let placed = |part: Tensor| part.to_dtype(dtype)?.to_device(device);
+                        LowRank::from_parts(placed(u)?, placed(s)?, placed(v)?)?
+                    }
+                    InitialSpectrum::Flat | InitialSpectrum::Gaussian => {
+                        orthonormal(name, rows, columns, rank, standard_deviation)?
+                    }
+                })
             }
             Initial::Adapter { rows, columns, rank } => {
                 Weight::LowRank(orthonormal(name, rows, columns, rank, 0.0)?)

@@ -1,10 +1,49 @@
 use super::*;
+use crate::spec::InitialSpectrum;
 
 const DTYPE: DType = DType::F64;
 
+fn low_rank(spectrum: InitialSpectrum, standard_deviation: f64) -> Initial {
+    Initial::LowRank { rows: 6, columns: 5, rank: 2, standard_deviation, spectrum }
+}
+
+/// The weight that a form of parameter `q` begins with.
+fn first(initial: Initial) -> Weight {
+    let role = Role::Matrix(Place { layer: 0, target: Target::Q });
+    let declared = Declared::trained("q".into(), role, initial);
+    declared.draw(3, DTYPE, &Device::Cpu).expect("drawn").weight
+}
+
+/// A Gaussian spectrum is that of the dense matrix drawn from the same seed, cut: the distance
+/// between them is what the smaller singular values hold (Eckart and Young). A flat one has the
+/// norm that is asked for, and zeros are zeros in both.
+#[test]
+fn a_gaussian_spectrum_is_cut_from_the_dense_draw() {
+    let dense = Initial::Normal { rows: 6, columns: 5, standard_deviation: 0.5 };
+    let Weight::Dense(dense) = first(dense) else { panic!("a dense weight") };
+    let point = |spectrum, deviation| match first(low_rank(spectrum, deviation)) {
+        Weight::LowRank(point) => point,
+        Weight::Dense(_) => panic!("a low-rank weight"),
+    };
+    let norm = |w: &Tensor| -> f64 {
+        let sum = w.sqr().and_then(|w| w.sum_all()).and_then(|sum| sum.to_scalar::<f64>());
+        sum.expect("a norm").sqrt()
+    };
+    let sigma = crate::linalg::svd(&dense).expect("an SVD").sigma;
+    let cut = point(InitialSpectrum::Gaussian, 0.5).to_dense().expect("a matrix");
+    let tail = sigma[2..].iter().map(|s| s * s).sum::<f64>().sqrt();
+    assert!((norm(&(&dense - &cut).expect("same shapes")) - tail).abs() < 1e-12);
+    assert!((norm(&cut) - sigma[0].hypot(sigma[1])).abs() < 1e-12);
+    let flat = point(InitialSpectrum::Flat, 0.5);
+    assert!((norm(&flat.to_dense().expect("a matrix")) - 0.5 * 30f64.sqrt()).abs() < 1e-12);
+    for spectrum in [InitialSpectrum::Flat, InitialSpectrum::Gaussian] {
+        assert_eq!(norm(&point(spectrum, 0.0).to_dense().expect("a matrix")), 0.0);
+    }
+}
+
 fn declared() -> Vec<Declared> {
     let place = Place { layer: 0, target: Target::Q };
-    let low_rank = Initial::LowRank { rows: 6, columns: 5, rank: 2, standard_deviation: 0.5 };
+    let low_rank = low_rank(InitialSpectrum::Flat, 0.5);
     let factor =
         |factor| Initial::Factor { factor, rows: 6, columns: 5, rank: 2, standard_deviation: 0.5 };
     vec![

@@ -110,6 +110,8 @@ pub struct Step {
     pub tokens_per_second: f64,
     /// Mean rank of the low-rank weights, where there are any.
     pub rank_mean: Option<f64>,
+    /// Bytes of gradient sums that all processes sent in this step, where there are several.
+    pub wire_bytes: Option<u64>,
     /// Seconds per step since the last such event by phase: data, forward, backward, optimizer,
     /// linalg.
     pub times: BTreeMap<&'static str, f64>,

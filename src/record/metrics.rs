@@ -69,6 +69,9 @@ fn step_metrics(step: &Step) -> Map<String, Value> {
     if let Some(mean) = step.rank_mean {
         put("rank/mean", json!(mean));
     }
+    if let Some(bytes) = step.wire_bytes {
+        put("train/wire_bytes", json!(bytes));
+    }
     for (phase, seconds) in &step.times {
         put(&format!("time/{phase}"), json!(seconds));
     }
@@ -138,6 +141,7 @@ mod tests {
             low_rank_learning_rate: Some(1e-2),
             tokens_per_second: 5000.25,
             rank_mean: Some(63.5),
+            wire_bytes: None,
             times: [("linalg", 0.25), ("data", 0.5)].into(),
             memory: [("resident", 1 << 30)].into(),
         };

@@ -2,6 +2,7 @@
 
 use super::budget::Spending;
 use super::comparison::Comparison;
+use super::frontier::frontier;
 use super::groups::{Candidate, Group};
 use super::run_results::RunResults;
 use super::spectra::{effective_ranks_over_time, ranks_over_time, spectra_of_middle_block};
@@ -23,7 +24,7 @@ pub struct Explained {
 
 /// All charts for which there are data.
 pub fn charts(comparison: &Comparison) -> Vec<Explained> {
-    let mut charts = vec![loss_curves(comparison), pareto(comparison)];
+    let mut charts = vec![loss_curves(comparison), frontier(comparison)];
     charts.extend(learning_rates(comparison));
     charts.extend(ranks(comparison));
     charts.extend(effective_ranks(comparison));
@@ -72,48 +73,6 @@ fn loss_curve(comparison: &Comparison, spending: Spending) -> Chart {
     }
 }
 
-fn pareto(comparison: &Comparison) -> Explained {
-    let mut series = Vec::new();
-    let mut points: Vec<(f64, f64)> = comparison
-        .groups
-        .iter()
-        .map(|(_, s)| (s.parameters, s.loss.mean))
-        .filter(|(p, _)| p.is_finite())
-        .collect();
-    points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    let mut front: Vec<(f64, f64)> = Vec::new();
-    for point in points {
-        if front.last().is_none_or(|last| point.1 < last.1) {
-            front.push(point);
-        }
-    }
-    if front.len() > 1 {
-        series.push(Series::new("best at its size or smaller", Mark::Dashed, 6, front));
-    }
-    for (colour, (group, summary)) in comparison.groups.iter().enumerate() {
-        let point = vec![(summary.parameters, summary.loss.mean)];
-        series.push(
-            Series::new(&group.name, Mark::Dots, colour, point)
-                .with_errors(vec![summary.loss.standard_error.unwrap_or(0.0)]),
-        );
-    }
-    let chart = Chart {
-        title: "Final loss against parameters".into(),
-        x: Axis::log("parameters at the end of training"),
-        y: Axis::linear("validation loss (nats per token)"),
-        series,
-    };
-    Explained {
-        name: "parameters",
-        caption:
-            "Final validation loss against the number of trained parameters; bars are standard errors over seeds. No method beats those \
-                  on the dashed line at their size or smaller."
-                .into(),
-        wide: false,
-        svg: chart.to_svg(),
-    }
-}
-
 fn learning_rates(comparison: &Comparison) -> Option<Explained> {
     let tuned_rate = |candidate: &Candidate| {
         let (_, value) = candidate.tuned.iter().find(|(key, _)| key.ends_with("learning_rate"))?;
@@ -123,7 +82,8 @@ fn learning_rates(comparison: &Comparison) -> Option<Explained> {
         .enumerate()
         .filter_map(|(colour, group)| {
             let at = |candidate: &Candidate| {
-                let loss = Estimate::of(&candidate.losses().into_values().collect::<Vec<_>>())?;
+                let losses = candidate.search_losses();
+                let loss = Estimate::of(&losses.into_values().collect::<Vec<_>>())?;
                 Some(((tuned_rate(candidate)?, loss.mean), loss.standard_error.unwrap_or(0.0)))
             };
             let mut found: Vec<_> = group.candidates.iter().filter_map(at).collect();

@@ -1,6 +1,7 @@
 //! Compares groups of runs with a baseline.
 
 use super::budget::{Spending, loss_at};
+use super::goal::Goal;
 use super::groups::{Group, Search};
 use super::run_results::{Point, RunResults};
 use super::statistics::{Estimate, paired_difference};
@@ -20,6 +21,8 @@ pub struct Comparison {
     pub baseline: Option<usize>,
     /// Groups without a finished run.
     pub empty: Vec<Group>,
+    /// What counts as success, if anything was declared.
+    pub goal: Option<Goal>,
 }
 
 /// The figures of a group: means over the seeds of its chosen candidate.
@@ -29,6 +32,11 @@ pub struct GroupSummary {
     pub loss: Estimate,
     /// Trained numbers at the end.
     pub parameters: f64,
+    /// Degrees of freedom at the end: r (m + n − r) for a low-rank weight, and the rest.
+    pub manifold_dimension: f64,
+    /// Bytes that training needs at once, counted from shapes: weights, gradients, moments,
+    /// activations, and what a step works with.
+    pub training_memory: f64,
     /// Tokens trained on.
     pub tokens: f64,
     /// Counted operations.
@@ -107,7 +115,7 @@ pub fn compare(
     summarised.sort_by(|(_, a), (_, b)| a.loss.mean.total_cmp(&b.loss.mean));
     let baseline =
         base_name.and_then(|name| summarised.iter().position(|(group, _)| group.name == name));
-    Ok(Comparison { name: name.to_owned(), rule, groups: summarised, baseline, empty })
+    Ok(Comparison { name: name.to_owned(), rule, groups: summarised, baseline, empty, goal: None })
 }
 
 fn summary(group: &Group, baseline: Option<&Group>, budgets: &[f64; 3]) -> Option<GroupSummary> {
@@ -128,6 +136,8 @@ fn summary(group: &Group, baseline: Option<&Group>, budgets: &[f64; 3]) -> Optio
     Some(GroupSummary {
         loss: group.loss()?,
         parameters: mean(&|point| point.parameters)?,
+        manifold_dimension: self::mean(runs.iter().filter_map(|run| run.manifold_dimension()))?,
+        training_memory: self::mean(runs.iter().map(|run| run.training_memory() as f64))?,
         tokens: mean(&|point| point.tokens)?,
         flops: mean(&|point| point.flops)?,
         seconds: mean(&|point| point.seconds)?,
@@ -168,7 +178,7 @@ fn refuse_unequal(groups: &[Group]) -> Result<()> {
     let mut runs = groups
         .iter()
         .flat_map(|group| &group.candidates)
-        .flat_map(|candidate| candidate.runs.values());
+        .flat_map(|candidate| candidate.runs.values().chain(candidate.search_runs.values()));
     let Some(first) = runs.next() else { return Ok(()) };
     for other in runs {
         let facts: [(&str, Fact); 4] = [
@@ -208,6 +218,9 @@ impl Group {
     pub fn tuning(&self) -> String {
         match &self.search {
             Search::None => "not tuned: one value".to_owned(),
+            Search::Inside(count) if !self.chosen().search_runs.is_empty() => {
+                format!("chosen of {count} on seeds apart")
+            }
             Search::Inside(count) => format!("best of {count}"),
             Search::Edge(_) => "not tuned: best at the edge of its list".to_owned(),
         }
@@ -227,6 +240,7 @@ mod tests {
             group: group.into(),
             tuned: BTreeMap::new(),
             seed,
+            searches_only: false,
             results: Some(finished(seed, loss)),
             failure: None,
             not_needed: false,

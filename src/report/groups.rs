@@ -17,6 +17,8 @@ pub struct LabelledRun {
     pub tuned: BTreeMap<String, String>,
     /// Its seed.
     pub seed: u64,
+    /// Whether it only helps to choose searched settings and is part of no figure.
+    pub searches_only: bool,
     /// The run; none if it has not started.
     pub results: Option<RunResults>,
     /// Why it has no result, if it failed.
@@ -38,12 +40,24 @@ pub struct Candidate {
     pub tuned: BTreeMap<String, String>,
     /// Finished runs by seed.
     pub runs: BTreeMap<u64, RunResults>,
+    /// Finished runs by seed that only helped to choose.
+    pub search_runs: BTreeMap<u64, RunResults>,
+}
+
+fn final_losses(runs: &BTreeMap<u64, RunResults>) -> BTreeMap<u64, f64> {
+    runs.iter().filter_map(|(seed, run)| Some((*seed, run.last()?.loss))).collect()
 }
 
 impl Candidate {
     /// Final validation loss by seed.
     pub fn losses(&self) -> BTreeMap<u64, f64> {
-        self.runs.iter().filter_map(|(seed, run)| Some((*seed, run.last()?.loss))).collect()
+        final_losses(&self.runs)
+    }
+
+    /// The losses by seed that it is chosen or not chosen by: of runs that only searched, or where
+    /// there are none, of all.
+    pub fn search_losses(&self) -> BTreeMap<u64, f64> {
+        final_losses(if self.search_runs.is_empty() { &self.runs } else { &self.search_runs })
     }
 
     /// The searched settings in words: `learning_rate 0.01`.
@@ -116,14 +130,22 @@ pub fn group_runs(runs: Vec<LabelledRun>) -> Vec<Group> {
             .iter()
             .position(|candidate| candidate.tuned == run.tuned)
             .unwrap_or_else(|| {
-                group
-                    .candidates
-                    .push(Candidate { tuned: run.tuned.clone(), runs: BTreeMap::new() });
+                group.candidates.push(Candidate {
+                    tuned: run.tuned.clone(),
+                    runs: BTreeMap::new(),
+                    search_runs: BTreeMap::new(),
+                });
                 group.candidates.len() - 1
             });
         match run.results {
             Some(results) if results.last().is_some() => {
-                drop(group.candidates[candidate].runs.insert(run.seed, results))
+                let candidate = &mut group.candidates[candidate];
+                let runs = if run.searches_only {
+                    &mut candidate.search_runs
+                } else {
+                    &mut candidate.runs
+                };
+                drop(runs.insert(run.seed, results))
             }
             _ if run.not_needed => {}
             Some(results) => {
@@ -149,7 +171,7 @@ fn unfinished(results: &RunResults) -> String {
 /// The candidate with the smallest mean loss over the seeds that all finished candidates share, and
 /// the first of equals. Candidates without a common seed are compared over the seeds they have.
 fn best(candidates: &[Candidate]) -> usize {
-    let losses: Vec<BTreeMap<u64, f64>> = candidates.iter().map(Candidate::losses).collect();
+    let losses: Vec<BTreeMap<u64, f64>> = candidates.iter().map(Candidate::search_losses).collect();
     let mut shared: Option<BTreeSet<u64>> = None;
     for seeds in losses
         .iter()
@@ -208,6 +230,7 @@ mod tests {
                 rate.to_owned(),
             )]),
             seed,
+            searches_only: false,
             results: loss.map(|loss| finished(seed, loss)),
             failure: None,
             not_needed: false,
@@ -238,6 +261,27 @@ mod tests {
             Search::Edge("optimizer.dense.adamw.learning_rate = 0.01".into())
         );
         assert_eq!(groups[1].missing, [("spectral-0.02-1".to_owned(), "not begun".to_owned())]);
+    }
+
+    /// The rate that was best where it was searched stands for the method, whatever the reported
+    /// seeds say, and its figures are those of the reported seeds alone.
+    #[test]
+    fn seeds_that_search_choose_and_are_not_reported() {
+        let searching = |rate: &str, loss: f64| LabelledRun {
+            searches_only: true,
+            ..run("dense", rate, 9, Some(loss))
+        };
+        let groups = group_runs(vec![
+            searching("1e-3", 2.2),
+            searching("3e-3", 1.0),
+            searching("6e-3", 2.1),
+            run("dense", "1e-3", 1, Some(1.9)),
+            run("dense", "3e-3", 1, Some(2.0)),
+            run("dense", "3e-3", 2, Some(2.4)),
+        ]);
+        assert_eq!(groups[0].chosen().tuned["optimizer.dense.adamw.learning_rate"], "3e-3");
+        assert_eq!(groups[0].loss().map(|loss| (loss.count, loss.mean)), Some((2, 2.2)));
+        assert_eq!(groups[0].tuning(), "chosen of 3 on seeds apart");
     }
 
     #[test]

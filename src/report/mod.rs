@@ -6,6 +6,8 @@
 //! statistics    mean, standard error, paired t intervals
 //! budget        the loss a run had when it had spent as much as another
 //! comparison    groups compared with a baseline; refuses what cannot be compared
+//! goal          what counts as success, and who reaches it
+//! frontier      loss against parameters, operations and memory
 //! table         the comparison as text and Markdown
 //! charts        the comparison as charts
 //! spectra       the ranks and singular values of one run's weights, now and over the run
@@ -15,6 +17,8 @@
 mod budget;
 mod charts;
 mod comparison;
+mod frontier;
+mod goal;
 mod groups;
 mod page;
 mod run_results;
@@ -24,6 +28,7 @@ mod table;
 
 pub use budget::{Spending, loss_at};
 pub use comparison::{Comparison, GroupSummary, PairedDifference, compare};
+pub use goal::Goal;
 pub use groups::{Candidate, Group, LabelledRun, Search, group_runs, last_key};
 pub use page::write_report;
 pub use run_results::{Point, RanksAt, RunResults, SpectrumAt, TruncationAt};

@@ -184,6 +184,7 @@ mod tests {
                 rate.to_owned(),
             )]),
             seed,
+            searches_only: false,
             results: Some(finished(seed, loss)),
             failure: None,
             not_needed: false,
@@ -218,8 +219,7 @@ mod tests {
             markdown.contains("dense &lt;AdamW&gt;") && !markdown.contains("<AdamW>"),
             "{markdown}"
         );
-        for name in ["loss", "parameters", "learning-rates", "effective-ranks", "spectra", "times"]
-        {
+        for name in ["loss", "frontier", "learning-rates", "effective-ranks", "spectra", "times"] {
             assert!(markdown.contains(&format!("({name}.svg)")), "{name}");
             assert!(folder.path().join(format!("{name}.svg")).exists(), "{name}");
         }

@@ -1,7 +1,8 @@
 //! Reads what the folder of a run says about it, whether the run is finished or not.
 
+use crate::account::Ledger;
 use crate::data::DatasetSummary;
-use crate::spec::Plan;
+use crate::spec::{AdapterForm, FactorForm, Plan, RankPlan, Target, WeightForm};
 use crate::train::RunFolder;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
@@ -191,6 +192,35 @@ impl RunResults {
                 discarded_energy,
             });
         }
+    }
+
+    /// Degrees of freedom at the end, r (m + n − r) for a low-rank weight and the rest as it is
+    /// stored: what is stored less 2 r² for each U S Vᵀ and r² for each B A. None before the first
+    /// validation, or if a run whose ranks change has not recorded them.
+    pub fn manifold_dimension(&self) -> Option<f64> {
+        let model = &self.plan.model;
+        let redundant = |target: &Target| match model.form(*target) {
+            WeightForm::Dense => 0,
+            WeightForm::LowRank { rank } | WeightForm::Factored { rank, form: FactorForm::Usv } => {
+                2 * rank * rank
+            }
+            WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => 2 * rank * rank,
+            WeightForm::Factored { rank, form: FactorForm::Ba }
+            | WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => rank * rank,
+        };
+        let redundant = match (&self.plan.rank, self.ranks.last()) {
+            (RankPlan::Fixed, _) => {
+                model.n_layer * model.arch.targets().iter().map(redundant).sum::<usize>()
+            }
+            (_, Some(last)) => last.layers.iter().map(|(_, rank)| 2 * rank * rank).sum(),
+            (_, None) => return None,
+        };
+        Some(self.validations.last()?.parameters - redundant as f64)
+    }
+
+    /// Bytes that training needs at once at the ranks of its start, counted from shapes.
+    pub fn training_memory(&self) -> u64 {
+        Ledger::new(&self.plan, self.data.vocab_size, 1).memory.peak()
     }
 
     /// The validation at the plan's last step; none while the run is not finished, or if it

@@ -6,7 +6,7 @@ use super::statistics::Estimate;
 use crate::account::{bytes, scaled};
 use crate::error::printable;
 
-const HEADER: [&str; 13] = [
+const HEADER: [&str; 14] = [
     "method",
     "n",
     "val/loss",
@@ -15,6 +15,7 @@ const HEADER: [&str; 13] = [
     "best",
     "tuning",
     "parameters",
+    "r (m + n − r)",
     "tokens",
     "FLOPs",
     "seconds",
@@ -73,6 +74,7 @@ fn row(group: &Group, summary: &GroupSummary, is_baseline: bool) -> Vec<String> 
         group.chosen().label(),
         group.tuning(),
         count(summary.parameters),
+        count(summary.manifold_dimension),
         count(summary.tokens),
         count(summary.flops),
         format!("{:.1}", summary.seconds),
@@ -99,7 +101,14 @@ pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
          on from there has not decayed its learning rate by then; `equal:` in a sweep gives every run a schedule of its own for the same budget."
             .to_owned(),
     ];
+    remarks.push(
+        "Parameters: what training stores at the end; r (m + n − r): the degrees of freedom of the \
+         same model, the dimension of its manifold, where a low-rank weight of rank r counts \
+         r (m + n − r) and everything else as it is stored."
+            .to_owned(),
+    );
     remarks.extend(comparison.rule.clone());
+    remarks.extend(comparison.goal.iter().flat_map(|goal| goal.remarks(comparison)));
     for (group, _) in &comparison.groups {
         if let super::groups::Search::Edge(setting) = &group.search {
             remarks.push(format!(

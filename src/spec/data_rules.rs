@@ -39,6 +39,10 @@ pub(super) fn check_data(found: &mut Findings, data: &DataSpec) {
         found.require((257..=most).contains(&size.0), "data.tokenizer.bpe.vocab_size", || {
             format!("is {size}; set at least 257 (256 bytes and the end-of-text token) and at most {most}")
         });
+        let is_none = bpe.sample_bytes.is_some_and(|bytes| bytes.0 == 0);
+        found.require(!is_none, "data.tokenizer.bpe.sample_bytes", || {
+            "is 0; set the bytes that pairs are counted in, or remove the key".into()
+        });
     }
 }
 

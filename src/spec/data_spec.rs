@@ -137,4 +137,8 @@ pub enum TokenizerSpec {
 pub struct BpeSpec {
     /// Number of tokens, at least 257 (256 bytes and the end-of-text token).
     pub vocab_size: Count,
+    /// Bytes of the training text that pairs are counted in, taken evenly from all of it; without
+    /// it, all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_bytes: Option<Count>,
 }

@@ -2,6 +2,7 @@
 
 use super::architecture::{Architecture, BlockWidths, ROPE_THETA, Target, key_width};
 use super::bounds;
+use super::model_spec::InitialSpectrum;
 use super::plan::WeightForm;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,6 +44,12 @@ pub struct ModelPlan {
     /// Added to the mean square in RMS norms, where it is not the usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rms_norm_eps: Option<f64>,
+    /// Whether the matrices that write to the residual stream begin at zero.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero_outputs: bool,
+    /// First singular values of low-rank weights.
+    #[serde(default, skip_serializing_if = "InitialSpectrum::is_default")]
+    pub spectrum: InitialSpectrum,
     /// Form of each matrix of a block, the same in all blocks; has every target of the
     /// architecture.
     pub weights: BTreeMap<Target, WeightForm>,
@@ -67,6 +74,8 @@ impl ModelPlan {
             rope_theta: None,
             layer_norm_epsilon: None,
             rms_norm_eps: None,
+            zero_outputs: false,
+            spectrum: InitialSpectrum::Flat,
             weights,
         }
     }

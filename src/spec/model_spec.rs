@@ -53,6 +53,11 @@ pub struct ModelSpec {
     /// Added to the mean square in RMS norms; default: 1e-6. Only for `arch: llama`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rms_norm_eps: Option<f64>,
+    /// Whether the matrices that write to the residual stream, `o` and `down`, begin at zero, so
+    /// that every block begins as the identity; else they begin as draws that are smaller by
+    /// (2 n_layer)^½. Not for factored weights, which would stay at zero.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero_outputs: bool,
     /// Form of the attention and MLP weights.
     pub weights: WeightsSpec,
 }
@@ -121,10 +126,32 @@ impl WeightsSpec {
 pub struct LowRankWeightsSpec {
     /// Rank at the start of training.
     pub rank: usize,
+    /// Singular values at the start of training.
+    #[serde(default, skip_serializing_if = "InitialSpectrum::is_default")]
+    pub spectrum: InitialSpectrum,
     /// Exceptions: `q: 32`, `down: dense`, ...
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "per_target_schema::<TargetRank>")]
     pub targets: BTreeMap<Target, TargetRank>,
+}
+
+/// First singular values of a low-rank weight W: m × n that stands in the place of a dense draw
+/// with entries of standard deviation σ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InitialSpectrum {
+    /// All equal, with the norm of the dense draw: σ (mn / r)^½ each.
+    #[default]
+    Flat,
+    /// The r largest of a dense draw, and its singular vectors: the best approximation of what a
+    /// dense model begins with, of smaller norm.
+    Gaussian,
+}
+
+impl InitialSpectrum {
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Ranks and form of factored weights.
@@ -214,6 +241,11 @@ pub(super) fn check_model(found: &mut Findings, model: &ModelSpec, plan: &ModelP
         (0.0..1.0).contains(&model.dropout),
         "of at least 0 and less than 1",
         "model.dropout",
+    );
+    found.require(
+        !(model.zero_outputs && matches!(model.weights, WeightsSpec::Factored(_))),
+        "model.zero_outputs",
+        || "factors that are both zero have no gradient and never move; remove it".into(),
     );
     for (key, problem) in plan.setting_problems() {
         let path = format!("model.{key}");

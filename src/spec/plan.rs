@@ -9,7 +9,7 @@ use super::document::usage;
 use super::findings::problems;
 use super::init_spec::InitSpec;
 use super::model_plan::ModelPlan;
-use super::model_spec::{FactorForm, ModelSpec, TargetRank, WeightsSpec};
+use super::model_spec::{FactorForm, InitialSpectrum, ModelSpec, TargetRank, WeightsSpec};
 use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
 use super::run_spec::{
@@ -122,12 +122,13 @@ impl WeightForm {
 ///
 /// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere, just
 /// not bit for bit.
-const NOT_OF_THE_TRAJECTORY: [&str; 9] = [
+const NOT_OF_THE_TRAJECTORY: [&str; 10] = [
     "name",
     "device",
     "linalg",
     "kernels",
     "train.log_every",
+    "train.data_parallel",
     "checkpoint",
     "sample",
     "tokens_per_step",
@@ -199,7 +200,7 @@ impl Plan {
 
     /// Identity of the run's trajectory: BLAKE3 (hexadecimal) of the canonical JSON, sorted by key
     /// path, of every setting that can change a loss or a weight by more than rounding. Left out
-    /// are the name, `device`, `linalg`, `kernels`, `train.log_every`, `checkpoint` and `sample`.
+    /// are the name, `device`, `linalg`, `kernels`, `train.log_every`, `train.data_parallel`, `checkpoint` and `sample`.
     pub fn hash(&self) -> String {
         let canonical = serde_json::to_string(&self.trajectory())
             .expect("a map of texts to JSON values is JSON");
@@ -279,6 +280,11 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         rope_theta: spec.rope_theta.filter(|theta| !spec.arch.is_rotary() || *theta != ROPE_THETA),
         layer_norm_epsilon: unusual_epsilon("layer_norm_epsilon", spec.layer_norm_epsilon),
         rms_norm_eps: unusual_epsilon("rms_norm_eps", spec.rms_norm_eps),
+        zero_outputs: spec.zero_outputs,
+        spectrum: match &spec.weights {
+            WeightsSpec::LowRank(low_rank) => low_rank.spectrum,
+            _ => InitialSpectrum::default(),
+        },
         weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
     }
 }

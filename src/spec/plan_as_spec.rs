@@ -78,6 +78,7 @@ impl Plan {
                 rope_theta: model.rope_theta,
                 layer_norm_epsilon: model.layer_norm_epsilon,
                 rms_norm_eps: model.rms_norm_eps,
+                zero_outputs: model.zero_outputs,
                 weights: weights(model)?,
             },
             init: self.init.clone(),
@@ -126,7 +127,9 @@ fn weights(model: &ModelPlan) -> Result<WeightsSpec, Problem> {
     };
     let targets: BTreeMap<Target, TargetRank> = forms.iter().filter_map(exception).collect();
     Ok(match factors(first) {
-        None => WeightsSpec::LowRank(LowRankWeightsSpec { rank, targets }),
+        None => {
+            WeightsSpec::LowRank(LowRankWeightsSpec { rank, spectrum: model.spectrum, targets })
+        }
         Some(form) => WeightsSpec::Factored(FactoredWeightsSpec { rank, form, targets }),
     })
 }

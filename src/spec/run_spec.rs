@@ -165,6 +165,45 @@ pub struct TrainSpec {
     /// Rollbacks, or steps left out in a row, after which the run stops all the same.
     #[serde(default = "default_max_rollbacks", skip_serializing_if = "is_default_max_rollbacks")]
     pub max_rollbacks: u64,
+    /// Training by several processes.
+    #[serde(default, skip_serializing_if = "DataParallelSpec::is_default")]
+    pub data_parallel: DataParallelSpec,
+}
+
+/// Training by several processes, which share the micro-batches of each step; how many there are
+/// is the launcher's to say (`mpirun -np 4`, `srun`), and changes no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataParallelSpec {
+    /// How they reach each other.
+    pub backend: ProcessBackend,
+    /// Seconds that one waits for another before the job ends.
+    pub timeout_seconds: u64,
+}
+
+impl Default for DataParallelSpec {
+    fn default() -> Self {
+        Self { backend: ProcessBackend::Auto, timeout_seconds: 600 }
+    }
+}
+
+impl DataParallelSpec {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How processes reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessBackend {
+    /// By MPI where a launcher started several processes, else not at all.
+    #[default]
+    Auto,
+    /// Not at all: every process trains by itself, whoever started it.
+    None,
+    /// By MPI.
+    Mpi,
 }
 
 /// What a run does where a loss, a gradient or a number of a step is not finite.
@@ -282,6 +321,8 @@ pub(super) fn check_train(found: &mut Findings, spec: &RunSpec) {
         "train.grad_clip",
     );
     found.require_size(train.max_rollbacks, bounds::MAX_ROLLBACKS, "train.max_rollbacks");
+    let timeout = train.data_parallel.timeout_seconds;
+    found.require_positive(timeout, "train.data_parallel.timeout_seconds");
     if train.on_divergence == OnDivergence::SkipStep {
         let needs_every_step = needs_every_step(&spec.optimizer);
         found.require(needs_every_step.is_none(), "train.on_divergence", || {

@@ -40,7 +40,7 @@ fn allow_bare_words(node: &mut Value, root: &Value) {
     }
 }
 
-/// The choices at a path where one is to be made, as `dense`, `low_rank`, `factored` at
+/// The choices at a path where one is to be made, as `dense`, `low_rank`, ... at
 /// `model.weights`; empty elsewhere.
 pub(crate) fn choices_at(schema: &Value, path: &KeyPath) -> Vec<String> {
     let Some(node) = node_at(schema, path) else { return Vec::new() };
@@ -107,7 +107,7 @@ mod tests {
     fn choices_are_known_where_there_are_any() {
         let schema = schema();
         let choices = |path: &str| choices_at(&schema, &KeyPath::of_keys(path));
-        assert_eq!(choices("model.weights"), ["dense", "low_rank", "factored"]);
+        assert_eq!(choices("model.weights"), ["dense", "low_rank", "factored", "adapter"]);
         assert_eq!(choices("rank"), ["fixed", "tolerance", "budget"]);
         assert_eq!(choices("optimizer.low_rank"), ["dlra", "adamw", "heavy_ball", "loro"]);
         assert_eq!(choices("optimizer.low_rank.dlra.retraction"), ["svd", "subspace"]);

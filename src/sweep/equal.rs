@@ -1,10 +1,30 @@
-//! Equal budgets: how many steps, or which rank, make a run spend what another spends.
+//! Equal budgets: the steps, the rank or the width with which a run spends what another spends.
 
-use super::sweep_spec::{Budget, Equal};
+use super::sweep_spec::{Budget, Equal, Unknown};
 use crate::account::Ledger;
-use crate::spec::{Plan, Target, WeightForm};
-use anyhow::{Result, bail, ensure};
-use std::collections::BTreeMap;
+use crate::spec::{Plan, RampShape, RankPlan, Target, WeightForm, bounds};
+use anyhow::{Context, Result, bail, ensure};
+
+/// Narrowest head that a solved width may have, unless the spec's own are narrower: below, scores
+/// of attention are sums of a handful of products, and no table of models has such heads.
+const NARROWEST_HEAD: usize = 8;
+
+/// A budget may be missed by this share where a setting has come to its end.
+const MISS: f64 = 0.02;
+
+/// A budget, and the setting with which to meet it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// What is to be spent.
+    pub equal: Equal,
+    /// How much of it.
+    pub amount: f64,
+    /// The setting; none for the usual one.
+    pub unknown: Option<Unknown>,
+}
+
+/// The plan of a run with one more setting, as on the command line.
+pub type Load<'a> = &'a dyn Fn(&str) -> Result<Plan>;
 
 /// What a budget needs to know about plans that only the data or the machine can tell.
 pub trait Solver {
@@ -23,34 +43,54 @@ pub trait Solver {
     /// How much a plan spends.
     ///
     /// # Errors
-    /// As for the questions above.
+    /// As for the questions above; and for parameters if a tolerance decides the ranks.
     fn spending(&mut self, equal: Equal, plan: &Plan) -> Result<f64> {
         let steps = plan.train.max_steps.0 as f64;
         Ok(match equal {
             Equal::Tokens(_) => plan.total_tokens as f64,
             Equal::Parameters(_) => {
-                Ledger::new(plan, self.vocabulary_size(plan)?, 1).parameters.trained() as f64
+                ensure!(
+                    !matches!(plan.rank, RankPlan::Tolerance(_)),
+                    "a tolerance decides ranks while it trains, so parameters at the end cannot be \
+                     made equal beforehand; use `rank: budget`, or `equal: {{flops: …}}`"
+                );
+                let vocabulary = self.vocabulary_size(plan)?;
+                Ledger::new(&at_the_end(plan), vocabulary, 1).parameters.manifold_dimension() as f64
             }
-            Equal::Flops(_) => {
-                steps * Ledger::new(plan, self.vocabulary_size(plan)?, 1).flops_per_step() as f64
-            }
+            Equal::Flops(_) => operations(plan, self.vocabulary_size(plan)?),
             Equal::Seconds(_) => steps * self.seconds_per_step(plan)?,
         })
     }
 
-    /// The setting that makes a plan spend this much; `None` if it has nothing to set (a dense
-    /// network has no rank).
+    /// The setting that makes a plan spend this much.
     ///
     /// Steps are the nearest whole number, so that tokens, FLOPs and seconds are met within half a
-    /// step; the rank, one for all targets, is the largest whose parameters are within the budget.
+    /// step; rank and width are the largest within the budget, which the next one exceeds.
     ///
     /// # Errors
-    /// If even one step, or rank 1, is above the budget.
-    fn solve(&mut self, equal: Equal, amount: f64, plan: &Plan) -> Result<Option<String>> {
-        if let Equal::Parameters(_) = equal {
-            let vocabulary = self.vocabulary_size(plan)?;
-            return rank_within(amount, plan, vocabulary);
-        }
+    /// If the budget cannot be met with this setting, naming it and what it spends at its end.
+    fn solve(&mut self, wish: Wish, plan: &Plan, load: Load) -> Result<String> {
+        let Wish { equal, amount, unknown } = wish;
+        let is_dense = plan.model.weights.values().all(|form| form.rank().is_none());
+        let unknown = unknown.unwrap_or(match equal {
+            Equal::Parameters(_) if is_dense => Unknown::Width,
+            Equal::Parameters(_) => Unknown::Rank,
+            Equal::Tokens(_) | Equal::Flops(_) | Equal::Seconds(_) => Unknown::Steps,
+        });
+        let grid = match unknown {
+            Unknown::Steps => return self.steps(equal, amount, plan),
+            Unknown::Rank => ranks(plan)?,
+            Unknown::Width => widths(plan),
+            Unknown::Nothing => bail!("nothing is to be solved for"),
+        };
+        self.largest_within(wish, &grid, load)
+    }
+
+    /// The steps that spend this much.
+    ///
+    /// # Errors
+    /// If even one step is above the budget.
+    fn steps(&mut self, equal: Equal, amount: f64, plan: &Plan) -> Result<String> {
         let per_step = self.spending(equal, plan)? / plan.train.max_steps.0 as f64;
         let steps = (amount / per_step).round();
         ensure!(
@@ -58,7 +98,66 @@ pub trait Solver {
             "a step spends {per_step:.3e}, more than the budget of {amount:.3e}; raise the budget \
              or shrink the run"
         );
-        Ok(Some(format!("train.max_steps={steps:.0}")))
+        Ok(format!("train.max_steps={steps:.0}"))
+    }
+
+    /// The largest setting of a grid within the budget, by bisection: spending grows with it.
+    ///
+    /// # Errors
+    /// If the smallest is above the budget, or the largest there is far below it.
+    fn largest_within(&mut self, wish: Wish, grid: &Grid, load: Load) -> Result<String> {
+        let Wish { equal, amount, .. } = wish;
+        let (mut low, mut high) = (grid.first - 1, grid.last + 1);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            let fits = match load(&grid.setting(middle)) {
+                Ok(plan) => self.spending(equal, &plan)? <= amount,
+                // Too narrow for the ranks of the spec, or too wide for any machine.
+                Err(_) => middle < grid.present,
+            };
+            if fits { low = middle } else { high = middle }
+        }
+        let what = grid.what;
+        if low < grid.first {
+            let least = self.spending(equal, &load(&grid.setting(grid.first))?)?;
+            bail!(
+                "{what} {} spends {least:.4e}, more than the budget of {amount:.4e}; raise the \
+                 budget",
+                grid.unit * grid.first
+            );
+        }
+        let (setting, number) = (grid.setting(low), grid.unit * low);
+        let plan = load(&setting).with_context(|| {
+            format!(
+                "{what} {number} is the largest within the budget of {amount:.4e}, and is not \
+                 possible; raise the budget, or lower the ranks"
+            )
+        })?;
+        let spent = self.spending(equal, &plan)?;
+        ensure!(
+            low < grid.last || spent >= (1.0 - MISS) * amount,
+            "{what} {number} is the largest there is and spends {spent:.4e}, less than the budget \
+             of {amount:.4e}; solve for `{}`, or lower the budget",
+            if grid.what == "rank" { "width" } else { "steps" }
+        );
+        Ok(setting)
+    }
+}
+
+/// Values of a setting in increasing order: `unit` times each of `first` to `last`.
+pub struct Grid {
+    what: &'static str,
+    key: &'static str,
+    unit: usize,
+    first: usize,
+    last: usize,
+    /// Where the spec stands.
+    present: usize,
+}
+
+impl Grid {
+    fn setting(&self, index: usize) -> String {
+        format!("{}={}", self.key, self.unit * index)
     }
 }
 
@@ -73,43 +172,92 @@ impl Equal {
     }
 }
 
-fn rank_within(amount: f64, plan: &Plan, vocabulary: usize) -> Result<Option<String>> {
-    let form = plan.model.weights.values().find(|form| form.rank().is_some());
+/// The rank of all weights whose rank is not written for their target alone.
+fn ranks(plan: &Plan) -> Result<Grid> {
+    let low_rank = || plan.model.weights.iter().filter(|(_, form)| form.rank().is_some());
+    let (is_budget, form) =
+        (matches!(plan.rank, RankPlan::Budget(_)), low_rank().map(|(_, form)| form).next());
     let key = match form {
-        None | Some(WeightForm::Dense) => return Ok(None),
-        Some(WeightForm::LowRank { .. }) => "model.weights.low_rank",
-        Some(WeightForm::Factored { .. }) => "model.weights.factored",
-        Some(WeightForm::Adapter { .. }) => "model.weights.adapter",
-    };
-    let parameters = |rank: usize| {
-        let mut plan = plan.clone();
-        plan.model.weights = with_rank(&plan.model.weights, rank);
-        Ledger::new(&plan, vocabulary, 1).parameters.trained() as f64
-    };
-    let largest =
-        plan.model.weights.keys().map(|target| smaller_side(plan, *target)).min().unwrap_or(1);
-    match (1..=largest).rev().find(|rank| parameters(*rank) <= amount) {
-        Some(rank) => Ok(Some(format!("{key}.rank={rank}"))),
-        None => bail!(
-            "rank 1 has {:.0} parameters, more than the budget of {amount:.0}; raise the budget",
-            parameters(1)
-        ),
-    }
-}
-
-fn smaller_side(plan: &Plan, target: Target) -> usize {
-    let (rows, columns) = plan.model.shape(target);
-    rows.min(columns)
-}
-
-fn with_rank(weights: &BTreeMap<Target, WeightForm>, rank: usize) -> BTreeMap<Target, WeightForm> {
-    let change = |form: &WeightForm| match form {
-        WeightForm::Dense => WeightForm::Dense,
-        WeightForm::LowRank { .. } => WeightForm::LowRank { rank },
-        WeightForm::Factored { form, .. } => WeightForm::Factored { rank, form: *form },
-        WeightForm::Adapter { form, alpha, .. } => {
-            WeightForm::Adapter { rank, form: *form, alpha: *alpha }
+        None | Some(WeightForm::Dense) => {
+            bail!("its weights are dense, so there is no rank to solve for; use `solve: width`")
         }
+        Some(WeightForm::LowRank { .. } | WeightForm::Adapter { .. }) if is_budget => {
+            "rank.budget.final_rank"
+        }
+        Some(WeightForm::LowRank { .. }) => "model.weights.low_rank.rank",
+        Some(WeightForm::Factored { .. }) => "model.weights.factored.rank",
+        Some(WeightForm::Adapter { .. }) => "model.weights.adapter.rank",
     };
-    weights.iter().map(|(target, form)| (*target, change(form))).collect()
+    let side = |target: &Target| {
+        let (rows, columns) = plan.model.shape(*target);
+        rows.min(columns)
+    };
+    let present = low_rank().filter_map(|(_, form)| form.rank()).min().unwrap_or(1);
+    let smallest_side = low_rank().map(|(target, _)| side(target)).min().unwrap_or(1);
+    // A budget of ranks ends below where it starts.
+    let last = if is_budget { present.saturating_sub(1).max(1) } else { smallest_side };
+    Ok(Grid { what: "rank", key, unit: 1, first: 1, last, present: present.min(last) })
+}
+
+/// Widths that the heads share out, no head narrower than is sensible.
+fn widths(plan: &Plan) -> Grid {
+    let (heads, model) = (plan.model.n_head.max(1), &plan.model);
+    // Rotary positions turn pairs of numbers.
+    let pair = if model.arch.is_rotary() { 2 } else { 1 };
+    let (unit, present) = (heads * pair, model.n_embd / (heads * pair));
+    let first = (NARROWEST_HEAD / pair).min(present).max(1);
+    let last = (bounds::MAX_WIDTH as usize / unit).max(first);
+    Grid { what: "n_embd", key: "model.n_embd", unit, first, last, present }
+}
+
+/// The plan with the ranks that a budget of ranks ends with, taken as equal in all weights.
+fn at_the_end(plan: &Plan) -> Plan {
+    let RankPlan::Budget(budget) = &plan.rank else { return plan.clone() };
+    let with_rank = |rank: usize| {
+        let mut ending = plan.clone();
+        for form in ending.model.weights.values_mut() {
+            if let WeightForm::LowRank { rank: own } | WeightForm::Adapter { rank: own, .. } = form
+            {
+                *own = rank.min(*own);
+            }
+        }
+        ending
+    };
+    let stored = |rank: usize| -> u64 {
+        let ending = with_rank(rank);
+        let shapes = ending.model.weights.iter().filter_map(|(target, form)| {
+            let rank = form.rank()?;
+            let (rows, columns) = ending.model.shape(*target);
+            Some((rank * (rows + columns + rank)) as u64)
+        });
+        shapes.sum::<u64>() * ending.model.n_layer as u64
+    };
+    let most = plan.model.weights.values().filter_map(|form| form.rank()).max().unwrap_or(1);
+    let (mut low, mut high) = (1, most + 1);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if stored(middle) <= budget.final_parameters { low = middle } else { high = middle }
+    }
+    with_rank(low)
+}
+
+/// Operations of the whole run. Under a budget of ranks, where a step costs about in proportion to
+/// what its weights store, the steps of the fall cost what lies between the first and the last by
+/// the mean of the fall; ranks by a tolerance are counted as they start.
+fn operations(plan: &Plan, vocabulary: usize) -> f64 {
+    let (steps, first) = (plan.train.max_steps.0, per_step(plan, vocabulary));
+    let RankPlan::Budget(budget) = &plan.rank else { return steps as f64 * first };
+    let last = per_step(&at_the_end(plan), vocabulary);
+    let remaining = match budget.schedule {
+        RampShape::Linear | RampShape::Cosine => 0.5,
+        RampShape::Cubic => 0.25,
+    };
+    let start = budget.cycle.start.min(steps);
+    let freeze = budget.cycle.freeze.clamp(start, steps);
+    let fall = (freeze - start) as f64 * (last + remaining * (first - last));
+    start as f64 * first + fall + (steps - freeze) as f64 * last
+}
+
+fn per_step(plan: &Plan, vocabulary: usize) -> f64 {
+    Ledger::new(plan, vocabulary, 1).flops_per_step() as f64
 }

@@ -1,8 +1,8 @@
 //! A sweep's runs: every combination of variant, axes, searched values and seed, as a complete
 //! spec.
 
-use super::equal::Solver;
-use super::sweep_spec::{Budget, SearchSpec, SweepSpec, VariantSpec};
+use super::equal::{Solver, Wish};
+use super::sweep_spec::{Budget, SearchSpec, SweepSpec, Unknown, VariantSpec};
 use crate::error::Failure;
 use crate::report::last_key;
 use crate::spec::{Plan, RunSpec};
@@ -34,8 +34,13 @@ pub struct PlannedRun {
     pub tuned: BTreeMap<String, String>,
     /// Its seed.
     pub seed: u64,
-    /// Whether its searched values must be the best on the first seed for it to be run.
+    /// Whether it only searches: its seed is not among those reported.
+    pub searches_only: bool,
+    /// Whether its searched values must be the best of the search for it to be run.
     pub repeats_the_best: bool,
+    /// The setting that meets the sweep's budget, as on the command line; none if nothing was
+    /// solved for.
+    pub solved: Option<String>,
     /// Its complete spec.
     pub spec: RunSpec,
     /// Its plan.
@@ -69,8 +74,14 @@ impl Sweep {
                 .unwrap_or(&sweep.variants[0])
         });
         let mut runs = Vec::new();
-        for (position, seed) in sweep.seeds.iter().enumerate() {
+        let apart = sweep.search.apart();
+        for (position, seed) in apart.iter().chain(&sweep.seeds).enumerate() {
+            let searches_only = position < apart.len();
             for variant in &sweep.variants {
+                let searched = combinations(&variant.tune).len() > 1;
+                if searches_only && !searched {
+                    continue;
+                }
                 for axes in combinations(&sweep.axes) {
                     for tuned in combinations(&variant.tune) {
                         let point = GridPoint {
@@ -81,16 +92,21 @@ impl Sweep {
                             tuned: &tuned,
                             seed: *seed,
                         };
-                        let (spec, plan) = point.solved(baseline, solver)?;
+                        let (spec, plan, solved) = point.solved(baseline, solver)?;
                         runs.push(PlannedRun {
                             id: spec.name.clone(),
                             variant: variant.name.clone(),
                             axes: written(&axes),
                             tuned: written(&tuned),
                             seed: *seed,
-                            repeats_the_best: sweep.search == SearchSpec::FirstSeed
-                                && position > 0
-                                && combinations(&variant.tune).len() > 1,
+                            searches_only,
+                            repeats_the_best: searched
+                                && match sweep.search {
+                                    SearchSpec::AllSeeds => false,
+                                    SearchSpec::FirstSeed => position > 0,
+                                    SearchSpec::Seeds(_) => !searches_only,
+                                },
+                            solved,
                             spec,
                             plan,
                         });
@@ -122,10 +138,15 @@ struct GridPoint<'a> {
 }
 
 impl GridPoint<'_> {
-    /// The run with its budget solved.
-    fn solved(&self, baseline: &VariantSpec, solver: &mut dyn Solver) -> Result<(RunSpec, Plan)> {
+    /// The run with its budget solved, and the setting that does it.
+    fn solved(
+        &self,
+        baseline: &VariantSpec,
+        solver: &mut dyn Solver,
+    ) -> Result<(RunSpec, Plan, Option<String>)> {
         let (spec, plan) = self.load(&[])?;
-        let Some(equal) = self.sweep.equal else { return Ok((spec, plan)) };
+        let equal = self.sweep.equal.filter(|_| self.variant.solve != Some(Unknown::Nothing));
+        let Some(equal) = equal else { return Ok((spec, plan, None)) };
         let of_baseline = |solver: &mut dyn Solver| {
             let first: Choice = baseline
                 .tune
@@ -138,12 +159,15 @@ impl GridPoint<'_> {
         let amount = match equal.budget() {
             Budget::Amount(amount) => amount,
             // What the others are measured by stays as it is.
-            _ if self.variant.name == baseline.name => return Ok((spec, plan)),
+            _ if self.variant.name == baseline.name => return Ok((spec, plan, None)),
             Budget::Baseline => of_baseline(solver)?,
             Budget::ShareOfBaseline(share) => share * of_baseline(solver)?,
         };
-        let setting = solver.solve(equal, amount, &plan).map_err(|error| self.failed(&error))?;
-        self.load(&setting.into_iter().collect::<Vec<_>>())
+        let wish = Wish { equal, amount, unknown: self.variant.solve };
+        let load = |setting: &str| Ok(self.load(&[setting.to_owned()])?.1);
+        let setting = solver.solve(wish, &plan, &load).map_err(|error| self.failed(&error))?;
+        let (spec, plan) = self.load(std::slice::from_ref(&setting))?;
+        Ok((spec, plan, Some(setting)))
     }
 
     fn load(&self, more: &[String]) -> Result<(RunSpec, Plan)> {

@@ -31,6 +31,7 @@ fn label(
         group: run.group.clone(),
         tuned: run.tuned.clone(),
         seed: run.seed,
+        searches_only: run.searches_only,
         results,
         failure,
         not_needed,
@@ -56,6 +57,13 @@ pub fn experiment(folder: &Path) -> Result<(SweepManifest, Vec<LabelledRun>, Opt
 
 fn rule(manifest: &SweepManifest) -> Option<String> {
     let mut rules = Vec::new();
+    if let SearchSpec::Seeds(seeds) = &manifest.search {
+        let list = seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        rules.push(format!(
+            "Selection: searched values were chosen on seeds apart ({list}), of which no figure \
+             here is made; each method's best was then run on the reported seeds."
+        ));
+    }
     if manifest.search == SearchSpec::FirstSeed {
         rules.push(
             "Learning rates were searched on the first seed; the others were run with each method's best only (declared in the sweep). The first seed \
@@ -66,7 +74,9 @@ fn rule(manifest: &SweepManifest) -> Option<String> {
     if let Some(equal) = manifest.equal {
         let what = match equal {
             Equal::Tokens(_) => "tokens",
-            Equal::Parameters(_) => "parameters",
+            Equal::Parameters(_) => {
+                "parameters, counted as degrees of freedom, r (m + n − r) + the rest"
+            }
             Equal::Flops(_) => "FLOPs",
             Equal::Seconds(_) => "seconds of training steps, as calibrated before the sweep",
         };
@@ -75,7 +85,8 @@ fn rule(manifest: &SweepManifest) -> Option<String> {
             Budget::ShareOfBaseline(share) => format!("{share} of those of {}", manifest.baseline),
             Budget::Amount(amount) => format!("{amount}"),
         };
-        rules.push(format!("Every run was given the same {what}: {much}."));
+        rules.push(format!("Every run was given the same {what}: {much}. Steps are met within half a step; ranks and \
+             widths are the largest within."));
     }
     (!rules.is_empty()).then(|| rules.join(" "))
 }
@@ -111,6 +122,7 @@ pub fn plain_runs(folders: &[PathBuf]) -> Result<Vec<LabelledRun>> {
             group,
             tuned: BTreeMap::new(),
             seed,
+            searches_only: false,
             failure: results.diverged.map(|step| format!("diverged at step {step}")),
             results: Some(results),
             not_needed: false,

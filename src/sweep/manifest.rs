@@ -10,7 +10,7 @@ use super::sweep_spec::{Equal, SearchSpec, SweepSpec};
 use crate::checkpoint::{self, Checkpoints};
 use crate::error::Failure;
 use crate::fs::{refuse_link, write_atomic};
-use crate::report::RunResults;
+use crate::report::{Goal, RunResults};
 use crate::spec::{bounds, name_problem, to_yaml};
 use crate::train::RunFolder;
 use anyhow::{Context, Result};
@@ -35,6 +35,9 @@ pub struct SweepManifest {
     pub equal: Option<Equal>,
     /// On which seeds values are searched.
     pub search: SearchSpec,
+    /// What counts as success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<Goal>,
     /// Computing threads of each run: part of what makes a run repeat bit for bit.
     pub threads: usize,
     /// The runs.
@@ -57,7 +60,10 @@ pub struct ManifestRun {
     pub tuned: BTreeMap<String, String>,
     /// Seed.
     pub seed: u64,
-    /// Whether it is run only if its searched values are the best on the first seed.
+    /// Whether it only searches: its seed is not among those reported.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub searches_only: bool,
+    /// Whether it is run only if its searched values are the best of the search.
     pub repeats_the_best: bool,
     /// Steps.
     pub max_steps: u64,
@@ -105,7 +111,7 @@ impl SweepManifest {
     /// [`Failure::Usage`] if a run's folder holds a run of another plan; or if a file cannot be
     /// written.
     pub fn lay_out(sweep: &Sweep, written: &str, threads: usize, folder: &Path) -> Result<Self> {
-        let SweepSpec { name, equal, search, .. } = &sweep.spec;
+        let SweepSpec { name, equal, search, goal, .. } = &sweep.spec;
         let baseline =
             sweep.spec.baseline.clone().unwrap_or_else(|| sweep.spec.variants[0].name.clone());
         let runs: Vec<ManifestRun> = sweep.runs.iter().map(ManifestRun::of).collect();
@@ -124,7 +130,8 @@ impl SweepManifest {
             name: name.clone(),
             baseline,
             equal: *equal,
-            search: *search,
+            search: search.clone(),
+            goal: *goal,
             threads,
             runs,
         };
@@ -206,12 +213,22 @@ impl SweepManifest {
         if rivals().any(|(_, state)| matches!(state, RunState::Pending | RunState::Begun(_))) {
             return Stage::Waiting;
         }
-        let finished = rivals().filter_map(|(other, state)| match state {
-            RunState::Finished(loss) => Some((other, *loss)),
-            _ => None,
-        });
+        // Every choice was tried on as many seeds, so sums say what means would; one that failed on
+        // a seed is out.
+        let mut choices: Vec<(&BTreeMap<String, String>, Option<f64>)> = Vec::new();
+        for (other, state) in rivals() {
+            let loss = match state {
+                RunState::Finished(loss) => Some(*loss),
+                _ => None,
+            };
+            match choices.iter_mut().find(|(tuned, _)| **tuned == other.tuned) {
+                Some((_, sum)) => *sum = sum.zip(loss).map(|(sum, loss)| sum + loss),
+                None => choices.push((&other.tuned, loss)),
+            }
+        }
+        let finished = choices.iter().filter_map(|(tuned, loss)| Some((*tuned, (*loss)?)));
         let best = finished.min_by(|a, b| a.1.total_cmp(&b.1));
-        if best.is_some_and(|(other, _)| other.tuned == run.tuned) {
+        if best.is_some_and(|(tuned, _)| *tuned == run.tuned) {
             Stage::Ready
         } else {
             Stage::NotNeeded
@@ -236,6 +253,7 @@ impl ManifestRun {
             axes: run.axes.clone(),
             tuned: run.tuned.clone(),
             seed: run.seed,
+            searches_only: run.searches_only,
             repeats_the_best: run.repeats_the_best,
             max_steps: run.plan.train.max_steps.0,
             plan_hash: run.plan.hash(),

@@ -4,7 +4,8 @@
 //! ```text
 //! sweep_spec   what a user may write in a sweep's YAML
 //! expand       a sweep -> its runs, each a complete spec
-//! equal        steps or ranks that give a run the baseline's tokens, parameters, FLOPs or seconds
+//! equal        steps, rank or width that give a run the baseline's tokens, parameters, FLOPs or
+//!              seconds
 //! manifest     the expansion on disk, and each run's state as its folder shows it
 //! experiment   the runs of a sweep, or any runs, labelled for a comparison
 //! calibrate    seconds of a step of each kind of run, here
@@ -22,10 +23,10 @@ mod slurm;
 mod sweep_spec;
 
 pub use calibrate::Calibration;
-pub use equal::Solver;
+pub use equal::{Load, Solver, Wish};
 pub use expand::{PlannedRun, Sweep};
 pub use experiment::{experiment, plain_runs};
 pub use launch::{LaunchOptions, Launched, launch, training};
 pub use manifest::{ManifestRun, RunState, Stage, SweepManifest, refuse_links};
 pub use slurm::{SlurmOptions, SlurmScript, slurm_scripts};
-pub use sweep_spec::{Budget, Equal, SearchSpec, SweepSpec, VariantSpec, read_sweep};
+pub use sweep_spec::{Budget, Equal, SearchSpec, SweepSpec, Unknown, VariantSpec, read_sweep};

@@ -1,5 +1,6 @@
 //! What a user may write in a sweep's YAML file.
 
+use crate::report::Goal;
 use crate::spec::{decode_document, name_problem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,6 +34,9 @@ pub struct SweepSpec {
     /// On which seeds the values under `tune` are tried.
     #[serde(default)]
     pub search: SearchSpec,
+    /// What counts as success; the report says which methods reach it.
+    #[serde(default)]
+    pub goal: Option<Goal>,
 }
 
 /// One method.
@@ -48,6 +52,25 @@ pub struct VariantSpec {
     /// 3e-3]`.
     #[serde(default)]
     pub tune: BTreeMap<String, Vec<Value>>,
+    /// What `equal` solves for; default: the steps, and for parameters the rank of low-rank weights
+    /// and the width of a dense network.
+    #[serde(default)]
+    pub solve: Option<Unknown>,
+}
+
+/// The setting with which a budget is met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unknown {
+    /// `train.max_steps`, the nearest whole number.
+    Steps,
+    /// The rank of low-rank weights, the largest within the budget; under a budget of ranks the
+    /// final one.
+    Rank,
+    /// `model.n_embd`, the largest multiple of the number of heads within the budget.
+    Width,
+    /// None: the variant stays as it is written, for a control beside the comparison.
+    Nothing,
 }
 
 /// What every run spends alike: as much as the baseline, or as given.
@@ -56,9 +79,10 @@ pub struct VariantSpec {
 pub enum Equal {
     /// Training tokens; solved by `train.max_steps`.
     Tokens(Budget),
-    /// Trained numbers; solved by the rank, the largest that is within.
+    /// Degrees of freedom at the end of training: r (m + n − r) for a low-rank weight, m n for a
+    /// full one, and everything else as it is.
     Parameters(Budget),
-    /// Counted operations; solved by `train.max_steps`.
+    /// Counted operations.
     Flops(Budget),
     /// Seconds of training steps, from a calibration on this machine; solved by `train.max_steps`.
     Seconds(Budget),
@@ -77,7 +101,7 @@ pub enum Budget {
 }
 
 /// On which seeds searched values are tried.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SearchSpec {
     /// On all.
@@ -85,6 +109,19 @@ pub enum SearchSpec {
     AllSeeds,
     /// On the first; the others are run with each variant's best value only.
     FirstSeed,
+    /// On these, which are not reported: the seeds of the sweep are run with each variant's best
+    /// value only, so that no figure of the report chose it.
+    Seeds(Vec<u64>),
+}
+
+impl SearchSpec {
+    /// Seeds of runs that only search; empty where the reported seeds search, too.
+    pub fn apart(&self) -> &[u64] {
+        match self {
+            Self::AllSeeds | Self::FirstSeed => &[],
+            Self::Seeds(seeds) => seeds,
+        }
+    }
 }
 
 /// Reads a sweep's file.
@@ -111,11 +148,36 @@ fn run_count(sweep: &SweepSpec) -> usize {
     let product = |values: &BTreeMap<String, Vec<Value>>| {
         values.values().map(Vec::len).fold(1usize, usize::saturating_mul)
     };
-    let variants = sweep.variants.iter().map(|variant| product(&variant.tune));
-    variants
-        .fold(0, usize::saturating_add)
-        .saturating_mul(product(&sweep.axes))
-        .saturating_mul(sweep.seeds.len())
+    let of_variant = |variant: &VariantSpec| {
+        let values = product(&variant.tune);
+        let searching = if values > 1 { sweep.search.apart().len() } else { 0 };
+        values.saturating_mul(sweep.seeds.len().saturating_add(searching))
+    };
+    let variants = sweep.variants.iter().map(of_variant);
+    variants.fold(0, usize::saturating_add).saturating_mul(product(&sweep.axes))
+}
+
+/// What is wrong with the wish to meet a budget by this setting; none if it can be met so.
+fn unsolvable(equal: Option<Equal>, unknown: Unknown) -> Option<String> {
+    let message = match (equal, unknown) {
+        (None, _) => "solves for nothing without `equal`; add `equal`, or remove `solve`",
+        (Some(Equal::Parameters(_)), Unknown::Steps) => {
+            "steps do not change parameters; choose `rank` or `width`"
+        }
+        (Some(Equal::Tokens(_)), Unknown::Rank | Unknown::Width) => {
+            "neither rank nor width changes tokens; choose `steps`"
+        }
+        (Some(Equal::Seconds(_)), Unknown::Rank | Unknown::Width) => {
+            "seconds are met by steps alone, as every other shape would have to be timed; choose \
+             `steps`, or `equal: {flops: …}`"
+        }
+        (Some(_), Unknown::Nothing)
+        | (Some(Equal::Parameters(_) | Equal::Flops(_)), Unknown::Rank | Unknown::Width)
+        | (Some(Equal::Tokens(_) | Equal::Flops(_) | Equal::Seconds(_)), Unknown::Steps) => {
+            return None;
+        }
+    };
+    Some(message.to_owned())
 }
 
 /// Key path and what is wrong with the value there.
@@ -145,6 +207,22 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
                 format!("`{}`: tune: `{key}` has no value", variant.name),
             );
         }
+        if let Some(problem) = variant.solve.and_then(|solve| unsolvable(sweep.equal, solve)) {
+            require(false, "variants", format!("`{}`: solve: {problem}", variant.name));
+        }
+    }
+    if let SearchSpec::Seeds(seeds) = &sweep.search {
+        require(!seeds.is_empty(), "search", "`seeds` is empty; give at least one seed".into());
+        for (index, seed) in seeds.iter().enumerate() {
+            require(!seeds[..index].contains(seed), "search", format!("`seeds` has {seed} twice"));
+            let message = format!(
+                "seed {seed} is also among the reported `seeds`; search on seeds of its own"
+            );
+            require(!sweep.seeds.contains(seed), "search", message);
+        }
+    }
+    if let Some(problem) = sweep.goal.and_then(Goal::problem) {
+        require(false, "goal", problem);
     }
     for (key, values) in &sweep.axes {
         require(!values.is_empty(), "axes", format!("`{key}` has no value"));

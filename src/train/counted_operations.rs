@@ -11,7 +11,7 @@ use crate::account::FlopLedger;
 use crate::data::TokenShard;
 use crate::ops::work;
 use crate::params::{Role, Weight};
-use crate::spec::{Plan, load_plan};
+use crate::spec::{Plan, Target, load_plan};
 use candle_core::Device;
 use std::path::Path;
 use std::sync::Arc;
@@ -71,6 +71,32 @@ const CASES: &[Case] = &[
         cubes: 16,
     },
     Case { method: "dlra-augmented-bug", steps: 3, overrides: &[LOW_RANK], cubes: 12 },
+    // Only adapters are trained: on everything, and on what leaves the first block's attention
+    // without a gradient.
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &["init={run: source}", "model.weights={adapter: {rank: 8}}"],
+        cubes: 12,
+    },
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &[
+            "init={run: source}",
+            "model.weights={adapter: {rank: 8, targets: [o, down]}}",
+        ],
+        cubes: 12,
+    },
+    Case {
+        method: "factored-adamw",
+        steps: 1,
+        overrides: &[
+            "init={run: source}",
+            "model.weights={adapter: {rank: 8, form: lora, targets: [q, up]}}",
+        ],
+        cubes: 0,
+    },
     Case {
         method: "dlra-coefficient-cycle",
         steps: 4,
@@ -113,7 +139,8 @@ fn small(case: &Case) -> Plan {
     ];
     let overrides: Vec<String> =
         common.iter().chain(case.overrides).map(|text| (*text).to_owned()).collect();
-    load_plan(Path::new(&path), &overrides).expect(case.method).1
+    // Operations depend on no numbers: there need be no source.
+    Plan { init: None, ..load_plan(Path::new(&path), &overrides).expect(case.method).1 }
 }
 
 /// Operations, and those of new directions that depend on how many passes they take.
@@ -184,23 +211,44 @@ fn left_out(trainer: &Trainer, plan: &Plan, step: u64) -> i64 {
             rows * (first + rows)
         })
         .sum();
-    let sequences = (plan.train.batch_size * plan.model.n_layer) as u64;
-    let attention = 7 * 2 * width * scores * sequences;
+    let (layers, lowest) = (plan.model.n_layer as u64, lowest_trained(plan));
+    // No gradient passes through the first block's attention where nothing is trained below it.
+    let stopped = u64::from(!lowest.is_empty() && !lowest.contains(&Target::Q));
+    let passed = 7 * layers - 5 * stopped;
+    let attention = passed * 2 * width * scores * plan.train.batch_size as u64;
     let ledger = FlopLedger::at_step(plan, VOCABULARY as u64, step, &|_, _| None);
-    let more = evaluations * (attention - 3 * ledger.forward_attention_per_token * tokens);
+    let of_ledger = (3 * layers - 2 * stopped) * ledger.forward_attention_per_token / layers;
+    let more = evaluations * (attention - of_ledger * tokens);
     // S goes into U or V where they have fewer rows than there are tokens.
     let less: u64 = trainer
         .params
         .low_rank()
-        .map(|(_, _, point)| {
+        .map(|(_, parameter, point)| {
             let saved = |rows: usize| tokens.saturating_sub(rows as u64);
-            let saved = saved(point.rows()) + saved(point.columns());
+            let is_lowest = match parameter.role {
+                Role::Matrix(place) => place.layer == 0 && lowest.contains(&place.target),
+                _ => false,
+            };
+            // The lowest pass no gradient on to their input.
+            let back = if is_lowest { 0 } else { saved(point.columns()) };
+            let saved = saved(point.rows()) + back;
             let first = 2 * (point.rank() as u64).pow(2) * saved;
             // In augmented bases S is 2r × 2r.
             first + (evaluations - 1) * 4 * first
         })
         .sum();
     more as i64 - less as i64
+}
+
+/// Where only adapters are trained, the first matrices of the first block with adapters: those that
+/// work on the same input. None where everything is trained.
+fn lowest_trained(plan: &Plan) -> Vec<Target> {
+    let is_adapted = |target: &Target| plan.model.form(*target).is_adapter();
+    let first = plan.model.arch.targets().iter().copied().find(|target| is_adapted(target));
+    match first {
+        Some(Target::Q | Target::K | Target::V) => vec![Target::Q, Target::K, Target::V],
+        other => other.into_iter().collect(),
+    }
 }
 
 /// (m + n) r² and r³ of the weights that look for new directions at this step, after it.

@@ -27,7 +27,7 @@ pub struct Means {
 
 impl Meter {
     /// Counts one step.
-    pub fn add(&mut self, tokens: u64, TimedStep { report, times, seconds }: &TimedStep) {
+    pub fn add(&mut self, tokens: u64, TimedStep { report, times, seconds, .. }: &TimedStep) {
         self.steps += 1;
         self.tokens += tokens;
         self.seconds += *seconds;

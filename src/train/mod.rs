@@ -14,6 +14,8 @@ mod run_folder;
 mod run_history;
 mod session;
 mod settings;
+#[cfg(test)]
+mod shared_steps;
 mod stop;
 mod trainer;
 

@@ -1,13 +1,19 @@
-//! Loss and gradients of one step's batch, micro-batch by micro-batch.
+//! Loss and gradients of one step's batch, micro-batch by micro-batch, over all processes.
+//!
+//! Micro-batch i is computed by the process of rank i mod world. Sums pass from each micro-batch to
+//! the next ([`Relay`]), so that they are those of one process to the byte; the process that has
+//! the last micro-batch then sends the sums to all.
 
 use super::diagnose::first_non_finite;
 use crate::data::Batches;
 use crate::error::Failure;
 use crate::model::{DropoutKey, Network};
-use crate::ops::{Gradients, scalar};
+use crate::ops::{Gradients, Relay, Tape, Value, scalar};
 use crate::optim::{BatchLoss, GradientOracle};
+use crate::parallel::{Communicator, Tag, f32_bytes};
 use crate::params::ParamStore;
-use candle_core::Device;
+use anyhow::{Context, anyhow};
+use candle_core::{Device, Result};
 use std::time::{Duration, Instant};
 
 /// Evaluates the batch of one step; made anew for every step.
@@ -24,6 +30,10 @@ pub struct BatchOracle<'a> {
     pub step: u64,
     /// Micro-batches per step.
     pub micro_batches: usize,
+    /// The processes that share the micro-batches.
+    pub processes: &'a dyn Communicator,
+    /// Bytes of sums that this process has sent so far.
+    pub sums_sent: u64,
     /// Time spent so far.
     pub times: OracleTimes,
 }
@@ -45,37 +55,144 @@ impl GradientOracle for BatchOracle<'_> {
         params: &ParamStore,
         gradients: &mut Gradients,
     ) -> anyhow::Result<BatchLoss> {
-        let mut sum = 0.0;
-        for micro in 0..self.micro_batches {
-            let started = Instant::now();
-            let batch = self.batches.at(self.step - 1, micro)?;
-            let (inputs, targets) =
-                (batch.inputs.to_device(self.device)?, batch.targets.to_device(self.device)?);
-            self.times.data += started.elapsed();
+        let (rank, world) = (self.processes.rank(), self.processes.world());
+        let sum = if world == 1 {
+            let mut sum = 0.0;
+            for micro in 0..self.micro_batches {
+                let (loss, tape, value) = self.forward(params, micro)?;
+                sum += value.map_err(Failure::Diverged)?;
+                self.backward(tape, &loss, gradients, None)?;
+            }
+            sum
+        } else {
+            let shared = self.share_out(params, gradients);
+            // A failure of this process alone is nothing the others can act on, whatever it is.
+            shared.map_err(|error| match error.downcast::<Failure>() {
+                Ok(failure) => failure.into(),
+                Err(error) => anyhow!("rank {rank}: {error:#}"),
+            })?
+        };
+        Ok(BatchLoss { loss: sum / self.micro_batches as f64, micro_batches: self.micro_batches })
+    }
+}
 
-            let started = Instant::now();
-            let dropout = DropoutKey { seed: self.seed, step: self.step, micro: micro as u64 };
-            let tape = self.model.training_tape();
-            let loss = self.model.loss(params, &tape, &inputs, &targets, Some(dropout))?;
-            let value = scalar(loss.tensor())?;
+impl BatchOracle<'_> {
+    /// The loss of a micro-batch on its tape, and its value, or what was not finite.
+    fn forward(
+        &mut self,
+        params: &ParamStore,
+        micro: usize,
+    ) -> anyhow::Result<(Value, Tape, std::result::Result<f64, String>)> {
+        let started = Instant::now();
+        let batch = self.batches.at(self.step - 1, micro)?;
+        let (inputs, targets) =
+            (batch.inputs.to_device(self.device)?, batch.targets.to_device(self.device)?);
+        self.times.data += started.elapsed();
+
+        let started = Instant::now();
+        let dropout = DropoutKey { seed: self.seed, step: self.step, micro: micro as u64 };
+        let tape = self.model.training_tape();
+        let loss = self.model.loss(params, &tape, &inputs, &targets, Some(dropout))?;
+        let value = scalar(loss.tensor())?;
+        let value = if value.is_finite() {
+            Ok(value)
+        } else {
+            let place = first_non_finite(self.model, params, &inputs, Some(dropout))?;
+            let place =
+                place.unwrap_or_else(|| "the loss itself (every layer's output is finite)".into());
+            Err(format!(
+                "the loss is {value} at step {}: {place} is the first that is not finite",
+                self.step
+            ))
+        };
+        self.times.forward += started.elapsed();
+        Ok((loss, tape, value))
+    }
+
+    fn backward(
+        &mut self,
+        tape: Tape,
+        loss: &Value,
+        gradients: &mut Gradients,
+        relay: Option<&mut dyn Relay>,
+    ) -> anyhow::Result<()> {
+        let started = Instant::now();
+        match relay {
+            None => tape.backward(loss, gradients)?,
+            Some(relay) => tape.backward_in_turn(loss, gradients, relay)?,
+        }
+        self.device.synchronize()?;
+        self.times.backward += started.elapsed();
+        Ok(())
+    }
+
+    /// The sum of all losses, with the sums of all gradients in `gradients`, on every process.
+    fn share_out(&mut self, params: &ParamStore, gradients: &mut Gradients) -> anyhow::Result<f64> {
+        let processes = self.processes;
+        let (rank, world, count) = (processes.rank(), processes.world(), self.micro_batches);
+        let before = processes.bytes_sent();
+        let mut losses = Vec::new();
+        let mut not_finite = None;
+        for micro in (rank..count).step_by(world) {
+            let (loss, tape, value) = self.forward(params, micro)?;
+            // A loss that is not finite is the matter of all once all losses are known; until then
+            // the others wait for this one's sums.
+            losses.push(value.as_ref().copied().unwrap_or(f64::NAN));
+            if let Err(message) = value {
+                not_finite.get_or_insert(message);
+            }
+            let mut chain = Chain { processes, micro, count };
+            self.backward(tape, &loss, gradients, Some(&mut chain))?;
+        }
+        self.sums_sent += processes.bytes_sent() - before;
+        let losses = processes.gather_f64(&losses)?;
+        let mut sum = 0.0;
+        for micro in 0..count {
+            let of_rank = losses.get(micro % world).and_then(|own| own.get(micro / world));
+            let value = of_rank.with_context(|| format!("micro-batch {micro} has no loss"))?;
             if !value.is_finite() {
-                let place = first_non_finite(self.model, params, &inputs, Some(dropout))?;
-                let place = place
-                    .unwrap_or_else(|| "the loss itself (every layer's output is finite)".into());
-                return Err(Failure::Diverged(format!(
-                    "the loss is {value} at step {}: {place} is the first that is not finite",
-                    self.step
-                ))
-                .into());
+                let message = not_finite.unwrap_or_default().into_bytes();
+                let message = processes.broadcast_any(micro % world, message)?;
+                let message = String::from_utf8_lossy(&message).into_owned();
+                return Err(Failure::Diverged(message).into());
             }
             sum += value;
-            self.times.forward += started.elapsed();
-
-            let started = Instant::now();
-            tape.backward(&loss, gradients)?;
-            self.device.synchronize()?;
-            self.times.backward += started.elapsed();
         }
-        Ok(BatchLoss { loss: sum / self.micro_batches as f64, micro_batches: self.micro_batches })
+        let before = processes.bytes_sent();
+        let last = (count - 1) % world;
+        gradients.exchange(rank == last, |sum| {
+            processes.broadcast(last, f32_bytes(sum)).map_err(candle_core::Error::wrap)
+        })?;
+        processes.settle()?;
+        self.sums_sent += processes.bytes_sent() - before;
+        Ok(sum)
+    }
+}
+
+/// The way of running sums through the micro-batches of a step.
+struct Chain<'a> {
+    processes: &'a dyn Communicator,
+    micro: usize,
+    count: usize,
+}
+
+impl Relay for Chain<'_> {
+    fn is_first(&self) -> bool {
+        self.micro == 0
+    }
+
+    fn receive(&mut self, number: usize, sum: &mut [f32]) -> Result<()> {
+        let before = (self.micro - 1) % self.processes.world();
+        let received = self.processes.receive(before, Tag::sum(number), f32_bytes(sum));
+        received.map_err(candle_core::Error::wrap)
+    }
+
+    fn send(&mut self, number: usize, sum: &mut [f32]) -> Result<()> {
+        if self.micro + 1 == self.count {
+            return Ok(());
+        }
+        let next = (self.micro + 1) % self.processes.world();
+        let sent = self.processes.send(next, Tag::sum(number), f32_bytes(sum));
+        sent.map_err(candle_core::Error::wrap)
     }
 }

@@ -10,6 +10,7 @@ use crate::lowrank::LowRank;
 use crate::model::{Network, build, restore};
 use crate::ops::Gradients;
 use crate::optim::{Optimizer, StepReport};
+use crate::parallel::{Alone, Communicator};
 use crate::params::{ParamStore, Place, Role, TensorReader};
 use crate::rng;
 use crate::spec::Plan;
@@ -32,6 +33,7 @@ pub struct Trainer<'a> {
     pub init: Option<InitReport>,
     gradients: Gradients,
     batches: Batches,
+    processes: &'a dyn Communicator,
 }
 
 /// A step and where its time went.
@@ -43,6 +45,8 @@ pub struct TimedStep {
     pub times: OracleTimes,
     /// Wall-clock seconds of the whole step.
     pub seconds: f64,
+    /// Bytes of gradient sums that this process has sent.
+    pub sums_sent: u64,
 }
 
 impl<'a> Trainer<'a> {
@@ -101,7 +105,15 @@ impl<'a> Trainer<'a> {
         )?;
         let gradients = Gradients::new(params.slot_count());
         model.set_compute(compute(plan));
-        Ok(Self { plan, device, model, params, optimizer, init: None, gradients, batches })
+        let processes = &Alone;
+        let init = None;
+        Ok(Self { plan, device, model, params, optimizer, init, gradients, batches, processes })
+    }
+
+    /// The same, its micro-batches shared out over processes that all call this and hold the same
+    /// parameters and moments.
+    pub fn shared_over(self, processes: &'a dyn Communicator) -> Self {
+        Self { processes, ..self }
     }
 
     /// The same after this many rollbacks: batches in the order of another seed, and every learning
@@ -172,6 +184,20 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// BLAKE3 of all parameters in their order, in hexadecimal.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read from its device.
+    pub fn hash_of_parameters(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        for (_, tensor) in self.params.named_tensors() {
+            let numbers = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+            hasher.update(&bytes);
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
     /// Takes a step, counted from 1: the batch of that step, forward, backward, update.
     ///
     /// # Errors
@@ -186,10 +212,13 @@ impl<'a> Trainer<'a> {
             seed: self.plan.seed,
             step,
             micro_batches: self.plan.train.gradient_accumulation_steps,
+            processes: self.processes,
+            sums_sent: 0,
             times: OracleTimes::default(),
         };
         let report =
             self.optimizer.step(&mut self.params, &mut oracle, &mut self.gradients, step)?;
-        Ok(TimedStep { report, times: oracle.times, seconds: started.elapsed().as_secs_f64() })
+        let BatchOracle { times, sums_sent, .. } = oracle;
+        Ok(TimedStep { report, times, seconds: started.elapsed().as_secs_f64(), sums_sent })
     }
 }

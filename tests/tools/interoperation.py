@@ -167,14 +167,15 @@ STILL = [
 ]  # fmt: skip
 
 
-def adapted(place, name, weights, *flags):
+def adapted(place, name, weights, *flags, arch="gpt2"):
     """Adapts an own dense run; its adapter in PEFT on the exported base, merged, and back here."""
-    base = place / "base-hf"
+    base, source = place / f"base-{arch}-hf", f"base-{arch}"
+    flags = [*flags, "--set", f"model.arch={arch}"]
     if not base.exists():
         spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes", model="")
         (place / "base.yaml").write_text(spec)
-        run(LRPT, "train", "base.yaml", "--run-dir", "base", cwd=place)
-        run(LRPT, "export", "base", "--to", base, cwd=place)
+        run(LRPT, "train", "base.yaml", "--run-dir", source, *flags[-2:], cwd=place)
+        run(LRPT, "export", source, "--to", base, cwd=place)
     spec = SPEC.format(weights=weights, bias="true", tokenizer="bytes", model="")
     (place / "spec.yaml").write_text(spec)
     run(LRPT, "train", "spec.yaml", "--run-dir", name, "--set", f"init={{hf: {base}}}", *flags, cwd=place)
@@ -195,16 +196,17 @@ def adapted(place, name, weights, *flags):
     check(f"  {name} merged", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE)
     init = f"{{peft: {{adapter: {adapter}}}}}"
     still = [flag.format(init=init) for flag in STILL]
-    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-back", *still, cwd=place)
+    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-back", *still, *flags[-2:], cwd=place)
     back = ours("run", f"{name}-back", tokens, place)
     check("  and in again", (mine - back).abs().max().item(), 1e-4)
 
 
-def adapter_of_peft(place, name, **settings):
+def adapter_of_peft(place, name, arch="gpt2", **settings):
     """A random adapter made there loads here."""
     torch.manual_seed(7)
-    bare = AutoModelForCausalLM.from_pretrained(place / "base-hf", dtype=torch.float32)
-    model = get_peft_model(bare, LoraConfig(fan_in_fan_out=True, **settings)).eval()
+    base = place / f"base-{arch}-hf"
+    bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(bare, LoraConfig(fan_in_fan_out=arch == "gpt2", **settings)).eval()
     with torch.no_grad():
         for part, parameter in model.named_parameters():
             if "lora_B" in part:
@@ -213,8 +215,8 @@ def adapter_of_peft(place, name, **settings):
     model.save_pretrained(folder)
     spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes", model="")
     (place / "spec.yaml").write_text(spec)
-    init = f"{{peft: {{adapter: {folder}, base: {place / 'base-hf'}}}}}"
-    still = [flag.format(init=init) for flag in STILL]
+    init = f"{{peft: {{adapter: {folder}, base: {base}}}}}"
+    still = [*(flag.format(init=init) for flag in STILL), "--set", f"model.arch={arch}"]
     run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-run", *still, cwd=place)
     tokens = list(b"the rank of a matrix ")
     mine = ours("run", f"{name}-run", tokens, place)
@@ -237,6 +239,13 @@ def adapters(place):
         target_modules=["c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
         rank_pattern={"h.1.attn.c_attn": 7}, alpha_pattern={"h.1.attn.c_attn": 5},
     )  # fmt: skip
+    some = "{adapter: {rank: 6, targets: {q: 4, k: 6, gate: 6, down: 8}}}"
+    adapted(place, "llama-ranks", some, "--set", fast, "--set", changing, arch="llama")
+    whole = "{adapter: {rank: 8, alpha: 16, form: lora}}"
+    adapted(place, "llama-lora", whole, "--set", lora, arch="llama")
+    adapter_of_peft(
+        place, "peft-llama", "llama", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"]
+    )
 
 
 def main():

@@ -46,7 +46,7 @@ impl Fixture {
 }
 
 fn byte_pairs() -> TokenizerSpec {
-    TokenizerSpec::Bpe(BpeSpec { vocab_size: Count(280) })
+    TokenizerSpec::Bpe(BpeSpec { vocab_size: Count(280), sample_bytes: None })
 }
 
 #[test]
@@ -261,4 +261,67 @@ fn the_default_corpus_is_prepared() {
     .unwrap();
     assert_eq!(dataset.summary.train_bytes, Some(dataset.summary.train_tokens));
     assert!(dataset.summary.train_tokens > 15_000_000);
+}
+
+/// Compressed files are the text they hold: the same hash, so the same data.
+#[test]
+fn compressed_sources_are_the_text_they_hold() {
+    use std::io::Write;
+    let fixture = Fixture::new();
+    let lines: String = (0..30).map(|index| format!("{{\"text\": \"é {index}\"}}\n")).collect();
+    let gzip = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let zstd = |text: &str| zstd::encode_all(text.as_bytes(), 1).unwrap();
+    let text = fixture.text();
+    let mut hashes = Vec::new();
+    for (name, bytes) in [
+        ("t", text.clone().into_bytes()),
+        ("t.gz", gzip(&text)),
+        ("t.zst", zstd(&text)),
+        ("l.jsonl", lines.clone().into_bytes()),
+        ("l.jsonl.gz", gzip(&lines)),
+        ("l.jsonl.zst", zstd(&lines)),
+    ] {
+        std::fs::write(fixture.path(name), bytes).unwrap();
+        let path = fixture.path(name).to_str().unwrap().to_string();
+        let source = if name.starts_with('t') {
+            SourceSpec::Text(TextSourceSpec { path: Some(path), ..Default::default() })
+        } else {
+            SourceSpec::Jsonl(JsonlSourceSpec {
+                train: vec![path],
+                val: None,
+                val_fraction: None,
+                text_key: "text".into(),
+            })
+        };
+        let spec = DataSpec { source, tokenizer: TokenizerSpec::Chars, end_of_text: None };
+        hashes.push(prepare(&spec, &fixture.path("cache")).unwrap().summary.content_hash);
+    }
+    assert!(hashes[..3].iter().all(|hash| *hash == hashes[0]));
+    assert!(hashes[3..].iter().all(|hash| *hash == hashes[3]) && hashes[0] != hashes[3]);
+}
+
+/// A sample is spread over the text, and one that is all of it gives the tokenizer of all of it.
+#[test]
+fn byte_pairs_are_trained_on_a_sample() {
+    let fixture = Fixture::new();
+    let text: String = (0..60_000).map(|index| format!("word{}\nx\n", index % 977)).collect();
+    std::fs::write(fixture.path("text.txt"), "rare ".repeat(40_000) + "\n" + &text).unwrap();
+    let bpe = |sample: Option<u64>| {
+        let sample_bytes = sample.map(Count);
+        let spec = BpeSpec { vocab_size: Count(300), sample_bytes };
+        fixture.prepare(TokenizerSpec::Bpe(spec)).unwrap()
+    };
+    let (all, same, part) = (bpe(None), bpe(Some(1 << 40)), bpe(Some(200_000)));
+    assert_eq!(all.summary.tokenizer_hash, same.summary.tokenizer_hash);
+    assert_ne!(all.summary.tokenizer_hash, part.summary.tokenizer_hash);
+    assert_ne!(all.summary.content_hash, part.summary.content_hash);
+    for dataset in [&all, &part] {
+        let tokens = dataset.train.read(0, dataset.train.len());
+        let decoded = dataset.tokenizer.decode(&tokens).unwrap();
+        assert_eq!(dataset.summary.train_bytes, Some(decoded.len() as u64));
+    }
 }

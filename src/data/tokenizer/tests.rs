@@ -95,26 +95,6 @@ fn half_a_character_is_shown_as_a_replacement() {
 }
 
 #[test]
-fn documents_end_with_the_token_or_a_newline() {
-    let progress = ProgressBar::hidden();
-    let both = ["a".to_string(), "b".to_string()];
-    let tokens = Tokenizer::bytes().encode_documents(&both, &[10], &progress).unwrap();
-    assert_eq!(tokens, [b"a\n".map(u32::from), b"b\n".map(u32::from)]);
-    let tokens = Tokenizer::bytes().encode_documents(&both, &[], &progress).unwrap();
-    assert_eq!(tokens.concat(), b"ab".map(u32::from));
-
-    let byte_pair = Tokenizer::train_byte_pair(&documents(), 300).unwrap();
-    let end = byte_pair.end_of_text().unwrap();
-    let tokens = byte_pair.encode_documents(&documents(), &[end], &progress).unwrap().concat();
-    assert_eq!(tokens.iter().filter(|token| **token == end).count(), 40);
-    let one_by_one: Vec<u32> = documents()
-        .iter()
-        .flat_map(|d| [byte_pair.encode(d).unwrap(), vec![end]].concat())
-        .collect();
-    assert_eq!(tokens, one_by_one);
-}
-
-#[test]
 fn nonsense_json_is_refused() {
     for json in [
         "",

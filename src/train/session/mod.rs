@@ -6,10 +6,11 @@ mod identity;
 mod recovery;
 mod report;
 mod start;
+mod together;
 
 pub use start::train;
 
-use super::evaluate::{ValidationLoss, evaluate};
+use super::evaluate::{ValidationLoss, evaluate_shared};
 use super::meter::Meter;
 use super::run_folder::RunFolder;
 use super::stop::StopSignal;
@@ -17,6 +18,7 @@ use super::trainer::Trainer;
 use crate::checkpoint::{Checkpoints, RunLock, Snapshot};
 use crate::data::{self, Dataset, ValidationSet};
 use crate::error::Failure;
+use crate::parallel::Communicator;
 use crate::record::{EndReason, Event, Observer, Observers};
 use crate::spec::Plan;
 use anyhow::Result;
@@ -25,7 +27,7 @@ use identity::Identity;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where and how to train, beside the plan.
 pub struct TrainOptions<'a> {
@@ -45,6 +47,10 @@ pub struct TrainOptions<'a> {
     pub device: &'a Device,
     /// Set by Ctrl-C.
     pub stop: StopSignal,
+    /// The processes that train this run together.
+    pub processes: &'a dyn Communicator,
+    /// How long one of them waits for another, once all have begun.
+    pub patience: Duration,
 }
 
 /// How a run ended.
@@ -107,7 +113,8 @@ struct Session<'a> {
     tokenizer: data::Tokenizer,
     validation: ValidationSet,
     checkpoints: Checkpoints,
-    lock: RunLock,
+    /// Of the process that writes.
+    lock: Option<RunLock>,
     state: SessionState,
     /// The step that is being taken or was taken last.
     attempted: u64,
@@ -121,7 +128,7 @@ impl<'a> Session<'a> {
         options: &'a TrainOptions<'a>,
         dataset: Dataset,
         checkpoints: Checkpoints,
-        lock: RunLock,
+        lock: Option<RunLock>,
         identity: Identity,
         resumed: Option<(Snapshot, SessionState)>,
     ) -> Result<Self> {
@@ -136,7 +143,7 @@ impl<'a> Session<'a> {
                 SessionState { identity: Some(identity), ..SessionState::default() },
             ),
         };
-        let trainer = trainer.after_rollbacks(state.rollbacks);
+        let trainer = trainer.after_rollbacks(state.rollbacks).shared_over(options.processes);
         let validation = ValidationSet::new(
             Arc::new(dataset.val),
             plan.model.block_size,
@@ -172,10 +179,15 @@ impl<'a> Session<'a> {
     }
 
     fn steps(&mut self, observers: &mut Observers, started: Instant) -> Result<Outcome> {
-        self.point_to_best()?;
-        if self.state.step > 0 {
-            self.checkpoints.repair(self.state.step, self.plan.checkpoint.keep_last)?;
-        }
+        self.by_root(|session| {
+            session.point_to_best()?;
+            if session.state.step > 0 {
+                let keep_last = session.plan.checkpoint.keep_last;
+                session.checkpoints.repair(session.state.step, keep_last)?;
+            }
+            Ok(())
+        })?;
+        self.ensure_same_parameters()?;
         if self.options.stop_after.is_some_and(|last| last <= self.state.step)
             && self.state.step > 0
             && self.state.step < self.plan.train.max_steps.0
@@ -211,7 +223,7 @@ impl<'a> Session<'a> {
         // A finished run that is resumed has nothing to do but to say where it stands.
         let validation = match validation {
             Some(validation) => validation,
-            None => evaluate(self.trainer.model.as_ref(), &self.trainer.params, &self.validation)?,
+            None => self.validation_loss()?,
         };
         Ok(Outcome { step: last, validation: Some(validation) })
     }
@@ -240,7 +252,8 @@ impl<'a> Session<'a> {
             self.last_loss = Some(report.loss);
             meter.add(self.plan.tokens_per_step, timed);
             if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
-                observers.on(&Event::Step(self.step_record(report, meter)))?;
+                let wire_bytes = self.bytes_on_the_wire(timed.sums_sent)?;
+                observers.on(&Event::Step(self.step_record(report, wire_bytes, meter)))?;
             }
             if !report.truncations.is_empty() {
                 observers.on(&Event::Ranks(self.ranks(&report.truncations, None)))?;
@@ -258,18 +271,21 @@ impl<'a> Session<'a> {
             }
             validation = is_last.then_some(loss);
         }
-        let signal = self.options.stop.requested();
+        let signal = self.signal()?;
         let asked_to_stop = !is_last && (signal.is_some() || self.options.stop_after == Some(step));
         if is_last || improved || asked_to_stop || step.is_multiple_of(self.plan.checkpoint.every.0)
         {
-            // Whatever counts on figures comes after they are on the disk.
-            observers.on(&Event::CheckpointDue { step })?;
-            let path = self.save()?;
-            if improved {
-                self.checkpoints.mark_best(step)?;
-            }
-            self.checkpoints.prune(self.plan.checkpoint.keep_last)?;
-            observers.on(&Event::CheckpointSaved { step, path })?;
+            self.ensure_same_parameters()?;
+            self.by_root(|session| {
+                // Whatever counts on figures comes after they are on the disk.
+                observers.on(&Event::CheckpointDue { step })?;
+                let path = session.save()?;
+                if improved {
+                    session.checkpoints.mark_best(step)?;
+                }
+                session.checkpoints.prune(session.plan.checkpoint.keep_last)?;
+                observers.on(&Event::CheckpointSaved { step, path })
+            })?;
         }
         Ok(Taken { step, validation, asked_to_stop, signal })
     }
@@ -290,14 +306,26 @@ impl<'a> Session<'a> {
 
     /// Saves a checkpoint of finite numbers into the folder that is still this run's.
     fn save(&mut self) -> Result<PathBuf> {
-        self.lock.check_held()?;
+        self.check_lock()?;
         let snapshot =
             self.trainer.snapshot(self.state.step, serde_json::to_value(&self.state)?)?;
         divergence::ensure_finite(&snapshot)?;
         let path = self.checkpoints.save(&snapshot)?;
         let noted = RunFolder::new(self.options.run_dir).note_checkpoint(self.state.step);
         // A folder that has gone is told as that.
-        noted.or_else(|error| self.lock.check_held().and(Err(error)))?;
+        noted.or_else(|error| self.check_lock().and(Err(error)))?;
         Ok(path)
+    }
+
+    fn check_lock(&self) -> Result<()> {
+        self.lock.as_ref().map_or(Ok(()), RunLock::check_held)
+    }
+
+    /// The loss over the validation set, by all processes together.
+    fn validation_loss(&self) -> Result<ValidationLoss> {
+        let Trainer { model, params, .. } = &self.trainer;
+        let processes = self.options.processes;
+        let loss = evaluate_shared(model.as_ref(), params, &self.validation, processes);
+        self.of_this_process(loss)
     }
 }

@@ -3,6 +3,7 @@
 //! Both ways are functions of the plan and of what checkpoints hold, so that a run that is killed
 //! and resumed in between meets the same divergence and goes on in the same way.
 
+use super::together::share_snapshot;
 use super::{Session, SessionState};
 use crate::record::{Event, Observer, Observers, Recovered};
 use crate::spec::OnDivergence;
@@ -55,14 +56,18 @@ impl Session<'_> {
             )));
         }
         let text = self.trainer.text();
-        let (snapshot, damaged) = self.checkpoints.load_latest()?;
-        for skipped in &damaged {
-            self.checkpoints.set_aside(skipped)?;
-        }
-        let (trainer, state) = match snapshot {
-            Some(mut snapshot) => {
-                let state: SessionState = serde_json::from_value(snapshot.state.take())
-                    .context("state.json of the checkpoint to go back to")?;
+        let found = self.by_root(|session| {
+            let (snapshot, damaged) = session.checkpoints.load_latest()?;
+            for skipped in &damaged {
+                session.checkpoints.set_aside(skipped)?;
+            }
+            let Some(mut snapshot) = snapshot else { return Ok(None) };
+            let state: SessionState = serde_json::from_value(snapshot.state.take())
+                .context("state.json of the checkpoint to go back to")?;
+            Ok(Some((snapshot, state)))
+        })?;
+        let (trainer, state) = match share_snapshot(self.options.processes, found)? {
+            Some((snapshot, state)) => {
                 let trainer = Trainer::restored(self.plan, self.options.device, snapshot, text)?;
                 (trainer, state)
             }
@@ -73,7 +78,7 @@ impl Session<'_> {
                 (trainer, SessionState { identity, ..SessionState::default() })
             }
         };
-        self.trainer = trainer.after_rollbacks(rollbacks);
+        self.trainer = trainer.after_rollbacks(rollbacks).shared_over(self.options.processes);
         self.state = SessionState { rollbacks, ..state };
         self.last_loss = None;
         let from = self.state.step;

@@ -2,14 +2,14 @@
 
 use super::{Session, divergence};
 use crate::lowrank::{LowRank, Truncation};
-use crate::model::{Sampling, generate};
+use crate::model::{Request, Sampling, generate};
 use crate::optim::StepReport;
 use crate::params::{ParamId, Parameter};
 use crate::record::{
     Evaluation, Event, LayerRank, Observer, Observers, Ranks, Sample, Spectra, Step,
 };
 use crate::rng;
-use crate::train::evaluate::{ValidationLoss, evaluate};
+use crate::train::evaluate::ValidationLoss;
 use crate::train::memory;
 use crate::train::meter::Meter;
 use anyhow::Result;
@@ -18,7 +18,12 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 impl Session<'_> {
-    pub(super) fn step_record(&self, report: &StepReport, meter: &mut Meter) -> Step {
+    pub(super) fn step_record(
+        &self,
+        report: &StepReport,
+        wire_bytes: Option<u64>,
+        meter: &mut Meter,
+    ) -> Step {
         let settings = self.trainer.optimizer.settings();
         let has_low_rank = self.trainer.params.low_rank().next().is_some();
         let means = meter.take();
@@ -34,6 +39,7 @@ impl Session<'_> {
                 .then_some(settings.low_rank.learning_rate * report.schedule_factor),
             tokens_per_second: means.tokens_per_second,
             rank_mean: self.trainer.params.mean_rank(),
+            wire_bytes,
             times: means.times,
             memory: memory::measured(self.options.device),
         }
@@ -75,7 +81,7 @@ impl Session<'_> {
         observers: &mut Observers,
     ) -> Result<ValidationLoss> {
         let started = Instant::now();
-        let loss = evaluate(self.trainer.model.as_ref(), &self.trainer.params, &self.validation)?;
+        let loss = self.validation_loss()?;
         let step = self.state.step;
         observers.on(&Event::Evaluation(Evaluation {
             step,
@@ -89,6 +95,9 @@ impl Session<'_> {
             seconds: started.elapsed().as_secs_f64(),
         }))?;
         divergence::ensure_finite_validation(loss.loss, step)?;
+        if !self.writes() {
+            return Ok(loss);
+        }
         if let Some(defect) = self.worst_defect()? {
             observers.on(&Event::Ranks(self.ranks(truncations, Some(defect))))?;
             observers.on(&Event::Spectra(self.spectra()?))?;
@@ -105,14 +114,11 @@ impl Session<'_> {
             // A tokenizer that cannot encode the prompt (characters unseen in the text) is no
             // reason to end a run.
             let prompt = self.tokenizer.encode_or_first(prompt);
-            let tokens = generate(
-                self.trainer.model.as_ref(),
-                &self.trainer.params,
-                &prompt,
-                sample.tokens.0 as usize,
-                sampling,
-                &mut |_| true,
-            )?;
+            let count = sample.tokens.0 as usize;
+            let request =
+                Request { prompt: &prompt, count, samples: 1, end: None, slide: 1, sampling };
+            let (model, params) = (self.trainer.model.as_ref(), &self.trainer.params);
+            let tokens = generate(model, params, request, &mut |_, _| true)?.concat();
             let text = self.tokenizer.show(&[prompt, tokens].concat())?;
             observers.on(&Event::Sample(Sample { step, text }))?;
         }

@@ -1,10 +1,12 @@
 //! How a run begins or goes on: lock, then check, then prepare.
 
 use super::identity::Identity;
+use super::together::{check_same, check_world, share_snapshot};
 use super::{Outcome, Session, SessionState, TrainOptions};
 use crate::checkpoint::{Checkpoints, RunLock, Snapshot};
 use crate::data::{self, Dataset};
 use crate::error::Failure;
+use crate::parallel::agree;
 use crate::record::{Event, Observer, Observers, RunStarted};
 use crate::spec::Plan;
 use crate::train::run_folder::RunFolder;
@@ -23,6 +25,47 @@ pub fn train(
     options: &TrainOptions,
     observers: impl FnOnce(&RunFolder, Option<u64>) -> Result<Observers>,
 ) -> Result<Outcome> {
+    let processes = options.processes;
+    check_world(plan, processes)?;
+    let begun = if processes.is_root() { begin(plan, options).map(Some) } else { Ok(None) };
+    let begun = agree(processes, begun)?;
+    let begun = match begun {
+        Some(begun) => Ok(begun),
+        // What rank 0 has prepared is in the cache by now.
+        None => join(plan, options),
+    };
+    let Begun { folder, lock, dataset, checkpoints, identity, resumed } = agree(processes, begun)?;
+    if processes.is_shared() {
+        let data = format!("{} {}", dataset.summary.content_hash, dataset.summary.tokenizer_hash);
+        check_same(processes, "the data", &data)?;
+    }
+    processes.set_patience(Some(options.patience));
+    let resumed = share_snapshot(processes, resumed)?;
+    let from = resumed.as_ref().map_or(0, |(snapshot, _)| snapshot.step);
+    let continues = options.resume && !options.restart;
+    let observers = if processes.is_root() {
+        observers(&folder, continues.then_some(from))
+    } else {
+        Ok(Observers::default())
+    };
+    let mut observers = agree(processes, observers)?;
+    let mut session = Session::new(plan, options, dataset, checkpoints, lock, identity, resumed)?;
+    session.by_root(|session| session.tell_of_start(&folder, from, &mut observers))?;
+    session.run(&mut observers)
+}
+
+/// What a run begins with.
+struct Begun {
+    folder: RunFolder,
+    lock: Option<RunLock>,
+    dataset: Dataset,
+    checkpoints: Checkpoints,
+    identity: Identity,
+    resumed: Option<(Snapshot, SessionState)>,
+}
+
+/// Takes the folder, prepares the data and reads the newest checkpoint; by the process that writes.
+fn begin(plan: &Plan, options: &TrainOptions) -> Result<Begun> {
     let folder = RunFolder::new(options.run_dir);
     folder.refuse_links()?;
     if options.resume && !folder.holds_a_run() {
@@ -56,40 +99,64 @@ pub fn train(
         )?;
         None
     };
-    let from = resumed.as_ref().map_or(0, |(snapshot, _)| snapshot.step);
-    let mut observers = observers(&folder, continues.then_some(from))?;
-    let mut session = Session::new(plan, options, dataset, checkpoints, lock, identity, resumed)?;
-    observers.on(&Event::RunStarted(RunStarted {
-        name: plan.name.clone(),
-        run_dir: options.run_dir.to_path_buf(),
-        parameters: session.trainer.params.element_count() as u64,
-        frozen_parameters: session.trainer.params.frozen_element_count() as u64,
-        dense_parameters: session.trainer.model.dense_parameter_count() as u64,
-        start_step: from,
-        max_steps: plan.train.max_steps.0,
-        tokens_per_step: plan.tokens_per_step,
-        device: format!("{:?}", options.device.location()).to_lowercase(),
-        threads: rayon::current_num_threads(),
-    }))?;
-    if let Some(init) = &session.trainer.init {
-        folder.write_init(init)?;
-        tracing::info!(
-            "first weights from {} ({} matrices cut to their rank, {:.3}% of their energy left out)",
-            init.source.path(),
-            init.truncated,
-            100.0 * init.discarded_energy
-        );
-    }
-    if from > 0 {
-        observers.on(&Event::Resumed { step: from, path: session.checkpoints.path(from) })?;
-        folder.note_checkpoint(from)?;
-        // Lines may have come more rarely before: only what no setting explains is a hole.
-        let log_every = plan.train.log_every.0.max(folder.plan()?.train.log_every.0);
-        if let Some(message) = folder.hole_in_metrics(from, log_every)? {
-            observers.on(&Event::Warning { message })?;
+    Ok(Begun { folder, lock: Some(lock), dataset, checkpoints, identity, resumed })
+}
+
+/// The same by a process that only computes.
+fn join(plan: &Plan, options: &TrainOptions) -> Result<Begun> {
+    let dataset = data::prepare(&plan.data, options.data_cache)?;
+    options.stop.preparation_ends();
+    Ok(Begun {
+        folder: RunFolder::new(options.run_dir),
+        lock: None,
+        checkpoints: Checkpoints::open(options.run_dir),
+        identity: Identity::of(plan, &dataset.summary),
+        dataset,
+        resumed: None,
+    })
+}
+
+impl Session<'_> {
+    /// Tells the observers what the run begins with, or goes on from.
+    fn tell_of_start(
+        &self,
+        folder: &RunFolder,
+        from: u64,
+        observers: &mut Observers,
+    ) -> Result<()> {
+        let Session { plan, options, .. } = self;
+        observers.on(&Event::RunStarted(RunStarted {
+            name: plan.name.clone(),
+            run_dir: options.run_dir.to_path_buf(),
+            parameters: self.trainer.params.element_count() as u64,
+            frozen_parameters: self.trainer.params.frozen_element_count() as u64,
+            dense_parameters: self.trainer.model.dense_parameter_count() as u64,
+            start_step: from,
+            max_steps: plan.train.max_steps.0,
+            tokens_per_step: plan.tokens_per_step,
+            device: format!("{:?}", options.device.location()).to_lowercase(),
+            threads: rayon::current_num_threads(),
+        }))?;
+        if let Some(init) = &self.trainer.init {
+            folder.write_init(init)?;
+            tracing::info!(
+                "first weights from {} ({} matrices cut to their rank, {:.3}% of their energy left out)",
+                init.source.path(),
+                init.truncated,
+                100.0 * init.discarded_energy
+            );
         }
+        if from > 0 {
+            observers.on(&Event::Resumed { step: from, path: self.checkpoints.path(from) })?;
+            folder.note_checkpoint(from)?;
+            // Lines may have come more rarely before: only what no setting explains is a hole.
+            let log_every = plan.train.log_every.0.max(folder.plan()?.train.log_every.0);
+            if let Some(message) = folder.hole_in_metrics(from, log_every)? {
+                observers.on(&Event::Warning { message })?;
+            }
+        }
+        Ok(())
     }
-    session.run(&mut observers)
 }
 
 /// Refuses to write into a folder that holds another run, or to lose what it holds.

@@ -1,0 +1,145 @@
+//! What the processes of one run do together: they begin with the same state, stop at the same
+//! step, and make sure now and then that they still hold the same parameters.
+//!
+//! Only rank 0 touches the run's folder. All others get its checkpoint from it, not from a disk, so
+//! that machines need not share one. Whatever rank 0 alone can fail at is agreed on before anyone
+//! goes on.
+
+use super::{Session, SessionState};
+use crate::checkpoint::Snapshot;
+use crate::error::Failure;
+use crate::parallel::{Communicator, agree};
+use crate::spec::Plan;
+use anyhow::{Context, Result, bail};
+
+/// Refuses more processes than there are micro-batches.
+///
+/// # Errors
+/// [`Failure::Usage`] with the remedy.
+pub(super) fn check_world(plan: &Plan, processes: &dyn Communicator) -> Result<()> {
+    let (world, train) = (processes.world(), &plan.train);
+    let micro_batches = train.gradient_accumulation_steps;
+    let check = if world <= micro_batches {
+        Ok(())
+    } else {
+        Err(Failure::Usage(format!(
+            "train.gradient_accumulation_steps: is {micro_batches}, but {world} processes share \
+             the micro-batches of a step; set at least {world}, with a train.batch_size (now {}) \
+             smaller by as much to keep the step's batch, or start at most {micro_batches} \
+             processes",
+            train.batch_size
+        ))
+        .into())
+    };
+    agree(processes, check)?;
+    if micro_batches % world != 0 && processes.is_root() {
+        tracing::warn!(
+            "{micro_batches} micro-batches a step over {world} processes: some of them wait in \
+             every step; a multiple of {world} keeps all of them busy"
+        );
+    }
+    Ok(())
+}
+
+/// The snapshot of rank 0 on all processes.
+///
+/// # Errors
+/// If the connection fails or the snapshot cannot be written as bytes.
+pub(super) fn share_snapshot(
+    processes: &dyn Communicator,
+    own: Option<(Snapshot, SessionState)>,
+) -> Result<Option<(Snapshot, SessionState)>> {
+    if !processes.is_shared() {
+        return Ok(own);
+    }
+    let bytes = || -> Result<Vec<u8>> {
+        let Some((snapshot, state)) = &own else { return Ok(Vec::new()) };
+        Snapshot { state: serde_json::to_value(state)?, ..snapshot.clone() }.to_bytes()
+    };
+    let bytes = agree(processes, bytes())?;
+    let bytes = processes.broadcast_any(0, bytes)?;
+    if processes.is_root() || bytes.is_empty() {
+        return Ok(own);
+    }
+    let mut snapshot = Snapshot::from_bytes(&bytes)?;
+    let state = serde_json::from_value(snapshot.state.take()).context("the snapshot of rank 0")?;
+    Ok(Some((snapshot, state)))
+}
+
+/// Refuses to train where a process has another text or hash than rank 0.
+///
+/// # Errors
+/// [`Failure::Usage`] with both hashes.
+pub(super) fn check_same(processes: &dyn Communicator, what: &str, hash: &str) -> Result<()> {
+    let all = processes.gather(hash.as_bytes())?;
+    let theirs = all.first().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    let theirs = theirs.unwrap_or_default();
+    let check = if theirs == hash {
+        Ok(())
+    } else {
+        Err(Failure::Usage(format!(
+            "{what} of this process ({hash}) is not that of rank 0 ({theirs}); give all machines \
+             the same files, the same binary and processors of one kind"
+        ))
+        .into())
+    };
+    agree(processes, check)
+}
+
+impl Session<'_> {
+    /// Whether this process writes the run's files.
+    pub(super) fn writes(&self) -> bool {
+        self.options.processes.is_root()
+    }
+
+    /// The signal that asked any process to stop; that of the lowest rank, if several were.
+    pub(super) fn signal(&self) -> Result<Option<i32>> {
+        let own = self.options.stop.requested();
+        if !self.options.processes.is_shared() {
+            return Ok(own);
+        }
+        let all = self.options.processes.gather_f64(&[f64::from(own.unwrap_or(0))])?;
+        Ok(all.iter().flatten().map(|signal| *signal as i32).find(|signal| *signal != 0))
+    }
+
+    /// Bytes of gradient sums that all processes sent in a step together; none for one process.
+    pub(super) fn bytes_on_the_wire(&self, own: u64) -> Result<Option<u64>> {
+        if !self.options.processes.is_shared() {
+            return Ok(None);
+        }
+        let all = self.options.processes.gather_f64(&[own as f64])?;
+        Ok(Some(all.iter().flatten().sum::<f64>() as u64))
+    }
+
+    /// Refuses to go on where processes hold other parameters than rank 0.
+    ///
+    /// They compute the same from the same sums, so that this happens only where their machines or
+    /// programs differ.
+    pub(super) fn ensure_same_parameters(&self) -> Result<()> {
+        if !self.options.processes.is_shared() {
+            return Ok(());
+        }
+        let what = format!("the model after step {}", self.state.step);
+        check_same(self.options.processes, &what, &self.trainer.hash_of_parameters()?)
+    }
+
+    /// What rank 0 does while the others wait; its failure is that of all.
+    pub(super) fn by_root<T: Default>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let own = if self.writes() { work(self) } else { Ok(T::default()) };
+        agree(self.options.processes, own)
+    }
+
+    /// Hands a result on, and its error as one that is known to this process alone: nothing the
+    /// others could go on from.
+    pub(super) fn of_this_process<T>(&self, own: Result<T>) -> Result<T> {
+        match own {
+            Err(error) if self.options.processes.is_shared() => {
+                bail!("rank {}: {error:#}", self.options.processes.rank())
+            }
+            own => own,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Steps whose micro-batches are shared out over processes are those of one process, byte for byte,
+//! for every method, with ranks that change.
+
+use super::Trainer;
+use crate::data::TokenShard;
+use crate::parallel::{Alone, Channels, Communicator};
+use crate::spec::{Plan, load_plan};
+use candle_core::Device;
+use std::path::Path;
+use std::sync::Arc;
+
+const VOCABULARY: usize = 50;
+const STEPS: u64 = 9;
+
+/// A method's spec, smaller, with rare events in its first steps and ranks that change where they
+/// can: they grow at step 2 and 6 and are cut at step 4 and 8.
+fn small(spec: &str, portable: bool) -> Plan {
+    let path = format!("{}/configs/methods/{spec}", env!("CARGO_MANIFEST_DIR"));
+    let common = [
+        "model.n_layer=2",
+        "model.n_head=2",
+        "model.n_embd=32",
+        "model.block_size=24",
+        "model.dropout=0.1",
+        "model.bias=true",
+        "train={max_steps: 30, batch_size: 2, gradient_accumulation_steps: 5}",
+        "schedule={constant: {warmup_steps: 0}}",
+        "device=cpu",
+    ];
+    let mut overrides: Vec<String> = common.iter().map(|text| (*text).to_owned()).collect();
+    let method = std::fs::read_to_string(&path).expect("a spec");
+    let more: &[&str] = match spec {
+        "galore.yaml" => &["optimizer.matrices.galore={rank: 8, refresh_every: 3}"],
+        "loro.yaml" => &[
+            "model.weights.factored.rank=6",
+            "optimizer.low_rank.loro.exact_every=4",
+            "optimizer.low_rank.loro.restart_warmup_steps=1",
+        ],
+        _ if method.contains("factored:") => &["model.weights.factored.rank=6"],
+        "dlra-tolerance.yaml" => &[
+            "model.weights={low_rank: {rank: 6}}",
+            "rank={tolerance: {tau: 0.4, min_rank: 2, max_rank: 12, grow_every: 4, settle: 2, grow_by: 4, start: 2, freeze: 20}}",
+        ],
+        _ if method.contains("dlra:") => &[
+            "model.weights={low_rank: {rank: 6}}",
+            "rank={budget: {final_rank: 5, norm: fisher, every: 4, settle: 2, grow_by: 2, start: 2, freeze: 20, max_rank: 10}}",
+        ],
+        _ => &[],
+    };
+    overrides.extend(more.iter().map(|text| (*text).to_owned()));
+    if portable {
+        overrides.extend(["linalg=device".to_owned(), "kernels=portable".to_owned()]);
+    }
+    load_plan(Path::new(&path), &overrides).expect(spec).1
+}
+
+/// Losses, norms, and every number after some steps, and the bytes of sums that were sent.
+fn trained(plan: &Plan, processes: &dyn Communicator) -> (Vec<u64>, Vec<(String, Vec<u32>)>, u64) {
+    let tokens: Vec<u32> =
+        (0..5_000u64).map(|i| ((i * i / 7 + i) % VOCABULARY as u64) as u32).collect();
+    let text = Arc::new(TokenShard::from_tokens(tokens));
+    let trainer = Trainer::fresh(plan, &Device::Cpu, VOCABULARY, text).expect("a trainer");
+    let mut trainer = trainer.shared_over(processes);
+    let (mut figures, mut sent) = (Vec::new(), 0);
+    for step in 1..=STEPS {
+        let timed = trainer.step(step).expect("a step");
+        figures.extend([timed.report.loss.to_bits(), timed.report.gradient_norm.to_bits()]);
+        sent += timed.sums_sent;
+    }
+    let snapshot = trainer.snapshot(STEPS, serde_json::Value::Null).expect("a snapshot");
+    let tensors = snapshot.model.into_iter().chain(snapshot.optimizer);
+    let bits = tensors.map(|(name, tensor)| {
+        let numbers = tensor.to_dtype(candle_core::DType::F32).and_then(|t| t.flatten_all());
+        let numbers = numbers.and_then(|t| t.to_vec1::<f32>()).expect("numbers");
+        (name, numbers.into_iter().map(f32::to_bits).collect())
+    });
+    (figures, bits.collect(), sent)
+}
+
+fn check(spec: &str, portable: bool) {
+    let plan = small(spec, portable);
+    let (figures, tensors, sent) = trained(&plan, &Alone);
+    assert_eq!(sent, 0);
+    for world in [2, 3, 5] {
+        for (rank, shared) in
+            Channels::run(world, |processes| trained(&plan, processes)).into_iter().enumerate()
+        {
+            let place = format!("{spec}, rank {rank} of {world}, portable {portable}");
+            assert_eq!(shared.0, figures, "{place}: losses and norms");
+            for ((name, ours), (_, theirs)) in tensors.iter().zip(&shared.1) {
+                assert!(ours == theirs, "{place}: {name}");
+            }
+            assert_eq!(tensors.len(), shared.1.len());
+            assert!(shared.2 > 0 || world == 5, "{place} has sent nothing");
+        }
+    }
+}
+
+#[test]
+fn any_number_of_processes_gives_the_same_bytes() {
+    let folder = format!("{}/configs/methods", env!("CARGO_MANIFEST_DIR"));
+    let mut specs: Vec<String> = std::fs::read_dir(folder)
+        .expect("configs/methods")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".yaml"))
+        .collect();
+    specs.sort();
+    assert!(specs.len() >= 16);
+    for spec in specs {
+        check(&spec, false);
+    }
+}
+
+#[test]
+fn so_does_the_path_of_a_device() {
+    ["dense-adamw.yaml", "dlra-budget.yaml", "dlra-augmented-bug.yaml"]
+        .into_iter()
+        .for_each(|spec| check(spec, true));
+}
