@@ -185,7 +185,7 @@ fn the_model_section_may_be_left_to_the_source() {
         place.run(&["spec", "check", "spec.yaml"], 0);
         let shorter = ["--set", "model.block_size=8"];
         train(&place, &format!("short-{index}"), "", &[&STILL[..], &shorter].concat(), 0);
-        let longer = [&STILL[..], &["--set", "model.block_size=4096"]].concat();
+        let longer = [&STILL[..], &["--set", "model.block_size=64"]].concat();
         let refused = train(&place, &format!("long-{index}"), "", &longer, 2);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(said.contains("the source has no positions beyond"), "{said}");

@@ -27,7 +27,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value = "1", value_name = "N")]
     num_samples: NonZeroUsize,
     /// Softmax temperature; 0 takes the likeliest token.
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f64,
     /// Take the likeliest token, as with temperature 0.
     #[arg(long)]

@@ -257,7 +257,7 @@ mod tests {
         let config = json!({
             "arch": "llama", "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32,
             "n_inner": 64, "block_size": 6, "vocab_size": 11, "dropout": 0.0, "bias": false,
-            "tie_word_embeddings": tied, "rope_theta": 500.0, "rms_norm_eps": 1e-5, "weights": {}
+            "tie_word_embeddings": tied.then_some(true), "rope_theta": 500.0, "rms_norm_eps": 1e-5, "weights": {}
         });
         let config = serde_json::from_value(config).expect("a configuration");
         let model = build(config).expect("a network");

@@ -156,10 +156,11 @@ impl JsonSchema for AdapterTargets {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let names: Vec<&str> = Target::known().map(Target::name).collect();
-        let ranks = super::model_spec::per_target_schema::<usize>(generator).to_value();
+        let mut ranks = super::model_spec::per_target_schema::<usize>(generator);
+        ranks.insert("description".into(), "Ranks by matrix.".into());
         json_schema!({
             "description": "Adapted matrices, with or without ranks of their own.",
-            "anyOf": [{ "type": "array", "items": { "type": "string", "enum": names } }, ranks]
+            "anyOf": [{ "type": "array", "items": { "type": "string", "enum": names } }, ranks.to_value()]
         })
     }
 }
