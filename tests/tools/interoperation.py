@@ -91,8 +91,11 @@ def exported(place, name, weights, bias, tokenizer, *flags, tolerance=TOLERANCE,
     run(LRPT, "train", "spec.yaml", "--run-dir", name, cwd=place)
     out = place / f"{name}-hf"
     run(LRPT, "export", name, "--to", out, *flags, cwd=place)
-    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-    library = AutoTokenizer.from_pretrained(out)
+    factored = "--factored" in flags
+    model = AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, trust_remote_code=factored
+    ).eval()
+    library = AutoTokenizer.from_pretrained(out, trust_remote_code=factored)
     text = "the rank of a matrix grows\nand its tail is small"
     tokens = library(text)["input_ids"][:24]
     assert library.decode(tokens) == text[: len(library.decode(tokens))], library.decode(tokens)
@@ -266,6 +269,11 @@ def main():
         exported(place, "usv-chars", "{factored: {rank: 8, form: usv}}", True, "chars")
         exported(place, "sharded", "dense", True, "bytes", "--max-shard-size", "0")
         exported(place, "bf16", "dense", True, "bytes", "--dtype", "bf16", tolerance=0.05)
+        mixed = "{low_rank: {rank: 12, targets: {k: dense, down: 5}}}"
+        exported(place, "kept-rank", mixed, True, "bytes", "--factored")
+        exported(
+            place, "llama-kept-rank", mixed, False, "bytes", "--factored", model=LLAMA + GROUPED
+        )
         exported(place, "untied", "dense", True, "chars", model=UNTIED)
         low_rank, tied = "{low_rank: {rank: 16}}", ", tie_word_embeddings: true"
         exported(place, "llama", "dense", False, "bytes", model=LLAMA)
