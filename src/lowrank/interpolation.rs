@@ -10,7 +10,7 @@ use faer::{Mat, MatRef};
 /// cannot go round in circles.
 const LARGEST_COEFFICIENT: f64 = 1.01;
 
-/// W = U S Vᵀ: m × n of rank r as W[p] = [I; C] W[p₁ … p_r] for a permutation p of its rows.
+/// W = U S Vᵀ: m × n of rank r as `W[p] = [I; C] W[p₁ … p_r]` for a permutation p of its rows.
 #[derive(Clone, Debug)]
 pub struct RowInterpolation {
     /// The permutation p: the r rows that are kept, in ascending order, then the others.
