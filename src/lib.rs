@@ -12,11 +12,11 @@
 //!  ├ selftest  does a device compute what the CPU computes, from one operation to a training
 //!  ├ demo      momentum on small matrix problems: on factors and in the tangent space
 //!  └ train     where model, optimizer and data meet: session, step, validation, resume, signals
-//!     ├ hub         models out and in: the folders that `transformers` reads and writes
-//!     ├ account     what a plan costs before it runs: parameters, operations, memory
-//!     ├ model       networks: layers, architectures, forward pass, generation
+//!     ├ hub         models out and in, as `transformers`, PEFT and llama.cpp have them
+//!     ├ account     what a plan costs before it runs: parameters, operations, memory, messages
+//!     ├ model       networks: layers, GPT-2, Llama, adapters, generation with a cache
 //!     ├ optim       how parameters move: rules by group, DLRA, rank policies, schedules, clipping
-//!     ├ data        text -> tokenizer -> shards -> batches, a function of (seed, step, micro-batch)
+//!     ├ data        documents -> tokenizer -> shards as a stream; batches by (seed, step, micro)
 //!     ├ checkpoint  atomic folders of named tensors with a manifest; knows no model
 //!     └ record      what happens, as one `Event`, and its observers: metrics, console, samples
 //!        ├ params   the named parameters in one order: declared, drawn from a seed, read by name
@@ -36,14 +36,14 @@
 //! # Invariants
 //!
 //! 1. A run is a pure function of its plan, its data and the number of threads: 2N steps equal N,
-//!    stop, resume, N, byte for byte.
+//!    stop, resume, N, byte for byte, on one process or several.
 //! 2. A weight is looked up in the [`params::ParamStore`] at every use, so a rank change cannot
 //!    leave an old one behind.
 //! 3. A step that fails (a missing or non-finite gradient, a factorisation that does not converge)
 //!    has changed nothing.
 //! 4. A checkpoint exists whole or not at all, and loading uses every tensor in it or fails.
 //! 5. Observers cannot change training; only `train/tok_per_sec`, `time/*` and `mem/*` in
-//!    metrics.jsonl depend on the clock.
+//!    metrics.jsonl depend on the clock, and `train/wire_bytes` on the number of processes.
 //! 6. Results go to stdout, everything else to stderr.
 //!
 //! # Words

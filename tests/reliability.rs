@@ -333,8 +333,8 @@ fn the_next_start_mends_a_save_that_was_killed() {
     assert_same(&whole, &place.trajectory("run", 12), "mended");
 }
 
-/// A run whose only checkpoint is gone does not begin again without a word, though its metrics alone
-/// could be those of a run killed before its first checkpoint.
+/// A run whose only checkpoint is gone does not begin again without a word, though its metrics
+/// alone could be those of a run killed before its first checkpoint.
 #[test]
 fn a_lost_only_checkpoint_is_refused() {
     let place = Workplace::new();

@@ -97,16 +97,7 @@ pub fn verify(folder: &Path) -> anyhow::Result<Manifest> {
 pub fn load(folder: &Path) -> anyhow::Result<Snapshot> {
     let read = || -> anyhow::Result<Snapshot> {
         let manifest = read_manifest(folder)?;
-        let checked = |name: &str| -> anyhow::Result<Vec<u8>> {
-            let entry = manifest
-                .files
-                .iter()
-                .find(|entry| entry.name == name)
-                .with_context(|| format!("{name} is not listed"))?;
-            let bytes = std::fs::read(folder.join(name)).with_context(|| name.to_string())?;
-            entry.check(&FileEntry::new(name, bytes.len() as u64, blake3::hash(&bytes)))?;
-            Ok(bytes)
-        };
+        let checked = |name: &str| read_checked(folder, &manifest, name);
         let config = serde_json::from_slice(&checked(CONFIG)?).context(CONFIG)?;
         let StateFile { step, state } = serde_json::from_slice(&checked(STATE)?).context(STATE)?;
         ensure!(
@@ -119,6 +110,30 @@ pub fn load(folder: &Path) -> anyhow::Result<Snapshot> {
         Ok(Snapshot { step, config, model, optimizer, state })
     };
     read().with_context(|| damaged(folder))
+}
+
+/// Reads what is needed to rebuild a checkpoint's model, its `config.json`, and no tensor.
+///
+/// # Errors
+/// When the manifest or that file is damaged.
+pub fn load_config(folder: &Path) -> anyhow::Result<serde_json::Value> {
+    let read = || -> anyhow::Result<serde_json::Value> {
+        let bytes = read_checked(folder, &read_manifest(folder)?, CONFIG)?;
+        serde_json::from_slice(&bytes).context(CONFIG)
+    };
+    read().with_context(|| damaged(folder))
+}
+
+/// A file of a checkpoint, every byte of it checked against the manifest.
+fn read_checked(folder: &Path, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<u8>> {
+    let entry = manifest
+        .files
+        .iter()
+        .find(|entry| entry.name == name)
+        .with_context(|| format!("{name} is not listed"))?;
+    let bytes = std::fs::read(folder.join(name)).with_context(|| name.to_string())?;
+    entry.check(&FileEntry::new(name, bytes.len() as u64, blake3::hash(&bytes)))?;
+    Ok(bytes)
 }
 
 /// The manifest of a folder; its step must agree with the folder's name where that is a step's,

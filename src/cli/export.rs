@@ -19,8 +19,8 @@ pub struct ExportArgs {
     /// `PeftModel.from_pretrained`; it must not exist.
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
-    /// Merge the adapters of a fine-tuned run into the matrices that they adapt, and write the whole
-    /// model. Without it such a run is written as an adapter for PEFT.
+    /// Merge the adapters of a fine-tuned run into the matrices that they adapt, and write the
+    /// whole model. Without it such a run is written as an adapter for PEFT.
     #[arg(long)]
     merge: bool,
     /// Keep low-rank weights: r rows of each matrix and how the others follow from them,

@@ -1,9 +1,12 @@
 //! The low rank kept: weights by some of their own rows, r (m + n − r) numbers each, with the code
 //! that lets `transformers` load them (`trust_remote_code`).
 
-use super::weights::{Module, Named};
+use super::format::Format;
+use super::weights::Named;
 use crate::lowrank::RowInterpolation;
-use anyhow::{Context, Result, bail, ensure};
+use crate::model::ModelConfig;
+use crate::params::ParamStore;
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -22,14 +25,16 @@ const LAYERS: &str = "lrpt_layers";
 /// # Errors
 /// If a weight has a number that is not finite.
 pub(super) fn with_factors(
+    format: &dyn Format,
+    model: &ModelConfig,
+    params: &ParamStore,
     config: &mut Value,
     dense: Vec<(String, Tensor)>,
-    modules: &[Module],
-    named: &Named,
 ) -> Result<Vec<(String, Tensor)>> {
+    let named = &Named::new(params);
     let mut dense: BTreeMap<String, Tensor> = dense.into_iter().collect();
     let (mut described, mut out) = (serde_json::Map::new(), Vec::new());
-    for layer in modules {
+    for layer in format.modules(model) {
         if !layer.sites.iter().any(|site| named.point(site).is_some()) {
             continue;
         }
@@ -55,18 +60,14 @@ pub(super) fn with_factors(
         !described.is_empty(),
         "no weight of the model is a low-rank W = U S Vᵀ; leave --factored out"
     );
-    let kind = config["model_type"].as_str().unwrap_or_default().to_owned();
-    let (class, model) = match kind.as_str() {
-        "gpt2" => ("LrptGPT2Config", "LrptGPT2LMHeadModel"),
-        "llama" => ("LrptLlamaConfig", "LrptLlamaForCausalLM"),
-        other => bail!("there is no code for low-rank weights of `{other}`"),
-    };
+    let kind = model.arch.name();
+    let [settings, network] = format.factored_classes();
     config[LAYERS] = Value::Object(described);
     config["model_type"] = json!(format!("{PREFIX}{kind}"));
-    config["architectures"] = json!([model]);
+    config["architectures"] = json!([network]);
     config["auto_map"] = json!({
-        "AutoConfig": format!("modeling_lrpt.{class}"),
-        "AutoModelForCausalLM": format!("modeling_lrpt.{model}"),
+        "AutoConfig": format!("modeling_lrpt.{settings}"),
+        "AutoModelForCausalLM": format!("modeling_lrpt.{network}"),
     });
     Ok(dense.into_iter().chain(out).collect())
 }

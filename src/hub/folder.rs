@@ -1,14 +1,15 @@
-//! A folder as `AutoModelForCausalLM.from_pretrained` takes it: config.json, generation_config.json,
-//! the weights in one safetensors file or in many with an index, and the tokenizer.
+//! A folder as `AutoModelForCausalLM.from_pretrained` takes it: config.json,
+//! generation_config.json, the weights in one safetensors file or in many with an index, and the
+//! tokenizer.
 
-use super::weights::{Named, modules};
-use super::{factored, gpt2, llama};
+use super::factored;
+use super::format::{Format, format_of};
 use crate::data::Tokenizer;
 use crate::fs::write_directory_atomic;
 use crate::model::{ModelConfig, Network, merged};
 use crate::params::ParamStore;
 use crate::spec::Architecture;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
@@ -68,19 +69,11 @@ pub fn export(
     };
     let end_of_text = tokenizer.end_of_text();
     let (dense, params) = merged(model.config(), params.clone())?;
-    let (mut config, mut tensors) = match dense.arch {
-        Architecture::Gpt2 => {
-            let config = gpt2::config(&dense, end_of_text, dtype);
-            (config, gpt2::tensors(&dense, &params)?)
-        }
-        Architecture::Llama => {
-            let config = llama::config(&dense, end_of_text, dtype);
-            (config, llama::tensors(&dense, &params)?)
-        }
-    };
+    let format = format_of(dense.arch);
+    let mut config = format.config(&dense, end_of_text, dtype);
+    let mut tensors = format.tensors(&dense, &params)?;
     if options.factored {
-        let named = Named::new(&params);
-        tensors = factored::with_factors(&mut config, tensors, &modules(&dense), &named)?;
+        tensors = factored::with_factors(format, &dense, &params, &mut config, tensors)?;
     }
     let tensors: Vec<(String, Tensor)> = tensors
         .into_iter()
@@ -132,25 +125,17 @@ pub fn export(
 /// If the architecture or a setting has no counterpart here, or a tensor is missing, has another
 /// shape, or is left over; all by name.
 pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
-    let model = import_config(folder)?;
-    let mut tensors = read_weights(folder)?;
-    let read = || -> Result<Vec<(String, Tensor)>> {
-        let config = read_json(&folder.join("config.json"))?;
+    let config = read_json(&folder.join("config.json"))?;
+    let read = || -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
+        let (format, model) = model_of(&config)?;
+        let mut tensors = read_weights(folder)?;
         if model_type(&config).starts_with(factored::PREFIX) {
-            let transposed = model.arch == Architecture::Gpt2;
-            tensors = factored::without_factors(&config, tensors, transposed)?;
+            tensors = factored::without_factors(&config, tensors, format.is_transposed())?;
         }
-        match model.arch {
-            Architecture::Gpt2 => gpt2::read_tensors(&model, tensors),
-            Architecture::Llama => llama::read_tensors(&model, tensors),
-        }
+        let tensors = format.read_tensors(&model, tensors)?;
+        Ok((model, tensors))
     };
-    let tensors = read().with_context(|| format!("{} cannot be imported", folder.display()))?;
-    Ok((model, tensors))
-}
-
-fn model_type(config: &Value) -> &str {
-    config.get("model_type").and_then(Value::as_str).unwrap_or("none")
+    read().with_context(|| format!("{} cannot be imported", folder.display()))
 }
 
 /// The configuration of a folder of `transformers`; no tensor is read.
@@ -158,24 +143,30 @@ fn model_type(config: &Value) -> &str {
 /// # Errors
 /// As for [`import`], as far as settings go.
 pub fn import_config(folder: &Path) -> Result<ModelConfig> {
-    let config = read_json(&folder.join("config.json"))?;
-    let kind = model_type(&config);
-    let model = match kind.strip_prefix(factored::PREFIX).unwrap_or(kind) {
-        "gpt2" => gpt2::read_config(&config),
-        "llama" => llama::read_config(&config),
-        other => {
-            let message = "lrpt imports gpt2 and llama";
-            Err(anyhow::anyhow!("config.json: `model_type` is {other}; {message}"))
-        }
-    };
-    model.with_context(|| format!("{} cannot be imported", folder.display()))
+    let model = model_of(&read_json(&folder.join("config.json"))?);
+    let (_, model) = model.with_context(|| format!("{} cannot be imported", folder.display()))?;
+    Ok(model)
+}
+
+fn model_of(config: &Value) -> Result<(&'static dyn Format, ModelConfig)> {
+    let kind = model_type(config);
+    let name = kind.strip_prefix(factored::PREFIX).unwrap_or(kind);
+    let arch: Architecture = serde_json::from_value(json!(name))
+        .map_err(|error| anyhow!("config.json: `model_type` is {kind}: {error}"))?;
+    let format = format_of(arch);
+    Ok((format, format.read_config(config)?))
+}
+
+fn model_type(config: &Value) -> &str {
+    config.get("model_type").and_then(Value::as_str).unwrap_or("none")
 }
 
 fn bytes_of(shard: &[(String, Tensor)]) -> usize {
     shard.iter().map(|(_, tensor)| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
 }
 
-/// Tensors in their order, in files of at most so many bytes; a larger tensor has a file of its own.
+/// Tensors in their order, in files of at most so many bytes; a larger tensor has a file of its
+/// own.
 fn shards(tensors: Vec<(String, Tensor)>, most: usize) -> Vec<Vec<(String, Tensor)>> {
     let mut shards: Vec<Vec<(String, Tensor)>> = vec![Vec::new()];
     for named in tensors {

@@ -1,6 +1,7 @@
 //! Llama models as llama.cpp stores them: one file of settings and of tensors, quantised or not.
 
-use super::llama;
+use super::format::Format;
+use super::llama::Llama;
 use crate::model::ModelConfig;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::{Content, Value as Entry};
@@ -38,7 +39,7 @@ pub fn import(path: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
             let tensor = quantised.dequantize(&Device::Cpu)?;
             tensors.push(translated(&model, name, tensor)?);
         }
-        let tensors = llama::read_tensors(&model, tensors)?;
+        let tensors = Llama.read_tensors(&model, tensors)?;
         Ok((model, tensors))
     };
     read().with_context(|| format!("{} cannot be imported", path.display()))
@@ -117,7 +118,7 @@ fn config(content: &Content) -> Result<ModelConfig> {
         "mlp_bias": has("blk.0.ffn_up.bias"),
         "tie_word_embeddings": !has("output.weight"),
     });
-    llama::read_config(&written)
+    Llama.read_config(&written)
 }
 
 fn whole(entry: &Entry) -> Option<u64> {
@@ -216,7 +217,7 @@ mod tests {
             ("llama.rope.freq_base", Entry::F32(500.0)),
         ];
         let mut tensors = Vec::new();
-        for (name, tensor) in llama::tensors(config, params).expect("tensors") {
+        for (name, tensor) in Llama.tensors(config, params).expect("tensors") {
             let name = match name.as_str() {
                 "model.embed_tokens.weight" => "token_embd.weight".to_owned(),
                 "model.norm.weight" => "output_norm.weight".to_owned(),

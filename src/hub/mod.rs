@@ -4,6 +4,7 @@
 //! ```text
 //! weights   a weight matrix as one dense tensor, whatever its form here
 //! peft      adapters, as PEFT has them
+//! format    what an architecture says of its form there; one file each:
 //! gpt2      names and layouts of GPT-2: fused attention, transposed matrices
 //! llama     names and settings of Llama
 //! settings  reading a config.json, refusing what does not fit
@@ -14,6 +15,7 @@
 
 mod factored;
 mod folder;
+mod format;
 mod gguf;
 mod gpt2;
 mod llama;

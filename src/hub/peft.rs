@@ -2,7 +2,7 @@
 //! the modules of a model of `transformers`.
 
 use super::folder::{file_tensors, read_json, write, write_json};
-use super::weights::modules;
+use super::format::format_of;
 use super::{Exported, import};
 use crate::fs::write_directory_atomic;
 use crate::lowrank::Spectrum;
@@ -66,7 +66,7 @@ pub fn export_peft(
         params.iter().map(|(_, p)| (p.name.as_str(), &p.weight)).collect();
     let mut tensors = BTreeMap::new();
     let mut ranks: Vec<(String, usize)> = Vec::new();
-    for module in modules(config) {
+    for module in format_of(config.arch).modules(config) {
         let parts = module
             .sites
             .iter()
@@ -192,7 +192,7 @@ pub fn import_peft(
         let scale = Scale::read(&settings)?;
         let mut places: HashMap<String, usize> =
             tensors.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
-        for module in modules(&config) {
+        for module in format_of(config.arch).modules(&config) {
             let name = |leaf: &str| format!("{PREFIX}.{}.{leaf}.weight", module.name);
             if !reader.contains(&name("lora_A")) {
                 continue;

@@ -1,10 +1,8 @@
 //! A weight matrix as one dense tensor, whatever its form here.
 
-use super::{gpt2, llama};
 use crate::lowrank::LowRank;
 use crate::model::ModelConfig;
 use crate::params::{ParamStore, Parameter, Weight};
-use crate::spec::Architecture;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
@@ -56,14 +54,6 @@ pub(super) fn imported_head(
 pub(super) struct Module {
     pub name: String,
     pub sites: Vec<String>,
-}
-
-/// The layers with matrices, block by block.
-pub(super) fn modules(model: &ModelConfig) -> Vec<Module> {
-    match model.arch {
-        Architecture::Gpt2 => gpt2::modules(model),
-        Architecture::Llama => llama::modules(model),
-    }
 }
 
 /// Parameters by name, on the host.

@@ -136,7 +136,7 @@ mod tests {
         LowRank::from_dense(&w, rank).expect("a point")
     }
 
-    /// The same matrix from r (m + n − r) numbers, none of which is larger than a row's own by much.
+    /// The same matrix from r (m + n − r) numbers, no coefficient much larger than 1.
     #[test]
     fn rows_and_coefficients_give_the_matrix_back() -> Result<()> {
         for (draw, (rows, columns, rank)) in

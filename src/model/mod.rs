@@ -19,4 +19,4 @@ pub use generate::{Request, Sampling, generate};
 pub use layers::{Head, Pass};
 pub use merge::merged;
 pub use network::{DropoutKey, Network, Site, Structure, build};
-pub use restore::restore;
+pub use restore::{read_config, restore};

@@ -1,17 +1,16 @@
 //! The first weights of a run: from the seed, or from another model.
 
-use super::run_folder::LoadedRun;
+use super::source;
 use crate::error::Failure;
-use crate::hub::{self, Named};
+use crate::hub::Named;
 use crate::lowrank::LowRank;
-use crate::model::{ModelConfig, Network, build, merged};
-use crate::params::{Declared, Factor, Initial, ParamStore, Parameter, TensorReader, Weight};
+use crate::model::{ModelConfig, Network};
+use crate::params::{Declared, Factor, Initial, ParamStore, Parameter, Weight};
 use crate::spec::{InitSpec, Plan};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
-use std::path::Path;
 
 /// Where a run's first weights came from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,34 +35,12 @@ pub fn initial_parameters(
     model: &dyn Network,
     device: &Device,
 ) -> Result<(ParamStore, Option<InitReport>)> {
-    let Some(source) = &plan.init else {
+    let Some(init) = &plan.init else {
         return Ok((model.initialize(plan.seed, DType::F32, device)?, None));
     };
-    let path = Path::new(source.path());
-    let read = || -> Result<(ModelConfig, ParamStore)> {
-        match source {
-            InitSpec::Run(_) => {
-                let run = LoadedRun::open(path, &Device::Cpu)?;
-                merged(run.model.config(), run.params)
-            }
-            InitSpec::Hf(_) | InitSpec::Gguf(_) | InitSpec::Peft(_) => {
-                let (config, tensors) = match source {
-                    InitSpec::Gguf(_) => hub::import_gguf(path)?,
-                    InitSpec::Peft(peft) => {
-                        hub::import_peft(path, peft.base.as_deref().map(Path::new))?
-                    }
-                    _ => hub::import(path)?,
-                };
-                let imported = build(config.clone())?;
-                let reader = TensorReader::new("the imported model", tensors);
-                let params =
-                    ParamStore::load(imported.declared(), reader, DType::F32, &Device::Cpu)?;
-                Ok((config, params))
-            }
-        }
-    };
-    let (config, params) = read().with_context(|| format!("init: {}", path.display()))?;
-    check_shape(model.config(), &config).with_context(|| format!("init: {}", path.display()))?;
+    let place_of = || format!("init: {}", init.path());
+    let (config, params) = source::read(init).with_context(place_of)?;
+    check_shape(model.config(), &config).with_context(place_of)?;
     let named = Named::new(&params);
     let placed = |declared: &Declared| match declared.initial.is_adapter() {
         true => {
@@ -77,7 +54,7 @@ pub fn initial_parameters(
         .filter_map(|placed| placed.energies)
         .fold((0.0, 0.0), |(kept, whole), (k, w)| (kept + k, whole + w));
     let report = InitReport {
-        source: source.clone(),
+        source: init.clone(),
         hash: hash(&params)?,
         truncated: placed.iter().filter(|placed| placed.energies.is_some()).count(),
         discarded_energy: if whole > 0.0 { (1.0 - kept / whole).max(0.0) } else { 0.0 },

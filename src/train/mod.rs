@@ -16,6 +16,7 @@ mod session;
 mod settings;
 #[cfg(test)]
 mod shared_steps;
+mod source;
 mod stop;
 mod trainer;
 

@@ -8,7 +8,7 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::data::{DatasetSummary, Tokenizer};
 use crate::error::Failure;
 use crate::fs::write_atomic;
-use crate::model::{Network, restore};
+use crate::model::{ModelConfig, Network, read_config, restore};
 use crate::params::ParamStore;
 use crate::spec::{Plan, to_yaml};
 use anyhow::{Context, Result};
@@ -176,27 +176,9 @@ impl LoadedRun {
     /// # Errors
     /// If the path is neither, or the checkpoint is damaged.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
-        let is_checkpoint = path.join("manifest.json").exists();
-        let (checkpoint, root) = if is_checkpoint {
-            // `runs/x/checkpoints/step-..` or `runs/x/checkpoints/best`: the run is two folders up.
-            let checkpoint = path.canonicalize()?;
-            let root = checkpoint.ancestors().nth(2).unwrap_or(&checkpoint).to_path_buf();
-            (checkpoint, root)
-        } else {
-            let folder = RunFolder::new(path);
-            folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
-            let checkpoints = Checkpoints::open(path);
-            let best =
-                checkpoints.best().map(|step| checkpoints.path(step)).filter(|path| path.exists());
-            let best = best.or(checkpoints.list()?.pop().map(|newest| newest.path));
-            let chosen = best.ok_or_else(|| {
-                Failure::Usage(format!("{} has no checkpoint yet", path.display()))
-            })?;
-            (chosen, path.to_path_buf())
-        };
+        let (checkpoint, folder) = chosen_checkpoint(path)?;
         let snapshot = checkpoint::load(&checkpoint)?;
         let (mut model, params) = restore(&snapshot.config, snapshot.model, DType::F32, device)?;
-        let folder = RunFolder::new(root);
         // It answers in the number types it was trained in; a checkpoint taken out of its run has
         // no plan, and answers in f32.
         if let Ok(plan) = folder.plan() {
@@ -204,4 +186,36 @@ impl LoadedRun {
         }
         Ok(Self { model, params, step: snapshot.step, folder })
     }
+
+    /// The configuration of what [`LoadedRun::open`] opens, and its run's folder; no tensor is
+    /// read.
+    ///
+    /// # Errors
+    /// As for [`LoadedRun::open`].
+    pub fn config(path: &Path) -> Result<(ModelConfig, RunFolder)> {
+        let (checkpoint, folder) = chosen_checkpoint(path)?;
+        Ok((read_config(&checkpoint::load_config(&checkpoint)?)?, folder))
+    }
+}
+
+/// The checkpoint that a run's or a checkpoint's folder stands for, and the run's folder.
+fn chosen_checkpoint(path: &Path) -> Result<(PathBuf, RunFolder)> {
+    let is_checkpoint = path.join("manifest.json").exists();
+    let (checkpoint, root) = if is_checkpoint {
+        // `runs/x/checkpoints/step-..` or `runs/x/checkpoints/best`: the run is two folders up.
+        let checkpoint = path.canonicalize()?;
+        let root = checkpoint.ancestors().nth(2).unwrap_or(&checkpoint).to_path_buf();
+        (checkpoint, root)
+    } else {
+        let folder = RunFolder::new(path);
+        folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
+        let checkpoints = Checkpoints::open(path);
+        let best =
+            checkpoints.best().map(|step| checkpoints.path(step)).filter(|path| path.exists());
+        let best = best.or(checkpoints.list()?.pop().map(|newest| newest.path));
+        let chosen = best
+            .ok_or_else(|| Failure::Usage(format!("{} has no checkpoint yet", path.display())))?;
+        (chosen, path.to_path_buf())
+    };
+    Ok((checkpoint, RunFolder::new(root)))
 }

@@ -50,8 +50,8 @@ pub struct TimedStep {
 }
 
 impl<'a> Trainer<'a> {
-    /// Parameters as initialised from the plan's seed or source, for a vocabulary of this size; `text` is
-    /// what is trained on.
+    /// Parameters as initialised from the plan's seed or source, for a vocabulary of this size;
+    /// `text` is what is trained on.
     ///
     /// # Errors
     /// If the text is shorter than one sequence, or a tensor cannot be made.

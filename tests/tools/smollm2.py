@@ -58,9 +58,6 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     model = fetch(folder)
-    if sys.argv[2:] == ["--fetch-only"]:
-        print(model)
-        return
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
