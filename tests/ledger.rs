@@ -1,34 +1,16 @@
 //! The account of memory beside what a training really takes, measured at the allocator.
 
+#[path = "support/allocator.rs"]
+mod allocator;
+
+use allocator::peak;
 use candle_core::Device;
 use lrpt::account::Ledger;
 use lrpt::data::TokenShard;
 use lrpt::spec;
 use lrpt::train::Trainer;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-/// The system's allocator with a count of live bytes and its peak.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const VOCABULARY: usize = 65;
 const THREADS: usize = 2;
@@ -64,14 +46,13 @@ fn measured_and_expected(method: &str, overrides: &[&str]) -> (usize, u64) {
         spec::load_plan(Path::new(&path), &overrides).unwrap_or_else(|error| panic!("{error:#}"));
     let tokens = (0..40_000u64).map(|i| ((i * i / 7 + i) % VOCABULARY as u64) as u32).collect();
     let text = Arc::new(TokenShard::from_tokens(tokens));
-    let before = LIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let mut trainer =
-        Trainer::fresh(&plan, &Device::Cpu, VOCABULARY, text).expect("a trainer of the plan");
-    for step in 1..=2 {
-        trainer.step(step).expect("a step on finite numbers");
-    }
-    let measured = PEAK.load(Relaxed) - before;
+    let (measured, ()) = peak(|| {
+        let mut trainer =
+            Trainer::fresh(&plan, &Device::Cpu, VOCABULARY, text).expect("a trainer of the plan");
+        for step in 1..=2 {
+            trainer.step(step).expect("a step on finite numbers");
+        }
+    });
     (measured, Ledger::new(&plan, VOCABULARY, THREADS).memory.peak())
 }
 

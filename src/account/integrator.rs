@@ -48,9 +48,9 @@ pub(super) fn coefficient_flops(dlra: &DlraSpec, rows: u64, columns: u64, rank: 
 /// has at that step.
 ///
 /// An augmentation has no polar factor and no retraction: projection and new directions as ever,
-/// the rotations into bases of k ≤ 2r columns, 2 (m + n) r k, then the moments into them. A coefficient step has neither new directions nor
-/// transport, and its core is r × r. A truncation adds the SVD, 21 r³, the new bases and the
-/// transport to half the rank.
+/// the rotations into bases of k ≤ 2r columns, 2 (m + n) r k, then the moments into them. A
+/// coefficient step has neither new directions nor transport, and its core is r × r. A truncation
+/// adds the SVD, 21 r³, the new bases and the transport to half the rank.
 pub(super) fn cycle_flops(
     dlra: &DlraSpec,
     rows: u64,

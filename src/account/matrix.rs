@@ -48,8 +48,9 @@ impl Matrix {
         }
     }
 
-    /// Dimension of the set of matrices that the form can be: r (m + n − r) for every low-rank form,
-    /// whose factors store more numbers than they have degrees of freedom, and m n for a full one.
+    /// Dimension of the set of matrices that the form can be: r (m + n − r) for every low-rank
+    /// form, whose factors store more numbers than they have degrees of freedom, and m n for a full
+    /// one.
     pub fn manifold_dimension(&self) -> u64 {
         match self.form {
             WeightForm::Dense | WeightForm::Adapter { .. } => self.rows * self.columns,

@@ -2,7 +2,7 @@
 
 use super::matrix::Matrix;
 use super::parameters::ParameterLedger;
-use crate::spec::{Architecture, ComputeType, DeviceSpec, Integrator, LinalgSpec, ModelPlan, Plan};
+use crate::spec::{ComputeType, DeviceSpec, Integrator, LinalgSpec, ModelPlan, Plan};
 
 /// Bytes of a number in f32.
 const BYTES_PER_VALUE: u64 = 4;
@@ -40,8 +40,8 @@ pub struct MemoryLedger {
     /// The head's gradient by its weight before it joins the embedding's: V C.
     pub head_gradient: u64,
     /// What the backward pass holds beside that at its widest, or the head at its: gradients of the
-    /// residual stream and of the MLP's output, 2 C per token, and of both sides of GELU, 2 I, or of
-    /// the three of SwiGLU, 3 I; or a chunk of logits, [`LOGITS_PER_CHUNK`].
+    /// residual stream and of the MLP's output, 2 C per token, and of both sides of GELU, 2 I, or
+    /// of the three of SwiGLU, 3 I; or a chunk of logits, [`LOGITS_PER_CHUNK`].
     pub backward: u64,
     /// What the low-rank step holds: for every matrix, beside the old ones, the tangent gradient,
     /// the new weight and the new moments; and per matrix in hand the direction and the new basis
@@ -181,14 +181,9 @@ fn on_device(plan: &Plan) -> bool {
     }
 }
 
-/// Numbers per token between the matrices of an MLP: before and after GELU; under SwiGLU the gate,
-/// what it gates, and both together.
+/// Numbers per token between the matrices of an MLP.
 fn mlp_values(model: &ModelPlan) -> u64 {
-    let stages = match model.arch {
-        Architecture::Gpt2 => 2,
-        Architecture::Llama => 3,
-    };
-    stages * model.inner_width() as u64
+    model.arch.mlp_stages() * model.inner_width() as u64
 }
 
 /// Numbers kept per token for the backward pass: always in f32, and in the type of the products.

@@ -23,7 +23,8 @@ pub struct FlopLedger {
     /// Forward and backward: three times the forward, except that the r × r product of a low-rank
     /// matrix has no gradient product of its own (the S-gradient comes from the K-gradient), so
     /// that it counts twice, and that a frozen matrix or head has none, and passes none on where
-    /// nothing is trained below it. The recomputation of attention scores in the backward is not counted.
+    /// nothing is trained below it. The recomputation of attention scores in the backward is not
+    /// counted.
     pub training_per_token: u64,
     /// Forward and backward of the further evaluations of an `augmented_bug` step, with every
     /// low-rank matrix in its augmented bases.

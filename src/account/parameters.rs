@@ -1,7 +1,7 @@
 //! Numbers by group.
 
 use super::matrix::Matrix;
-use crate::spec::{Architecture, ModelPlan, Target, WeightForm};
+use crate::spec::{ModelPlan, Target, WeightForm};
 
 /// Parameters by group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +27,7 @@ impl ParameterLedger {
     pub(super) fn new(model: &ModelPlan, vocabulary: u64) -> Self {
         let (layers, width) = (model.n_layer as u64, model.n_embd as u64);
         let norms = (2 * layers + 1) * width;
-        let norm_biases = match model.arch {
-            Architecture::Gpt2 => norms,
-            Architecture::Llama => 0,
-        };
+        let norm_biases = if model.arch.norms_have_biases() { norms } else { 0 };
         let linear_biases: u64 =
             model.arch.targets().iter().map(|target| model.shape(*target).0 as u64).sum();
         ParameterLedger {

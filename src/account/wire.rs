@@ -10,8 +10,8 @@ const BYTES: u64 = 4;
 /// Gradient sums on the wire.
 ///
 /// A low-rank matrix has its K- and its L-gradient there, (m + n) r numbers in place of m n; all
-/// else that is trained has as many numbers as it stores. A sum goes from each micro-batch to the next, M − 1
-/// times, and from the last to all P processes, P − 1 times.
+/// else that is trained has as many numbers as it stores. A sum goes from each micro-batch to the
+/// next, M − 1 times, and from the last to all P processes, P − 1 times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireLedger {
     /// Numbers of all sums of a step's evaluations: in the plan's ranks for the first, in

@@ -100,8 +100,8 @@ impl HuggingFace {
         Ok(tokens.concat())
     }
 
-    /// The last place of a text, at or after `from`, on whose sides the tokens are the same with and
-    /// without the other; none where there may be no such place.
+    /// The last place of a text, at or after `from`, on whose sides the tokens are the same with
+    /// and without the other; none where there may be no such place.
     pub(super) fn cut(&self, text: &str, from: usize) -> Option<usize> {
         if self.encodes_in_pieces { last_cut(text, from) } else { None }
     }

@@ -106,8 +106,8 @@ impl Tokenizer {
     /// The tokenizer of a file the user named at `data.tokenizer.file`.
     ///
     /// # Errors
-    /// When the file cannot be read, or is neither a `tokenizer.json` nor a GGUF file; a SentencePiece model and compressed
-    /// files are named as what they are.
+    /// When the file cannot be read, or is neither a `tokenizer.json` nor a GGUF file; a
+    /// SentencePiece model and compressed files are named as what they are.
     pub fn from_file(path: &Path) -> anyhow::Result<Self> {
         let place = || format!("data.tokenizer.file: {}", path.display());
         if gguf_tokenizer::is_gguf(path) {

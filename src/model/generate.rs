@@ -74,7 +74,8 @@ pub struct Request<'a> {
 /// A sample does not depend on how many others there are, up to rounding.
 ///
 /// # Errors
-/// If the prompt is empty, there is no sample, `slide` is none that is possible, or the logits are not finite.
+/// If the prompt is empty, there is no sample, `slide` is none that is possible, or the logits are
+/// not finite.
 pub fn generate(
     model: &dyn Network,
     params: &ParamStore,

@@ -4,12 +4,13 @@
 //! weight is m × n (outputs × inputs): y = x Wᵀ.
 
 use super::cache::KeyValueCache;
+use super::config::ModelConfig;
 use super::network::{DropoutKey, Site};
 use crate::lowrank::LowRank;
 use crate::ops::{self, AttentionHeads, Dropout, Tape, Value};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
-use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, WeightForm};
+use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, Target, WeightForm};
 use candle_core::{Result, Tensor, bail};
 
 /// Standard deviation of initial weights (Radford et al. 2019).
@@ -118,11 +119,11 @@ impl RmsNorm {
 
 /// First numbers of a weight.
 #[derive(Clone, Copy, Debug)]
-pub struct First {
+struct First {
     /// σ: standard deviation of the entries of a dense matrix, whose norm the other forms have.
-    pub standard_deviation: f64,
+    standard_deviation: f64,
     /// Singular values where it is low-rank.
-    pub spectrum: InitialSpectrum,
+    spectrum: InitialSpectrum,
 }
 
 /// y = x Wᵀ + b with W in one of its forms.
@@ -147,8 +148,31 @@ enum LinearWeight {
 }
 
 impl Linear {
+    /// The layer of a block's matrix of this kind, as the configuration has it.
+    ///
+    /// Entries start at a standard deviation of [`INIT_STANDARD_DEVIATION`]; those of the matrices
+    /// that write to the residual stream, 2 in a block, add up and are divided by √(2 n_layer), or
+    /// are zero where the configuration says so.
+    pub fn of_block(
+        declarations: &mut Declarations,
+        config: &ModelConfig,
+        name: String,
+        layer: usize,
+        kind: Target,
+    ) -> Self {
+        let (rows, columns) = config.shape(kind);
+        let site = Site { name, layer, kind, rows, columns };
+        let standard_deviation = match matches!(kind, Target::O | Target::DOWN) {
+            true if config.zero_outputs => 0.0,
+            true => INIT_STANDARD_DEVIATION / (2.0 * config.n_layer as f64).sqrt(),
+            false => INIT_STANDARD_DEVIATION,
+        };
+        let first = First { standard_deviation, spectrum: config.spectrum };
+        Self::declare(declarations, site, config.form(kind), config.bias, first)
+    }
+
     /// The layer of this site, its weight in this form and with these numbers at first.
-    pub fn declare(
+    fn declare(
         declarations: &mut Declarations,
         site: Site,
         form: WeightForm,

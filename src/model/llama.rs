@@ -4,8 +4,8 @@
 //! Shapes: B sequences, T tokens, C = `n_embd`, V vocabulary.
 
 use super::config::ModelConfig;
-use super::layers::{Declarations, First, Head, INIT_STANDARD_DEVIATION, Linear, Pass, RmsNorm};
-use super::network::{Network, Site, Structure};
+use super::layers::{Declarations, Head, Linear, Pass, RmsNorm};
+use super::network::{Network, Structure};
 use crate::ops::{self, AttentionHeads, Compute, Rotation, Value};
 use crate::params::ParamId;
 use crate::spec::Target;
@@ -112,17 +112,7 @@ impl Block {
     fn declare(config: &ModelConfig, layer: usize, declarations: &mut Declarations) -> Self {
         let prefix = format!("model.layers.{layer}");
         let linear = |name: &str, kind, declarations: &mut Declarations| {
-            let (rows, columns) = config.shape(kind);
-            let site = Site { name: format!("{prefix}.{name}"), layer, kind, rows, columns };
-            // Those that write to the residual stream, 2 in a block, add up.
-            let writes = matches!(kind, Target::O | Target::DOWN);
-            let standard_deviation = match writes {
-                true if config.zero_outputs => 0.0,
-                true => INIT_STANDARD_DEVIATION / (2.0 * config.n_layer as f64).sqrt(),
-                false => INIT_STANDARD_DEVIATION,
-            };
-            let first = First { standard_deviation, spectrum: config.spectrum };
-            Linear::declare(declarations, site, config.form(kind), config.bias, first)
+            Linear::of_block(declarations, config, format!("{prefix}.{name}"), layer, kind)
         };
         Self {
             norm_1: norm(config, &format!("{prefix}.input_layernorm"), declarations),

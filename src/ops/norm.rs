@@ -1,6 +1,6 @@
-//! Norms over the last dimension C: layer normalisation (Ba, Kiros & Hinton 2016), y = w ∘
-//! (x − μ)/√(σ² + ε) + b, and by the root mean square (Zhang & Sennrich 2019), y = w ∘ x/√(mean x² +
-//! ε), which is the same without the mean.
+//! Norms over the last dimension C: layer normalisation (Ba, Kiros & Hinton 2016), y = w ∘ (x −
+//! μ)/√(σ² + ε) + b, and by the root mean square (Zhang & Sennrich 2019), y = w ∘ x/√(mean x² + ε),
+//! which is the same without the mean.
 
 use super::compute::widened;
 use super::linear::sum_rows;
@@ -31,7 +31,8 @@ pub fn layer_norm(
 /// Norm of x (…, C) by its root mean square, with a weight of C and in its type; the result is in
 /// the type of the products.
 ///
-/// With x̂ = x/√(mean x² + ε) and g = w ∘ δ: dx = (g − x̂ mean(g ∘ x̂))/√(mean x² + ε), dw = Σ δ ∘ x̂.
+/// With x̂ = x/√(mean x² + ε) and g = w ∘ δ: dx = (g − x̂ mean(g ∘ x̂))/√(mean x² + ε), dw = Σ δ ∘
+/// x̂.
 ///
 /// # Errors
 /// If the weight is not C wide.

@@ -1,5 +1,5 @@
-//! Rotary positions (Su et al. 2021), in the convention of `transformers`: within a head of width d,
-//! numbers i and i + d/2 are a pair, which position p turns by the angle p θ^(−2i/d).
+//! Rotary positions (Su et al. 2021), in the convention of `transformers`: within a head of width
+//! d, numbers i and i + d/2 are a pair, which position p turns by the angle p θ^(−2i/d).
 
 use super::compute::{wide, widened};
 use super::tape::{Tape, Value};

@@ -135,9 +135,26 @@ impl Architecture {
         }
     }
 
+    /// Vectors as wide as the MLP that a token has between its matrices: before and after GELU;
+    /// under SwiGLU the gate, what it gates, and both together.
+    pub fn mlp_stages(self) -> u64 {
+        match self {
+            Architecture::Gpt2 => 2,
+            Architecture::Llama => 3,
+        }
+    }
+
+    /// Whether its norms have biases where the model has any.
+    pub fn norms_have_biases(self) -> bool {
+        match self {
+            Architecture::Gpt2 => true,
+            Architecture::Llama => false,
+        }
+    }
+
     /// Width of the MLP where nothing is said. GPT-2: 4 C. Llama: 8/3 C, so that three matrices
-    /// have the numbers of GPT-2's two, rounded up to a multiple of the largest power of two that is
-    /// at most C/16, from 8 to 256: 1376 for C = 512, 11008 for C = 4096.
+    /// have the numbers of GPT-2's two, rounded up to a multiple of the largest power of two that
+    /// is at most C/16, from 8 to 256: 1376 for C = 512, 11008 for C = 4096.
     pub fn inner_width(self, n_embd: usize) -> usize {
         match self {
             Architecture::Gpt2 => n_embd.saturating_mul(4),

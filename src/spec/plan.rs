@@ -200,7 +200,8 @@ impl Plan {
 
     /// Identity of the run's trajectory: BLAKE3 (hexadecimal) of the canonical JSON, sorted by key
     /// path, of every setting that can change a loss or a weight by more than rounding. Left out
-    /// are the name, `device`, `linalg`, `kernels`, `train.log_every`, `train.data_parallel`, `checkpoint` and `sample`.
+    /// are the name, `device`, `linalg`, `kernels`, `train.log_every`, `train.data_parallel`,
+    /// `checkpoint` and `sample`.
     pub fn hash(&self) -> String {
         let canonical = serde_json::to_string(&self.trajectory())
             .expect("a map of texts to JSON values is JSON");

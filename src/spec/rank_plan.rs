@@ -147,7 +147,7 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
 }
 
 /// Numbers that these targets' weights of all blocks store at these ranks.
-pub(super) fn stored_by(model: &ModelPlan, ranks: impl Iterator<Item = (Target, usize)>) -> u64 {
+pub fn stored_by(model: &ModelPlan, ranks: impl Iterator<Item = (Target, usize)>) -> u64 {
     let stored = ranks.map(|(target, rank)| {
         let (rows, columns) = model.shape(target);
         rank.saturating_mul(rows.saturating_add(columns).saturating_add(rank)) as u64

@@ -2,7 +2,7 @@
 
 use super::sweep_spec::{Budget, Equal, Unknown};
 use crate::account::Ledger;
-use crate::spec::{Plan, RampShape, RankPlan, Target, WeightForm, bounds};
+use crate::spec::{Plan, RampShape, RankPlan, Target, WeightForm, bounds, stored_by};
 use anyhow::{Context, Result, bail, ensure};
 
 /// Narrowest head that a solved width may have, unless the spec's own are narrower: below, scores
@@ -225,12 +225,8 @@ fn at_the_end(plan: &Plan) -> Plan {
     };
     let stored = |rank: usize| -> u64 {
         let ending = with_rank(rank);
-        let shapes = ending.model.weights.iter().filter_map(|(target, form)| {
-            let rank = form.rank()?;
-            let (rows, columns) = ending.model.shape(*target);
-            Some((rank * (rows + columns + rank)) as u64)
-        });
-        shapes.sum::<u64>() * ending.model.n_layer as u64
+        let forms = ending.model.weights.iter();
+        stored_by(&ending.model, forms.filter_map(|(target, form)| Some((*target, form.rank()?))))
     };
     let most = plan.model.weights.values().filter_map(|form| form.rank()).max().unwrap_or(1);
     let (mut low, mut high) = (1, most + 1);

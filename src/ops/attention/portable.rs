@@ -7,8 +7,8 @@ use crate::ops::product::batched_product;
 use crate::ops::tape::{Tape, Value};
 use candle_core::{DType, Device, Result, Tensor};
 
-/// [`causal_attention`](super::causal_attention) by candle operations: tiles of query rows against the keys up to the causal limit,
-/// probabilities computed again in the backward.
+/// [`causal_attention`](super::causal_attention) by candle operations: tiles of query rows against
+/// the keys up to the causal limit, probabilities computed again in the backward.
 ///
 /// Products are in the inputs' type, softmax and everything element-wise in f32 or wider.
 pub fn attention(

@@ -130,7 +130,8 @@ impl Rule for AdamwRule {
     }
 }
 
-/// Whether every gradient has its parameter's shape: what can fail in a step that is taken in place.
+/// Whether every gradient has its parameter's shape: what can fail in a step that is taken in
+/// place.
 ///
 /// # Errors
 /// Naming the first parameter whose gradient has another shape.

@@ -176,7 +176,8 @@ impl DlraState {
         Ok(Self { first: Tangent::zeros(point)?, momentum, cycle_rank })
     }
 
-    /// One step from `point` along the momentum of `gradient` (a tangent vector at `point`), by the `tangent` integrator.
+    /// One step from `point` along the momentum of `gradient` (a tangent vector at `point`), by the
+    /// `tangent` integrator.
     ///
     /// Nothing is changed in place: on an error the old point and state are intact.
     ///

@@ -15,9 +15,9 @@ use candle_core::{Result, Tensor};
 /// are not blown up.
 const RELATIVE_EPSILON: f64 = 1e-3;
 
-/// M̃ = E_U^{-¼} M E_V^{-¼}, P̃ = P E_V^{-¼}, Q̃ = Q E_U^{-¼} with the bias-corrected second moments
-/// E_V = Â_K and E_U = Â_L of [`MatrixMoments`], then D = 0.2 √max(m, n) times the polar factor of
-/// Z̃ = U M̃ Vᵀ + P̃ Vᵀ + U Q̃ᵀ.
+/// M̃ = E_U^{-¼} M E_V^{-¼}, P̃ = P E_V^{-¼}, Q̃ = Q E_U^{-¼} with the bias-corrected second
+/// moments E_V = Â_K and E_U = Â_L of [`MatrixMoments`], then D = 0.2 √max(m, n) times the polar
+/// factor of Z̃ = U M̃ Vᵀ + P̃ Vᵀ + U Q̃ᵀ.
 ///
 /// Z̃ is a tangent vector, since columns are only mixed. Its norm drops out of the polar factor, so
 /// that it need not be brought back to that of Z. Shampoo's exponents (Gupta et al. 2018) on the
