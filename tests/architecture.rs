@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("model", &["lowrank", "ops", "params", "rng", "spec"]),
     ("checkpoint", &["error", "fs", "rng"]),
     ("optim", &["error", "kernels", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
-    ("account", &["linalg", "model", "ops", "optim", "spec"]),
+    ("account", &["model", "ops", "optim", "spec"]),
     ("hub", &["data", "fs", "lowrank", "model", "params", "spec"]),
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),

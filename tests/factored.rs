@@ -9,14 +9,15 @@ use lrpt::linalg;
 use lrpt::model::{ModelConfig, build};
 use lrpt::ops::{Gradients, Tape};
 use lrpt::optim::{
-    AdamwStep, BatchLoss, Execution, FactorRule, GaloreState, GradientOracle, Optimizer,
-    OptimizerSettings, Scaled, Schedule, loro_exact_step,
+    AdamwStep, BatchLoss, Execution, GaloreState, GradientOracle, Optimizer, OptimizerSettings,
+    Scaled, Schedule, loro_exact_step,
 };
 use lrpt::params::{Factor, ParamStore, Parameter, Place, Role, Weight};
 use lrpt::rng;
 use lrpt::spec::{
-    AdamwSpec, Architecture, ConstantScheduleSpec, Count, DlraSpec, FactorForm, GaloreSpec,
-    LoroSpec, ModelPlan, RankPlan, ScheduleSpec, Target, WeightForm,
+    AdamwSpec, Architecture, ConstantScheduleSpec, Count, DenseOptimizerSpec, FactorForm,
+    GaloreSpec, LoroSpec, LowRankOptimizerSpec, ModelPlan, OptimizerPlan, RankPlan, ScheduleSpec,
+    Target, WeightForm,
 };
 use std::collections::BTreeMap;
 use support::textbook::{dense, tensor};
@@ -241,12 +242,13 @@ impl GradientOracle for Given {
     }
 }
 
-fn settings(factors: FactorRule, dense: AdamwSpec) -> OptimizerSettings {
+fn settings(loro: LoroSpec, dense: AdamwSpec) -> OptimizerSettings {
     OptimizerSettings {
-        dense,
-        matrices: None,
-        factors,
-        low_rank: DlraSpec::default(),
+        rules: OptimizerPlan {
+            dense: DenseOptimizerSpec::Adamw(dense),
+            matrices: None,
+            low_rank: Some(LowRankOptimizerSpec::Loro(loro)),
+        },
         ranks: RankPlan::Fixed,
         schedule: Schedule::new(
             ScheduleSpec::Constant(ConstantScheduleSpec { warmup_steps: Count(0) }),
@@ -316,8 +318,7 @@ fn loro_agrees_with_the_textbook() {
     let mut params = ParamStore::new(roles.into_iter().zip(&matrices).map(parameter).collect())
         .expect("names differ");
     let mut optimizer =
-        Optimizer::new(settings(FactorRule::Loro(rule.clone()), dense_rule.clone()), &params)
-            .expect("state");
+        Optimizer::new(settings(rule.clone(), dense_rule.clone()), &params).expect("state");
     let mut slots = Gradients::new(params.slot_count());
     let mut adams = [0, 1, 2].map(|index: usize| Adam::new(&matrices[index]));
     for step in 1..=9u64 {
@@ -390,8 +391,7 @@ fn an_exact_step_that_fails_changes_nothing() {
     });
     let mut params = ParamStore::new(parameters.to_vec()).expect("names differ");
     let mut optimizer =
-        Optimizer::new(settings(FactorRule::Loro(rule), AdamwSpec::default()), &params)
-            .expect("state");
+        Optimizer::new(settings(rule, AdamwSpec::default()), &params).expect("state");
     let numbers = |params: &ParamStore, optimizer: &Optimizer| -> Vec<Vec<Vec<f64>>> {
         let tensors = params
             .named_tensors()

@@ -9,15 +9,15 @@ use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
 use lrpt::ops::{Gradients, Tape};
 use lrpt::optim::{
-    BatchLoss, DlraState, DlraStep, Execution, FactorRule, GradientOracle, Optimizer,
-    OptimizerSettings, RankDecision, Scaled, Schedule,
+    BatchLoss, DlraState, DlraStep, Execution, GradientOracle, Optimizer, OptimizerSettings,
+    RankDecision, Scaled, Schedule,
 };
 use lrpt::params::{ParamId, ParamStore, Parameter, Place, Role, Weight};
 use lrpt::rng;
 use lrpt::spec::{
-    AdamwSpec, ConstantScheduleSpec, Count, DlraSpec, Integrator, Momentum, RampShape,
-    RankCyclePlan, RankNorm, RankPlan, RetractionSpec, ScheduleSpec, Target, TolerancePlan,
-    ToleranceTargetPlan,
+    AdamwSpec, ConstantScheduleSpec, Count, DenseOptimizerSpec, DlraSpec, Integrator,
+    LowRankOptimizerSpec, Momentum, OptimizerPlan, RampShape, RankCyclePlan, RankNorm, RankPlan,
+    RetractionSpec, ScheduleSpec, Target, TolerancePlan, ToleranceTargetPlan,
 };
 use std::collections::BTreeMap;
 use support::textbook::{dense, random, tensor, truncated_svd};
@@ -164,10 +164,11 @@ impl Training {
         .expect("two names");
         let dense = AdamwSpec { learning_rate: 0.01, weight_decay: 0.0, ..AdamwSpec::default() };
         let settings = OptimizerSettings {
-            factors: FactorRule::Adamw(dense.clone()),
-            dense,
-            matrices: None,
-            low_rank,
+            rules: OptimizerPlan {
+                dense: DenseOptimizerSpec::Adamw(dense),
+                matrices: None,
+                low_rank: Some(LowRankOptimizerSpec::Dlra(low_rank)),
+            },
             ranks,
             schedule: Schedule::new(
                 ScheduleSpec::Constant(ConstantScheduleSpec { warmup_steps: Count(0) }),

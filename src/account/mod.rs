@@ -1,6 +1,9 @@
 //! What a plan costs: parameters, floating-point operations, memory. Counted from shapes, before
 //! anything runs.
 //!
+//! The layers say what they cost ([`crate::model::cost`]), and so do the rules
+//! ([`crate::optim::RuleCost`]); here it is summed.
+//!
 //! Legend: m × n a matrix, r its rank, C the width, H the heads, T the block size, V the
 //! vocabulary, L the blocks; a multiply-add is two operations. Counted are matrix products (and
 //! attention's, which see only the causal half); norms, activations, softmax and element-wise
@@ -8,22 +11,16 @@
 //!
 //! ```text
 //! parameters   numbers by group
-//! cut          what a rank cut adds to its step
-//! integrator   what further evaluations and cycles add
 //! operations   of a token, of a step, of the optimizer's own linear algebra
 //! memory       bytes at once
 //! wire         what processes that train together send each other
-//! matrix       what one matrix of a block contributes to each
-//! frozen       what only passes gradients on, and what is trained beside it
+//! moved        a matrix as its rule sees it
 //! figures      numbers as people read them
 //! ```
 
-mod cut;
 mod figures;
-mod frozen;
-mod integrator;
-mod matrix;
 mod memory;
+mod moved;
 mod operations;
 mod parameters;
 #[cfg(test)]
@@ -31,11 +28,10 @@ mod tests;
 mod wire;
 
 use crate::spec::{AdapterForm, DlraSpec, FactorForm, Plan, WeightForm};
-pub use cut::cut_flops;
 use figures::grouped;
 pub(crate) use figures::{bytes, scaled};
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
-pub use operations::{FlopLedger, OptimizerFlops, low_rank_optimizer_flops};
+pub use operations::FlopLedger;
 pub use parameters::{ParameterLedger, TargetLedger};
 use std::fmt;
 pub use wire::WireLedger;
