@@ -176,7 +176,7 @@ fn check_folder(folder: &RunFolder, plan: &Plan, options: &TrainOptions) -> Resu
         ))
         .into());
     }
-    let differences = folder.plan()?.differences_but_of_paths(plan);
+    let differences = folder.plan()?.binding_differences(plan);
     if !differences.is_empty() {
         return Err(Failure::Usage(format!(
             "{root} was started with another plan; to resume it, undo these changes (run -> \
