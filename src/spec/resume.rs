@@ -1,5 +1,6 @@
 //! In what the plan of a run that goes on may differ from the one it began with.
 
+use super::count::Count;
 use super::plan::Plan;
 use super::schedule_spec::ScheduleSpec;
 use serde_json::Value;
@@ -109,6 +110,21 @@ impl Plan {
     pub fn binding_differences(&self, other: &Plan) -> Vec<String> {
         let differences = self.trajectory_differences(other).into_iter();
         differences.filter(|line| line.split_once(": ").is_some_and(|(key, _)| binds(key))).collect()
+    }
+
+    /// As [`Plan::binding_differences`], from the settings that [`Plan::identity`] gave another
+    /// plan, of an older version perhaps, to this one.
+    pub fn differences_of_identity(&self, other: &BTreeMap<String, Value>) -> Vec<String> {
+        let mut other = other.clone();
+        other.retain(|path, _| binds(path));
+        differences(&other, &self.identity())
+    }
+
+    /// The same plan of another number of steps, ranks and all else as they are.
+    pub fn with_steps(&self, steps: u64) -> Self {
+        let mut plan = self.clone();
+        plan.train.max_steps = Count(steps);
+        plan
     }
 
     /// All settings in which two plans differ, from `self` to `other`, as in
