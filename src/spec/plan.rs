@@ -122,12 +122,13 @@ impl WeightForm {
 ///
 /// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere, just
 /// not bit for bit.
-const NOT_OF_THE_TRAJECTORY: [&str; 10] = [
+const NOT_OF_THE_TRAJECTORY: [&str; 11] = [
     "name",
     "device",
     "linalg",
     "kernels",
     "train.log_every",
+    "train.tensorboard",
     "train.data_parallel",
     "checkpoint",
     "sample",

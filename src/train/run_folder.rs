@@ -1,6 +1,6 @@
 //! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`,
-//! `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`,
-//! `first-checkpoint.json`.
+//! `metrics.jsonl` (also as `metrics.csv`), `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`,
+//! `checkpoints/`, `first-checkpoint.json`.
 
 use super::init::InitReport;
 use super::settings::compute;

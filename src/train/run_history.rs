@@ -11,10 +11,19 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 /// What is written, cut or pruned in a run's folder.
-const WRITTEN: [&str; 6] =
-    ["lrpt.lock", "log.txt", "metrics.jsonl", "spectra.jsonl", "checkpoints", "samples"];
+const WRITTEN: [&str; 8] = [
+    "lrpt.lock",
+    "log.txt",
+    "metrics.jsonl",
+    "metrics.csv",
+    "spectra.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "samples",
+];
 /// What a new beginning would overwrite or count as its own.
-const HISTORY: [&str; 3] = ["metrics.jsonl", "spectra.jsonl", "checkpoints"];
+const HISTORY: [&str; 5] =
+    ["metrics.jsonl", "metrics.csv", "spectra.jsonl", "tensorboard", "checkpoints"];
 /// Written once the first checkpoint is sound: from then on a folder without one has lost it.
 const FIRST_CHECKPOINT: &str = "first-checkpoint.json";
 
@@ -84,13 +93,13 @@ impl RunFolder {
     }
 
     /// Renames the metrics, spectra and checkpoints that are here to `metrics-<n>.jsonl`,
-    /// `spectra-<n>.jsonl` and `checkpoints-<n>`, with the first number that is free.
+    /// `spectra-<n>.jsonl`, `checkpoints-<n>` and so on, with the first number that is free.
     ///
     /// # Errors
     /// If something cannot be renamed.
     pub fn set_history_aside(&self) -> Result<()> {
-        let aside = |name: &str, number: u64| match name.strip_suffix(".jsonl") {
-            Some(stem) => self.root().join(format!("{stem}-{number}.jsonl")),
+        let aside = |name: &str, number: u64| match name.rsplit_once('.') {
+            Some((stem, ending)) => self.root().join(format!("{stem}-{number}.{ending}")),
             None => self.root().join(format!("{name}-{number}")),
         };
         let is_free = |number: &u64| {
