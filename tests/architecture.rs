@@ -10,6 +10,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("rng", &[]),
     ("plot", &[]),
     ("device", &[]),
+    ("tensor_file", &[]),
     ("parallel", &["error"]),
     ("kernels", &[]),
     ("linalg", &["kernels", "rng"]),
@@ -21,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("checkpoint", &["error", "fs", "rng"]),
     ("optim", &["error", "kernels", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
     ("account", &["linalg", "model", "ops", "optim", "spec"]),
-    ("hub", &["data", "fs", "lowrank", "model", "params", "spec"]),
+    ("hub", &["data", "fs", "lowrank", "model", "params", "spec", "tensor_file"]),
     ("data", &["error", "fs", "rng", "spec"]),
     ("record", &["fs"]),
     (
