@@ -15,10 +15,8 @@
 //! memory       bytes at once
 //! wire         what processes that train together send each other
 //! moved        a matrix as its rule sees it
-//! figures      numbers as people read them
 //! ```
 
-mod figures;
 mod memory;
 mod moved;
 mod operations;
@@ -27,9 +25,8 @@ mod parameters;
 mod tests;
 mod wire;
 
+use crate::figures::{bytes, grouped, operations};
 use crate::spec::{AdapterForm, DlraSpec, FactorForm, Plan, WeightForm};
-use figures::grouped;
-pub(crate) use figures::{bytes, scaled};
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
 pub use operations::FlopLedger;
 pub use parameters::{ParameterLedger, TargetLedger};
@@ -133,32 +130,36 @@ impl fmt::Display for Ledger {
 
         let flops = &self.flops;
         writeln!(f, "operations (matrix products)")?;
-        line(f, "forward per token", scaled(flops.forward_per_token(), "FLOP"))?;
-        line(f, "  matrices of the blocks", scaled(flops.forward_products_per_token, "FLOP"))?;
-        line(f, "  causal attention", scaled(flops.forward_attention_per_token, "FLOP"))?;
-        line(f, "  head", scaled(flops.forward_head_per_token, "FLOP"))?;
-        line(f, "training per token", scaled(flops.training_per_token, "FLOP"))?;
+        line(f, "forward per token", operations(flops.forward_per_token() as f64))?;
+        line(f, "  matrices of the blocks", operations(flops.forward_products_per_token as f64))?;
+        line(f, "  causal attention", operations(flops.forward_attention_per_token as f64))?;
+        line(f, "  head", operations(flops.forward_head_per_token as f64))?;
+        line(f, "training per token", operations(flops.training_per_token as f64))?;
         line(f, "evaluations per step", self.evaluations_per_step.to_string())?;
         if flops.coefficient_evaluations_per_token > 0 {
             line(
                 f,
                 "  augmented, per token",
-                scaled(flops.coefficient_evaluations_per_token, "FLOP"),
+                operations(flops.coefficient_evaluations_per_token as f64),
             )?;
         }
-        line(f, "low-rank optimizer per step", scaled(flops.low_rank_optimizer_per_step, "FLOP"))?;
+        line(
+            f,
+            "low-rank optimizer per step",
+            operations(flops.low_rank_optimizer_per_step as f64),
+        )?;
         if flops.matrix_optimizer_per_step > 0 {
             line(
                 f,
                 "full-matrix optimizer per step",
-                scaled(flops.matrix_optimizer_per_step, "FLOP"),
+                operations(flops.matrix_optimizer_per_step as f64),
             )?;
         }
-        line(f, "a step in all", scaled(self.flops_per_step(), "FLOP"))?;
+        line(f, "a step in all", operations(self.flops_per_step() as f64))?;
         line(
             f,
             "the run in all",
-            scaled(self.flops_per_step().saturating_mul(self.max_steps), "FLOP"),
+            operations(self.flops_per_step().saturating_mul(self.max_steps) as f64),
         )?;
 
         let memory = &self.memory;

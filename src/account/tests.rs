@@ -2,7 +2,6 @@
 
 mod architectures;
 
-use super::figures::{bytes, grouped, scaled};
 use super::*;
 
 /// 2 blocks, 2 heads, width 8, block 4, vocabulary 10, rank 2, except v (rank 3) and down (dense);
@@ -106,14 +105,6 @@ fn adam_keeps_second_moments_and_factors_have_no_core() {
     assert_eq!(factored.memory.gradients, factored.memory.weights);
     assert_eq!(factored.flops.training_per_token, 3 * factored.flops.forward_per_token());
     assert_eq!(factored.memory.optimizer, 0);
-}
-
-#[test]
-fn figures_are_readable() {
-    assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1_000", "1_234_567"]);
-    assert_eq!(scaled(1_500, "FLOP"), "1.50 kFLOP");
-    assert_eq!(scaled(12, "FLOP"), "12 FLOP");
-    assert_eq!(bytes(1_572_864), "1.5 MiB");
 }
 
 #[test]

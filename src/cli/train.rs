@@ -5,7 +5,7 @@ use super::{compute, memory, output, processes};
 use crate::data;
 use crate::error::{Failure, is_interrupted};
 use crate::parallel::agree;
-use crate::record::{self, Console, JsonLines, LineOf, Observers, Samples, Terminal};
+use crate::record::{self, Console, JsonLines, LineOf, Observers, Samples, TensorBoard, Terminal};
 use crate::spec::{self, Plan};
 use crate::train::{Beginning, Outcome, StopSignal, TrainOptions, load_plan, train};
 use anyhow::{Context, Result};
@@ -193,14 +193,20 @@ fn trained(
             Some(step) => JsonLines::resume(path, step, line_of),
             None => JsonLines::create(path, line_of),
         };
-        let metrics = lines(&folder.metrics(), record::metrics)?;
+        let metrics = lines(&folder.metrics(), record::metrics)?.with_table()?;
         let spectra = lines(&folder.spectra(), record::spectra)?;
-        Ok(Observers(vec![
+        let mut observers = Observers(vec![
             Box::new(metrics),
             Box::new(spectra),
             Box::new(Samples::new(folder.root())),
             Box::new(Console::new(terminal)),
-        ]))
+        ]);
+        if plan.train.tensorboard {
+            let (settings, spec) = (plan.trajectory(), options.spec_yaml);
+            let events = TensorBoard::begin(folder.root(), resumed_from, &settings, spec)?;
+            observers.0.push(Box::new(events));
+        }
+        Ok(observers)
     });
     let outcome = outcome.inspect_err(|error| logging.note_error(error));
     outcome.map_err(|error| resumable(error, options.run_dir))

@@ -63,6 +63,7 @@ const KEYS: &[(&str, Decides)] = &[
     ("train.gradient_accumulation_steps", Decides::Weights),
     ("train.grad_clip", Decides::Weights),
     ("train.log_every", Decides::Nothing),
+    ("train.tensorboard", Decides::Nothing),
     ("train.on_divergence", Decides::Weights),
     ("train.max_rollbacks", Decides::Weights),
     ("train.data_parallel.backend", Decides::Nothing),

@@ -16,7 +16,9 @@ const DESCRIPTION: [&str; 7] = [
     "first-checkpoint.json",
 ];
 /// Files that a start creates empty or appends to.
-const RECORDS: [&str; 3] = ["metrics.jsonl", "spectra.jsonl", "log.txt"];
+const RECORDS: [&str; 4] = ["metrics.jsonl", "metrics.csv", "spectra.jsonl", "log.txt"];
+/// A folder that a start may create and put a file into.
+const EVENTS: &str = "tensorboard";
 const LOCK: &str = "lrpt.lock";
 
 /// What a run's folder was before anyone took its lock.
@@ -79,7 +81,11 @@ impl FreshStart {
         Self {
             folder: RunFolder::new(root),
             description: DESCRIPTION.into_iter().filter_map(read).collect(),
-            records: RECORDS.into_iter().filter(|name| root.join(name).exists()).collect(),
+            records: RECORDS
+                .into_iter()
+                .chain([EVENTS])
+                .filter(|name| root.join(name).exists())
+                .collect(),
             untouched,
             aside: Vec::new(),
             overwrites,
@@ -140,6 +146,9 @@ impl Drop for FreshStart {
                 let _ = std::fs::remove_file(path);
             }
         }
+        if moved(&root.join(EVENTS)) || !self.records.contains(&EVENTS) {
+            let _ = std::fs::remove_dir_all(root.join(EVENTS));
+        }
         for (from, to) in &self.aside {
             // A folder that holds anything stays, and what it stands in the way of, too.
             let _ = std::fs::remove_dir(from);
@@ -191,6 +200,7 @@ mod tests {
         fresh.set_history_aside().expect("renamed");
         write(root, &DESCRIPTION, "new");
         write(root, &RECORDS, "new");
+        write(root, &["tensorboard/events"], "new");
         fresh
     }
 

@@ -11,12 +11,29 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What is written, cut or pruned in a run's folder.
-const WRITTEN: [&str; 6] =
-    ["lrpt.lock", "log.txt", "metrics.jsonl", "spectra.jsonl", "checkpoints", "samples"];
+const WRITTEN: [&str; 8] = [
+    "lrpt.lock",
+    "log.txt",
+    "metrics.jsonl",
+    "metrics.csv",
+    "spectra.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "samples",
+];
 /// What a new beginning would overwrite or count as its own.
-const HISTORY: [&str; 3] = ["metrics.jsonl", "spectra.jsonl", "checkpoints"];
+const HISTORY: [&str; 5] =
+    ["metrics.jsonl", "metrics.csv", "spectra.jsonl", "tensorboard", "checkpoints"];
 /// All that a run records.
-const RECORDED: [&str; 5] = ["metrics.jsonl", "spectra.jsonl", "checkpoints", "samples", "log.txt"];
+const RECORDED: [&str; 7] = [
+    "metrics.jsonl",
+    "metrics.csv",
+    "spectra.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "samples",
+    "log.txt",
+];
 /// Written once the first checkpoint is sound: from then on a folder without one has lost it.
 const FIRST_CHECKPOINT: &str = "first-checkpoint.json";
 
@@ -102,8 +119,8 @@ impl RunFolder {
     }
 
     /// Renames the metrics, spectra and checkpoints that are here (with `all`, samples and log,
-    /// too) to `metrics-<n>.jsonl`, `spectra-<n>.jsonl` and `checkpoints-<n>`, with the first
-    /// number that is free; adds what was renamed, from and to, to `renamed`.
+    /// too) to `metrics-<n>.jsonl`, `spectra-<n>.jsonl`, `checkpoints-<n>` and so on, with the
+    /// first number that is free; adds what was renamed, from and to, to `renamed`.
     ///
     /// # Errors
     /// If something cannot be renamed.
