@@ -27,7 +27,7 @@
 //!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
 //! error   exit codes          fs    durable files            rng     random streams, pure functions
 //! plot    charts as SVG       device  what a GPU says of itself
-//! figures numbers as people read them
+//! figures numbers as people read them          tensor_file  a safetensors file, its header first
 //! parallel  processes that train one run together: messages, agreement, launchers
 //! ```
 //!
@@ -80,4 +80,5 @@ pub mod rng;
 pub mod selftest;
 pub mod spec;
 pub mod sweep;
+pub mod tensor_file;
 pub mod train;

@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("rng", &[]),
     ("plot", &["figures"]),
     ("device", &[]),
+    ("tensor_file", &[]),
     ("parallel", &["error"]),
     ("kernels", &[]),
     ("linalg", &["kernels", "rng"]),
@@ -22,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("checkpoint", &["error", "fs", "rng"]),
     ("optim", &["error", "kernels", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
     ("account", &["figures", "model", "ops", "optim", "spec"]),
-    ("hub", &["data", "fs", "lowrank", "model", "params", "spec"]),
+    ("hub", &["data", "fs", "lowrank", "model", "params", "spec", "tensor_file"]),
     ("data", &["error", "figures", "fs", "rng", "spec"]),
     ("record", &["figures", "fs"]),
     (
