@@ -152,13 +152,13 @@ fn what_cannot_be_extended_is_refused_and_stays() {
         train(&place, run, settings, 0);
         let before = kept(&place, run);
         let error = stderr(&place.run(&["resume", run, "--extend", "8"], 2));
-        assert!(error.contains(said) && error.contains(&format!("init: {{run: {run}}}")), "{error}");
+        assert!(
+            error.contains(said) && error.contains(&format!("init: {{run: {run}}}")),
+            "{error}"
+        );
         assert_eq!(kept(&place, run), before, "{run}");
     }
-    place.run(
-        &["resume", "ranks", "--extend", "8", "--set", "rank.tolerance.freeze=9"],
-        0,
-    );
+    place.run(&["resume", "ranks", "--extend", "8", "--set", "rank.tolerance.freeze=9"], 0);
 }
 
 #[test]
@@ -240,10 +240,9 @@ fn send(signal: &str, child: &std::process::Child) {
 fn a_signal_is_answered_and_one_during_preparation_leaves_nothing() {
     let place = Workplace::new();
     place.spec(LOW_RANK, "");
-    for (signal, code, said) in [
-        ("-INT", 130, "Ctrl-C: finishing step "),
-        ("-TERM", 143, "SIGTERM: finishing step "),
-    ] {
+    for (signal, code, said) in
+        [("-INT", 130, "Ctrl-C: finishing step "), ("-TERM", 143, "SIGTERM: finishing step ")]
+    {
         let child = endless(&place, &[], || place.metric_lines("run") > 2);
         send(signal, &child);
         let output = child.wait_with_output().expect("it ends");

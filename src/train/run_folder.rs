@@ -117,8 +117,8 @@ impl RunFolder {
     pub fn other_threads(&self) -> Result<Option<String>> {
         let path = self.root.join("env.json");
         let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-        let environment: serde_json::Value = serde_json::from_str(&text)
-            .with_context(|| format!("{}: not JSON", path.display()))?;
+        let environment: serde_json::Value =
+            serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
         let now = rayon::current_num_threads() as u64;
         let before = environment["threads"].as_u64().filter(|before| *before != now);
         Ok(before.map(|before| {

@@ -243,7 +243,9 @@ fn check_folder(folder: &RunFolder, plan: &Plan, options: &TrainOptions) -> Resu
     if !differences.is_empty() && !(extend && is_longer) {
         let (steps, now) = (before.train.max_steps.0, plan.train.max_steps.0);
         let extended = match before.agrees_until(plan) {
-            Some(_) => format!("train it longer with `lrpt resume {root} --extend {}`, ", now - steps),
+            Some(_) => {
+                format!("train it longer with `lrpt resume {root} --extend {}`, ", now - steps)
+            }
             None => String::new(),
         };
         return Err(Failure::Usage(format!(
