@@ -20,7 +20,7 @@ pub use leaves::{LeafMap, Leaves};
 pub use optimizer::{
     BatchLoss, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport,
 };
-pub use rank::{RankDecision, RankEvent};
+pub use rank::{Offer, RankDecision, RankEvent, cut_ranks};
 pub use rules::{
     AdamwState, AdamwStep, DlraState, DlraStep, DlraUpdate, GalerkinStep, GaloreState,
     HeavyBallState, MomentClock, MomentumCost, MuonState, WeightSize, loro_exact_step,

@@ -4,9 +4,11 @@
 mod complete;
 #[cfg(test)]
 mod counted_operations;
+mod cut;
 mod diagnose;
 mod evaluate;
 mod init;
+mod init_report;
 mod memory;
 mod meter;
 mod oracle;

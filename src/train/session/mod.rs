@@ -58,7 +58,8 @@ pub struct TrainOptions<'a> {
 pub struct Outcome {
     /// Last step taken.
     pub step: u64,
-    /// Validation at the last step; absent if the run was stopped before its end.
+    /// Validation at the last step, or of the first weights where no step was asked for; absent if
+    /// the run was stopped between.
     pub validation: Option<ValidationLoss>,
 }
 
@@ -194,6 +195,9 @@ impl<'a> Session<'a> {
         {
             return Ok(Outcome { step: self.state.step, validation: None });
         }
+        if self.options.stop_after == Some(0) && self.state.step == 0 {
+            return self.stop_before_the_first_step(observers, started);
+        }
         let last = self.plan.train.max_steps.0;
         let mut validation = None;
         let mut meter = Meter::default();
@@ -226,6 +230,24 @@ impl<'a> Session<'a> {
             None => self.validation_loss()?,
         };
         Ok(Outcome { step: last, validation: Some(validation) })
+    }
+
+    /// Saves and validates the first weights: a model that was cut and not trained.
+    fn stop_before_the_first_step(
+        &mut self,
+        observers: &mut Observers,
+        started: Instant,
+    ) -> Result<Outcome> {
+        self.by_root(|session| {
+            let path = session.save()?;
+            observers.on(&Event::CheckpointSaved { step: 0, path })
+        })?;
+        observers.on(&Event::Finished {
+            step: 0,
+            reason: EndReason::Interrupted,
+            seconds: started.elapsed().as_secs_f64(),
+        })?;
+        Ok(Outcome { step: 0, validation: Some(self.validation_loss()?) })
     }
 
     /// One step, and what is due after it.

@@ -139,12 +139,7 @@ impl Session<'_> {
         }))?;
         if let Some(init) = &self.trainer.init {
             folder.write_init(init)?;
-            tracing::info!(
-                "first weights from {} ({} matrices cut to their rank, {:.3}% of their energy left out)",
-                init.source.path(),
-                init.truncated,
-                100.0 * init.discarded_energy
-            );
+            init.lines().iter().for_each(|line| tracing::info!("{line}"));
         }
         if from > 0 {
             observers.on(&Event::Resumed { step: from, path: self.checkpoints.path(from) })?;
