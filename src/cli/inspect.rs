@@ -2,6 +2,7 @@
 
 use super::{compute, output};
 use crate::error::Failure;
+use crate::figures;
 use crate::fs::write_atomic;
 use crate::params::Weight;
 use crate::report::{RunResults, spectra_figure, spectra_json, spectra_table};
@@ -111,11 +112,12 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
                 values.iter().map(|x| format!("{x:.4}")).collect::<Vec<_>>().join(" ")
             };
             output::line(format!(
-                "{:<28} {:>11} {r:>5} {:>34} {:>34} {defect:>9.1e} {count:>10} {:>6.1}%",
+                "{:<28} {:>11} {r:>5} {:>34} {:>34} {defect:>9.1e} {:>10} {:>6.1}%",
                 parameter.name,
                 format!("{m} x {n}"),
                 list(leading),
                 list(trailing),
+                figures::count(count as f64),
                 100.0 * count as f64 / full as f64
             ))?;
         }
@@ -124,15 +126,16 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
         output::line(format!(
             "step {}: {} parameters, {} of them trained",
             run.step,
-            run.params.total_element_count(),
-            run.params.element_count()
+            figures::count(run.params.total_element_count() as f64),
+            figures::count(run.params.element_count() as f64)
         ))?;
     } else if !args.json {
         let share = 100.0 * stored as f64 / dense as f64;
         output::line(format!(
-            "step {}: {stored} parameters, {share:.1}% of the {dense} of the same network with \
-             dense weights",
-            run.step
+            "step {}: {} parameters, {share:.1}% of the {} of the same network with dense weights",
+            run.step,
+            figures::count(stored as f64),
+            figures::count(dense as f64)
         ))?;
     }
     Ok(())

@@ -1,11 +1,12 @@
 //! `lrpt sweep`: many runs from one file.
 
 use super::{compute, memory, output};
-use crate::account::{Ledger, scaled};
+use crate::account::Ledger;
 use crate::bench::available_memory;
 use crate::checkpoint::RunLock;
 use crate::error::{Failure, is_interrupted};
-use crate::record::{Terminal, duration};
+use crate::figures::{count, duration, operations};
+use crate::record::Terminal;
 use crate::spec::DeviceSpec;
 use crate::sweep::{
     Calibration, LaunchOptions, Launched, RunState, SlurmOptions, Solver, Stage, Sweep,
@@ -166,11 +167,11 @@ fn dry_run(sweep: &Sweep, only: &Only, calibration: &mut Calibration) -> Result<
         output::line(format!(
             "{:<64} {:>10} {:>10} {steps:>8} {:>10} {:>10} {:>13}{remark}",
             run.id,
-            scaled(ledger.parameters.trained(), ""),
-            scaled(ledger.total_tokens(), ""),
-            scaled(ledger.flops_per_step().saturating_mul(steps), ""),
+            count(ledger.parameters.trained() as f64),
+            count(ledger.total_tokens() as f64),
+            operations(ledger.flops_per_step().saturating_mul(steps) as f64),
             duration(seconds),
-            scaled(ledger.parameters.manifold_dimension(), ""),
+            count(ledger.parameters.manifold_dimension() as f64),
         ))?;
     }
     let repeats = runs.iter().filter(|run| run.repeats_the_best).count();

@@ -3,8 +3,8 @@
 use super::comparison::{Comparison, GroupSummary};
 use super::groups::Group;
 use super::statistics::Estimate;
-use crate::account::{bytes, scaled};
 use crate::error::printable;
+use crate::figures::{bytes, count, operations};
 
 const HEADER: [&str; 14] = [
     "method",
@@ -62,8 +62,9 @@ fn row(group: &Group, summary: &GroupSummary, is_baseline: bool) -> Vec<String> 
     let p = summary.difference.and_then(|difference| difference.p).map_or("–".to_owned(), |p| {
         if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") }
     });
-    let count =
-        |value: f64| if value.is_finite() { scaled(value as u64, "") } else { "–".to_owned() };
+    let known = |value: f64, text: fn(f64) -> String| {
+        if value.is_finite() { text(value) } else { "–".to_owned() }
+    };
     let loss = |value: &Option<f64>| value.map_or("–".to_owned(), |loss| format!("{loss:.4}"));
     vec![
         group.name.clone(),
@@ -73,10 +74,10 @@ fn row(group: &Group, summary: &GroupSummary, is_baseline: bool) -> Vec<String> 
         p,
         group.chosen().label(),
         group.tuning(),
-        count(summary.parameters),
-        count(summary.manifold_dimension),
-        count(summary.tokens),
-        count(summary.flops),
+        known(summary.parameters, count),
+        known(summary.manifold_dimension, count),
+        known(summary.tokens, count),
+        known(summary.flops, operations),
         format!("{:.1}", summary.seconds),
         summary.peak_memory.map_or("–".to_owned(), |memory| bytes(memory as u64)),
         summary.loss_at_equal.iter().map(loss).collect::<Vec<_>>().join(" / "),

@@ -55,6 +55,7 @@ pub use optimizer_spec::*;
 pub use plan::*;
 pub use rank_plan::*;
 pub use rank_spec::*;
+pub use resume::is_of_length;
 pub use run_spec::*;
 pub use schedule_spec::*;
 pub use schema::schema;

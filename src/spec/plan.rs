@@ -15,6 +15,7 @@ use super::model_spec::{
 };
 use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
+use super::resume::{Decides, decides, differences};
 use super::run_spec::{
     CheckpointSpec, DeviceSpec, DtypeSpec, EvalSpec, KernelsSpec, LinalgSpec, RunSpec, SampleSpec,
     TrainSpec,
@@ -124,22 +125,8 @@ impl WeightForm {
     }
 }
 
-/// Settings that leave every loss and every weight as it is, and figures that follow from others.
-///
-/// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere, just
-/// not bit for bit.
-const NOT_OF_THE_TRAJECTORY: [&str; 10] = [
-    "name",
-    "device",
-    "linalg",
-    "kernels",
-    "train.log_every",
-    "train.data_parallel",
-    "checkpoint",
-    "sample",
-    "tokens_per_step",
-    "total_tokens",
-];
+/// Figures of a plan that follow from its settings.
+const FIGURES: [&str; 2] = ["tokens_per_step", "total_tokens"];
 
 /// Whether a setting is what it is where nothing is said, so that plans of before it existed stay
 /// as they were.
@@ -225,23 +212,21 @@ impl Plan {
     /// The settings in which the trajectories of two plans differ, from `self` to `other`, as in
     /// `train.batch_size: 16 -> 8`; empty exactly when their hashes are equal.
     pub fn trajectory_differences(&self, other: &Plan) -> Vec<String> {
-        let (ours, theirs) = (self.trajectory(), other.trajectory());
-        let mut paths: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
-        paths.sort();
-        paths.dedup();
-        let shown = |value: Option<&Value>| {
-            value.map_or("not set".to_owned(), |value| {
-                value.as_str().map_or(value.to_string(), str::to_owned)
-            })
-        };
-        let line = |path: &String| {
-            format!("{path}: {} -> {}", shown(ours.get(path)), shown(theirs.get(path)))
-        };
-        paths.into_iter().filter(|path| ours.get(*path) != theirs.get(*path)).map(line).collect()
+        differences(&self.trajectory(), &other.trajectory())
     }
 
     /// Key path and value of every setting that can change a loss or a weight.
+    ///
+    /// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere,
+    /// just not bit for bit.
     pub(crate) fn trajectory(&self) -> BTreeMap<String, Value> {
+        let mut settings = self.settings();
+        settings.retain(|path, _| !matches!(decides(path), Decides::Roundings | Decides::Nothing));
+        settings
+    }
+
+    /// Key path and value of every setting.
+    pub(super) fn settings(&self) -> BTreeMap<String, Value> {
         let mut leaves = BTreeMap::new();
         collect_leaves(&serde_json::to_value(self).expect("a plan is JSON"), "", &mut leaves);
         leaves
@@ -249,7 +234,7 @@ impl Plan {
 }
 
 fn collect_leaves(value: &Value, path: &str, leaves: &mut BTreeMap<String, Value>) {
-    if NOT_OF_THE_TRAJECTORY.contains(&path) {
+    if FIGURES.contains(&path) {
         return;
     }
     match value {

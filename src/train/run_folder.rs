@@ -1,6 +1,6 @@
 //! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`,
-//! `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`,
-//! `first-checkpoint.json`.
+//! `metrics.jsonl` (also as `metrics.csv`), `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`,
+//! `checkpoints/`, `first-checkpoint.json`.
 
 use super::init_report::InitReport;
 use super::settings::compute;
@@ -107,6 +107,27 @@ impl RunFolder {
     pub fn spec_yaml(&self) -> Result<String> {
         let path = self.root.join("spec.yaml");
         std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// A warning where this process computes with another number of threads than the one that
+    /// began the run, as far as the run says.
+    ///
+    /// # Errors
+    /// If what it says cannot be read.
+    pub fn other_threads(&self) -> Result<Option<String>> {
+        let path = self.root.join("env.json");
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+        let environment: serde_json::Value =
+            serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
+        let now = rayon::current_num_threads() as u64;
+        let before = environment["threads"].as_u64().filter(|before| *before != now);
+        Ok(before.map(|before| {
+            format!(
+                "the run began with {before} threads and goes on with {now}: its figures will \
+                 differ by roundings from those of a run that did not stop; --threads {before} \
+                 keeps them"
+            )
+        }))
     }
 
     /// Writes where the first weights came from.

@@ -5,13 +5,13 @@ use super::init::initial_parameters;
 use super::init_report::InitReport;
 use super::oracle::{BatchOracle, OracleTimes};
 use super::settings::{compute, model_config, optimizer_settings};
-use crate::account::{FlopLedger, cut_flops};
+use crate::account::FlopLedger;
 use crate::checkpoint::Snapshot;
 use crate::data::{Batches, TokenShard};
 use crate::lowrank::LowRank;
 use crate::model::{Network, build, restore};
 use crate::ops::Gradients;
-use crate::optim::{Optimizer, StepReport};
+use crate::optim::{Optimizer, StepReport, WeightSize, cut_flops};
 use crate::parallel::{Alone, Communicator};
 use crate::params::{ParamStore, Place, Role, TensorReader};
 use crate::rng;
@@ -148,13 +148,9 @@ impl<'a> Trainer<'a> {
         let tokens = self.plan.tokens_per_step;
         let cut = |norm| -> u64 {
             let of = |point: &LowRank| {
-                cut_flops(
-                    norm,
-                    point.rows() as u64,
-                    point.columns() as u64,
-                    point.rank() as u64,
-                    tokens,
-                )
+                let [rows, columns, rank] =
+                    [point.rows(), point.columns(), point.rank()].map(|size| size as u64);
+                cut_flops(norm, WeightSize { rows, columns, rank }, tokens)
             };
             self.params.low_rank().map(|(_, _, point)| of(point)).sum()
         };
