@@ -4,11 +4,13 @@
 mod complete;
 #[cfg(test)]
 mod counted_operations;
+mod cut;
 mod diagnose;
 mod evaluate;
 mod extend;
 mod fresh_start;
 mod init;
+mod init_report;
 mod memory;
 mod meter;
 mod oracle;
