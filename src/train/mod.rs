@@ -1,6 +1,7 @@
 //! The only place where model, optimizer and data meet: the session, its loop, evaluation and
 //! resume.
 
+mod choices;
 mod complete;
 #[cfg(test)]
 mod counted_operations;
@@ -17,6 +18,7 @@ mod oracle;
 mod run_folder;
 mod run_history;
 mod run_state;
+mod score;
 mod session;
 mod settings;
 #[cfg(test)]
@@ -25,6 +27,7 @@ mod source;
 mod stop;
 mod trainer;
 
+pub use choices::{ChoiceScore, Question, read_questions};
 pub use complete::{load_plan, load_spec};
 pub use evaluate::{ValidationLoss, evaluate};
 pub use memory::measured as measured_memory;
@@ -32,6 +35,7 @@ pub use meter::{Means, Meter};
 pub use oracle::OracleTimes;
 pub use run_folder::{LoadedRun, RunFolder};
 pub use run_state::{Progress, RunState};
+pub use score::TextScore;
 pub use session::{Beginning, Outcome, TrainOptions, train};
 pub use stop::StopSignal;
 pub use trainer::{TimedStep, Trainer};
