@@ -71,6 +71,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("demo", &["linalg", "lowrank", "ops", "optim", "plot", "rng", "spec"]),
     ("report", &["account", "data", "error", "fs", "model", "plot", "spec", "train"]),
+    ("watch", &["account", "error", "record", "spec", "train"]),
     (
         "sweep",
         &[
@@ -114,6 +115,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "spec",
             "sweep",
             "train",
+            "watch",
         ],
     ),
 ];

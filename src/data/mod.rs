@@ -10,6 +10,7 @@
 //! raw_file, raw               token files others wrote, used in place
 //! encode                      documents -> tokens -> shard, a few megabytes at a time
 //! prepare                     all of the above once, cached under data/<hash>/
+//! listing                     what is prepared already
 //! batches, permutation        tokens -> batches, a pure function of (seed, step, micro-batch)
 //! validation                  the fixed windows every validation uses
 //! ```
@@ -26,6 +27,7 @@ mod gguf_tokenizer;
 mod hugging_face;
 mod hugging_face_form;
 mod json_lines;
+mod listing;
 mod permutation;
 mod prepare;
 mod raw;
@@ -42,6 +44,7 @@ mod validation;
 pub use batches::{Batch, Batches};
 pub use cargo_registry::crates_at_hand;
 pub use dataset::{Dataset, DatasetSummary};
+pub use listing::{PreparedData, prepared_data};
 pub use prepare::{cache_dir, prepare};
 pub use shard::TokenShard;
 pub use text_stream::TextStream;

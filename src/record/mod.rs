@@ -7,6 +7,7 @@
 
 mod console;
 mod event;
+mod follow;
 mod format;
 mod json_lines;
 mod metrics;
@@ -18,6 +19,7 @@ pub use event::{
     EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, Recovered, RunStarted,
     Sample, Spectra, Step,
 };
+pub use follow::{Follower, News};
 pub use format::{count, duration};
 pub use json_lines::{JsonLines, LineOf};
 pub use metrics::{is_wall_clock_key, metrics, spectra};

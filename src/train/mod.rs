@@ -12,6 +12,8 @@ mod meter;
 mod oracle;
 mod run_folder;
 mod run_history;
+mod run_state;
+mod run_summary;
 mod session;
 mod settings;
 #[cfg(test)]
@@ -26,6 +28,8 @@ pub use memory::measured as measured_memory;
 pub use meter::{Means, Meter};
 pub use oracle::OracleTimes;
 pub use run_folder::{LoadedRun, RunFolder};
+pub use run_state::{Progress, RunState};
+pub use run_summary::{RunSummary, runs_in};
 pub use session::{Outcome, TrainOptions, train};
 pub use stop::StopSignal;
 pub use trainer::{TimedStep, Trainer};
