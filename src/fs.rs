@@ -206,6 +206,18 @@ fn flush_folder(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Bytes of the files in a folder and in the folders in it; links are not followed, and what cannot
+/// be read counts nothing.
+pub fn size_on_disk(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let size = |entry: fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => size_on_disk(&entry.path()),
+        Ok(kind) if kind.is_file() => entry.metadata().map_or(0, |found| found.len()),
+        _ => 0,
+    };
+    entries.map(size).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,6 +239,17 @@ mod tests {
         write_atomic(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(names(path.parent().unwrap()), ["state.json"]);
+    }
+
+    #[test]
+    fn the_size_on_disk_is_that_of_all_files() {
+        let folder = tempfile::tempdir().unwrap();
+        write_atomic(&folder.path().join("a"), b"one").unwrap();
+        write_atomic(&folder.path().join("deep/b"), b"seven b").unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("/usr", folder.path().join("link")).unwrap();
+        assert_eq!(size_on_disk(folder.path()), 10);
+        assert_eq!(size_on_disk(&folder.path().join("missing")), 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! cli          one file per command: parse, call, print; no logic
 //!  ├ sweep     many runs from one file: expansion, equal budgets, child processes, Slurm
 //!  │  └ report    runs read back: groups, statistics, tables, charts, the page
+//!  ├ watch     runs looked at while they train, on a terminal or as lines
 //!  ├ bench     how fast and how large: timed steps on random tokens, the product peak, the machine
 //!  ├ selftest  does a device compute what the CPU computes, from one operation to a training
 //!  ├ demo      momentum on small matrix problems: on factors and in the tangent space
@@ -82,3 +83,4 @@ pub mod spec;
 pub mod sweep;
 pub mod tensor_file;
 pub mod train;
+pub mod watch;

@@ -1,10 +1,13 @@
 //! `lrpt data`: prepare training data, or look at it.
 
-use super::output;
-use crate::data::{self, Dataset, TokenShard};
+use super::{listing, output};
+use crate::data::{self, Dataset, PreparedData, TokenShard};
+use crate::figures::bytes;
+use crate::figures::count;
 use crate::train::load_spec;
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `lrpt data`.
@@ -20,6 +23,8 @@ enum DataCommand {
     Prepare(PrepareArgs),
     /// Show source, hashes, sizes and the first tokens, preparing the data of a spec if need be.
     Inspect(InspectArgs),
+    /// List what is prepared already, the newest first.
+    List(ListArgs),
 }
 
 #[derive(Debug, Args)]
@@ -43,6 +48,16 @@ struct InspectArgs {
     tokens: usize,
 }
 
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// The folder of prepared data (default: where the other commands keep it).
+    #[arg(value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Print one JSON array instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Prints what `lrpt data` was asked for on stdout.
 ///
 /// # Errors
@@ -50,6 +65,7 @@ struct InspectArgs {
 pub fn run(args: DataArgs) -> Result<()> {
     match args.command {
         DataCommand::Prepare(args) => print_summary(&prepare(&args.spec, &args.set)?),
+        DataCommand::List(args) => list(args),
         DataCommand::Inspect(args) => {
             let is_prepared = args.path.is_dir();
             let dataset = if is_prepared {
@@ -66,6 +82,52 @@ pub fn run(args: DataArgs) -> Result<()> {
 
 fn prepare(spec_path: &Path, set: &[String]) -> Result<Dataset> {
     data::prepare(&load_spec(spec_path, set)?.data, data::cache_dir())
+}
+
+fn list(args: ListArgs) -> Result<()> {
+    let folder = args.folder.as_deref().unwrap_or(data::cache_dir());
+    let found = data::prepared_data(folder)?;
+    if args.json {
+        return output::line(Value::from(found.iter().map(as_json).collect::<Vec<_>>()));
+    }
+    if found.is_empty() {
+        tracing::info!(
+            "nothing is prepared in {}; `lrpt data prepare SPEC` does, as does `lrpt train SPEC`",
+            folder.display()
+        );
+        return Ok(());
+    }
+    let row = |data: &PreparedData| {
+        vec![
+            id(data),
+            count((data.summary.train_tokens + data.summary.val_tokens) as f64),
+            data.summary.vocab_size.to_string(),
+            bytes(data.bytes),
+            listing::age(data.prepared),
+            data.summary.tokenizer.clone(),
+            data.summary.source.clone(),
+        ]
+    };
+    let rows: Vec<_> = found.iter().map(row).collect();
+    listing::print(&["ID", " TOKENS", " VOCAB", " SIZE", " AGE", "TOKENIZER", "SOURCE"], &rows)
+}
+
+fn id(data: &PreparedData) -> String {
+    data.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn as_json(data: &PreparedData) -> Value {
+    json!({
+        "id": id(data),
+        "folder": data.folder.display().to_string(),
+        "source": data.summary.source,
+        "tokenizer": data.summary.tokenizer,
+        "vocab_size": data.summary.vocab_size,
+        "train_tokens": data.summary.train_tokens,
+        "val_tokens": data.summary.val_tokens,
+        "bytes": data.bytes,
+        "prepared_unix_seconds": listing::unix_seconds(data.prepared),
+    })
 }
 
 fn print_summary(dataset: &Dataset) -> Result<()> {

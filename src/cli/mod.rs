@@ -10,15 +10,18 @@ mod eval;
 mod export;
 mod generate;
 mod inspect;
+mod listing;
 mod logging;
 mod memory;
 mod output;
 mod processes;
 mod report;
+mod runs;
 mod selftest;
 mod spec;
 mod sweep;
 mod train;
+mod watch;
 
 use crate::parallel::Launch;
 use crate::record::Terminal;
@@ -55,6 +58,11 @@ enum Command {
     Resume(train::ResumeArgs),
     /// Run many specs from one file: methods, learning rates, seeds, equal budgets.
     Sweep(sweep::SweepArgs),
+    /// Watch runs on the terminal while they train, or after: loss, rates, speed, ranks, spectra,
+    /// samples.
+    Watch(watch::WatchArgs),
+    /// List runs: state, step, last validation loss, age, size on disk.
+    Runs(runs::RunsArgs),
     /// Compare the runs of a sweep, or any runs, with statistics and a report.
     Compare(compare::CompareArgs),
     /// Write the page of one run: curves, ranks, spectra, times, samples, spec.
@@ -67,7 +75,7 @@ enum Command {
     Export(export::ExportArgs),
     /// Ranks, singular values and orthonormality of a run's weights.
     Inspect(inspect::InspectArgs),
-    /// Prepare or look at training data.
+    /// Prepare, list or look at training data.
     Data(data::DataArgs),
     /// Check a spec, show what it resolves to, print its JSON Schema.
     Spec(spec::SpecArgs),
@@ -98,6 +106,8 @@ impl Cli {
             Command::Train(args) => train::run(args, terminal, &logging),
             Command::Resume(args) => train::resume(args, terminal, &logging),
             Command::Sweep(args) => sweep::run(args, terminal),
+            Command::Watch(args) => watch::run(args),
+            Command::Runs(args) => runs::run(args),
             Command::Compare(args) => compare::run(args),
             Command::Report(args) => report::run(args),
             Command::Eval(args) => eval::run(args),

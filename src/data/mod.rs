@@ -12,6 +12,7 @@
 //! raw_file, raw               token files others wrote, used in place
 //! encode                      documents -> tokens -> shard, a few megabytes at a time
 //! prepare                     all of the above once, cached under data/<hash>/
+//! listing                     what is prepared already
 //! batches, permutation        tokens -> batches, a pure function of (seed, step, micro-batch)
 //! examples                    the same where each example is a row of its own
 //! validation                  the fixed windows every validation uses
@@ -33,6 +34,7 @@ mod hugging_face;
 mod hugging_face_form;
 mod instructions;
 mod json_lines;
+mod listing;
 mod markup;
 mod permutation;
 mod prepare;
@@ -51,6 +53,7 @@ mod validation;
 pub use batches::{Batch, Batches, Trained};
 pub use cargo_registry::crates_at_hand;
 pub use dataset::{Dataset, DatasetSummary};
+pub use listing::{PreparedData, prepared_data};
 pub use prepare::{cache_dir, prepare, prepared};
 pub use shard::TokenShard;
 pub use text_stream::TextStream;

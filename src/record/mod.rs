@@ -8,6 +8,7 @@
 mod console;
 mod csv;
 mod event;
+mod follow;
 mod format;
 mod json_lines;
 mod metrics;
@@ -20,6 +21,7 @@ pub use event::{
     EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, Recovered, RunStarted,
     Sample, Spectra, Step,
 };
+pub use follow::{Follower, News};
 pub use json_lines::{JsonLines, LineOf};
 pub use metrics::{figures, is_wall_clock_key, metrics, spectra};
 pub use samples::Samples;
