@@ -152,13 +152,13 @@ fn what_cannot_be_extended_is_refused_and_stays() {
         train(&place, run, settings, 0);
         let before = kept(&place, run);
         let error = stderr(&place.run(&["resume", run, "--extend", "8"], 2));
-        assert!(error.contains(said) && error.contains(&format!("init: {{run: {run}}}")), "{error}");
+        assert!(
+            error.contains(said) && error.contains(&format!("init: {{run: {run}}}")),
+            "{error}"
+        );
         assert_eq!(kept(&place, run), before, "{run}");
     }
-    place.run(
-        &["resume", "ranks", "--extend", "8", "--set", "rank.tolerance.freeze=9"],
-        0,
-    );
+    place.run(&["resume", "ranks", "--extend", "8", "--set", "rank.tolerance.freeze=9"], 0);
 }
 
 #[test]
@@ -195,6 +195,35 @@ fn a_run_is_overwritten_only_by_one_that_begins() {
     let error = stderr(&place.run(&arguments, 2));
     assert!(error.contains("chapter.tex") && error.contains("is none"), "{error}");
     assert_eq!(names("thesis"), ["chapter.tex"]);
+}
+
+/// The text is found from wherever the run is asked, and so is what was prepared of it.
+#[test]
+fn a_run_works_from_any_folder() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, "");
+    place.run(&["train", "spec.yaml", "--run-dir", "run", "--stop-after", "5"], 0);
+    let elsewhere = place.path("elsewhere");
+    fs::create_dir(&elsewhere).expect("a folder");
+    let from_there = |arguments: &[&str]| {
+        let output = place.lrpt(arguments).current_dir(&elsewhere).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let run = place.path("run").display().to_string();
+    from_there(&["resume", &run]);
+    let there = from_there(&["eval", "../run"]);
+    assert_eq!(fs::read_dir(&elsewhere).expect("a folder").count(), 0, "nothing was prepared anew");
+    // Without what was prepared, and into a folder of one's own.
+    fs::rename(place.path("data"), place.path("gone")).expect("renamed");
+    assert_eq!(from_there(&["--data-dir", "mine", "eval", &run]), there);
+    let mut by_variable = place.lrpt(&["eval", "run"]);
+    by_variable.env("LRPT_DATA", "elsewhere/mine");
+    let output = by_variable.output().expect("it runs");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), there, "{}", stderr(&output));
+    assert!(!place.path("data").exists());
+    place.run(&["train", "spec.yaml", "--run-dir", "whole"], 0);
+    assert_same(&place.trajectory("whole", 12), &place.trajectory("run", 12), "from elsewhere");
 }
 
 #[test]
@@ -240,10 +269,9 @@ fn send(signal: &str, child: &std::process::Child) {
 fn a_signal_is_answered_and_one_during_preparation_leaves_nothing() {
     let place = Workplace::new();
     place.spec(LOW_RANK, "");
-    for (signal, code, said) in [
-        ("-INT", 130, "Ctrl-C: finishing step "),
-        ("-TERM", 143, "SIGTERM: finishing step "),
-    ] {
+    for (signal, code, said) in
+        [("-INT", 130, "Ctrl-C: finishing step "), ("-TERM", 143, "SIGTERM: finishing step ")]
+    {
         let child = endless(&place, &[], || place.metric_lines("run") > 2);
         send(signal, &child);
         let output = child.wait_with_output().expect("it ends");

@@ -3,16 +3,16 @@
 use super::output;
 use crate::error::Failure;
 use crate::report::{Comparison, Spending, compare, group_runs, text_table, write_report};
-use crate::sweep::{experiment, plain_runs};
+use crate::sweep::{experiment, plain_runs, read_sweep};
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `lrpt compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// A sweep's folder, or the folders of several runs.
+    /// A sweep's folder or its YAML file, or the folders of several runs.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// What others are compared with (default: the sweep's baseline, or the first run).
@@ -28,7 +28,12 @@ pub struct CompareArgs {
 }
 
 /// Compares runs and writes the report.
-pub fn run(args: CompareArgs) -> Result<()> {
+pub fn run(mut args: CompareArgs) -> Result<()> {
+    if let [file] = &mut args.runs[..]
+        && file.is_file()
+    {
+        *file = Path::new("runs").join(read_sweep(file)?.name);
+    }
     let sweep = args
         .runs
         .first()

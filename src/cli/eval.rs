@@ -54,7 +54,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
             (shard, byte_lengths, args.tokens.unwrap_or(all), path.display().to_string())
         }
         None => {
-            let dataset = data::prepare(&plan.data, data::cache_dir())?;
+            let data = run.folder.data_from_here(&plan.data);
+            let dataset = data::prepare(&data, &run.folder.cache_from_here())?;
             let before = run.folder.data_summary()?;
             if before.content_hash != dataset.summary.content_hash {
                 return Err(Failure::Usage(format!(

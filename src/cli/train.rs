@@ -139,8 +139,7 @@ pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result
     };
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
     let (run_dir, until) = (&args.run, &args.until);
-    let job =
-        Job { plan: &plan, spec_yaml: &spec_yaml, run_dir, beginning, until, started, stop };
+    let job = Job { plan: &plan, spec_yaml: &spec_yaml, run_dir, beginning, until, started, stop };
     start(job, terminal, logging)
 }
 

@@ -42,7 +42,7 @@ mod validation;
 pub use batches::{Batch, Batches};
 pub use cargo_registry::crates_at_hand;
 pub use dataset::{Dataset, DatasetSummary};
-pub use prepare::{cache_dir, prepare};
+pub use prepare::{cache_dir, keep_prepared_in, prepare};
 pub use shard::TokenShard;
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;

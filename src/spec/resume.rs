@@ -110,7 +110,9 @@ impl Plan {
     /// path is the same data, which the hash of its content decides.
     pub fn binding_differences(&self, other: &Plan) -> Vec<String> {
         let differences = self.trajectory_differences(other).into_iter();
-        differences.filter(|line| line.split_once(": ").is_some_and(|(key, _)| binds(key))).collect()
+        differences
+            .filter(|line| line.split_once(": ").is_some_and(|(key, _)| binds(key)))
+            .collect()
     }
 
     /// As [`Plan::binding_differences`], from the settings that [`Plan::identity`] gave another
@@ -243,19 +245,24 @@ mod tests {
         let schema: Value = serde_json::to_value(schema()).expect("JSON");
         let mut found = BTreeSet::new();
         paths(&schema, &schema, "", &mut found);
-        assert!(found.len() > 60 && found.contains("optimizer.low_rank.dlra.momentum"), "{found:?}");
+        assert!(
+            found.len() > 60 && found.contains("optimizer.low_rank.dlra.momentum"),
+            "{found:?}"
+        );
         let listed = |path: &String| {
             KEYS.iter().any(|(key, _)| path.strip_prefix(key).is_some_and(is_below))
         };
         // A block whose keys are listed one by one is no key itself.
-        let is_block = |path: &String| KEYS.iter().any(|(key, _)| key.starts_with(&format!("{path}.")));
-        let missing: Vec<_> = found.iter().filter(|path| !listed(path) && !is_block(path)).collect();
+        let is_block =
+            |path: &String| KEYS.iter().any(|(key, _)| key.starts_with(&format!("{path}.")));
+        let missing: Vec<_> =
+            found.iter().filter(|path| !listed(path) && !is_block(path)).collect();
         assert!(missing.is_empty(), "say in KEYS what they decide: {missing:?}");
         for (index, (key, _)) in KEYS.iter().enumerate() {
             assert!(found.contains(*key), "{key} is no key of a spec");
-            let again = KEYS[index + 1..].iter().any(|(other, _)| {
-                other.strip_prefix(key).is_some_and(is_below)
-            });
+            let again = KEYS[index + 1..]
+                .iter()
+                .any(|(other, _)| other.strip_prefix(key).is_some_and(is_below));
             assert!(!again, "{key} is listed twice");
         }
         assert_eq!(decides("rank.tolerance.cycle.freeze"), Decides::Weights);
@@ -280,7 +287,8 @@ mod tests {
         let decay = "{warmup_steps: 2, decay_steps: 5, final_ratio: 0}";
         assert_eq!(until(&format!("schedule: {{warmup_stable_decay: {decay}}}")), Some(7));
         assert_eq!(until("schedule: {cosine: {warmup_steps: 2}}"), None);
-        let cycle = "optimizer: {low_rank: {dlra: {integrator: coefficient_cycle, coefficient_steps: 4}}}";
+        let cycle =
+            "optimizer: {low_rank: {dlra: {integrator: coefficient_cycle, coefficient_steps: 4}}}";
         assert_eq!(until(&format!("{constant}{cycle}")), Some(11), "step 12 closes a cycle early");
         let rank = |freeze: &str| {
             format!("{constant}rank: {{tolerance: {{tau: 0.1, grow_every: 4, settle: 1{freeze}}}}}")

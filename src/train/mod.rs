@@ -5,6 +5,7 @@ mod complete;
 #[cfg(test)]
 mod counted_operations;
 mod diagnose;
+mod elsewhere;
 mod evaluate;
 mod extend;
 mod fresh_start;

@@ -117,8 +117,8 @@ impl RunFolder {
     pub fn other_threads(&self) -> Result<Option<String>> {
         let path = self.root.join("env.json");
         let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-        let environment: serde_json::Value = serde_json::from_str(&text)
-            .with_context(|| format!("{}: not JSON", path.display()))?;
+        let environment: serde_json::Value =
+            serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
         let now = rayon::current_num_threads() as u64;
         let before = environment["threads"].as_u64().filter(|before| *before != now);
         Ok(before.map(|before| {
@@ -173,6 +173,8 @@ fn environment(device: &Device) -> serde_json::Value {
         "device": format!("{:?}", device.location()),
         "threads": rayon::current_num_threads(),
         "debug_build": cfg!(debug_assertions),
+        "folder": std::env::current_dir().ok(),
+        "data_dir": std::path::absolute(crate::data::cache_dir()).ok(),
         "command": std::env::args().collect::<Vec<_>>(),
         "started_unix_seconds": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
     })

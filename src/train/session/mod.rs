@@ -28,9 +28,9 @@ use candle_core::Device;
 use deadline::Deadline;
 use identity::Identity;
 use serde::{Deserialize, Serialize};
+use start::Started;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use start::Started;
 use std::time::{Duration, Instant};
 use together::Asked;
 
