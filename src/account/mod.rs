@@ -26,7 +26,10 @@ mod tests;
 mod wire;
 
 use crate::figures::{bytes, grouped, operations};
-use crate::spec::{AdapterForm, DlraSpec, FactorForm, Plan, WeightForm};
+use crate::spec::{
+    AdapterForm, CutBudgetSpec, CutSpec, DlraSpec, FactorForm, Plan, RankPlan, WeightForm,
+    share_of_dense,
+};
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
 pub use operations::FlopLedger;
 pub use parameters::{ParameterLedger, TargetLedger};
@@ -53,6 +56,8 @@ pub struct Ledger {
     /// Forward and backward passes over the tokens of a step, which are counted once however often
     /// they are passed.
     pub evaluations_per_step: u64,
+    /// What cuts leave of all parameters, as far as it is known before they are made.
+    pub after_cuts: Vec<(&'static str, String)>,
 }
 
 impl Ledger {
@@ -64,6 +69,7 @@ impl Ledger {
         Ledger {
             vocabulary_size: vocabulary,
             wire: WireLedger::new(plan, &parameters),
+            after_cuts: after_cuts(plan, &parameters),
             parameters,
             flops: FlopLedger::new(plan, vocabulary),
             memory: MemoryLedger::new(plan, vocabulary, threads as u64),
@@ -82,6 +88,30 @@ impl Ledger {
     pub fn flops_per_step(&self) -> u64 {
         self.flops.per_step(self.tokens_per_step)
     }
+}
+
+/// The budgets that cuts keep, each with everything beside the low-rank matrices; they count
+/// r (m + n − r) numbers for a matrix of rank r, as exported with `--factored`.
+fn after_cuts(plan: &Plan, parameters: &ParameterLedger) -> Vec<(&'static str, String)> {
+    let low_rank = |form: WeightForm| matches!(form, WeightForm::LowRank { .. });
+    let most = |share: f64| {
+        let targets = parameters.targets.iter();
+        let beside: u64 = targets.clone().filter(|t| !low_rank(t.form)).map(|t| t.parameters).sum();
+        let cut = targets.filter(|t| low_rank(t.form)).map(|t| t.target);
+        grouped(parameters.dense_rest() + beside + share_of_dense(&plan.model, cut, share))
+    };
+    let cut = plan.cut.map(|cut| match cut {
+        CutSpec::Budget(CutBudgetSpec { share, .. }) => {
+            ("at most, exported, after the cut", most(share))
+        }
+        CutSpec::Tolerance(_) => ("exported, after the cut", "by tolerance".to_owned()),
+    });
+    let end = match &plan.rank {
+        RankPlan::Budget(budget) => budget.final_share,
+        RankPlan::Fixed | RankPlan::Tolerance(_) => None,
+    };
+    let end = end.map(|share| ("at most, exported, at the end", most(share)));
+    cut.into_iter().chain(end).collect()
 }
 
 impl fmt::Display for Ledger {
@@ -127,6 +157,9 @@ impl fmt::Display for Ledger {
         }
         line(f, "the same network dense", grouped(dense))?;
         line(f, "share of dense", format!("{:.3}", total as f64 / dense as f64))?;
+        for (when, numbers) in &self.after_cuts {
+            line(f, when, numbers.clone())?;
+        }
 
         let flops = &self.flops;
         writeln!(f, "operations (matrix products)")?;

@@ -17,9 +17,13 @@ pub const COMPARE: &str = "Examples:
   lrpt compare runs/paper
   lrpt compare configs/sweeps/paper.yaml
   lrpt compare runs/gpt-small runs/gpt-small-dense --report comparison";
+pub const REPORT: &str = "Examples:
+  lrpt report runs/gpt-small";
 pub const EVAL: &str = "Examples:
   lrpt eval runs/gpt-small
-  lrpt eval runs/gpt-small --text other.rs";
+  lrpt eval runs/gpt-small --text a.txt --text b.txt --stride 64
+  lrpt eval runs/gpt-small --text - < a.txt
+  lrpt eval runs/gpt-small --choices hellaswag.jsonl --json";
 pub const GENERATE: &str = "Examples:
   lrpt generate runs/gpt-small --prompt 'pub fn ' --max-new-tokens 120 --seed 7
   lrpt generate runs/gpt-small --prompt 'use std::' --greedy";
@@ -62,7 +66,8 @@ mod tests {
             let examples: Vec<&str> = help.lines().skip(1).map(str::trim).collect();
             assert!(!examples.is_empty(), "`lrpt {}` has no example", command.get_name());
             for example in examples {
-                // Words in single quotes are one argument, as in a shell.
+                // Words in single quotes are one argument, and `<` is the shell's own.
+                let (example, _) = example.split_once(" < ").unwrap_or((example, ""));
                 let parts = example.split('\'').enumerate();
                 let words = parts.flat_map(|(index, part)| match index % 2 {
                     0 => part.split_whitespace().map(str::to_owned).collect(),

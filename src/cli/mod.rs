@@ -16,6 +16,7 @@ mod logging;
 mod memory;
 mod output;
 mod processes;
+mod report;
 mod selftest;
 mod spec;
 mod sweep;
@@ -66,6 +67,9 @@ enum Command {
     /// Compare the runs of a sweep, or any runs, with statistics and a report.
     #[command(after_help = examples::COMPARE)]
     Compare(compare::CompareArgs),
+    /// Write the page of one run: curves, ranks, spectra, times, samples, spec.
+    #[command(after_help = examples::REPORT)]
+    Report(report::ReportArgs),
     /// Loss, perplexity and bits per byte of a run, as one JSON object.
     #[command(after_help = examples::EVAL)]
     Eval(eval::EvalArgs),
@@ -115,6 +119,7 @@ impl Cli {
             Command::Resume(args) => train::resume(args, terminal, &logging),
             Command::Sweep(args) => sweep::run(args, terminal),
             Command::Compare(args) => compare::run(args),
+            Command::Report(args) => report::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Export(args) => export::run(args),

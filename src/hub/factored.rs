@@ -99,6 +99,12 @@ fn add_part(
     Ok((m, n, Some(rank)))
 }
 
+/// Whether config.json describes the layer of this tensor of the dense model as one of parts.
+pub(super) fn describes(config: &Value, name: &str) -> bool {
+    let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
+    config.get(LAYERS).is_some_and(|layers| layers.get(layer).is_some())
+}
+
 /// The tensors of the dense model, which has these shapes, from those of a folder that
 /// [`with_factors`] made.
 ///

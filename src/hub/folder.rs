@@ -129,7 +129,10 @@ pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
         let (format, model) = model_of(&config)?;
         let shapes = format.shapes(&model);
         let mut files = weight_files(folder)?;
-        check_sizes(&files, &shapes, format)?;
+        // The parts of factored layers have shapes of their own, which are checked there.
+        let (own, dense): (Vec<_>, Vec<_>) =
+            shapes.iter().partition(|(name, _)| factored::describes(&config, name));
+        check_sizes(&files, format, &dense, &own)?;
         let mut tensors = Vec::new();
         for file in &mut files {
             tensors.extend(in_f32(file.read(|name| !format.passes_over(name))?)?);
@@ -234,11 +237,12 @@ fn weight_files(folder: &Path) -> Result<Vec<TensorFile>> {
 }
 
 /// Refuses tensors of other shapes than `config.json` says, and more numbers than its network can
-/// have in any form, before any is read.
+/// have in any form, before any is read; what is `of_other_shapes` only counts.
 fn check_sizes(
     files: &[TensorFile],
-    expected: &[(String, Vec<usize>)],
     format: &dyn Format,
+    expected: &[&(String, Vec<usize>)],
+    of_other_shapes: &[&(String, Vec<usize>)],
 ) -> Result<()> {
     let found: BTreeMap<&str, (&Path, &[usize])> = files
         .iter()
@@ -260,7 +264,8 @@ fn check_sizes(
     let numbers = |shape: &[usize]| {
         shape.iter().fold(1u64, |product, size| product.saturating_mul(*size as u64))
     };
-    let most: u64 = expected.iter().fold(0, |sum, (_, shape)| sum.saturating_add(numbers(shape)));
+    let most = expected.iter().chain(of_other_shapes);
+    let most: u64 = most.fold(0, |sum, (_, shape)| sum.saturating_add(numbers(shape)));
     let all: u64 = found.values().fold(0, |sum, (_, shape)| sum.saturating_add(numbers(shape)));
     // Low-rank weights with the places of their rows have fewer than dense ones and a column.
     ensure!(

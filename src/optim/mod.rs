@@ -20,7 +20,7 @@ pub use execution::{Execution, Placement};
 pub use gradient::{Scaled, TrainedGradients, clip_factor};
 pub use leaves::{LeafMap, Leaves};
 pub use optimizer::{BatchLoss, GradientOracle, Optimizer, OptimizerSettings, StepReport};
-pub use rank::{RankDecision, RankEvent};
+pub use rank::{Offer, RankDecision, RankEvent, cut_ranks};
 pub use rules::{
     AdamwState, AdamwStep, DlraState, DlraStep, DlraUpdate, GalerkinStep, GaloreState,
     HeavyBallState, MomentClock, MuonState, augmented_rank, augmented_values, cut_flops,

@@ -3,13 +3,16 @@
 
 use super::adapter_spec::AdapterForm;
 use super::architecture::{ROPE_THETA, Target};
+use super::cut_spec::CutSpec;
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::document::usage;
 use super::findings::problems;
 use super::init_spec::InitSpec;
 use super::model_plan::ModelPlan;
-use super::model_spec::{FactorForm, InitialSpectrum, ModelSpec, TargetRank, WeightsSpec};
+use super::model_spec::{
+    FactorForm, InitialSpectrum, ModelSpec, StartRank, TargetRank, WeightsSpec,
+};
 use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
 use super::resume::{Decides, decides, differences};
@@ -46,6 +49,9 @@ pub struct Plan {
     /// Where the first weights come from, if not from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<InitSpec>,
+    /// How the weights of `init` are cut to their first ranks, where not each to its form's rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<CutSpec>,
     /// Text and tokenizer; `val_fraction` is filled in wherever the text is split.
     pub data: DataSpec,
     /// Length and batch of the training.
@@ -155,6 +161,10 @@ impl Plan {
             kernels: spec.kernels,
             dtype: spec.dtype,
             init: spec.init.clone(),
+            cut: match &spec.model.weights {
+                WeightsSpec::LowRank(low_rank) => low_rank.cut,
+                _ => None,
+            },
             data: data_plan(&spec.data),
             train: spec.train.clone(),
             optimizer: optimizer_plan(&spec.optimizer, &spec.model.weights, &model),
@@ -239,10 +249,16 @@ fn collect_leaves(value: &Value, path: &str, leaves: &mut BTreeMap<String, Value
 }
 
 fn model_plan(spec: &ModelSpec) -> ModelPlan {
-    let form = |target| match &spec.weights {
+    let form = |shape: &dyn Fn(Target) -> (usize, usize), target: Target| match &spec.weights {
         WeightsSpec::Dense => WeightForm::Dense,
-        WeightsSpec::LowRank(low_rank) => rank_of(low_rank.rank, &low_rank.targets, target)
-            .map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank }),
+        WeightsSpec::LowRank(low_rank) => {
+            let rank = match low_rank.rank {
+                StartRank::Rank(rank) => rank,
+                StartRank::Full => shape(target).0.min(shape(target).1),
+            };
+            rank_of(rank, &low_rank.targets, target)
+                .map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank })
+        }
         WeightsSpec::Factored(factored) => rank_of(factored.rank, &factored.targets, target)
             .map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank, form: factored.form }),
         WeightsSpec::Adapter(adapter) => adapter.form_of(target),
@@ -250,7 +266,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
     let unusual_epsilon = |key: &str, epsilon: Option<f64>| {
         epsilon.filter(|epsilon| spec.arch.norm_epsilon() != (key, *epsilon))
     };
-    ModelPlan {
+    let mut plan = ModelPlan {
         arch: spec.arch,
         n_layer: spec.n_layer,
         n_head: spec.n_head,
@@ -271,8 +287,13 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
             WeightsSpec::LowRank(low_rank) => low_rank.spectrum,
             _ => InitialSpectrum::default(),
         },
-        weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
-    }
+        weights: BTreeMap::new(),
+    };
+    // `full` is a matter of the shapes.
+    let shape = |target| plan.shape(target);
+    let forms = spec.arch.targets().iter().map(|target| (*target, form(&shape, *target)));
+    plan.weights = forms.collect();
+    plan
 }
 
 /// Rank of one target; none for a full matrix.
@@ -295,6 +316,9 @@ fn data_plan(spec: &DataSpec) -> DataSpec {
         }
         SourceSpec::Jsonl(jsonl) if jsonl.val.is_none() => {
             jsonl.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION);
+        }
+        SourceSpec::Instructions(source) if source.val.is_none() => {
+            source.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION);
         }
         _ => {}
     }

@@ -107,9 +107,9 @@ impl FreshStart {
         Ok(())
     }
 
-    /// The first step was tried: the folder is this run's from now on, and the run it overwrites
-    /// goes.
-    pub fn took_a_step(mut self) {
+    /// The first step was tried, or none is asked for: the folder is this run's from now on, and the
+    /// run it overwrites goes.
+    pub fn has_begun(mut self) {
         self.is_pending = false;
         for (_, old) in self.aside.iter().filter(|_| self.overwrites) {
             let removed = match old.is_dir() {
@@ -234,7 +234,7 @@ mod tests {
         let run = place.path().join("old");
         write(&run, &["notes.md", "plan.yaml", "metrics.jsonl", "metrics-1.jsonl"], "old");
         write(&run, &["checkpoints/step-00000001/model", "checkpoints-1/kept"], "old");
-        start(&run, true).took_a_step();
+        start(&run, true).has_begun();
         let left = contents(&run);
         let old: Vec<_> = left.iter().filter(|(_, text)| *text == "old").collect();
         let names: Vec<_> = old.iter().map(|(path, _)| path.strip_prefix(&run).unwrap()).collect();

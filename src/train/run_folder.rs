@@ -2,7 +2,7 @@
 //! `metrics.jsonl` (also as `metrics.csv`), `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`,
 //! `checkpoints/`, `first-checkpoint.json`.
 
-use super::init::InitReport;
+use super::init_report::InitReport;
 use super::settings::compute;
 use crate::checkpoint::{self, Checkpoints};
 use crate::data::{DatasetSummary, Tokenizer};

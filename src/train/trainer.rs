@@ -1,6 +1,8 @@
 //! What a training step needs, and the step: shared by the session and by `lrpt bench`.
 
-use super::init::{InitReport, initial_parameters};
+use super::cut::cut_imported;
+use super::init::initial_parameters;
+use super::init_report::InitReport;
 use super::oracle::{BatchOracle, OracleTimes};
 use super::settings::{compute, model_config, optimizer_settings};
 use crate::account::FlopLedger;
@@ -61,8 +63,14 @@ impl<'a> Trainer<'a> {
         vocabulary_size: usize,
         text: Arc<TokenShard>,
     ) -> Result<Self> {
-        let model = build(model_config(plan, vocabulary_size))?;
-        let (params, init) = initial_parameters(plan, model.as_ref(), device)?;
+        let mut model = build(model_config(plan, vocabulary_size))?;
+        let (mut params, mut init) = initial_parameters(plan, model.as_ref(), device)?;
+        if let Some(cut) = plan.cut {
+            model.set_compute(compute(plan));
+            let batches = batches(plan, text.clone(), cut.batches().unwrap_or(1))?;
+            let cuts = cut_imported(plan, cut, model.as_ref(), &mut params, &batches, device)?;
+            init = init.map(|init| init.cut_further(cuts));
+        }
         let optimizer = Optimizer::new(optimizer_settings(plan, device), &params)?;
         let trainer = Self::new(plan, device, model, params, optimizer, text)?;
         Ok(Self { init, ..trainer })
@@ -95,14 +103,7 @@ impl<'a> Trainer<'a> {
         optimizer: Optimizer,
         text: Arc<TokenShard>,
     ) -> Result<Self> {
-        let train = &plan.train;
-        let batches = Batches::new(
-            text,
-            plan.model.block_size,
-            train.batch_size,
-            train.gradient_accumulation_steps,
-            plan.seed,
-        )?;
+        let batches = batches(plan, text, plan.train.gradient_accumulation_steps)?;
         let gradients = Gradients::new(params.slot_count());
         model.set_compute(compute(plan));
         let processes = &Alone;
@@ -131,6 +132,11 @@ impl<'a> Trainer<'a> {
     /// The text that is trained on.
     pub fn text(&self) -> Arc<TokenShard> {
         self.batches.text()
+    }
+
+    /// Tokens that a step (from 1) is trained on.
+    pub fn tokens_of_step(&self, step: u64) -> u64 {
+        self.batches.trained_tokens(step - 1).unwrap_or(self.plan.tokens_per_step)
     }
 
     /// Counted operations of a step (from 1), all its evaluations and its rank cut together, at the
@@ -217,4 +223,10 @@ impl<'a> Trainer<'a> {
         let BatchOracle { times, sums_sent, .. } = oracle;
         Ok(TimedStep { report, times, seconds: started.elapsed().as_secs_f64(), sums_sent })
     }
+}
+
+/// The plan's batches of a text, this many a step.
+fn batches(plan: &Plan, text: Arc<TokenShard>, micro_batches: usize) -> Result<Batches> {
+    let (block_size, batch_size) = (plan.model.block_size, plan.train.batch_size);
+    Batches::new(text, block_size, batch_size, micro_batches, plan.seed)
 }

@@ -87,7 +87,8 @@ impl Beginning {
 pub struct Outcome {
     /// Last step taken.
     pub step: u64,
-    /// Validation at the last step; absent if the run was stopped before its end.
+    /// Validation at the last step, or of the first weights where no step was asked for; absent if
+    /// the run was stopped between.
     pub validation: Option<ValidationLoss>,
 }
 
@@ -230,6 +231,9 @@ impl<'a> Session<'a> {
         {
             return Ok(Outcome { step: self.state.step, validation: None });
         }
+        if self.options.stop_after == Some(0) && self.state.step == 0 {
+            return self.stop_before_the_first_step(observers, started);
+        }
         let last = self.plan.train.max_steps.0;
         let mut validation = None;
         let mut meter = Meter::default();
@@ -275,7 +279,7 @@ impl<'a> Session<'a> {
         if (timed.is_ok() || timed.as_ref().is_err_and(|e| self.reason_of_divergence(e).is_some()))
             && let Some(fresh) = self.fresh.take()
         {
-            fresh.took_a_step();
+            fresh.has_begun();
         }
         let timed = match timed {
             Ok(timed) => Some(timed),
@@ -285,7 +289,8 @@ impl<'a> Session<'a> {
             }
         };
         self.state.step = step;
-        self.state.tokens += self.plan.tokens_per_step;
+        let tokens = self.trainer.tokens_of_step(step);
+        self.state.tokens += tokens;
         self.state.flops += flops;
         let is_last = step == last;
         observers.on(&Event::Progress { step })?;
@@ -294,7 +299,7 @@ impl<'a> Session<'a> {
             self.state.skipped_in_a_row = 0;
             self.deadline.note_step(timed.seconds);
             self.last_loss = Some(report.loss);
-            meter.add(self.plan.tokens_per_step, timed);
+            meter.add(tokens, timed);
             if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
                 let wire_bytes = self.bytes_on_the_wire(timed.sums_sent)?;
                 observers.on(&Event::Step(self.step_record(report, wire_bytes, meter)))?;

@@ -7,12 +7,13 @@ use crate::checkpoint::{Checkpoints, RunLock, Snapshot};
 use crate::data::{self, Dataset};
 use crate::error::Failure;
 use crate::parallel::agree;
-use crate::record::{Event, Observer, Observers, RunStarted};
+use crate::record::{EndReason, Event, Observer, Observers, RunStarted};
 use crate::spec::{Plan, is_of_length};
 use crate::train::extend::{go_back, other_way};
 use crate::train::fresh_start::{FreshStart, Untouched};
 use crate::train::run_folder::RunFolder;
 use anyhow::{Context, Result};
+use std::time::Instant;
 
 /// Trains to the plan's last step, or until a signal or `stop_after`.
 ///
@@ -207,12 +208,7 @@ impl Session<'_> {
         }))?;
         if let Some(init) = &self.trainer.init {
             folder.write_init(init)?;
-            tracing::info!(
-                "first weights from {} ({} matrices cut to their rank, {:.3}% of their energy left out)",
-                init.source.path(),
-                init.truncated,
-                100.0 * init.discarded_energy
-            );
+            init.lines().iter().for_each(|line| tracing::info!("{line}"));
         }
         changes.told.iter().for_each(|line| tracing::info!("{line}"));
         for message in changes.warnings.iter().cloned() {
@@ -228,6 +224,31 @@ impl Session<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Session<'_> {
+    /// Saves and validates the first weights, where no step is asked for: a model that was cut and
+    /// not trained.
+    pub(super) fn stop_before_the_first_step(
+        &mut self,
+        observers: &mut Observers,
+        started: Instant,
+    ) -> Result<Outcome> {
+        let validation = self.validation_loss()?;
+        if let Some(fresh) = self.fresh.take() {
+            fresh.has_begun();
+        }
+        self.by_root(|session| {
+            let path = session.save()?;
+            observers.on(&Event::CheckpointSaved { step: 0, path })
+        })?;
+        observers.on(&Event::Finished {
+            step: 0,
+            reason: EndReason::Interrupted,
+            seconds: started.elapsed().as_secs_f64(),
+        })?;
+        Ok(Outcome { step: 0, validation: Some(validation) })
     }
 }
 
