@@ -55,7 +55,7 @@ fn what_decides_no_weight_may_change_and_the_rest_is_refused_with_the_other_way(
         ("train.batch_size=8", "train.batch_size: 4 -> 8"),
         ("seed=6", "seed: 5 -> 6"),
         ("train.max_steps=20", "train.max_steps: 12 -> 20"),
-        ("rank={tolerance: {tau: 0.1, grow_every: 2, settle: 1}}", "rank"),
+        ("rank={tolerance: {tau: 0.1, min_rank: 2, grow_every: 2, settle: 1}}", "rank"),
     ] {
         let error = stderr(&place.run(&["resume", "run", "--set", setting], 2));
         assert!(error.contains(said) && error.contains("`init: {run: run}`"), "{error}");
@@ -143,7 +143,7 @@ fn a_run_is_extended_from_before_its_decay() {
 fn what_cannot_be_extended_is_refused_and_stays() {
     let place = Workplace::new();
     place.spec(LOW_RANK, "checkpoint: {every: 100, keep_last: 1}");
-    let rank = "rank={tolerance: {tau: 0.1, grow_every: 4, settle: 1}}";
+    let rank = "rank={tolerance: {tau: 0.1, min_rank: 2, grow_every: 4, settle: 1}}";
     for (run, settings, said) in [
         ("cosine", &[][..], "its schedule is cosine"),
         ("late", &[DECAY, "eval.every=100"], "`checkpoint.keep_last`"),
@@ -238,7 +238,7 @@ fn a_start_that_fails_before_its_first_step_leaves_no_run() {
     train(&place, "mine", &large, 1);
     assert_eq!(contents(&place.path("mine")).len(), 1, "{:?}", contents(&place.path("mine")));
     let folder = place.path("none.txt").display().to_string();
-    train(&place, "absent", &[&format!("data.source.text.path={folder}")], 1);
+    train(&place, "absent", &[&format!("data.source.text.path={folder}")], 2);
     assert!(!place.path("absent").exists());
 }
 

@@ -35,7 +35,17 @@ pub fn run(mut args: CompareArgs) -> Result<()> {
     if let [file] = &mut args.runs[..]
         && file.is_file()
     {
-        *file = Path::new("runs").join(read_sweep(file)?.name);
+        let folder = Path::new("runs").join(read_sweep(file)?.name);
+        if !folder.join("manifest.json").exists() {
+            return Err(Failure::Usage(format!(
+                "{} has not begun here (no {}); begin it with `lrpt sweep {}`",
+                file.display(),
+                folder.join("manifest.json").display(),
+                file.display()
+            ))
+            .into());
+        }
+        *file = folder;
     }
     let sweep = args
         .runs
