@@ -233,7 +233,16 @@ fn completions_and_help() {
     assert!(stdout(&place.run(&["completions", "bash"], 0)).contains("lrpt"));
     for flag in ["-v", "-V", "--version"] {
         let version = stdout(&place.run(&[flag], 0));
-        assert_eq!(version.trim(), concat!("lrpt ", env!("CARGO_PKG_VERSION")));
+        let start = concat!("lrpt ", env!("CARGO_PKG_VERSION"), " (commit ");
+        assert!(version.starts_with(start), "{version}");
+        let datasets = cfg!(feature = "datasets");
+        assert_eq!(version.contains("features: datasets"), datasets, "{version}");
+    }
+    assert!(stdout(&place.run(&["completions", "man"], 0)).contains(".TH lrpt 1"));
+    place.run(&["completions", "--out", "share"], 0);
+    for name in ["lrpt.1", "lrpt-train.1", "lrpt-data-prepare.1", "lrpt.bash", "_lrpt", "lrpt.fish"]
+    {
+        assert!(place.path("share").join(name).exists(), "{name}");
     }
     let help = stdout(&place.run(&["--help"], 0));
     for command in ["train", "resume", "eval", "generate", "inspect", "data", "spec"] {

@@ -55,7 +55,7 @@ fn what_decides_no_weight_may_change_and_the_rest_is_refused_with_the_other_way(
         ("train.batch_size=8", "train.batch_size: 4 -> 8"),
         ("seed=6", "seed: 5 -> 6"),
         ("train.max_steps=20", "train.max_steps: 12 -> 20"),
-        ("rank={tolerance: {tau: 0.1, grow_every: 2, settle: 1}}", "rank"),
+        ("rank={tolerance: {tau: 0.1, min_rank: 2, grow_every: 2, settle: 1}}", "rank"),
     ] {
         let error = stderr(&place.run(&["resume", "run", "--set", setting], 2));
         assert!(error.contains(said) && error.contains("`init: {run: run}`"), "{error}");
@@ -143,7 +143,7 @@ fn a_run_is_extended_from_before_its_decay() {
 fn what_cannot_be_extended_is_refused_and_stays() {
     let place = Workplace::new();
     place.spec(LOW_RANK, "checkpoint: {every: 100, keep_last: 1}");
-    let rank = "rank={tolerance: {tau: 0.1, grow_every: 4, settle: 1}}";
+    let rank = "rank={tolerance: {tau: 0.1, min_rank: 2, grow_every: 4, settle: 1}}";
     for (run, settings, said) in [
         ("cosine", &[][..], "its schedule is cosine"),
         ("late", &[DECAY, "eval.every=100"], "`checkpoint.keep_last`"),
@@ -197,6 +197,35 @@ fn a_run_is_overwritten_only_by_one_that_begins() {
     assert_eq!(names("thesis"), ["chapter.tex"]);
 }
 
+/// The text is found from wherever the run is asked, and so is what was prepared of it.
+#[test]
+fn a_run_works_from_any_folder() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, "");
+    place.run(&["train", "spec.yaml", "--run-dir", "run", "--stop-after", "5"], 0);
+    let elsewhere = place.path("elsewhere");
+    fs::create_dir(&elsewhere).expect("a folder");
+    let from_there = |arguments: &[&str]| {
+        let output = place.lrpt(arguments).current_dir(&elsewhere).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let run = place.path("run").display().to_string();
+    from_there(&["resume", &run]);
+    let there = from_there(&["eval", "../run"]);
+    assert_eq!(fs::read_dir(&elsewhere).expect("a folder").count(), 0, "nothing was prepared anew");
+    // Without what was prepared, and into a folder of one's own.
+    fs::rename(place.path("data"), place.path("gone")).expect("renamed");
+    assert_eq!(from_there(&["--data-dir", "mine", "eval", &run]), there);
+    let mut by_variable = place.lrpt(&["eval", "run"]);
+    by_variable.env("LRPT_DATA", "elsewhere/mine");
+    let output = by_variable.output().expect("it runs");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), there, "{}", stderr(&output));
+    assert!(!place.path("data").exists());
+    place.run(&["train", "spec.yaml", "--run-dir", "whole"], 0);
+    assert_same(&place.trajectory("whole", 12), &place.trajectory("run", 12), "from elsewhere");
+}
+
 #[test]
 fn a_start_that_fails_before_its_first_step_leaves_no_run() {
     let place = Workplace::new();
@@ -209,7 +238,7 @@ fn a_start_that_fails_before_its_first_step_leaves_no_run() {
     train(&place, "mine", &large, 1);
     assert_eq!(contents(&place.path("mine")).len(), 1, "{:?}", contents(&place.path("mine")));
     let folder = place.path("none.txt").display().to_string();
-    train(&place, "absent", &[&format!("data.source.text.path={folder}")], 1);
+    train(&place, "absent", &[&format!("data.source.text.path={folder}")], 2);
     assert!(!place.path("absent").exists());
 }
 

@@ -3,16 +3,16 @@
 use super::output;
 use crate::error::Failure;
 use crate::report::{Comparison, Spending, compare, group_runs, text_table, write_report};
-use crate::sweep::{experiment, plain_runs};
+use crate::sweep::{experiment, plain_runs, read_sweep};
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `lrpt compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// A sweep's folder, or the folders of several runs, which may still run.
+    /// A sweep's folder or its YAML file, or the folders of several runs, which may still run.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// What others are compared with (default: the sweep's baseline, or the first run).
@@ -31,7 +31,22 @@ pub struct CompareArgs {
 }
 
 /// Compares runs and writes the report.
-pub fn run(args: CompareArgs) -> Result<()> {
+pub fn run(mut args: CompareArgs) -> Result<()> {
+    if let [file] = &mut args.runs[..]
+        && file.is_file()
+    {
+        let folder = Path::new("runs").join(read_sweep(file)?.name);
+        if !folder.join("manifest.json").exists() {
+            return Err(Failure::Usage(format!(
+                "{} has not begun here (no {}); begin it with `lrpt sweep {}`",
+                file.display(),
+                folder.join("manifest.json").display(),
+                file.display()
+            ))
+            .into());
+        }
+        *file = folder;
+    }
     let sweep = args
         .runs
         .first()

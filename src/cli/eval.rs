@@ -14,11 +14,6 @@ use std::sync::Arc;
 
 /// Arguments of `lrpt eval`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
-    lrpt eval runs/gpt-small\n  \
-    lrpt eval runs/gpt-small --text a.txt --text b.txt --stride 64\n  \
-    lrpt eval runs/gpt-small --text - < a.txt\n  \
-    lrpt eval runs/gpt-small --choices hellaswag.jsonl --json")]
 pub struct EvalArgs {
     /// A run's folder (its best checkpoint is used) or one checkpoint's folder.
     run: PathBuf,
@@ -72,7 +67,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
 /// The validation set of the run.
 fn validate(args: &EvalArgs, run: &LoadedRun) -> Result<()> {
     let plan = run.folder.plan()?;
-    let dataset = data::prepare(&plan.data, data::cache_dir())?;
+    let data = run.folder.data_from_here(&plan.data);
+    let dataset = data::prepare(&data, &run.folder.cache_from_here())?;
     let before = run.folder.data_summary()?;
     if before.content_hash != dataset.summary.content_hash {
         return Err(Failure::Usage(format!(

@@ -228,7 +228,7 @@ fn local(
         terminal,
     };
     let Launched { skipped, finished, not_needed, failed } =
-        launch(manifest, folder, &options).map_err(|error| startable_again(error, &args.sweep))?;
+        launch(manifest, folder, &options).map_err(|error| startable_again(error, args))?;
     tracing::info!(
         "{}: {finished} runs finished now, {skipped} before, {not_needed} not needed, {} failed; \
          `lrpt compare {}` compares them",
@@ -255,8 +255,15 @@ fn local(
 }
 
 /// How an interrupted sweep goes on.
-fn startable_again(error: anyhow::Error, file: &Path) -> anyhow::Error {
-    let remedy = format!("interrupted; go on with `lrpt sweep {}`", file.display());
+fn startable_again(error: anyhow::Error, args: &SweepArgs) -> anyhow::Error {
+    let mut command = format!("lrpt sweep {}", args.sweep.display());
+    if args.jobs.get() > 1 {
+        command.push_str(&format!(" --jobs {}", args.jobs));
+    }
+    if let Some(pattern) = &args.only {
+        command.push_str(&format!(" --only '{pattern}'"));
+    }
+    let remedy = format!("interrupted; go on with `{command}`");
     if is_interrupted(&error) { error.context(remedy) } else { error }
 }
 

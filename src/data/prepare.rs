@@ -18,17 +18,27 @@ use crate::fs::write_directory_atomic;
 use crate::spec::{BpeSpec, DataSpec, SourceSpec, TokenizerSpec};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::path::Path;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 /// Part of the content hash: raise it when the same text and tokenizer give other tokens, or the
 /// files another form.
 const FORMAT: &str = "lrpt data v1";
 
-/// Where the commands keep prepared data: `data/` of the current folder.
+static CACHE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Makes this the folder in which the commands keep prepared data, for the whole process; the first
+/// call decides.
+pub fn keep_prepared_in(folder: PathBuf) {
+    // Whoever asked for a folder before knows of no other.
+    let _ = CACHE.set(folder);
+}
+
+/// Where the commands keep prepared data: `data/` of the current folder, unless
+/// [`keep_prepared_in`] said otherwise.
 pub fn cache_dir() -> &'static Path {
-    Path::new("data")
+    CACHE.get().map_or(Path::new("data"), PathBuf::as_path)
 }
 
 /// The data set of a spec. Text is tokenized once and kept in `cache/<hash>/`, where the hash

@@ -3,7 +3,7 @@
 use super::count::Count;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Text and tokenizer of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -18,6 +18,42 @@ pub struct DataSpec {
     /// `<|endoftext|>`, `<|end_of_text|>`, `</s>`, `<eos>`, `<|eos|>`, `[SEP]`, `<|im_end|>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_of_text: Option<String>,
+}
+
+impl DataSpec {
+    /// The same with every relative path taken from this folder.
+    pub fn within(&self, folder: &Path) -> Self {
+        let path = |path: &mut PathBuf| *path = folder.join(&*path);
+        let text = |text: &mut String| *text = folder.join(&*text).display().to_string();
+        let texts = |list: &mut Option<Vec<String>>| list.iter_mut().flatten().for_each(text);
+        let mut data = self.clone();
+        match &mut data.source {
+            SourceSpec::CargoRegistry => {}
+            SourceSpec::Text(source) => {
+                texts(&mut source.train);
+                texts(&mut source.val);
+                source.path.iter_mut().for_each(text);
+            }
+            SourceSpec::Jsonl(source) => {
+                source.train.iter_mut().for_each(text);
+                texts(&mut source.val);
+            }
+            SourceSpec::Instructions(source) => {
+                source.train.iter_mut().for_each(text);
+                texts(&mut source.val);
+                source.chat_template.iter_mut().for_each(path);
+            }
+            SourceSpec::Bin(source) => {
+                path(&mut source.train);
+                path(&mut source.val);
+            }
+            SourceSpec::Tinystories(source) => path(&mut source.dir),
+        }
+        if let TokenizerSpec::File(file) = &mut data.tokenizer {
+            path(file);
+        }
+        data
+    }
 }
 
 /// Most tokens of a vocabulary: tables over it fit in memory up to here.

@@ -295,7 +295,8 @@ mod tests {
             "optimizer: {low_rank: {dlra: {integrator: coefficient_cycle, coefficient_steps: 4}}}";
         assert_eq!(until(&format!("{constant}{cycle}")), Some(11), "step 12 closes a cycle early");
         let rank = |freeze: &str| {
-            format!("{constant}rank: {{tolerance: {{tau: 0.1, grow_every: 4, settle: 1{freeze}}}}}")
+            let cycle = format!("grow_every: 4, settle: 1{freeze}");
+            format!("{constant}rank: {{tolerance: {{tau: 0.1, min_rank: 1, {cycle}}}}}")
         };
         assert_eq!(until(&rank("")), None, "ranks freeze at a share of the steps");
         assert_eq!(until(&rank(", freeze: 9")), Some(12));

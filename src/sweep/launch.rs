@@ -3,6 +3,7 @@
 
 use super::manifest::{RunState, Stage, SweepManifest, spec_path};
 use crate::checkpoint::RunLock;
+use crate::data;
 use crate::error::Failure;
 use crate::record::Terminal;
 use crate::train::{RunFolder, StopSignal};
@@ -231,6 +232,7 @@ pub fn training(manifest: &SweepManifest, folder: &Path, index: usize) -> Result
     command
         .args(["--threads", &manifest.threads.to_string(), "train"])
         .arg(spec_path(folder, &manifest.runs[index].id));
+    command.env("LRPT_DATA", data::cache_dir());
     // The sweep has looked at the memory of all its runs together.
     command.arg("--force").arg("--run-dir").arg(&run_dir);
     if RunFolder::new(&run_dir).holds_a_run() {

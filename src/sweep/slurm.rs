@@ -67,6 +67,10 @@ fn script(manifest: &SweepManifest, options: &SlurmOptions, first: usize, last: 
     let megabytes = (options.memory as f64 * 1.5 / f64::from(1 << 20)).ceil() as u64 + 256;
     let (working, program, folder) =
         (quoted(options.working_folder), quoted(options.program), quoted(options.folder));
+    let data = match crate::data::cache_dir() {
+        folder if folder == Path::new("data") => String::new(),
+        folder => format!("export LRPT_DATA={}\n", quoted(folder)),
+    };
     let logs = options.working_folder.join(options.folder).join("logs").join("slurm-%A_%a.log");
     format!(
         "#!/bin/bash\n\
@@ -81,6 +85,7 @@ fn script(manifest: &SweepManifest, options: &SlurmOptions, first: usize, last: 
          #SBATCH --output={}\n\
          set -eu\n\
          cd {working}\n\
+         {data}\
          # exec, so that Slurm's signal reaches the program, which then saves its state.\n\
          exec {program} sweep {folder} --run-index \"$SLURM_ARRAY_TASK_ID\"\n",
         minutes / 60,

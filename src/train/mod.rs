@@ -7,6 +7,7 @@ mod complete;
 mod counted_operations;
 mod cut;
 mod diagnose;
+mod elsewhere;
 mod evaluate;
 mod extend;
 mod fresh_start;

@@ -173,6 +173,8 @@ fn environment(device: &Device) -> serde_json::Value {
         "device": format!("{:?}", device.location()),
         "threads": rayon::current_num_threads(),
         "debug_build": cfg!(debug_assertions),
+        "folder": std::env::current_dir().ok(),
+        "data_dir": std::path::absolute(crate::data::cache_dir()).ok(),
         "command": std::env::args().collect::<Vec<_>>(),
         "started_unix_seconds": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
     })

@@ -110,7 +110,7 @@ fn begin(plan: &Plan, options: &TrainOptions) -> Result<Begun> {
     }
     folder.remove_temporaries()?;
     let before = check_folder(&folder, plan, options)?;
-    let dataset = data::prepare(&plan.data, options.data_cache)?;
+    let dataset = prepared(&folder, plan, options)?;
     options.stop.preparation_ends();
     lock.check_held()?;
     let mut checkpoints = Checkpoints::open(options.run_dir);
@@ -129,6 +129,17 @@ fn begin(plan: &Plan, options: &TrainOptions) -> Result<Begun> {
     }
     let started = Started { checkpoints, fresh, lock: Some(lock), identity };
     Ok(Begun { folder, dataset, changes, resumed, started })
+}
+
+/// The data; of a run that goes on from wherever this process is.
+fn prepared(folder: &RunFolder, plan: &Plan, options: &TrainOptions) -> Result<Dataset> {
+    let goes_on = options.beginning.continues();
+    match folder.plan() {
+        Ok(before) if goes_on && before.data == plan.data => {
+            data::prepare(&folder.data_from_here(&plan.data), &folder.cache_from_here())
+        }
+        _ => data::prepare(&plan.data, options.data_cache),
+    }
 }
 
 /// Makes the plan the run's, with its checkpoints gone back to where it may have more steps.
@@ -161,7 +172,8 @@ fn change(
 
 /// The same by a process that only computes.
 fn join(plan: &Plan, options: &TrainOptions) -> Result<Begun> {
-    let dataset = data::prepare(&plan.data, options.data_cache)?;
+    let folder = RunFolder::new(options.run_dir);
+    let dataset = prepared(&folder, plan, options)?;
     options.stop.preparation_ends();
     let started = Started {
         checkpoints: Checkpoints::open(options.run_dir),
@@ -169,8 +181,7 @@ fn join(plan: &Plan, options: &TrainOptions) -> Result<Begun> {
         lock: None,
         identity: Identity::of(plan, &dataset.summary),
     };
-    let (folder, changes) = (RunFolder::new(options.run_dir), Changes::default());
-    Ok(Begun { folder, dataset, changes, resumed: None, started })
+    Ok(Begun { folder, dataset, changes: Changes::default(), resumed: None, started })
 }
 
 impl Session<'_> {
