@@ -69,17 +69,17 @@ variants:
     let listed = text(&place.run(&["sweep", &path, "--dry-run"], 0).stdout);
     // The last columns follow the clock; the heads of the lines do not.
     let names: Vec<&str> =
-        listed.lines().map(|line| line.get(..98).unwrap_or(line).trim_end()).collect();
+        listed.lines().map(|line| line.get(..74).unwrap_or(line).trim_end()).collect();
     let (last, names) = names.split_last().expect("lines");
     assert!(last.starts_with("6 runs; training steps of all"), "{last}");
     insta::assert_snapshot!(names.join("\n"), @r"
-    run                                                              parameters     tokens    steps
-    dense-batch_size-4-learning_rate-0.001-seed-1                       26.59 k     1.54 k       12
-    dense-batch_size-2-learning_rate-0.001-seed-1                       26.59 k       768        12
-    spectral-batch_size-4-learning_rate-0.01-seed-1                      9.36 k     1.54 k       12
-    spectral-batch_size-4-learning_rate-0.02-seed-1                      9.36 k     1.54 k       12
-    spectral-batch_size-2-learning_rate-0.01-seed-1                      9.36 k       768        12
-    spectral-batch_size-2-learning_rate-0.02-seed-1                      9.36 k       768        12
+    run                                              parameters  tokens  steps
+    dense-batch_size-4-learning_rate-0.001-seed-1         26.6k   1.54k     12
+    dense-batch_size-2-learning_rate-0.001-seed-1         26.6k     768     12
+    spectral-batch_size-4-learning_rate-0.01-seed-1       9.36k   1.54k     12
+    spectral-batch_size-4-learning_rate-0.02-seed-1       9.36k   1.54k     12
+    spectral-batch_size-2-learning_rate-0.01-seed-1       9.36k     768     12
+    spectral-batch_size-2-learning_rate-0.02-seed-1       9.36k     768     12
     ");
     assert!(!place.path("runs").exists(), "a dry run writes nothing");
 }
