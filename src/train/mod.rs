@@ -1,6 +1,7 @@
 //! The only place where model, optimizer and data meet: the session, its loop, evaluation and
 //! resume.
 
+mod choices;
 mod complete;
 #[cfg(test)]
 mod counted_operations;
@@ -16,6 +17,8 @@ mod meter;
 mod oracle;
 mod run_folder;
 mod run_history;
+mod run_state;
+mod score;
 mod session;
 mod settings;
 #[cfg(test)]
@@ -24,12 +27,15 @@ mod source;
 mod stop;
 mod trainer;
 
+pub use choices::{ChoiceScore, Question, read_questions};
 pub use complete::{load_plan, load_spec};
 pub use evaluate::{ValidationLoss, evaluate};
 pub use memory::measured as measured_memory;
 pub use meter::{Means, Meter};
 pub use oracle::OracleTimes;
 pub use run_folder::{LoadedRun, RunFolder};
+pub use run_state::{Progress, RunState};
+pub use score::TextScore;
 pub use session::{Beginning, Outcome, TrainOptions, train};
 pub use stop::StopSignal;
 pub use trainer::{TimedStep, Trainer};

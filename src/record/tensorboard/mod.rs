@@ -88,6 +88,8 @@ impl Observer for TensorBoard {
                     sample.text.lines().map(|line| format!("    {line}")).collect();
                 summary(&mut self.file, sample.step, [text("sample", &lines.join("\n"))])
             }
+            // TensorBoard keeps the first end it reads, and one that was interrupted may go on.
+            Event::Finished { reason: EndReason::Interrupted, .. } => Ok(()),
             Event::Finished { step, reason, .. } => {
                 // STATUS_SUCCESS, STATUS_FAILURE
                 let status = if *reason == EndReason::Completed { 1 } else { 2 };
