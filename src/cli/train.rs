@@ -68,7 +68,7 @@ pub struct ResumeArgs {
 #[derive(Debug, Args)]
 struct Until {
     /// Stop cleanly after this step, with a checkpoint, as if interrupted; continue later with
-    /// `lrpt resume`.
+    /// `lrpt resume`. 0 saves the first weights and says their loss.
     #[arg(long, value_name = "STEP")]
     stop_after: Option<u64>,
     /// Stop cleanly so early that a checkpoint is on the disk within this time after the start, as
