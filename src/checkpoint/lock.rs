@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use std::fs::{File, Metadata, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const LOCK_FILE: &str = "lrpt.lock";
 
@@ -42,7 +43,7 @@ impl RunLock {
             .truncate(false)
             .open(&path)
             .with_context(failed)?;
-        match file.try_lock() {
+        match try_lock_patiently(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 bail!(
@@ -58,6 +59,15 @@ impl RunLock {
         // The folder may have been deleted and made anew between opening and locking.
         lock.check_held()?;
         Ok(lock)
+    }
+
+    /// Whether a process trains in this folder now. Nothing is written.
+    pub fn is_held(run_dir: &Path) -> bool {
+        let path = run_dir.join(LOCK_FILE);
+        // A link or a pipe is no lock of ours, and opening a pipe would wait.
+        let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
+        let Some(file) = is_file.then(|| File::open(path).ok()).flatten() else { return false };
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
     }
 
     /// Checks that the lock file at its path is still the one that was locked.
@@ -82,6 +92,18 @@ impl RunLock {
             Err(error) => Err(error).with_context(|| format!("{}: not read", self.path.display())),
         }
     }
+}
+
+/// Takes a lock, trying again for a moment: whoever asks [`RunLock::is_held`] has it for some
+/// microseconds.
+fn try_lock_patiently(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..4 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(25)),
+            answered => return answered,
+        }
+    }
+    file.try_lock()
 }
 
 /// Whether two files are one, by device and inode.

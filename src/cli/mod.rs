@@ -14,6 +14,7 @@ mod logging;
 mod memory;
 mod output;
 mod processes;
+mod report;
 mod selftest;
 mod spec;
 mod sweep;
@@ -56,6 +57,8 @@ enum Command {
     Sweep(sweep::SweepArgs),
     /// Compare the runs of a sweep, or any runs, with statistics and a report.
     Compare(compare::CompareArgs),
+    /// Write the page of one run: curves, ranks, spectra, times, samples, spec.
+    Report(report::ReportArgs),
     /// Loss, perplexity and bits per byte of a run, as one JSON object.
     Eval(eval::EvalArgs),
     /// Continue a prompt.
@@ -96,6 +99,7 @@ impl Cli {
             Command::Resume(args) => train::resume(args, terminal, &logging),
             Command::Sweep(args) => sweep::run(args, terminal),
             Command::Compare(args) => compare::run(args),
+            Command::Report(args) => report::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Export(args) => export::run(args),
