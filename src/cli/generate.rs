@@ -21,6 +21,10 @@ pub struct GenerateArgs {
     /// Text to continue; without it a newline, or token 0 where the tokenizer has no newline.
     #[arg(long)]
     prompt: Option<String>,
+    /// Names of special tokens in the prompt, such as `<|im_start|>`, are those tokens: for prompts
+    /// in the form of a chat template.
+    #[arg(long, requires = "prompt")]
+    special: bool,
     /// Most tokens to generate.
     #[arg(long, visible_alias = "tokens", default_value_t = 200)]
     max_new_tokens: usize,
@@ -72,6 +76,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let tokenizer = run.folder.tokenizer()?;
     let prompt = match &args.prompt {
         None => tokenizer.encode_or_first("\n"),
+        Some(prompt) if args.special => tokenizer.encode_markup(prompt)?,
         Some(prompt) => tokenizer.encode(prompt)?,
     };
     let block = run.model.config().block_size;

@@ -114,7 +114,7 @@ impl ChatTemplate {
         let Example { text, .. } = split_at_marks(&self.render(&all, &tools, false)?)?;
         let from = self.prefix(prompt, &tools, true, &text, prompt.len())?;
         let end = text.len();
-        Ok(Example { text, trained: Vec::from([from..end]) })
+        Ok(Example { text, trained: std::iter::once(from..end).collect() })
     }
 
     /// The length of the text of some messages, which `text` begins with.

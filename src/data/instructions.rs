@@ -106,7 +106,7 @@ fn example_of(line: &Map<String, Value>, template: &ChatTemplate) -> Result<Exam
         (None, Some(Value::String(prompt)), Some(Value::String(completion))) => {
             let end = if template.eos().is_empty() { DOCUMENT_END } else { template.eos() };
             let text = format!("{prompt}{completion}{end}");
-            let trained = Vec::from([prompt.len()..text.len()]);
+            let trained = std::iter::once(prompt.len()..text.len()).collect();
             Ok(Example { text, trained })
         }
         (None, Some(prompt @ Value::Array(_)), Some(completion @ Value::Array(_))) => template

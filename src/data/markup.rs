@@ -2,6 +2,18 @@
 
 use super::tokenizer::Tokenizer;
 
+impl Tokenizer {
+    /// The tokens of a text in which names of special tokens, such as `<|im_end|>`, are those
+    /// tokens.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::encode`].
+    pub fn encode_markup(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let tokens = MarkupEncoder::new(self).encode(text)?;
+        Ok(tokens.into_iter().map(|(token, _)| token).collect())
+    }
+}
+
 /// Encodes text in which the names of special tokens, such as `<|im_end|>`, are those tokens.
 pub(super) enum MarkupEncoder<'a> {
     /// Of a tokenizer of the library.
@@ -71,5 +83,6 @@ mod tests {
         assert!(tokens.iter().any(|(_, start)| *start == space), "{tokens:?}");
         let all: Vec<u32> = tokens.iter().map(|(token, _)| *token).collect();
         assert_eq!(byte_pair.decode(&all).unwrap(), text);
+        assert_eq!(byte_pair.encode_markup(text).unwrap(), all);
     }
 }

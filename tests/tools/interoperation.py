@@ -82,7 +82,7 @@ def check(what, difference, tolerance, same=True):
     global failures
     good = difference <= tolerance and same
     failures += not good
-    print(f"{'ok  ' if good else 'FAIL'} {what}: largest difference of logits {difference:.2e}")
+    print(f"{'ok  ' if good else 'FAIL'} {what}: largest difference {difference:.2e}")
 
 
 def exported(place, name, weights, bias, tokenizer, *flags, tolerance=TOLERANCE, model=""):
@@ -263,7 +263,7 @@ def evaluated(place, name):
     model = AutoModelForCausalLM.from_pretrained(place / f"{name}-hf", dtype=torch.float32).eval()
     library = AutoTokenizer.from_pretrained(place / f"{name}-hf")
     block, stride = 32, 12
-    for text in ["the", "the rank of a matrix", (place / "text.txt").read_text()[:700]]:
+    for text in ["the rank", "the rank of a matrix", (place / "text.txt").read_text()[:700]]:
         (place / "scored.txt").write_text(text)
         tokens = library(text)["input_ids"]
         expected, scored = [], 0
