@@ -28,6 +28,7 @@
 //!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
 //! error   exit codes          fs    durable files            rng     random streams, pure functions
 //! plot    charts as SVG       device  what a GPU says of itself
+//! figures numbers as people read them          tensor_file  a safetensors file, its header first
 //! parallel  processes that train one run together: messages, agreement, launchers
 //! ```
 //!
@@ -43,7 +44,7 @@
 //! 3. A step that fails (a missing or non-finite gradient, a factorisation that does not converge)
 //!    has changed nothing.
 //! 4. A checkpoint exists whole or not at all, and loading uses every tensor in it or fails.
-//! 5. Observers cannot change training; only `train/tok_per_sec`, `time/*` and `mem/*` in
+//! 5. Observers cannot change training; only `time`, `train/tok_per_sec`, `time/*` and `mem/*` in
 //!    metrics.jsonl depend on the clock, and `train/wire_bytes` on the number of processes.
 //! 6. Results go to stdout, everything else to stderr.
 //!
@@ -62,6 +63,7 @@ pub mod data;
 pub mod demo;
 pub mod device;
 pub mod error;
+pub mod figures;
 pub mod fs;
 pub mod hub;
 pub mod kernels;
@@ -79,5 +81,6 @@ pub mod rng;
 pub mod selftest;
 pub mod spec;
 pub mod sweep;
+pub mod tensor_file;
 pub mod train;
 pub mod watch;

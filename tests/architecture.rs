@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 /// Module -> modules of this crate it may import.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("figures", &[]),
     ("fs", &[]),
     ("rng", &[]),
-    ("plot", &[]),
+    ("plot", &["figures"]),
     ("device", &[]),
+    ("tensor_file", &[]),
     ("parallel", &["error"]),
     ("kernels", &[]),
     ("linalg", &["kernels", "rng"]),
@@ -20,10 +22,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("model", &["lowrank", "ops", "params", "rng", "spec"]),
     ("checkpoint", &["error", "fs", "rng"]),
     ("optim", &["error", "kernels", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
-    ("account", &["linalg", "model", "ops", "optim", "spec"]),
-    ("hub", &["data", "fs", "lowrank", "model", "params", "spec"]),
-    ("data", &["error", "fs", "rng", "spec"]),
-    ("record", &["fs"]),
+    ("account", &["figures", "model", "ops", "optim", "spec"]),
+    ("hub", &["data", "fs", "lowrank", "model", "params", "spec", "tensor_file"]),
+    ("data", &["error", "figures", "fs", "rng", "spec"]),
+    ("record", &["figures", "fs"]),
     (
         "train",
         &[
@@ -48,8 +50,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "bench",
         &[
-            "account", "data", "device", "linalg", "lowrank", "model", "ops", "params", "plot",
-            "rng", "spec", "train",
+            "account", "data", "device", "figures", "linalg", "lowrank", "model", "ops", "params",
+            "plot", "rng", "spec", "train",
         ],
     ),
     (
@@ -70,8 +72,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("demo", &["linalg", "lowrank", "ops", "optim", "plot", "rng", "spec"]),
-    ("report", &["account", "data", "error", "fs", "model", "plot", "spec", "train"]),
-    ("watch", &["account", "error", "record", "spec", "train"]),
+    ("report", &["account", "data", "error", "figures", "fs", "model", "plot", "spec", "train"]),
+    ("watch", &["error", "figures", "record", "spec", "train"]),
     (
         "sweep",
         &[
@@ -80,6 +82,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "checkpoint",
             "data",
             "error",
+            "figures",
             "fs",
             "model",
             "record",
@@ -98,6 +101,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "demo",
             "device",
             "error",
+            "figures",
             "fs",
             "hub",
             "linalg",

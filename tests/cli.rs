@@ -134,6 +134,7 @@ fn train_then_eval_generate_inspect() {
         "data.json",
         "tokenizer.json",
         "metrics.jsonl",
+        "metrics.csv",
         "log.txt",
         "checkpoints/latest",
         "checkpoints/best",

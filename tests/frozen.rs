@@ -3,13 +3,12 @@
 use candle_core::{DType, Device, Tensor};
 use lrpt::model::{ModelConfig, Network, build};
 use lrpt::ops::{Compute, Gradients};
-use lrpt::optim::{
-    BatchLoss, Execution, FactorRule, GradientOracle, Optimizer, OptimizerSettings, Schedule,
-};
+use lrpt::optim::{BatchLoss, Execution, GradientOracle, Optimizer, OptimizerSettings, Schedule};
 use lrpt::params::{ParamId, ParamStore, Role};
 use lrpt::spec::{
-    AdamwSpec, Architecture, ConstantScheduleSpec, Count, DlraSpec, FactorForm,
-    MatrixOptimizerSpec, ModelPlan, MuonSpec, RankPlan, ScheduleSpec, Target, WeightForm,
+    AdamwSpec, Architecture, ConstantScheduleSpec, Count, DenseOptimizerSpec, DlraSpec, FactorForm,
+    LowRankOptimizerSpec, MatrixOptimizerSpec, ModelPlan, MuonSpec, OptimizerPlan, RankPlan,
+    ScheduleSpec, Target, WeightForm,
 };
 use std::collections::BTreeMap;
 
@@ -161,10 +160,11 @@ fn a_frozen_parameter_trains_nothing_and_has_no_state() {
         params.set_trained(id, trained);
     }
     let settings = OptimizerSettings {
-        dense: AdamwSpec::default(),
-        matrices: Some(MatrixOptimizerSpec::Muon(MuonSpec::default())),
-        factors: FactorRule::Adamw(AdamwSpec::default()),
-        low_rank: DlraSpec::default(),
+        rules: OptimizerPlan {
+            dense: DenseOptimizerSpec::Adamw(AdamwSpec::default()),
+            matrices: Some(MatrixOptimizerSpec::Muon(MuonSpec::default())),
+            low_rank: Some(LowRankOptimizerSpec::Dlra(DlraSpec::default())),
+        },
         ranks: RankPlan::Fixed,
         schedule: Schedule::new(
             ScheduleSpec::Constant(ConstantScheduleSpec { warmup_steps: Count(0) }),

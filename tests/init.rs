@@ -163,6 +163,39 @@ fn a_source_of_another_shape_is_refused_by_name() {
     assert!(String::from_utf8_lossy(&error).contains("nowhere/config.json"));
 }
 
+/// Files that claim terabytes, or have them without taking room, are refused at once by name.
+#[test]
+fn absurd_sizes_are_refused_before_memory_is_taken() {
+    let place = Workplace::new();
+    place.spec("dense", "");
+    train(&place, "source", "", &["--stop-after", "1"], 0);
+    place.run(&["export", "source", "--to", "exported"], 0);
+    let lengthen = |file: &str| {
+        let opened = fs::File::options().write(true).open(place.path(file)).expect("there");
+        opened.set_len(1 << 43).expect("a sparse file");
+    };
+    lengthen("exported/model.safetensors");
+    let said = train(&place, "a", "{hf: exported}", &[], 1).stderr;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.contains("model.safetensors: its header speaks of"), "{said}");
+    assert!(said.contains("fetch it again"), "{said}");
+
+    let checkpoint = "source/checkpoints/step-00000001";
+    let manifest = place.path(&format!("{checkpoint}/manifest.json"));
+    let mut listed: serde_json::Value =
+        serde_json::from_slice(&fs::read(&manifest).expect("there")).expect("JSON");
+    let file = |name: &str| format!("{checkpoint}/{name}.safetensors");
+    lengthen(&file("optimizer"));
+    let said = String::from_utf8_lossy(&place.run(&["eval", "source"], 1).stderr).into_owned();
+    assert!(said.contains("optimizer.safetensors has 8796093022208 bytes, but"), "{said}");
+    // A manifest that says so too.
+    listed["files"][2]["bytes"] = serde_json::json!(1u64 << 43);
+    let text = serde_json::to_string_pretty(&listed).expect("JSON") + "\n";
+    fs::write(&manifest, text).expect("writable");
+    let said = String::from_utf8_lossy(&place.run(&["eval", "source"], 1).stderr).into_owned();
+    assert!(said.contains("and no checkpoint of the network in its config.json"), "{said}");
+}
+
 /// What a spec leaves out of the model's shape and the tokenizer is the source's.
 #[test]
 fn the_model_section_may_be_left_to_the_source() {

@@ -302,8 +302,8 @@ fn a_first_start_on_a_short_text_leaves_the_folder_free() {
 fn links_inside_a_run_are_refused() {
     let place = Workplace::new();
     place.spec(LOW_RANK, EVERY_STEP);
-    for name in ["lrpt.lock", "log.txt", "metrics.jsonl", "spectra.jsonl", "checkpoints", "samples"]
-    {
+    let names = ["lrpt.lock", "log.txt", "metrics.jsonl", "metrics.csv", "spectra.jsonl"];
+    for name in names.into_iter().chain(["tensorboard", "checkpoints", "samples"]) {
         fs::create_dir_all(place.path("run")).expect("a folder");
         fs::write(place.path("victim"), "precious").expect("writable");
         let link = place.path("run").join(name);

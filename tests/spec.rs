@@ -74,7 +74,7 @@ fn unknown_keys_and_choices() {
     insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored, adapter)");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored, adapter)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, gate, up, down)");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, spectrum, targets)");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, cut, spectrum, targets)");
     insta::assert_snapshot!(message("train:", "rank: {fixed: {tau: 0.1}}\ntrain:"), @"run.yaml:9:16: rank.fixed.tau: unknown key; nothing is set here, remove it");
 }
 
@@ -758,24 +758,24 @@ fn the_ledger_as_printed() {
       the same network dense                   117_056
       share of dense                             0.689
     operations (matrix products)
-      forward per token                   165.12 kFLOP
-        matrices of the blocks            123.90 kFLOP
-        causal attention                    8.45 kFLOP
-        head                               32.77 kFLOP
-      training per token                  490.24 kFLOP
+      forward per token                         1.65e5
+        matrices of the blocks                  1.24e5
+        causal attention                        8.45e3
+        head                                    3.28e4
+      training per token                         4.9e5
       evaluations per step                           1
-      low-rank optimizer per step          24.34 MFLOP
-      a step in all                        87.09 MFLOP
-      the run in all                       87.09 GFLOP
+      low-rank optimizer per step               2.43e7
+      a step in all                             8.71e7
+      the run in all                           8.71e10
     memory (f32)
-      weights                                315.2 KiB
-      gradients                              305.2 KiB
-      optimizer moments                      516.5 KiB
-      activations for the backward             1.2 MiB
-      head gradient                           64.0 KiB
-      backward in flight                     320.0 KiB
-      low-rank step                          530.0 KiB
-      peak, expected                           2.7 MiB
+      weights                                   323 kB
+      gradients                                 313 kB
+      optimizer moments                         529 kB
+      activations for the backward             1.24 MB
+      head gradient                            65.5 kB
+      backward in flight                        328 kB
+      low-rank step                             543 kB
+      peak, expected                           2.79 MB
     tokens
       per step                                     128
       in all                                   128_000

@@ -1,8 +1,10 @@
 //! Bytes at once.
 
-use super::matrix::Matrix;
+use super::moved::{augmented, moved};
 use super::parameters::ParameterLedger;
-use crate::spec::{ComputeType, DeviceSpec, Integrator, LinalgSpec, ModelPlan, Plan};
+use crate::model::cost::{MatrixCost, backward_values, kept_values};
+use crate::optim::{augmented_values, rule_cost};
+use crate::spec::{ComputeType, DeviceSpec, Integrator, LinalgSpec, Plan};
 
 /// Bytes of a number in f32.
 const BYTES_PER_VALUE: u64 = 4;
@@ -65,68 +67,57 @@ impl MemoryLedger {
         let parameters = ParameterLedger::new(model, vocabulary);
         let layers = model.n_layer as u64;
         let integrator = plan.optimizer.dlra().map(|dlra| dlra.integrator);
-        let starting: Vec<Matrix> =
-            model.arch.targets().iter().map(|target| Matrix::new(model, *target)).collect();
-        let augmented: Vec<Matrix> = starting
+        let starting: Vec<MatrixCost> =
+            model.arch.targets().iter().map(|target| MatrixCost::new(model, *target)).collect();
+        let augmented: Vec<MatrixCost> = starting
             .iter()
-            .map(|matrix| matrix.augmented(integrator.unwrap_or(Integrator::Tangent)))
+            .map(|matrix| augmented(*matrix, integrator.unwrap_or(Integrator::Tangent)))
             .collect();
         let is_cycle = integrator == Some(Integrator::CoefficientCycle);
         let is_augmented_bug = integrator == Some(Integrator::AugmentedBug);
         let matrices = if is_cycle { &augmented } else { &starting };
         let of_blocks =
-            |count: &dyn Fn(&Matrix) -> u64| layers * matrices.iter().map(count).sum::<u64>();
-        let moments = |matrix: &Matrix| matrix.moment_values(&plan.optimizer);
+            |count: &dyn Fn(&MatrixCost) -> u64| layers * matrices.iter().map(count).sum::<u64>();
+        let rule = |matrix: &MatrixCost| rule_cost(&plan.optimizer, matrix.form);
+        let kept = |matrix: &MatrixCost| rule(matrix).kept(moved(matrix));
+        let in_hand = |matrix: &MatrixCost| rule(matrix).in_hand(moved(matrix));
         let tokens = plan.train.batch_size as u64 * model.block_size as u64;
-        let low_rank: Vec<&Matrix> =
-            matrices.iter().filter(|matrix| matrix.is_low_rank()).collect();
         let in_hand = if on_device(plan) {
-            let stacked = |matrix: &Matrix| {
-                matrix.in_hand_values(&plan.optimizer) + 2 * matrix.parameters() + moments(matrix)
-            };
-            let alike = |a: &Matrix, b: &Matrix| {
+            let stacked =
+                |matrix: &MatrixCost| in_hand(matrix) + 2 * matrix.parameters() + kept(matrix);
+            let (low_rank, others): (Vec<MatrixCost>, Vec<MatrixCost>) =
+                matrices.iter().partition(|matrix| matrix.is_low_rank());
+            let alike = |a: &MatrixCost, b: &MatrixCost| {
                 (a.rows, a.columns, a.rank()) == (b.rows, b.columns, b.rank())
             };
-            let group = |one: &&Matrix| {
-                low_rank
-                    .iter()
-                    .filter(|other| alike(one, other))
-                    .map(|matrix| stacked(matrix))
-                    .sum::<u64>()
+            let group = |one: &MatrixCost| {
+                low_rank.iter().filter(|other| alike(one, other)).map(stacked).sum::<u64>()
             };
             // Baselines take one matrix after another there.
-            let others = matrices
-                .iter()
-                .filter(|matrix| !matrix.is_low_rank())
-                .map(|matrix| matrix.in_hand_values(&plan.optimizer));
-            (layers * low_rank.iter().map(group).max().unwrap_or(0)).max(others.max().unwrap_or(0))
+            let stacks = low_rank.iter().map(group).max().unwrap_or(0);
+            (layers * stacks).max(others.iter().map(in_hand).max().unwrap_or(0))
         } else {
-            let in_hand = matrices
-                .iter()
-                .map(|matrix| matrix.in_hand_values(&plan.optimizer))
-                .filter(|values| *values > 0);
+            let in_hand = matrices.iter().map(in_hand).filter(|values| *values > 0);
             in_hand.clone().max().unwrap_or(0) * threads.min(layers * in_hand.count() as u64)
         };
         let trained_rest = if model.is_adapted() { 0 } else { parameters.dense_rest() };
         let values = MemoryLedger {
             weights: parameters.dense_rest()
                 + of_blocks(&|matrix| matrix.parameters() + matrix.frozen_values()),
-            gradients: trained_rest + of_blocks(&Matrix::gradient_values),
-            moments: 2 * trained_rest + of_blocks(&moments),
+            gradients: trained_rest + of_blocks(&MatrixCost::gradient_values),
+            moments: 2 * trained_rest + of_blocks(&kept),
             activations: 0,
             head_gradient: if model.is_adapted() { 0 } else { parameters.token_embedding },
-            backward: ((2 * model.n_embd as u64 + mlp_values(model)) * tokens)
+            backward: (backward_values(model) * tokens)
                 .max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
-            optimizer: of_blocks(&|matrix| matrix.step_values(&plan.optimizer)) + in_hand,
+            optimizer: of_blocks(&|matrix| rule(matrix).proposed(moved(matrix))) + in_hand,
             augmented: match is_augmented_bug {
                 true => {
-                    let low_rank = |(narrow, wide): (&Matrix, &Matrix)| match narrow.is_low_rank() {
+                    let low_rank = |(narrow, wide): (&MatrixCost, &MatrixCost)| match narrow
+                        .is_low_rank()
+                    {
                         true => {
-                            wide.gradient_values()
-                                + 2 * narrow.parameters()
-                                + wide.parameters()
-                                + narrow.factor_values()
-                                + 3 * wide.rank().pow(2)
+                            wide.gradient_values() + augmented_values(moved(narrow), moved(wide))
                         }
                         false => narrow.gradient_values(),
                     };
@@ -136,13 +127,13 @@ impl MemoryLedger {
                 false => 0,
             },
         };
-        let (kept_wide, kept_narrow) = activation_values(model, &augmented);
+        let kept = kept_values(model, &augmented);
         let (bytes_narrow, rounded_weights) = match plan.dtype.compute {
             ComputeType::F32 => (BYTES_PER_VALUE, 0),
             ComputeType::Bf16 => (BYTES_PER_HALF, BYTES_PER_HALF * parameters.total()),
         };
-        let activations =
-            (BYTES_PER_VALUE * kept_wide + bytes_narrow * kept_narrow) * tokens + rounded_weights;
+        let kept_bytes = BYTES_PER_VALUE * kept.in_f32 + bytes_narrow * kept.in_compute_type;
+        let activations = kept_bytes * tokens + rounded_weights;
         MemoryLedger { activations, ..values.times(BYTES_PER_VALUE) }
     }
 
@@ -179,20 +170,4 @@ fn on_device(plan: &Plan) -> bool {
         LinalgSpec::Device => true,
         LinalgSpec::Auto => matches!(plan.device, DeviceSpec::Cuda(_) | DeviceSpec::Metal),
     }
-}
-
-/// Numbers per token between the matrices of an MLP.
-fn mlp_values(model: &ModelPlan) -> u64 {
-    model.arch.mlp_stages() * model.inner_width() as u64
-}
-
-/// Numbers kept per token for the backward pass: always in f32, and in the type of the products.
-fn activation_values(model: &ModelPlan, matrices: &[Matrix]) -> (u64, u64) {
-    let (layers, width, heads) = (model.n_layer as u64, model.n_embd as u64, model.n_head as u64);
-    let rank_wide: u64 = matrices.iter().map(Matrix::intermediate_values).sum();
-    let (norm_inputs, norm_outputs) = (width + 2, width);
-    let (attention, mlp) = (2 * (width + model.key_width() as u64), mlp_values(model));
-    let wide = layers * (2 * norm_inputs + heads) + norm_inputs + width;
-    let narrow = layers * (2 * norm_outputs + attention + mlp + rank_wide) + norm_outputs;
-    (wide, narrow)
 }

@@ -1,6 +1,9 @@
 //! What a plan costs: parameters, floating-point operations, memory. Counted from shapes, before
 //! anything runs.
 //!
+//! The layers say what they cost ([`crate::model::cost`]), and so do the rules
+//! ([`crate::optim::RuleCost`]); here it is summed.
+//!
 //! Legend: m × n a matrix, r its rank, C the width, H the heads, T the block size, V the
 //! vocabulary, L the blocks; a multiply-add is two operations. Counted are matrix products (and
 //! attention's, which see only the causal half); norms, activations, softmax and element-wise
@@ -8,34 +11,27 @@
 //!
 //! ```text
 //! parameters   numbers by group
-//! cut          what a rank cut adds to its step
-//! integrator   what further evaluations and cycles add
 //! operations   of a token, of a step, of the optimizer's own linear algebra
 //! memory       bytes at once
 //! wire         what processes that train together send each other
-//! matrix       what one matrix of a block contributes to each
-//! frozen       what only passes gradients on, and what is trained beside it
-//! figures      numbers as people read them
+//! moved        a matrix as its rule sees it
 //! ```
 
-mod cut;
-mod figures;
-mod frozen;
-mod integrator;
-mod matrix;
 mod memory;
+mod moved;
 mod operations;
 mod parameters;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-use crate::spec::{AdapterForm, DlraSpec, FactorForm, Plan, WeightForm};
-pub use cut::cut_flops;
-use figures::grouped;
-pub(crate) use figures::{bytes, scaled};
+use crate::figures::{bytes, grouped, operations};
+use crate::spec::{
+    AdapterForm, CutBudgetSpec, CutSpec, DlraSpec, FactorForm, Plan, RankPlan, WeightForm,
+    share_of_dense,
+};
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
-pub use operations::{FlopLedger, OptimizerFlops, low_rank_optimizer_flops};
+pub use operations::FlopLedger;
 pub use parameters::{ParameterLedger, TargetLedger};
 use std::fmt;
 pub use wire::WireLedger;
@@ -60,6 +56,8 @@ pub struct Ledger {
     /// Forward and backward passes over the tokens of a step, which are counted once however often
     /// they are passed.
     pub evaluations_per_step: u64,
+    /// What cuts leave of all parameters, as far as it is known before they are made.
+    pub after_cuts: Vec<(&'static str, String)>,
 }
 
 impl Ledger {
@@ -71,6 +69,7 @@ impl Ledger {
         Ledger {
             vocabulary_size: vocabulary,
             wire: WireLedger::new(plan, &parameters),
+            after_cuts: after_cuts(plan, &parameters),
             parameters,
             flops: FlopLedger::new(plan, vocabulary),
             memory: MemoryLedger::new(plan, vocabulary, threads as u64),
@@ -89,6 +88,30 @@ impl Ledger {
     pub fn flops_per_step(&self) -> u64 {
         self.flops.per_step(self.tokens_per_step)
     }
+}
+
+/// The budgets that cuts keep, each with everything beside the low-rank matrices; they count
+/// r (m + n − r) numbers for a matrix of rank r, as exported with `--factored`.
+fn after_cuts(plan: &Plan, parameters: &ParameterLedger) -> Vec<(&'static str, String)> {
+    let low_rank = |form: WeightForm| matches!(form, WeightForm::LowRank { .. });
+    let most = |share: f64| {
+        let targets = parameters.targets.iter();
+        let beside: u64 = targets.clone().filter(|t| !low_rank(t.form)).map(|t| t.parameters).sum();
+        let cut = targets.filter(|t| low_rank(t.form)).map(|t| t.target);
+        grouped(parameters.dense_rest() + beside + share_of_dense(&plan.model, cut, share))
+    };
+    let cut = plan.cut.map(|cut| match cut {
+        CutSpec::Budget(CutBudgetSpec { share, .. }) => {
+            ("at most, exported, after the cut", most(share))
+        }
+        CutSpec::Tolerance(_) => ("exported, after the cut", "by tolerance".to_owned()),
+    });
+    let end = match &plan.rank {
+        RankPlan::Budget(budget) => budget.final_share,
+        RankPlan::Fixed | RankPlan::Tolerance(_) => None,
+    };
+    let end = end.map(|share| ("at most, exported, at the end", most(share)));
+    cut.into_iter().chain(end).collect()
 }
 
 impl fmt::Display for Ledger {
@@ -134,35 +157,42 @@ impl fmt::Display for Ledger {
         }
         line(f, "the same network dense", grouped(dense))?;
         line(f, "share of dense", format!("{:.3}", total as f64 / dense as f64))?;
+        for (when, numbers) in &self.after_cuts {
+            line(f, when, numbers.clone())?;
+        }
 
         let flops = &self.flops;
         writeln!(f, "operations (matrix products)")?;
-        line(f, "forward per token", scaled(flops.forward_per_token(), "FLOP"))?;
-        line(f, "  matrices of the blocks", scaled(flops.forward_products_per_token, "FLOP"))?;
-        line(f, "  causal attention", scaled(flops.forward_attention_per_token, "FLOP"))?;
-        line(f, "  head", scaled(flops.forward_head_per_token, "FLOP"))?;
-        line(f, "training per token", scaled(flops.training_per_token, "FLOP"))?;
+        line(f, "forward per token", operations(flops.forward_per_token() as f64))?;
+        line(f, "  matrices of the blocks", operations(flops.forward_products_per_token as f64))?;
+        line(f, "  causal attention", operations(flops.forward_attention_per_token as f64))?;
+        line(f, "  head", operations(flops.forward_head_per_token as f64))?;
+        line(f, "training per token", operations(flops.training_per_token as f64))?;
         line(f, "evaluations per step", self.evaluations_per_step.to_string())?;
         if flops.coefficient_evaluations_per_token > 0 {
             line(
                 f,
                 "  augmented, per token",
-                scaled(flops.coefficient_evaluations_per_token, "FLOP"),
+                operations(flops.coefficient_evaluations_per_token as f64),
             )?;
         }
-        line(f, "low-rank optimizer per step", scaled(flops.low_rank_optimizer_per_step, "FLOP"))?;
+        line(
+            f,
+            "low-rank optimizer per step",
+            operations(flops.low_rank_optimizer_per_step as f64),
+        )?;
         if flops.matrix_optimizer_per_step > 0 {
             line(
                 f,
                 "full-matrix optimizer per step",
-                scaled(flops.matrix_optimizer_per_step, "FLOP"),
+                operations(flops.matrix_optimizer_per_step as f64),
             )?;
         }
-        line(f, "a step in all", scaled(self.flops_per_step(), "FLOP"))?;
+        line(f, "a step in all", operations(self.flops_per_step() as f64))?;
         line(
             f,
             "the run in all",
-            scaled(self.flops_per_step().saturating_mul(self.max_steps), "FLOP"),
+            operations(self.flops_per_step().saturating_mul(self.max_steps) as f64),
         )?;
 
         let memory = &self.memory;

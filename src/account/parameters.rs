@@ -1,6 +1,6 @@
 //! Numbers by group.
 
-use super::matrix::Matrix;
+use crate::model::cost::MatrixCost;
 use crate::spec::{ModelPlan, Target, WeightForm};
 
 /// Parameters by group.
@@ -102,7 +102,7 @@ pub struct TargetLedger {
 
 impl TargetLedger {
     fn new(model: &ModelPlan, target: Target) -> Self {
-        let matrix = Matrix::new(model, target);
+        let matrix = MatrixCost::new(model, target);
         let layers = model.n_layer as u64;
         TargetLedger {
             target,

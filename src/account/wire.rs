@@ -1,7 +1,8 @@
 //! What processes that share the micro-batches of a step send each other.
 
-use super::matrix::Matrix;
+use super::moved::augmented;
 use super::parameters::ParameterLedger;
+use crate::model::cost::MatrixCost;
 use crate::spec::{DlraSpec, Integrator, Plan};
 
 /// Bytes of a number on its way.
@@ -28,20 +29,21 @@ impl WireLedger {
     pub(super) fn new(plan: &Plan, parameters: &ParameterLedger) -> Self {
         let layers = plan.model.n_layer as u64;
         let rest = if parameters.is_adapted { 0 } else { parameters.dense_rest() };
-        let sums = |form: &dyn Fn(Matrix) -> Matrix| {
+        let sums = |form: &dyn Fn(MatrixCost) -> MatrixCost| {
             let targets = plan.model.arch.targets().iter();
-            let values = targets
-                .map(|target| layers * form(Matrix::new(&plan.model, *target)).gradient_values());
+            let values = targets.map(|target| {
+                layers * form(MatrixCost::new(&plan.model, *target)).gradient_values()
+            });
             rest + values.sum::<u64>()
         };
         let integrator = plan.optimizer.dlra().map_or(Integrator::Tangent, |dlra| dlra.integrator);
         let further = plan.optimizer.dlra().map_or(1, DlraSpec::evaluations_per_step) - 1;
-        let augmented = || sums(&|matrix| matrix.augmented(integrator));
+        let in_augmented_bases = || sums(&|matrix| augmented(matrix, integrator));
         WireLedger {
             sums_per_step: match integrator {
                 Integrator::Tangent => sums(&|matrix| matrix),
-                Integrator::AugmentedBug => sums(&|matrix| matrix) + further * augmented(),
-                Integrator::CoefficientCycle => augmented(),
+                Integrator::AugmentedBug => sums(&|matrix| matrix) + further * in_augmented_bases(),
+                Integrator::CoefficientCycle => in_augmented_bases(),
             },
             dense_sums_per_step: parameters.dense_equivalent(),
             micro_batches: plan.train.gradient_accumulation_steps as u64,

@@ -3,6 +3,7 @@
 use super::report::SecondsPerStep;
 use super::steps::{StepCounts, time_steps};
 use crate::account::Ledger;
+use crate::figures::operations;
 use crate::plot::{Axis, Chart, Mark, Series};
 use crate::spec::Plan;
 use anyhow::{Result, ensure};
@@ -172,18 +173,18 @@ impl fmt::Display for Growth {
         writeln!(
             f,
             "  {:>10}{:>14}{:>14}{:>22}{:>14}",
-            "value", "seconds/step", "GFLOP/step", "low-rank optimizer s", "its GFLOP"
+            "value", "seconds/step", "FLOPs/step", "low-rank optimizer s", "its FLOPs"
         )?;
         for point in &self.points {
-            let (seconds, giga) = (point.seconds_per_step, |flops: u64| flops as f64 / 1e9);
+            let seconds = point.seconds_per_step;
             writeln!(
                 f,
-                "  {:>10}{:>14.4}{:>14.2}{:>22.4}{:>14.3}",
+                "  {:>10}{:>14.4}{:>14}{:>22.4}{:>14}",
                 point.value,
                 seconds.best,
-                giga(point.flops_per_step),
+                operations(point.flops_per_step as f64),
                 seconds.low_rank_optimizer,
-                giga(point.low_rank_optimizer_flops_per_step)
+                operations(point.low_rank_optimizer_flops_per_step as f64)
             )?;
         }
         write!(f, "  {:>10}{:>14.2}{:>14.2}", "exponent", self.step.seconds, self.step.flops)?;

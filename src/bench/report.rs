@@ -2,7 +2,8 @@
 
 use super::low_rank_parts::LowRankParts;
 use super::product_peak::ProductPeak;
-use crate::account::{Ledger, MemoryLedger, bytes, scaled};
+use crate::account::{Ledger, MemoryLedger};
+use crate::figures::{self, bytes, count};
 use crate::spec::Plan;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -208,7 +209,10 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{}: {} parameters on {} with {} threads, products in {products}",
-            self.name, self.parameters, self.device, self.threads
+            self.name,
+            count(self.parameters as f64),
+            self.device,
+            self.threads
         )?;
         writeln!(
             f,
@@ -250,17 +254,17 @@ impl fmt::Display for Report {
             writeln!(f, "  {name:<22}{value}")
         };
         writeln!(f, "\ntokens per second")?;
-        line(f, "median", format!("{:.0}", self.tokens_per_second))?;
-        line(f, "best", format!("{:.0}", self.tokens_per_second_best))?;
+        line(f, "median", count(self.tokens_per_second))?;
+        line(f, "best", count(self.tokens_per_second_best))?;
 
         let (rows, inner, columns) = operations.product_peak.shape;
-        let rate = |value: f64| scaled(value as u64, "FLOP/s");
+        let rate = |value: f64| format!("{} per second", figures::operations(value));
         writeln!(f, "\noperations (counted matrix products)")?;
-        line(f, "per step", scaled(operations.flops_per_step, "FLOP"))?;
+        line(f, "per step", figures::operations(operations.flops_per_step as f64))?;
         line(
             f,
             "of the low-rank step",
-            scaled(operations.low_rank_optimizer_flops_per_step, "FLOP"),
+            figures::operations(operations.low_rank_optimizer_flops_per_step as f64),
         )?;
         line(f, "rate", rate(operations.flops_per_second))?;
         line(f, "product peak", {

@@ -232,6 +232,27 @@ impl Checkpoints {
         Ok(aside)
     }
 
+    /// Moves the checkpoints of these steps into another folder, which is created, the newest first;
+    /// `latest` and `best` that led to one of them go.
+    ///
+    /// # Errors
+    /// When something cannot be moved; those before it are, and the rest is as it was.
+    pub fn move_to(&mut self, folder: &Path, steps: &[u64]) -> anyhow::Result<()> {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        for step in steps.iter().rev() {
+            let path = self.path(*step);
+            std::fs::rename(&path, folder.join(folder_name(*step)))
+                .with_context(|| format!("{}: not moved", path.display()))?;
+        }
+        if self.best().is_none() {
+            pointer::remove(&self.folder.join(BEST))?;
+        }
+        match self.list()?.last() {
+            Some(newest) => pointer::set(&self.folder, LATEST, newest.step),
+            None => Ok(pointer::remove(&self.folder.join(LATEST))?),
+        }
+    }
+
     /// Undoes what a killed process left: temporary files go, and a checkpoint whose replacement
     /// never came returns to its place.
     fn clean_up(&self) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use super::{Snapshot, tensors};
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 const CONFIG: &str = "config.json";
@@ -15,6 +15,9 @@ const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
 /// The files a manifest lists, in its order.
 const FILES: [&str; 4] = [CONFIG, MODEL, OPTIMIZER, STATE];
+
+/// Most bytes of a manifest that are read.
+const MAX_MANIFEST: u64 = 1 << 20;
 
 /// Contents of `state.json`.
 #[derive(Serialize, Deserialize)]
@@ -80,9 +83,10 @@ pub fn verify(folder: &Path) -> anyhow::Result<Manifest> {
         let manifest = read_manifest(folder)?;
         for entry in &manifest.files {
             let mut hasher = blake3::Hasher::new();
-            let file = File::open(folder.join(&entry.name)).with_context(|| entry.name.clone())?;
+            let file = open_checked(folder, entry)?;
             hasher.update_reader(file).with_context(|| entry.name.clone())?;
-            entry.check(&FileEntry::new(&entry.name, hasher.count(), hasher.finalize()))?;
+            entry.check_length(hasher.count())?;
+            entry.check_hash(hasher.finalize())?;
         }
         Ok(manifest)
     };
@@ -124,6 +128,17 @@ pub fn load_config(folder: &Path) -> anyhow::Result<serde_json::Value> {
     read().with_context(|| damaged(folder))
 }
 
+/// Bytes of a checkpoint's `model.safetensors` and `optimizer.safetensors`, as its manifest has
+/// them; neither is read.
+///
+/// # Errors
+/// When the manifest is damaged.
+pub fn tensor_bytes(folder: &Path) -> anyhow::Result<[u64; 2]> {
+    let manifest = read_manifest(folder).with_context(|| damaged(folder))?;
+    let bytes = |name| manifest.files.iter().find(|file| file.name == name).map(|file| file.bytes);
+    Ok([MODEL, OPTIMIZER].map(|name| bytes(name).unwrap_or(0)))
+}
+
 /// A file of a checkpoint, every byte of it checked against the manifest.
 fn read_checked(folder: &Path, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<u8>> {
     let entry = manifest
@@ -131,16 +146,42 @@ fn read_checked(folder: &Path, manifest: &Manifest, name: &str) -> anyhow::Resul
         .iter()
         .find(|entry| entry.name == name)
         .with_context(|| format!("{name} is not listed"))?;
-    let bytes = std::fs::read(folder.join(name)).with_context(|| name.to_string())?;
-    entry.check(&FileEntry::new(name, bytes.len() as u64, blake3::hash(&bytes)))?;
+    let read = || -> anyhow::Result<Vec<u8>> {
+        let (file, mut bytes) = (open_checked(folder, entry)?, Vec::new());
+        bytes.try_reserve_exact(usize::try_from(entry.bytes)?)?;
+        file.take(entry.bytes).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().with_context(|| name.to_string())?;
+    entry.check_length(bytes.len() as u64)?;
+    entry.check_hash(blake3::hash(&bytes))?;
     Ok(bytes)
+}
+
+/// A file of the length that the manifest says, of which nothing is read yet.
+fn open_checked(folder: &Path, entry: &FileEntry) -> anyhow::Result<File> {
+    let open = || -> std::io::Result<(File, u64)> {
+        let file = File::open(folder.join(&entry.name))?;
+        let length = file.metadata()?.len();
+        Ok((file, length))
+    };
+    let (file, length) = open().with_context(|| entry.name.clone())?;
+    entry.check_length(length)?;
+    Ok(file)
 }
 
 /// The manifest of a folder; its step must agree with the folder's name where that is a step's,
 /// also when reached through a link.
 fn read_manifest(folder: &Path) -> anyhow::Result<Manifest> {
     let folder = folder.canonicalize()?;
-    let bytes = std::fs::read(folder.join(MANIFEST)).context(MANIFEST)?;
+    let file = File::open(folder.join(MANIFEST)).context(MANIFEST)?;
+    let length = file.metadata().context(MANIFEST)?.len();
+    ensure!(
+        length <= MAX_MANIFEST,
+        "manifest.json has {length} bytes, and no manifest has more than {MAX_MANIFEST}"
+    );
+    let mut bytes = Vec::new();
+    file.take(MAX_MANIFEST).read_to_end(&mut bytes).context(MANIFEST)?;
     let manifest = Manifest::from_bytes(&bytes, &FILES)?;
     let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if let Some(step) = step_of(name) {

@@ -36,23 +36,25 @@ impl FileEntry {
         Self { name: name.to_string(), bytes, blake3: hash.to_hex().to_string() }
     }
 
-    /// Checks that a file found on disk is the one that was written.
+    /// Checks the length of a file found on disk, which is known before a byte of it is read.
     ///
     /// # Errors
-    /// When size or hash differ; the message has both values.
-    pub(super) fn check(&self, found: &FileEntry) -> anyhow::Result<()> {
-        let name = &self.name;
+    /// When it is another than was written; the message has both.
+    pub(super) fn check_length(&self, found: u64) -> anyhow::Result<()> {
+        let (name, expected) = (&self.name, self.bytes);
+        ensure!(found == expected, "{name} has {found} bytes, but the manifest says {expected}");
+        Ok(())
+    }
+
+    /// Checks the hash of a file found on disk.
+    ///
+    /// # Errors
+    /// When it is another than was written; the message has both.
+    pub(super) fn check_hash(&self, found: blake3::Hash) -> anyhow::Result<()> {
+        let (name, expected) = (&self.name, &self.blake3);
         ensure!(
-            found.bytes == self.bytes,
-            "{name} has {} bytes, but the manifest says {}",
-            found.bytes,
-            self.bytes
-        );
-        ensure!(
-            found.blake3 == self.blake3,
-            "{name} has the BLAKE3 hash {}, but the manifest says {}",
-            found.blake3,
-            self.blake3
+            found.to_hex().as_str() == expected,
+            "{name} has the BLAKE3 hash {found}, but the manifest says {expected}"
         );
         Ok(())
     }

@@ -26,7 +26,7 @@ mod tensors;
 mod tests;
 
 pub use checkpoints::{Checkpoints, Damaged, Entry};
-pub use directory::{load, load_config, verify};
+pub use directory::{load, load_config, tensor_bytes, verify};
 pub use lock::RunLock;
 pub use manifest::{FileEntry, Manifest};
 pub use retention::to_delete;

@@ -306,3 +306,22 @@ fn a_replacement_that_never_came_leaves_the_old_checkpoint() {
     assert_same(&load(&checkpoints.path(2)).unwrap(), &snapshot(2, 5));
     assert_eq!(names(&folder), ["latest", "step-00000001", "step-00000002", "step-00000003"]);
 }
+
+/// A file of absurd length that takes no room on the disk, and one cut short, are refused by their
+/// lengths, before a byte is read or memory is asked for.
+#[test]
+fn lengths_are_checked_before_anything_is_read() {
+    for (length, said) in [(1u64 << 43, "8796093022208 bytes"), (3, "has 3 bytes")] {
+        for file in ["model.safetensors", "optimizer.safetensors", "config.json", "manifest.json"] {
+            let (_run, checkpoints) = run_with(&[1]);
+            let path = checkpoints.path(1);
+            let opened = fs::File::options().write(true).open(path.join(file)).unwrap();
+            opened.set_len(length).unwrap();
+            let found = [load(&path).map(drop), verify(&path).map(drop)];
+            for error in found.map(|found| message(found.unwrap_err())) {
+                let said = if file == "manifest.json" { file } else { said };
+                assert!(error.contains(said) && error.contains("use another one"), "{error}");
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// Arguments of `lrpt compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// A sweep's folder, or the folders of several runs.
+    /// A sweep's folder, or the folders of several runs, which may still run.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// What others are compared with (default: the sweep's baseline, or the first run).
@@ -21,6 +21,9 @@ pub struct CompareArgs {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+    /// Print every column, whatever the width of the terminal.
+    #[arg(long)]
+    wide: bool,
     /// Write report.html, report.md and their charts into this folder (default for a sweep: its own
     /// `report/`).
     #[arg(long, value_name = "DIR")]
@@ -73,7 +76,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
     if args.json {
         output::line(to_json(&comparison))?
     } else {
-        output::line(text_table(&comparison))?
+        output::line(text_table(&comparison, output::width(args.wide)))?
     }
     if let Some(folder) = args.report.or(own_report) {
         let page = write_report(&comparison, &folder)?;
@@ -97,7 +100,7 @@ fn to_json(comparison: &Comparison) -> Value {
             Spending::ALL.iter().zip(summary.loss_at_equal).map(|(spending, loss)| (spending.name().to_lowercase(), json!(loss))).collect();
         json!({
             "method": group.name, "n": summary.loss.count, "loss": summary.loss.mean, "standard_error": summary.loss.standard_error,
-            "best": group.chosen().tuned, "tuning": group.tuning(), "parameters": summary.parameters,
+            "best": group.chosen().tuned, "tuning": group.tuning(), "unfinished": group.unfinished(), "parameters": summary.parameters,
             "manifold_dimension": summary.manifold_dimension, "training_memory": summary.training_memory, "tokens": summary.tokens,
             "flops": summary.flops, "seconds": summary.seconds, "peak_memory": summary.peak_memory, "difference": difference,
             "loss_at_equal": at_equal, "losses": group.chosen().losses(),

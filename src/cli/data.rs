@@ -1,9 +1,8 @@
 //! `lrpt data`: prepare training data, or look at it.
 
 use super::{listing, output};
-use crate::account::bytes;
 use crate::data::{self, Dataset, PreparedData, TokenShard};
-use crate::record::count;
+use crate::figures::{bytes, count};
 use crate::train::load_spec;
 use anyhow::Result;
 use clap::{Args, Subcommand};

@@ -1,10 +1,10 @@
 //! `lrpt doctor`: what this machine offers, and what would slow training down.
 
 use super::{compute, output};
-use crate::account::{bytes, scaled};
 use crate::bench::{DeviceState, Machine, ProductPeak, Simd, product_peak};
 use crate::data;
 use crate::device::{DeviceInfo, short_name};
+use crate::figures::{bytes, operations};
 use crate::spec::DeviceSpec;
 use anyhow::Result;
 use candle_core::DType;
@@ -40,7 +40,7 @@ pub fn run() -> Result<()> {
     for &dtype in dtypes {
         match product_peak(&device, dtype) {
             Ok(ProductPeak { flops_per_second, shape: (rows, inner, columns), dtype }) => {
-                let rate = scaled(flops_per_second as u64, "FLOP/s");
+                let rate = format!("{} FLOP/s", operations(flops_per_second));
                 line(
                     "product peak",
                     format!(

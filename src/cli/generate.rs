@@ -3,6 +3,7 @@
 use super::{compute, output};
 use crate::data::{TextStream, Tokenizer};
 use crate::error::Failure;
+use crate::figures::count;
 use crate::model::{Request, Sampling, generate};
 use crate::spec::DeviceSpec;
 use crate::train::LoadedRun;
@@ -128,8 +129,8 @@ fn say_speed(texts: &[Vec<u32>], first: Duration, elapsed: Duration) {
     let tokens: usize = texts.iter().map(Vec::len).sum();
     let seconds = elapsed.as_secs_f64();
     tracing::info!(
-        "{tokens} tokens in {seconds:.2} s: {:.0} tokens/s, the first after {:.3} s",
-        tokens as f64 / seconds.max(1e-9),
+        "{tokens} tokens in {seconds:.2} s: {} tokens/s, the first after {:.3} s",
+        count(tokens as f64 / seconds.max(1e-9)),
         first.as_secs_f64()
     );
 }

@@ -2,9 +2,10 @@
 
 use super::{compute, output};
 use crate::error::Failure;
+use crate::figures;
 use crate::fs::write_atomic;
 use crate::params::Weight;
-use crate::report::{RunResults, spectra_figure, spectra_json, spectra_table};
+use crate::report::{Column, RunResults, fitted, spectra_figure, spectra_json, spectra_table};
 use crate::spec::DeviceSpec;
 use crate::train::LoadedRun;
 use anyhow::Result;
@@ -29,6 +30,9 @@ pub struct InspectArgs {
     /// Draw the singular values, now and over the run, and the ranks into this SVG file.
     #[arg(long, value_name = "FILE.svg", requires = "spectra")]
     plot: Option<PathBuf>,
+    /// Print every column, whatever the width of the terminal.
+    #[arg(long)]
+    wide: bool,
 }
 
 /// Prints the spectra or the weights of a run.
@@ -61,7 +65,7 @@ fn spectra(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     if args.json {
         return spectra_json(&now, history.as_ref()).iter().try_for_each(output::line);
     }
-    output::line(spectra_table(&now, history.as_ref()))?;
+    output::line(spectra_table(&now, history.as_ref(), output::width(args.wide)))?;
     output::line(format!("step {}", run.step))
 }
 
@@ -70,19 +74,7 @@ fn spectra(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
 fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     let (mut stored, mut dense) = (0, 0);
     let is_adapted = run.model.config().is_adapted();
-    if !args.json {
-        output::line(format!(
-            "{:<28} {:>11} {:>5} {:>34} {:>34} {:>9} {:>10} {:>7}",
-            "weight",
-            "shape",
-            "rank",
-            "leading singular values",
-            "trailing singular values",
-            "defect",
-            "parameters",
-            "dense"
-        ))?;
-    }
+    let mut rows = Vec::new();
     for (_, parameter) in run.params.iter() {
         let point = match &parameter.weight {
             Weight::Dense(tensor) => {
@@ -110,29 +102,46 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
             let list = |values: &[f64]| {
                 values.iter().map(|x| format!("{x:.4}")).collect::<Vec<_>>().join(" ")
             };
-            output::line(format!(
-                "{:<28} {:>11} {r:>5} {:>34} {:>34} {defect:>9.1e} {count:>10} {:>6.1}%",
-                parameter.name,
+            rows.push([
+                parameter.name.clone(),
                 format!("{m} x {n}"),
+                r.to_string(),
                 list(leading),
                 list(trailing),
-                100.0 * count as f64 / full as f64
-            ))?;
+                format!("{defect:.1e}"),
+                figures::count(count as f64),
+                format!("{:.1}%", 100.0 * count as f64 / full as f64),
+            ]);
         }
+    }
+    if !args.json {
+        let column = |index: usize| rows.iter().map(|row| row[index].clone()).collect();
+        let columns = [
+            Column::text("weight", 0, column(0)),
+            Column::numbers("shape", 2, column(1)),
+            Column::numbers("rank", 0, column(2)),
+            Column::numbers("leading singular values", 3, column(3)),
+            Column::numbers("trailing singular values", 4, column(4)),
+            Column::numbers("defect", 1, column(5)),
+            Column::numbers("parameters", 1, column(6)),
+            Column::numbers("of dense", 1, column(7)),
+        ];
+        fitted(&columns, output::width(args.wide)).iter().try_for_each(output::line)?;
     }
     if is_adapted && !args.json {
         output::line(format!(
             "step {}: {} parameters, {} of them trained",
             run.step,
-            run.params.total_element_count(),
-            run.params.element_count()
+            figures::count(run.params.total_element_count() as f64),
+            figures::count(run.params.element_count() as f64)
         ))?;
     } else if !args.json {
         let share = 100.0 * stored as f64 / dense as f64;
         output::line(format!(
-            "step {}: {stored} parameters, {share:.1}% of the {dense} of the same network with \
-             dense weights",
-            run.step
+            "step {}: {} parameters, {share:.1}% of the {} of the same network with dense weights",
+            run.step,
+            figures::count(stored as f64),
+            figures::count(dense as f64)
         ))?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Log lines: to standard error, and to `log.txt` once the run has a folder.
 
 use crate::error::Failure;
-use crate::record::{STEP_TARGET, Terminal};
+use crate::record::{PROGRESS_TARGET, STEP_TARGET, Terminal};
 use anyhow::Context;
 use clap::ValueEnum;
 use std::fmt;
@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
@@ -18,7 +19,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// What is logged unless `RUST_LOG` says otherwise.
+/// What is logged, on the terminal unless `RUST_LOG` says otherwise.
 const DEFAULT_FILTER: &str = "warn,lrpt=info";
 
 /// Form of the log lines on standard error.
@@ -38,9 +39,9 @@ pub struct Logging {
 }
 
 impl Logging {
-    /// Starts logging to the terminal, once per process. `RUST_LOG` filters; without it, lrpt from
-    /// level info and all else from warn, and errors only unless this is the first of the processes
-    /// that a launcher started.
+    /// Starts logging, once per process: to the terminal as `RUST_LOG` says, or else lrpt from level
+    /// info and all else from warn, and errors only unless this is the first of the processes that
+    /// a launcher started; for `log.txt` always lrpt from level info and all else from warn.
     ///
     /// # Errors
     /// [`Failure::Usage`] when `RUST_LOG` cannot be understood; an error when a log was started
@@ -57,7 +58,7 @@ impl Logging {
         Ok(logging)
     }
 
-    /// From now on, appends every line to `log.txt` in the run's folder as well, as text with time
+    /// Appends every line so far and from now on to `log.txt` in the run's folder, as text with time
     /// and level and without colours.
     ///
     /// # Errors
@@ -69,7 +70,12 @@ impl Logging {
             OpenOptions::new().append(true).create(true).open(&path)
         };
         let file = open().with_context(|| format!("{}: not opened", path.display()))?;
-        *self.file.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        let mut target = self.file.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Target::Waiting(lines) = &*target {
+            io::Write::write_all(&mut &file, lines)
+                .with_context(|| format!("{}: not written (is the disk full?)", path.display()))?;
+        }
+        *target = Target::File(file);
         Ok(())
     }
 }
@@ -86,7 +92,7 @@ impl Logging {
     }
 }
 
-/// Both destinations behind one filter.
+/// Both destinations, each behind its own filter.
 fn subscriber(
     format: LogFormat,
     terminal: &Terminal,
@@ -106,9 +112,11 @@ fn subscriber(
         LogFormat::Json => layer().json().flatten_event(true).with_writer(terminal.clone()).boxed(),
     };
     let on_terminal = on_terminal
-        .with_filter(filter_fn(move |metadata| !(bar && metadata.target() == STEP_TARGET)));
-    let in_file = layer().with_ansi(false).with_target(false).with_writer(file);
-    Ok(tracing_subscriber::registry().with(filter).with(on_terminal).with(in_file))
+        .with_filter(filter_fn(move |metadata| !(bar && metadata.target() == STEP_TARGET)))
+        .with_filter(filter);
+    let in_file = layer().event_format(Dated).with_ansi(false).with_writer(file);
+    let in_file = in_file.with_filter(EnvFilter::new(DEFAULT_FILTER));
+    Ok(tracing_subscriber::registry().with(on_terminal).with(in_file))
 }
 
 /// The text form on a terminal: information as it is, all else with its level, details with where
@@ -139,19 +147,90 @@ where
         } else {
             writer.write_str(&prefix)?;
         }
-        context.field_format().format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+        write_fields(context, &mut writer, event)
     }
 }
 
-/// A file that may come later; until then, lines for it are dropped.
+/// The text form in a file: time, level and what is said.
+struct Dated;
+
+impl<S, N> FormatEvent<S, N> for Dated
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        SystemTime.format_time(&mut writer)?;
+        write!(writer, " {:>5} ", event.metadata().level().as_str())?;
+        write_fields(context, &mut writer, event)
+    }
+}
+
+/// The message of an event and its fields as a line. The progress of a training has its numbers in
+/// its message, and again as fields for JSON alone.
+fn write_fields<S, N>(
+    context: &FmtContext<'_, S, N>,
+    writer: &mut Writer<'_>,
+    event: &Event<'_>,
+) -> fmt::Result
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    if event.metadata().target().starts_with(PROGRESS_TARGET) {
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        writer.write_str(&message.0)?;
+    } else {
+        context.field_format().format_fields(writer.by_ref(), event)?;
+    }
+    writeln!(writer)
+}
+
+/// The message of an event, without its other fields.
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+/// A file that may come later; until then, its lines wait.
 #[derive(Clone, Debug, Default)]
-struct LogFile(Arc<Mutex<Option<File>>>);
+struct LogFile(Arc<Mutex<Target>>);
+
+#[derive(Debug)]
+enum Target {
+    /// Lines for a file that is not known yet.
+    Waiting(Vec<u8>),
+    File(File),
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Target::Waiting(Vec::new())
+    }
+}
+
+/// Bytes that may wait: a command without a run's folder never writes them.
+const MOST_WAITING: usize = 1 << 20;
 
 impl io::Write for &LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(file) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            io::Write::write_all(file, bytes)?;
+        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Target::File(file) => io::Write::write_all(file, bytes)?,
+            Target::Waiting(lines) if lines.len() + bytes.len() <= MOST_WAITING => {
+                lines.extend_from_slice(bytes);
+            }
+            Target::Waiting(_) => {}
         }
         Ok(bytes.len())
     }
@@ -230,12 +309,17 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let (terminal, captured) = Terminal::captured(interactive);
         let logging = Logging::default();
-        logging.write_to(run.path()).unwrap();
         let subscriber =
             subscriber(format, &terminal, logging.file.clone(), filter, colour).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             let mut console = Console::new(terminal.clone());
-            events().iter().for_each(|event| console.on(event).unwrap());
+            for (index, event) in events().iter().enumerate() {
+                // The first lines wait for the folder.
+                if index == 3 {
+                    logging.write_to(run.path()).unwrap();
+                }
+                console.on(event).unwrap();
+            }
             tracing::debug!(target: "lrpt::checkpoint", size = 3, "details");
         });
         (captured.text(), std::fs::read_to_string(run.path().join("log.txt")).unwrap())
@@ -245,7 +329,7 @@ mod tests {
     fn plain_lines_without_a_terminal() {
         let (shown, file) = logged(LogFormat::Text, false, "", false);
         insta::assert_snapshot!(shown, @r"
-        tiny: 1.00k parameters (dense: 2.00k), 20 steps of 64 tokens, on cpu with 1 thread, in runs/tiny
+        tiny: 1k parameters (dense: 2k), 20 steps of 64 tokens, on cpu with 1 thread, in runs/tiny
         step 10/20  loss 3.0000  lr 1.00e-3  128 tokens/s  5s left
         validation at step 10: loss 2.5000  perplexity 12.18  (640 tokens, 0s)
         step 20/20  loss 3.0000  val 2.5000  lr 1.00e-3  128 tokens/s  0s left
@@ -275,8 +359,9 @@ mod tests {
 
     #[test]
     fn the_filter_decides_and_a_wrong_one_is_a_usage_error() {
-        let (shown, _) = logged(LogFormat::Text, false, "warn,lrpt::checkpoint=debug", false);
+        let (shown, file) = logged(LogFormat::Text, false, "warn,lrpt::checkpoint=debug", false);
         assert_eq!(shown, "warning: mind the gap\ndebug: lrpt::checkpoint: details size=3\n");
+        assert!(file.contains("step 10/20") && !file.contains("details"), "the file is whole");
 
         let (terminal, _) = Terminal::captured(false);
         let error = subscriber(LogFormat::Text, &terminal, LogFile::default(), "lrpt=loud", false)
@@ -294,5 +379,20 @@ mod tests {
         assert_eq!(lines.len(), 7);
         assert_eq!(lines[5]["message"], "mind the gap");
         assert_eq!(lines[5]["level"], "WARN");
+        let numbers =
+            |line: &serde_json::Value, keys: [&str; 4]| keys.map(|key| line[key].as_f64());
+        assert_eq!(
+            numbers(&lines[1], ["step", "loss", "learning_rate", "tokens_per_second"]),
+            [Some(10.0), Some(3.0), Some(1e-3), Some(128.0)]
+        );
+        assert_eq!(lines[1].get("rank_mean"), None);
+        assert_eq!(
+            numbers(&lines[2], ["step", "loss", "perplexity", "tokens"]),
+            [Some(10.0), Some(2.5), Some(12.18), Some(640.0)]
+        );
+        assert_eq!(
+            numbers(&lines[0], ["parameters", "max_steps", "tokens_per_step", "start_step"]),
+            [Some(1000.0), Some(20.0), Some(64.0), Some(0.0)]
+        );
     }
 }

@@ -1,9 +1,10 @@
 //! Whether a run fits into the memory there is.
 
-use crate::account::{Ledger, bytes};
+use crate::account::Ledger;
 use crate::bench::available_memory;
 use crate::device;
 use crate::error::Failure;
+use crate::figures::bytes;
 use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::Device;
@@ -48,7 +49,7 @@ mod tests {
     fn a_run_is_refused_with_both_figures_only_where_it_does_not_fit() {
         let error = refuse_beyond("large", 3 << 30, Some(2 << 30)).expect_err("too large");
         let message = error.to_string();
-        assert!(message.contains("3.0 GiB") && message.contains("2.0 GiB"), "{message}");
+        assert!(message.contains("3.22 GB") && message.contains("2.15 GB"), "{message}");
         assert_eq!(crate::error::exit_code(&error), 2);
         refuse_beyond("small", 2 << 30, Some(2 << 30)).expect("it fits");
         refuse_beyond("unknown", u64::MAX, None).expect("nothing to compare with");

@@ -15,6 +15,7 @@ mod logging;
 mod memory;
 mod output;
 mod processes;
+mod report;
 mod runs;
 mod selftest;
 mod spec;
@@ -64,6 +65,8 @@ enum Command {
     Runs(runs::RunsArgs),
     /// Compare the runs of a sweep, or any runs, with statistics and a report.
     Compare(compare::CompareArgs),
+    /// Write the page of one run: curves, ranks, spectra, times, samples, spec.
+    Report(report::ReportArgs),
     /// Loss, perplexity and bits per byte of a run, as one JSON object.
     Eval(eval::EvalArgs),
     /// Continue a prompt.
@@ -106,6 +109,7 @@ impl Cli {
             Command::Watch(args) => watch::run(args),
             Command::Runs(args) => runs::run(args),
             Command::Compare(args) => compare::run(args),
+            Command::Report(args) => report::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Export(args) => export::run(args),

@@ -11,6 +11,12 @@ pub fn line(text: impl std::fmt::Display) -> Result<()> {
     Ok(())
 }
 
+/// Columns of the terminal that stdout is; none where it is no terminal, or everything is wanted.
+pub fn width(wide: bool) -> Option<usize> {
+    let size = console::Term::stdout().size_checked();
+    size.filter(|_| !wide).map(|(_, columns)| usize::from(columns))
+}
+
 /// Prints text to stdout at once, without a line end.
 pub fn piece(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();

@@ -1,7 +1,7 @@
 //! `lrpt runs`: the runs of a folder and where they stand.
 
 use super::{listing, output};
-use crate::account::bytes;
+use crate::figures::bytes;
 use crate::train::{RunState, RunSummary, runs_in};
 use anyhow::Result;
 use clap::Args;

@@ -1,11 +1,13 @@
 //! `lrpt sweep`: many runs from one file.
 
 use super::{compute, memory, output};
-use crate::account::{Ledger, scaled};
+use crate::account::Ledger;
 use crate::bench::available_memory;
 use crate::checkpoint::RunLock;
 use crate::error::{Failure, is_interrupted};
-use crate::record::{Terminal, duration};
+use crate::figures::{count, duration, operations};
+use crate::record::Terminal;
+use crate::report::{Column, fitted};
 use crate::spec::DeviceSpec;
 use crate::sweep::{
     Calibration, LaunchOptions, Launched, RunState, SlurmOptions, Solver, Stage, Sweep,
@@ -26,6 +28,9 @@ pub struct SweepArgs {
     /// Print every run with its parameters, tokens, operations and expected time, and run nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Print every column of --dry-run, whatever the width of the terminal.
+    #[arg(long, requires = "dry_run")]
+    wide: bool,
     /// Most runs at a time; they share the threads.
     #[arg(long, value_name = "N", default_value = "1")]
     jobs: std::num::NonZeroUsize,
@@ -76,7 +81,7 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     let sweep = Sweep::expand(&spec, &args.sweep, &mut calibration)?;
     let only = Only::new(args.only.as_deref(), &sweep)?;
     if args.dry_run {
-        return dry_run(&sweep, &only, &mut calibration);
+        return dry_run(&sweep, &only, args.wide, &mut calibration);
     }
     refuse_links(&folder, sweep.runs.iter().map(|run| run.id.as_str()))?;
     let _lock = RunLock::acquire(&folder).with_context(|| {
@@ -142,37 +147,46 @@ impl Only {
     }
 }
 
-fn dry_run(sweep: &Sweep, only: &Only, calibration: &mut Calibration) -> Result<()> {
-    output::line(format!(
-        "{:<64} {:>10} {:>10} {:>8} {:>10} {:>10} {:>13}",
-        "run", "parameters", "tokens", "steps", "FLOPs", "time", "r (m + n − r)"
-    ))?;
+fn dry_run(sweep: &Sweep, only: &Only, wide: bool, calibration: &mut Calibration) -> Result<()> {
     let mut total = 0.0;
     let apart = !sweep.spec.search.apart().is_empty();
     let chosen = if apart { "on the seeds that search" } else { "on the first seed" };
     let runs: Vec<_> = sweep.runs.iter().filter(|run| only.wants(&run.id)).collect();
+    let mut rows = Vec::with_capacity(runs.len());
     for run in &runs {
         let ledger = Ledger::new(&run.plan, calibration.vocabulary_size(&run.plan)?, 1);
         let steps = run.plan.train.max_steps.0;
         let seconds = steps as f64 * calibration.seconds_per_step(&run.plan)?;
         total += seconds;
-        let solved = run.solved.iter().map(|setting| format!("  {setting}"));
         let search = match () {
-            () if run.searches_only => "  searches, is not reported".to_owned(),
-            () if run.repeats_the_best => format!("  if its value is the best {chosen}"),
-            () => String::new(),
+            () if run.searches_only => Some("searches, is not reported".to_owned()),
+            () if run.repeats_the_best => Some(format!("if its value is the best {chosen}")),
+            () => None,
         };
-        let remark: String = solved.chain([search]).collect();
-        output::line(format!(
-            "{:<64} {:>10} {:>10} {steps:>8} {:>10} {:>10} {:>13}{remark}",
-            run.id,
-            scaled(ledger.parameters.trained(), ""),
-            scaled(ledger.total_tokens(), ""),
-            scaled(ledger.flops_per_step().saturating_mul(steps), ""),
+        let remarks: Vec<String> = run.solved.iter().cloned().chain(search).collect();
+        rows.push([
+            run.id.clone(),
+            count(ledger.parameters.trained() as f64),
+            count(ledger.total_tokens() as f64),
+            steps.to_string(),
+            operations(ledger.flops_per_step().saturating_mul(steps) as f64),
             duration(seconds),
-            scaled(ledger.parameters.manifold_dimension(), ""),
-        ))?;
+            count(ledger.parameters.manifold_dimension() as f64),
+            remarks.join("  "),
+        ]);
     }
+    let column = |index: usize| rows.iter().map(|row| row[index].clone()).collect();
+    let columns = [
+        Column::text("run", 0, column(0)),
+        Column::numbers("parameters", 1, column(1)),
+        Column::numbers("tokens", 2, column(2)),
+        Column::numbers("steps", 3, column(3)),
+        Column::numbers("FLOPs", 1, column(4)),
+        Column::numbers("time", 0, column(5)),
+        Column::numbers("r (m + n − r)", 4, column(6)),
+        Column::text("remarks", 5, column(7)),
+    ];
+    fitted(&columns, output::width(wide)).iter().try_for_each(output::line)?;
     let repeats = runs.iter().filter(|run| run.repeats_the_best).count();
     let searched = if repeats > 0 {
         format!(", {repeats} of them only if their values are the best {chosen}")

@@ -5,14 +5,14 @@ use super::{compute, memory, output, processes};
 use crate::data;
 use crate::error::{Failure, is_interrupted};
 use crate::parallel::agree;
-use crate::record::{self, Console, JsonLines, LineOf, Observers, Samples, Terminal};
+use crate::record::{self, Console, JsonLines, LineOf, Observers, Samples, TensorBoard, Terminal};
 use crate::spec::{self, Plan};
-use crate::train::{Outcome, StopSignal, TrainOptions, load_plan, train};
+use crate::train::{Beginning, Outcome, StopSignal, TrainOptions, load_plan, train};
 use anyhow::{Context, Result};
 use clap::Args;
 use signal_hook::consts::SIGTERM;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Arguments of `lrpt train`.
 #[derive(Debug, Args)]
@@ -32,13 +32,12 @@ pub struct TrainArgs {
     /// Begin anew in a folder that holds a run; its metrics and checkpoints are kept aside.
     #[arg(long, conflicts_with = "resume")]
     restart: bool,
-    /// Stop cleanly after this step, with a checkpoint, as if interrupted; continue later with
-    /// --resume.
-    #[arg(long, value_name = "STEP")]
-    stop_after: Option<u64>,
-    /// Try even where more memory is expected to be needed than is available.
-    #[arg(long)]
-    force: bool,
+    /// Begin anew in a folder that holds a run, which is deleted without a question once the new
+    /// one has taken its first step.
+    #[arg(long, conflicts_with_all = ["resume", "restart"])]
+    overwrite: bool,
+    #[command(flatten)]
+    until: Until,
     /// Stop cleanly when stdin closes, as it does when the process that started this one dies.
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
@@ -49,19 +48,52 @@ pub struct TrainArgs {
 pub struct ResumeArgs {
     /// The run's folder.
     run: PathBuf,
+    /// Change a key that decides no weight, from now on: `--set eval.every=50`; evaluation, logging,
+    /// checkpoints, samples, the name, and where the same data lies.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE", conflicts_with = "restart")]
+    overrides: Vec<String>,
+    /// Train this many steps more than planned, where the schedule is constant or
+    /// warmup_stable_decay: as a run of that many steps from the start, going back to before the
+    /// decay began.
+    #[arg(long, value_name = "STEPS", conflicts_with = "restart")]
+    extend: Option<std::num::NonZeroU64>,
     /// Begin the run anew; its metrics and checkpoints are kept aside.
     #[arg(long)]
     restart: bool,
-    /// Stop cleanly after this step, with a checkpoint, as if interrupted.
+    #[command(flatten)]
+    until: Until,
+}
+
+/// When to stop before the end, and whether to begin at all.
+#[derive(Debug, Args)]
+struct Until {
+    /// Stop cleanly after this step, with a checkpoint, as if interrupted; continue later with
+    /// `lrpt resume`.
     #[arg(long, value_name = "STEP")]
     stop_after: Option<u64>,
+    /// Stop cleanly so early that a checkpoint is on the disk within this time after the start, as
+    /// in 25s, 90m or 11h50m; at least one step is taken.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    stop_within: Option<Duration>,
     /// Try even where more memory is expected to be needed than is available.
     #[arg(long)]
     force: bool,
 }
 
+/// A run to be trained.
+struct Job<'a> {
+    plan: &'a Plan,
+    spec_yaml: &'a str,
+    run_dir: &'a Path,
+    beginning: Beginning,
+    until: &'a Until,
+    started: Instant,
+    stop: StopSignal,
+}
+
 /// Trains as a spec says.
 pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
+    let started = Instant::now();
     let (written, plan) = load_plan(&args.spec, &args.overrides)?;
     spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
     let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
@@ -69,17 +101,15 @@ pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()>
     if args.until_stdin_closes {
         stop_with_stdin(stop.clone());
     }
-    start(
-        &plan,
-        &spec::to_yaml(&written)?,
-        &run_dir,
-        (args.resume, args.restart),
-        args.stop_after,
-        args.force,
-        stop,
-        terminal,
-        logging,
-    )
+    let beginning = match (args.resume, args.restart, args.overwrite) {
+        (true, ..) => Beginning::Resume { extend: false },
+        (_, true, _) => Beginning::Restart,
+        (.., true) => Beginning::Overwrite,
+        _ => Beginning::Fresh,
+    };
+    let (spec_yaml, until) = (&spec::to_yaml(&written)?, &args.until);
+    let job = Job { plan: &plan, spec_yaml, run_dir: &run_dir, beginning, until, started, stop };
+    start(job, terminal, logging)
 }
 
 /// Asks for a stop, as SIGTERM does, once stdin is at its end.
@@ -91,41 +121,34 @@ fn stop_with_stdin(stop: StopSignal) {
     });
 }
 
-/// Continues a run with the plan it was started with.
+/// Continues a run with the plan it was started with, less what may change and is asked for.
 pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
+    let started = Instant::now();
     let folder = crate::train::RunFolder::new(&args.run);
-    let plan = folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
-    let written = folder.spec_yaml()?;
+    let extend = args.extend.map(std::num::NonZeroU64::get);
+    let (plan, spec_yaml) = if args.overrides.is_empty() && extend.is_none() {
+        let plan = folder.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
+        (plan, folder.spec_yaml()?)
+    } else {
+        let (written, plan) = folder.changed(&args.overrides, extend)?;
+        (plan, spec::to_yaml(&written)?)
+    };
+    let beginning = match args.restart {
+        true => Beginning::Restart,
+        false => Beginning::Resume { extend: extend.is_some() },
+    };
     let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
-    start(
-        &plan,
-        &written,
-        &args.run,
-        (true, args.restart),
-        args.stop_after,
-        args.force,
-        stop,
-        terminal,
-        logging,
-    )
+    let (run_dir, until) = (&args.run, &args.until);
+    let job = Job { plan: &plan, spec_yaml: &spec_yaml, run_dir, beginning, until, started, stop };
+    start(job, terminal, logging)
 }
 
-#[allow(clippy::too_many_arguments)] // each is a different thing, and there are two callers
-fn start(
-    plan: &Plan,
-    spec_yaml: &str,
-    run_dir: &Path,
-    (resume, restart): (bool, bool),
-    stop_after: Option<u64>,
-    force: bool,
-    stop: StopSignal,
-    terminal: Terminal,
-    logging: &Logging,
-) -> Result<()> {
+fn start(job: Job, terminal: Terminal, logging: &Logging) -> Result<()> {
+    let Job { plan, run_dir, until, .. } = job;
     let processes = processes::join(&plan.train.data_parallel)?;
     let communicator = processes.communicator();
     let ready = compute::local_device(plan.device, processes.local_rank()).and_then(|device| {
-        if !force {
+        if !until.force {
             memory::refuse_unless_fits(plan, &device, processes.local_world())?;
         }
         Ok(device)
@@ -134,12 +157,12 @@ fn start(
         let options = TrainOptions {
             run_dir,
             data_cache: data::cache_dir(),
-            spec_yaml,
-            resume,
-            restart,
-            stop_after,
+            spec_yaml: job.spec_yaml,
+            beginning: job.beginning,
+            stop_after: until.stop_after,
+            deadline: until.stop_within.and_then(|time| job.started.checked_add(time)),
             device: &device,
-            stop,
+            stop: job.stop,
             processes: communicator,
             patience: Duration::from_secs(plan.train.data_parallel.timeout_seconds),
         };
@@ -169,14 +192,20 @@ fn trained(
             Some(step) => JsonLines::resume(path, step, line_of),
             None => JsonLines::create(path, line_of),
         };
-        let metrics = lines(&folder.metrics(), record::metrics)?;
+        let metrics = lines(&folder.metrics(), record::metrics)?.with_table()?;
         let spectra = lines(&folder.spectra(), record::spectra)?;
-        Ok(Observers(vec![
+        let mut observers = Observers(vec![
             Box::new(metrics),
             Box::new(spectra),
             Box::new(Samples::new(folder.root())),
             Box::new(Console::new(terminal)),
-        ]))
+        ]);
+        if plan.train.tensorboard {
+            let (settings, spec) = (plan.trajectory(), options.spec_yaml);
+            let events = TensorBoard::begin(folder.root(), resumed_from, &settings, spec)?;
+            observers.0.push(Box::new(events));
+        }
+        Ok(observers)
     });
     let outcome = outcome.inspect_err(|error| logging.note_error(error));
     outcome.map_err(|error| resumable(error, options.run_dir))

@@ -12,6 +12,7 @@ use super::raw::RawSource;
 use super::shard_file::{Header, short};
 use super::sources;
 use super::tokenizer::{CharacterSet, DOCUMENT_END, Tokenizer};
+use crate::figures;
 use crate::fs::write_directory_atomic;
 use crate::spec::{BpeSpec, DataSpec, TokenizerSpec};
 use anyhow::Context;
@@ -63,8 +64,12 @@ pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
         fill(inside, &corpus, spec, file, &content_hash, bytes)
     })?;
     let seconds = started.elapsed().as_secs_f64();
-    let rate = bytes.iter().sum::<u64>() as f64 / 1e6 / seconds.max(1e-9);
-    tracing::info!("prepared {} in {seconds:.1} s ({rate:.1} MB/s)", folder.display());
+    let rate = bytes.iter().sum::<u64>() as f64 / seconds.max(1e-9);
+    tracing::info!(
+        "prepared {} in {seconds:.1} s ({}/s)",
+        folder.display(),
+        figures::bytes(rate as u64)
+    );
     Dataset::open(&folder)
 }
 
@@ -117,11 +122,8 @@ fn fill(
     content_hash: &blake3::Hash,
     bytes: [u64; 2],
 ) -> anyhow::Result<()> {
-    let [train_megabytes, val_megabytes] = bytes.map(|bytes| bytes as f64 / 1e6);
-    tracing::info!(
-        "{}: {train_megabytes:.1} MB training, {val_megabytes:.1} MB validation text",
-        corpus.description
-    );
+    let [train_size, val_size] = bytes.map(figures::bytes);
+    tracing::info!("{}: {train_size} training, {val_size} validation text", corpus.description);
     let tokenizer = match file {
         Some(tokenizer) => tokenizer,
         None => make_tokenizer(corpus, &spec.tokenizer, bytes[0])?,
@@ -218,10 +220,10 @@ fn train_byte_pair(
 ) -> anyhow::Result<Tokenizer> {
     let wanted = spec.sample_bytes.map_or(train_bytes, |bytes| bytes.0.min(train_bytes));
     tracing::info!(
-        "training a byte-level BPE tokenizer of {} tokens on {:.1} of {:.1} MB",
+        "training a byte-level BPE tokenizer of {} tokens on {} of {}",
         spec.vocab_size.0,
-        wanted as f64 / 1e6,
-        train_bytes as f64 / 1e6
+        figures::bytes(wanted),
+        figures::bytes(train_bytes)
     );
     let progress = progress_bar("counting pairs in train", train_bytes);
     let (failure, (mut seen, mut taken)) = (Mutex::new(None), (0u64, 0u64));

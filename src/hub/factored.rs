@@ -99,13 +99,22 @@ fn add_part(
     Ok((m, n, Some(rank)))
 }
 
-/// The tensors of the dense model from those of a folder that [`with_factors`] made.
+/// Whether config.json describes the layer of this tensor of the dense model as one of parts.
+pub(super) fn describes(config: &Value, name: &str) -> bool {
+    let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
+    config.get(LAYERS).is_some_and(|layers| layers.get(layer).is_some())
+}
+
+/// The tensors of the dense model, which has these shapes, from those of a folder that
+/// [`with_factors`] made.
 ///
 /// # Errors
-/// If config.json does not describe the layers, or a tensor of one is missing or has another shape.
+/// If config.json does not describe the layers, or describes others than its network has, or a
+/// tensor of one is missing or has another shape.
 pub(super) fn without_factors(
     config: &Value,
     tensors: Vec<(String, Tensor)>,
+    shapes: &[(String, Vec<usize>)],
     transposed: bool,
 ) -> Result<Vec<(String, Tensor)>> {
     let described = config.get(LAYERS).and_then(Value::as_object);
@@ -116,6 +125,16 @@ pub(super) fn without_factors(
             serde_json::from_value(parts.clone()).with_context(|| {
                 format!("config.json: `{LAYERS}.{layer}` is no list of [part, m, n, rank, bias]")
             })?;
+        // Before the products, which small factors can make as large as they like.
+        let outputs = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.1));
+        let fits = |inputs: usize| {
+            let shape = if transposed { [inputs, outputs] } else { [outputs, inputs] };
+            shapes.iter().any(|(name, other)| *name == format!("{layer}.weight") && *other == shape)
+        };
+        ensure!(
+            parts.iter().all(|part| fits(part.2)),
+            "config.json: `{LAYERS}.{layer}` is of other sizes than the network has there"
+        );
         let (mut weights, mut biases) = (Vec::new(), Vec::new());
         for (part, m, n, rank, bias) in &parts {
             let name = if parts.len() == 1 { layer.clone() } else { format!("{layer}.{part}") };

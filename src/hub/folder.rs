@@ -9,10 +9,9 @@ use crate::fs::write_directory_atomic;
 use crate::model::{ModelConfig, Network, merged};
 use crate::params::ParamStore;
 use crate::spec::Architecture;
+use crate::tensor_file::TensorFile;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use candle_core::safetensors::Load;
-use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
+use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -128,9 +127,19 @@ pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
     let config = read_json(&folder.join("config.json"))?;
     let read = || -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
         let (format, model) = model_of(&config)?;
-        let mut tensors = read_weights(folder)?;
+        let shapes = format.shapes(&model);
+        let mut files = weight_files(folder)?;
+        // The parts of factored layers have shapes of their own, which are checked there.
+        let (own, dense): (Vec<_>, Vec<_>) =
+            shapes.iter().partition(|(name, _)| factored::describes(&config, name));
+        check_sizes(&files, format, &dense, &own)?;
+        let mut tensors = Vec::new();
+        for file in &mut files {
+            tensors.extend(in_f32(file.read(|name| !format.passes_over(name))?)?);
+        }
         if model_type(&config).starts_with(factored::PREFIX) {
-            tensors = factored::without_factors(&config, tensors, format.is_transposed())?;
+            let transposed = format.is_transposed();
+            tensors = factored::without_factors(&config, tensors, &shapes, transposed)?;
         }
         let tensors = format.read_tensors(&model, tensors)?;
         Ok((model, tensors))
@@ -204,8 +213,8 @@ fn write_weights(folder: &Path, shards: Vec<Vec<(String, Tensor)>>) -> Result<()
     Ok(())
 }
 
-/// All tensors of a folder, in f32 on the host.
-fn read_weights(folder: &Path) -> Result<Vec<(String, Tensor)>> {
+/// The files of a folder's weights, their headers read.
+fn weight_files(folder: &Path) -> Result<Vec<TensorFile>> {
     let files: Vec<PathBuf> = if folder.join(WEIGHTS).exists() {
         vec![folder.join(WEIGHTS)]
     } else if folder.join(INDEX).exists() {
@@ -224,22 +233,53 @@ fn read_weights(folder: &Path) -> Result<Vec<(String, Tensor)>> {
     } else {
         bail!("{} has neither {WEIGHTS} nor {INDEX}", folder.display())
     };
-    let mut tensors = Vec::new();
-    for path in files {
-        tensors.extend(file_tensors(&path)?);
-    }
-    Ok(tensors)
+    files.iter().map(|path| TensorFile::open(path)).collect()
 }
 
-/// All tensors of a file, in f32 on the host.
-pub(super) fn file_tensors(path: &Path) -> Result<Vec<(String, Tensor)>> {
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
-    let load = |(name, view): (String, safetensors::tensor::TensorView)| {
-        let tensor = view.load(&Device::Cpu).with_context(|| format!("tensor `{name}`"))?;
-        Ok((name, tensor.to_dtype(DType::F32)?))
+/// Refuses tensors of other shapes than `config.json` says, and more numbers than its network can
+/// have in any form, before any is read; what is `of_other_shapes` only counts.
+fn check_sizes(
+    files: &[TensorFile],
+    format: &dyn Format,
+    expected: &[&(String, Vec<usize>)],
+    of_other_shapes: &[&(String, Vec<usize>)],
+) -> Result<()> {
+    let found: BTreeMap<&str, (&Path, &[usize])> = files
+        .iter()
+        .flat_map(|file| file.shapes().map(|(name, shape)| (name, (file.path(), shape))))
+        .filter(|(name, _)| !format.passes_over(name))
+        .collect();
+    for (name, shape) in expected {
+        // Folders of the model without its head leave out the first part of the names.
+        let short = name.split_once('.').map_or(name.as_str(), |(_, rest)| rest);
+        let here = found.get(name.as_str()).or_else(|| found.get(short));
+        if let Some((path, other)) = here.filter(|(_, found)| found != shape) {
+            bail!(
+                "{}: `{name}` has the shape {other:?}, but config.json makes it {shape:?}; they \
+                 are of different models, fetch both again",
+                path.display()
+            )
+        }
+    }
+    let numbers = |shape: &[usize]| {
+        shape.iter().fold(1u64, |product, size| product.saturating_mul(*size as u64))
     };
-    file.tensors().into_iter().map(load).collect()
+    let most = expected.iter().chain(of_other_shapes);
+    let most: u64 = most.fold(0, |sum, (_, shape)| sum.saturating_add(numbers(shape)));
+    let all: u64 = found.values().fold(0, |sum, (_, shape)| sum.saturating_add(numbers(shape)));
+    // Low-rank weights with the places of their rows have fewer than dense ones and a column.
+    ensure!(
+        all <= most.saturating_mul(2),
+        "the weights have {all} numbers, but the network of config.json has {most}; they are of \
+         different models, fetch both again"
+    );
+    Ok(())
+}
+
+/// The same tensors in f32.
+pub(super) fn in_f32(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
+    let in_f32 = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_dtype(DType::F32)?));
+    tensors.into_iter().map(in_f32).collect()
 }
 
 pub(super) fn read_json(path: &Path) -> Result<Value> {

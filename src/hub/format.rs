@@ -38,6 +38,14 @@ pub(super) trait Format {
     /// Naming what does not fit.
     fn read_config(&self, config: &Value) -> Result<ModelConfig>;
 
+    /// Names and shapes of the tensors of a dense model there, the token table first; a head that
+    /// is the table of tokens may be there or not.
+    fn shapes(&self, model: &ModelConfig) -> Vec<(String, Vec<usize>)>;
+
+    /// Whether a tensor of this name is no parameter, as old checkpoints hold some, and is passed
+    /// over unread.
+    fn passes_over(&self, name: &str) -> bool;
+
     /// Names and tensors here, from those there, of the model with or without its head.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::{Content, Value as Entry};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -31,6 +32,7 @@ pub fn import(path: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
         let model = config(&content)?;
         let mut names: Vec<&String> = content.tensor_infos.keys().collect();
         names.sort();
+        check_shapes(&model, &content)?;
         let mut tensors = Vec::with_capacity(names.len());
         for name in names {
             let quantised = content
@@ -43,6 +45,25 @@ pub fn import(path: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
         Ok((model, tensors))
     };
     read().with_context(|| format!("{} cannot be imported", path.display()))
+}
+
+/// Refuses tensors of other shapes than the settings make them, before any is read.
+fn check_shapes(model: &ModelConfig, content: &Content) -> Result<()> {
+    let expected: HashMap<String, Vec<usize>> = Llama.shapes(model).into_iter().collect();
+    for (name, info) in &content.tensor_infos {
+        let (_, theirs) = place_of(name)?;
+        let shape = expected.get(&theirs);
+        let shape = shape.with_context(|| {
+            format!("tensors have no place in a Llama of these settings: `{name}`")
+        })?;
+        ensure!(
+            info.shape.dims() == shape,
+            "tensor `{name}` has the shape {:?}, but the settings make it {shape:?}; the file is \
+             damaged, fetch it again",
+            info.shape.dims()
+        );
+    }
+    Ok(())
 }
 
 fn open(path: &Path) -> Result<(BufReader<File>, Content)> {
@@ -146,8 +167,8 @@ const PARTS: &[(&str, &str)] = &[
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// A tensor by its name and with its rows in the order of `transformers`.
-fn translated(model: &ModelConfig, name: &str, tensor: Tensor) -> Result<(String, Tensor)> {
+/// The part of a block that a tensor belongs to, if it is of one, and its name in `transformers`.
+fn place_of(name: &str) -> Result<(Option<&str>, String)> {
     let outside = match name {
         "token_embd.weight" => Some("model.embed_tokens.weight"),
         "output_norm.weight" => Some("model.norm.weight"),
@@ -155,19 +176,23 @@ fn translated(model: &ModelConfig, name: &str, tensor: Tensor) -> Result<(String
         _ => None,
     };
     if let Some(theirs) = outside {
-        return Ok((theirs.to_owned(), tensor));
+        return Ok((None, theirs.to_owned()));
     }
     let inside = || {
         let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
         let (part, leaf) = rest.split_once('.')?;
         let (_, theirs) = PARTS.iter().find(|(ours, _)| *ours == part)?;
-        Some((part, format!("model.layers.{layer}.{theirs}.{leaf}")))
+        Some((Some(part), format!("model.layers.{layer}.{theirs}.{leaf}")))
     };
-    let (part, theirs) =
-        inside().with_context(|| format!("tensor `{name}` has no place in a Llama"))?;
+    inside().with_context(|| format!("tensor `{name}` has no place in a Llama"))
+}
+
+/// A tensor by its name and with its rows in the order of `transformers`.
+fn translated(model: &ModelConfig, name: &str, tensor: Tensor) -> Result<(String, Tensor)> {
+    let (part, theirs) = place_of(name)?;
     let heads = match part {
-        "attn_q" => model.n_head,
-        "attn_k" => model.key_heads(),
+        Some("attn_q") => model.n_head,
+        Some("attn_k") => model.key_heads(),
         _ => return Ok((theirs, tensor)),
     };
     let rows = halves_together(&tensor, heads).with_context(|| format!("tensor `{name}`"))?;

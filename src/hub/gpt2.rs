@@ -138,6 +138,35 @@ impl Format for Gpt2 {
         Ok(model)
     }
 
+    fn shapes(&self, model: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+        let (width, table) = (model.n_embd, vec![model.vocab_size, model.n_embd]);
+        let mut shapes = vec![
+            ("transformer.wte.weight".to_owned(), table.clone()),
+            ("transformer.wpe.weight".to_owned(), vec![model.block_size, width]),
+        ];
+        let mut norms = vec!["transformer.ln_f".to_owned()];
+        for layer in 0..model.n_layer {
+            let block = format!("transformer.h.{layer}");
+            norms.extend([format!("{block}.ln_1"), format!("{block}.ln_2")]);
+            for (fused, sites) in MATRICES {
+                let rows = sites.iter().map(|site| shape_of(site, model).0).sum();
+                let columns = shape_of(sites[0], model).1;
+                shapes.push((format!("{block}.{fused}.weight"), vec![columns, rows]));
+                shapes.push((format!("{block}.{fused}.bias"), vec![rows]));
+            }
+        }
+        for norm in norms {
+            shapes.extend(["weight", "bias"].map(|leaf| (format!("{norm}.{leaf}"), vec![width])));
+        }
+        shapes.push((HEAD.to_owned(), table));
+        shapes
+    }
+
+    fn passes_over(&self, name: &str) -> bool {
+        // Causal masks.
+        name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
+    }
+
     fn read_tensors(
         &self,
         model: &ModelConfig,
@@ -154,10 +183,7 @@ impl Format for Gpt2 {
                 }
                 None => format!("transformer.{name}"),
             };
-            // Causal masks that old checkpoints hold are no parameters.
-            if !name.ends_with(".attn.bias") && !name.ends_with(".attn.masked_bias") {
-                given.push((name, tensor));
-            }
+            given.push((name, tensor));
         }
         let mut reader = TensorReader::new("the imported model", given);
         let (width, mut out) = (model.n_embd, Vec::new());

@@ -141,6 +141,29 @@ impl Format for Llama {
         Ok(model)
     }
 
+    fn shapes(&self, model: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+        let table = vec![model.vocab_size, model.n_embd];
+        let mut shapes = vec![(TABLE.to_owned(), table.clone())];
+        for layer in 0..model.n_layer {
+            for (_, theirs, kind) in MATRICES {
+                let (rows, columns) = model.shape(*kind);
+                let name = format!("model.layers.{layer}.{theirs}");
+                shapes.push((format!("{name}.weight"), vec![rows, columns]));
+                if model.bias {
+                    shapes.push((format!("{name}.bias"), vec![rows]));
+                }
+            }
+        }
+        shapes.extend(norms(model.n_layer).map(|norm| (norm, vec![model.n_embd])));
+        shapes.push((HEAD.to_owned(), table));
+        shapes
+    }
+
+    fn passes_over(&self, name: &str) -> bool {
+        // The rates of the angles.
+        name.ends_with(".rotary_emb.inv_freq")
+    }
+
     fn read_tensors(
         &self,
         model: &ModelConfig,
@@ -150,8 +173,7 @@ impl Format for Llama {
         for (name, tensor) in tensors {
             if name == HEAD {
                 head = Some(tensor);
-            } else if !name.ends_with(".rotary_emb.inv_freq") {
-                // The angles' rates that old checkpoints hold are no parameters.
+            } else {
                 let whole = name.starts_with("model.");
                 given.push((if whole { name } else { format!("model.{name}") }, tensor));
             }

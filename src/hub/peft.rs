@@ -1,7 +1,7 @@
 //! Adapters as PEFT has them: adapter_config.json and adapter_model.safetensors, W₀ + (α/r) B A of
 //! the modules of a model of `transformers`.
 
-use super::folder::{file_tensors, read_json, write, write_json};
+use super::folder::{in_f32, read_json, write, write_json};
 use super::format::format_of;
 use super::{Exported, import};
 use crate::fs::write_directory_atomic;
@@ -9,6 +9,7 @@ use crate::lowrank::Spectrum;
 use crate::model::{ModelConfig, Network};
 use crate::params::{Factor, ParamStore, TensorReader, Weight};
 use crate::spec::{Architecture, WeightForm};
+use crate::tensor_file::TensorFile;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
@@ -187,8 +188,19 @@ pub fn import_peft(
     let settings = read_json(&adapter.join(CONFIG))?;
     let (config, mut tensors) = import(&peft_base(adapter, base)?)?;
     let path = adapter.join(WEIGHTS);
-    let mut reader = TensorReader::new(path.display().to_string(), file_tensors(&path)?);
-    let add = || -> Result<()> {
+    let mut file = TensorFile::open(&path)?;
+    let mut add = || -> Result<()> {
+        let base: usize = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
+        let adapter = file.shapes().fold(0u64, |sum, (_, shape)| {
+            let numbers = shape.iter().fold(1u64, |all, size| all.saturating_mul(*size as u64));
+            sum.saturating_add(numbers)
+        });
+        ensure!(
+            adapter <= base.saturating_mul(2) as u64,
+            "{WEIGHTS} has {adapter} numbers, its base {base}; it is no adapter of this base"
+        );
+        let mut reader =
+            TensorReader::new(path.display().to_string(), in_f32(file.read(|_| true)?)?);
         let scale = Scale::read(&settings)?;
         let mut places: HashMap<String, usize> =
             tensors.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
@@ -199,28 +211,31 @@ pub fn import_peft(
             }
             let (a, b) = (reader.take(&name("lora_A"))?, reader.take(&name("lora_B"))?);
             let rank = a.dim(0)?;
+            let place = |site: &String| {
+                let weight = format!("{site}.weight");
+                let at = places.remove(&weight);
+                at.with_context(|| format!("the base has no weight `{weight}`"))
+            };
+            let parts = module.sites.iter().map(place).collect::<Result<Vec<usize>>>()?;
+            // Before the product, which small factors can make as large as they like.
+            let columns = a.dim(1)?;
+            let mut rows = 0;
+            for at in &parts {
+                let (m, n) = tensors[*at].1.dims2()?;
+                ensure!(n == columns, "`{}` has {columns} columns, the base {n}", module.name);
+                rows += m;
+            }
+            ensure!(b.dim(0)? == rows, "`{}` has {} rows, the base {rows}", module.name, b.dim(0)?);
             let update = (b.matmul(&a)? * scale.of(&module.name, rank)?)
                 .with_context(|| format!("`{}`", module.name))?;
             let mut above = 0;
-            for site in &module.sites {
-                let weight = format!("{site}.weight");
-                let at = places.remove(&weight);
-                let at = at.with_context(|| format!("the base has no weight `{weight}`"))?;
+            for at in parts {
                 let w = &tensors[at].1;
-                let part = update.narrow(0, above, w.dim(0)?);
-                let sum = part.and_then(|part| w + part);
-                let sum = sum.with_context(|| {
-                    format!("`{}` is {:?}, which does not fit the base", module.name, update.dims())
-                })?;
-                above += w.dim(0)?;
+                let m = w.dim(0)?;
+                let sum = (w + update.narrow(0, above, m)?)?;
+                above += m;
                 tensors[at].1 = sum;
             }
-            ensure!(
-                above == update.dim(0)?,
-                "`{}` has {} rows, the base {above}",
-                module.name,
-                update.dim(0)?
-            );
         }
         reader.finish()
     };

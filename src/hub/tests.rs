@@ -292,3 +292,50 @@ fn a_factored_export_comes_back_with_the_same_logits() {
     let error = refused.expect_err("nothing is low-rank").to_string();
     assert!(error.contains("leave --factored out"), "{error}");
 }
+
+/// Sizes that files claim, refused before anything is read: other shapes than config.json makes,
+/// more numbers than its network has, and small factors of a matrix of terabytes.
+#[test]
+fn sizes_are_checked_before_anything_is_read() {
+    let exported = |factored: bool| {
+        let mut config = llama(WeightForm::LowRank { rank: 2 }, false);
+        config.n_embd = 16;
+        let model = build(config).expect("a network");
+        let params = model.initialize(7, DType::F32, &Device::Cpu).expect("parameters");
+        let place = tempfile::tempdir().expect("a folder");
+        let to = place.path().join("exported");
+        let options = ExportOptions { factored, ..options(1 << 30) };
+        export(model.as_ref(), &params, &Tokenizer::bytes(), options, &to).expect("an export");
+        (place, to)
+    };
+    let sparse = |to: &std::path::Path, name: &str, shape: [usize; 2]| {
+        let bytes = 4 * shape[0] * shape[1];
+        let header = serde_json::json!({
+            name: {"dtype": "F32", "shape": shape, "data_offsets": [0, bytes]}
+        });
+        let header = header.to_string();
+        let path = to.join("model.safetensors");
+        let start = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        std::fs::write(&path, &start).expect("writable");
+        let file = std::fs::File::options().write(true).open(&path).expect("there");
+        file.set_len((start.len() + bytes) as u64).expect("a sparse file");
+    };
+    for (name, said) in [
+        ("model.embed_tokens.weight", "config.json makes it [256, 16]"),
+        ("embed_tokens.weight", "config.json makes it [256, 16]"),
+        ("stray", "the weights have 1099511627776 numbers"),
+    ] {
+        let (_place, to) = exported(false);
+        sparse(&to, name, [1 << 20, 1 << 20]);
+        let error = format!("{:#}", import(&to).expect_err(name));
+        assert!(error.contains(said) && error.contains("fetch both again"), "{error}");
+    }
+    let (_place, to) = exported(true);
+    let path = to.join("config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("there")).expect("JSON");
+    config["lrpt_layers"]["model.layers.0.mlp.down_proj"][0][1] = serde_json::json!(1u64 << 40);
+    std::fs::write(&path, config.to_string()).expect("writable");
+    let error = format!("{:#}", import(&to).expect_err("terabytes"));
+    assert!(error.contains("of other sizes than the network has there"), "{error}");
+}

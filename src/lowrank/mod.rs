@@ -19,6 +19,6 @@ pub use point::LowRank;
 pub use retraction::{
     Augmentation, CutNorm, Retracted, Truncation, retract, retract_subspace, tolerance_rank,
 };
-pub use spectrum::Spectrum;
+pub use spectrum::{Spectrum, distance_to_cut};
 pub use tangent::Tangent;
 pub use transport::BasisChange;

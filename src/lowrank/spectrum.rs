@@ -87,6 +87,16 @@ impl Spectrum {
     }
 }
 
+/// ‖W − W'‖_F of a point W = U S Vᵀ and what a cut of its spectrum made of it, W' = (U a) S'
+/// (V b)ᵀ: ‖S − a S' bᵀ‖_F, in whatever norm the cut was.
+///
+/// # Errors
+/// If the cut is of a point of another rank.
+pub fn distance_to_cut(point: &LowRank, cut: &Retracted) -> Result<f64> {
+    let kept = multiply(&multiply(&cut.rotation_u.t()?, &cut.point.s)?, &cut.rotation_v.t()?)?;
+    linalg::frobenius_norm(&(&point.s - kept)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,9 +178,11 @@ mod tests {
                 .unwrap()
         };
         let weighted = error(&cut.point.to_dense().unwrap());
-        let truncation = cut.truncation.unwrap();
+        let truncation = cut.truncation.clone().unwrap();
         assert_eq!(truncation.norm, CutNorm::Weighted);
         let tail = truncation.error;
+        let apart = distance(&cut.point.to_dense().unwrap(), &dense);
+        assert!((distance_to_cut(&point, &cut).unwrap() - apart).abs() < 1e-12 * apart);
         assert!((weighted - tail).abs() < 1e-9 * tail, "{weighted} and {tail}");
         let plain = error(
             &Spectrum::new(&point).unwrap().truncate(&point, 3).unwrap().point.to_dense().unwrap(),

@@ -5,6 +5,7 @@
 
 mod cache;
 mod config;
+pub mod cost;
 mod generate;
 mod gpt2;
 mod layers;

@@ -4,6 +4,7 @@
 //! Knows no model: it sees named parameters and asks a [`GradientOracle`] for gradients, as often
 //! as its rule needs.
 
+mod cost;
 mod elementwise;
 mod execution;
 mod gradient;
@@ -14,16 +15,15 @@ mod rule;
 mod rules;
 mod schedule;
 
+pub use cost::{MovedWeight, RuleCost, WeightSize, rule_cost};
 pub use execution::{Execution, Placement};
 pub use gradient::{Scaled, TrainedGradients, clip_factor};
 pub use leaves::{LeafMap, Leaves};
-pub use optimizer::{
-    BatchLoss, FactorRule, GradientOracle, Optimizer, OptimizerSettings, StepReport,
-};
-pub use rank::{RankDecision, RankEvent};
+pub use optimizer::{BatchLoss, GradientOracle, Optimizer, OptimizerSettings, StepReport};
+pub use rank::{Offer, RankDecision, RankEvent, cut_ranks};
 pub use rules::{
     AdamwState, AdamwStep, DlraState, DlraStep, DlraUpdate, GalerkinStep, GaloreState,
-    HeavyBallState, MomentClock, MomentumCost, MuonState, WeightSize, loro_exact_step,
-    momentum_cost,
+    HeavyBallState, MomentClock, MuonState, augmented_rank, augmented_values, cut_flops,
+    loro_exact_step,
 };
 pub use schedule::Schedule;

@@ -9,9 +9,7 @@ use super::schedule::Schedule;
 use crate::lowrank::Truncation;
 use crate::ops::Gradients;
 use crate::params::{ParamId, ParamStore, TensorReader};
-use crate::spec::{
-    AdamwSpec, DlraSpec, HeavyBallSpec, LoroSpec, MatrixOptimizerSpec, RankNorm, RankPlan,
-};
+use crate::spec::{OptimizerPlan, RankNorm, RankPlan};
 use candle_core::Tensor;
 use std::time::{Duration, Instant};
 
@@ -41,14 +39,8 @@ pub struct BatchLoss {
 /// Which rules move the parameters.
 #[derive(Clone, Debug)]
 pub struct OptimizerSettings {
-    /// Rule of everything dense.
-    pub dense: AdamwSpec,
-    /// Rule of the blocks' full matrices; `None` if they move by the rule of everything dense.
-    pub matrices: Option<MatrixOptimizerSpec>,
-    /// Rule of the factors of W = B A and W = U S Vᵀ.
-    pub factors: FactorRule,
-    /// Rule of low-rank weights.
-    pub low_rank: DlraSpec,
+    /// The rules of dense parameters, full matrices, factors and low-rank weights.
+    pub rules: OptimizerPlan,
     /// How ranks change.
     pub ranks: RankPlan,
     /// Learning-rate factor over the run.
@@ -59,27 +51,15 @@ pub struct OptimizerSettings {
     pub execution: Execution,
 }
 
-/// Rule of free factors.
-#[derive(Clone, Debug)]
-pub enum FactorRule {
-    /// AdamW on each.
-    Adamw(AdamwSpec),
-    /// Heavy ball on each.
-    HeavyBall(HeavyBallSpec),
-    /// LORO on the pairs of W = B A.
-    Loro(LoroSpec),
-}
-
 impl OptimizerSettings {
     /// What happens to ranks at a step, counted from 1.
     ///
     /// Under `coefficient_cycle` the events of a cycle take effect at its last step: the last cut
     /// counts or, if there is none, the last growth.
     fn rank_event(&self, step: u64) -> RankEvent {
-        match self.low_rank.rank_window(step, self.schedule.max_steps()) {
-            Some(first) => self.ranks.event_within(first, step),
-            None => RankEvent::None,
-        }
+        let window =
+            self.rules.dlra().and_then(|dlra| dlra.rank_window(step, self.schedule.max_steps()));
+        window.map_or(RankEvent::None, |first| self.ranks.event_within(first, step))
     }
 }
 
@@ -156,7 +136,7 @@ impl Optimizer {
         let micro_batches = evaluation.micro_batches;
         let trained =
             TrainedGradients::collect(params, gradients, micro_batches, *grad_clip, *execution)?;
-        let moments = MomentClock::at(&self.settings.factors, step);
+        let moments = MomentClock::at(self.settings.rules.loro(), step);
         let step = Step {
             number: step,
             gradients: &trained,

@@ -144,6 +144,21 @@ impl Declared {
         Ok(self.with(weight))
     }
 
+    /// The most numbers that the parameter can have, at its full rank.
+    pub fn most_numbers(&self) -> u64 {
+        match self.initial {
+            Initial::LowRank { rows, columns, .. } | Initial::Adapter { rows, columns, .. } => {
+                let [rows, columns] = [rows, columns].map(|size| size as u64);
+                let rank = rows.min(columns);
+                rank.saturating_mul(rows.saturating_add(columns).saturating_add(rank))
+            }
+            _ => {
+                let shape = self.initial.dense_shape();
+                shape.iter().fold(1, |product: u64, size| product.saturating_mul(*size as u64))
+            }
+        }
+    }
+
     fn with(&self, weight: Weight) -> Parameter {
         Parameter { name: self.name.clone(), role: self.role, weight, trained: self.trained }
     }

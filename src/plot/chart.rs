@@ -1,7 +1,8 @@
 //! Lines and points over two axes.
 
-use super::axis::{Axis, Span, tick_text};
+use super::axis::{Axis, Span};
 use super::svg::{Anchor, COLOURS, Drawing, text_width};
+use crate::figures::tick;
 
 /// Size of a chart in pixels.
 const SIZE: (f64, f64) = (460.0, 320.0);
@@ -271,7 +272,7 @@ fn draw_series(drawing: &mut Drawing, frame: &Frame, series: &Series) {
                     &class,
                     place,
                     3.5,
-                    &format!("{}: {}, {}", series.name, tick_text(point.0), tick_text(point.1)),
+                    &format!("{}: {}, {}", series.name, tick(point.0), tick(point.1)),
                 );
             }
         }

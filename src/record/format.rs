@@ -1,42 +1,7 @@
-//! Formats figures for people. Pure functions.
+//! Events as lines for people. Pure functions.
 
 use super::{Evaluation, Ranks, Recovered, RunStarted, Step};
-
-/// A time as `45s`, `5m12s`, `2h03m` or `3d04h`; `?` where it is unknown.
-pub fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() || seconds < 0.0 {
-        return "?".into();
-    }
-    let seconds = seconds.round() as u64;
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match () {
-        () if minutes == 0 => format!("{seconds}s"),
-        () if hours == 0 => format!("{minutes}m{:02}s", seconds % 60),
-        () if days == 0 => format!("{hours}h{:02}m", minutes % 60),
-        () => format!("{days}d{:02}h", hours % 24),
-    }
-}
-
-/// A number with three figures and a unit: `950`, `12.3k`, `4.56M`, `7.89G`.
-pub fn count(value: f64) -> String {
-    if !value.is_finite() {
-        return "?".into();
-    }
-    let units = ["", "k", "M", "G", "T", "P"];
-    let (mut scaled, mut unit) = (value, 0);
-    // 999.5 would be rounded to 1000, so it belongs to the next unit.
-    while scaled.abs() >= 999.5 && unit + 1 < units.len() {
-        scaled /= 1000.0;
-        unit += 1;
-    }
-    let decimals = match scaled.abs() {
-        _ if unit == 0 => 0,
-        scaled if scaled < 9.995 => 2,
-        scaled if scaled < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{scaled:.decimals$}{}", units[unit])
-}
+use crate::figures::{count, duration};
 
 /// A line that describes a run.
 pub(super) fn run_started(run: &RunStarted) -> String {
@@ -147,37 +112,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_round_into_the_next_unit() {
-        let texts = [0.4, 59.4, 59.6, 312.0, 3599.6, 7380.0, 86_399.0, 273_600.0, f64::NAN, -1.0]
-            .map(duration);
-        assert_eq!(
-            texts,
-            ["0s", "59s", "1m00s", "5m12s", "1h00m", "2h03m", "23h59m", "3d04h", "?", "?"]
-        );
-    }
-
-    #[test]
-    fn counts_keep_three_figures() {
-        let texts = [
-            0.0,
-            950.0,
-            999.6,
-            1234.0,
-            9996.0,
-            12_345.0,
-            999_600.0,
-            4.567e6,
-            7.89e9,
-            f64::INFINITY,
-        ]
-        .map(count);
-        assert_eq!(
-            texts,
-            ["0", "950", "1.00k", "1.23k", "10.0k", "12.3k", "1.00M", "4.57M", "7.89G", "?"]
-        );
-    }
-
-    #[test]
     fn lines() {
         let step = Step {
             step: 10,
@@ -224,19 +158,19 @@ mod tests {
         };
         insta::assert_snapshot!(
             run_started(&run),
-            @"gpt-small: 2.35M parameters (dense: 4.20M), 500 steps of 4.10k tokens, on cpu with 2 threads, in runs/gpt-small"
+            @"gpt-small: 2.35M parameters (dense: 4.2M), 500 steps of 4.1k tokens, on cpu with 2 threads, in runs/gpt-small"
         );
         let resumed_dense =
             RunStarted { dense_parameters: run.parameters, start_step: 250, threads: 1, ..run };
         insta::assert_snapshot!(
             run_started(&resumed_dense),
-            @"gpt-small: 2.35M parameters, 500 steps of 4.10k tokens, from step 250, on cpu with 1 thread, in runs/gpt-small"
+            @"gpt-small: 2.35M parameters, 500 steps of 4.1k tokens, from step 250, on cpu with 1 thread, in runs/gpt-small"
         );
         let adapted =
             RunStarted { parameters: 20_000, frozen_parameters: 4_200_000, ..resumed_dense };
         insta::assert_snapshot!(
             run_started(&adapted),
-            @"gpt-small: trains 20.0k of 4.22M parameters, 500 steps of 4.10k tokens, from step 250, on cpu with 1 thread, in runs/gpt-small"
+            @"gpt-small: trains 20k of 4.22M parameters, 500 steps of 4.1k tokens, from step 250, on cpu with 1 thread, in runs/gpt-small"
         );
     }
 }

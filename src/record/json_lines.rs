@@ -1,5 +1,6 @@
 //! `metrics.jsonl` and `spectra.jsonl`: one JSON object per line.
 
+use super::csv::CsvTable;
 use super::{Event, Observer, Recovered};
 use anyhow::Context;
 use serde_json::{Map, Value};
@@ -17,6 +18,7 @@ pub struct JsonLines {
     path: PathBuf,
     file: File,
     line_of: LineOf,
+    table: Option<CsvTable>,
 }
 
 impl JsonLines {
@@ -74,7 +76,15 @@ impl JsonLines {
             .create(true)
             .open(path)
             .with_context(|| format!("{}: not opened", path.display()))?;
-        Ok(Self { path: path.to_path_buf(), file, line_of })
+        Ok(Self { path: path.to_path_buf(), file, line_of, table: None })
+    }
+
+    /// The same with a table of all lines beside the file, its ending `csv`.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub fn with_table(self) -> anyhow::Result<Self> {
+        Ok(Self { table: Some(CsvTable::of(&self.path)?), ..self })
     }
 }
 
@@ -82,7 +92,11 @@ impl Observer for JsonLines {
     fn on(&mut self, event: &Event) -> anyhow::Result<()> {
         if let Event::Recovered(Recovered { back_to: Some(step), .. }) = event {
             // As for a run that was stopped and resumed there.
+            let has_table = self.table.is_some();
             *self = Self::resume(&self.path, *step, self.line_of)?;
+            if has_table {
+                self.table = Some(CsvTable::of(&self.path)?);
+            }
         }
         let failed = || format!("{}: not written (is the disk full?)", self.path.display());
         if let Some(line) = (self.line_of)(event) {
@@ -90,9 +104,11 @@ impl Observer for JsonLines {
             bytes.push(b'\n');
             // One unbuffered write, so that a reader sees whole lines as they are written.
             self.file.write_all(&bytes).with_context(failed)?;
+            self.table.as_mut().map_or(Ok(()), |table| table.add(&line))?;
         }
         if matches!(event, Event::CheckpointDue { .. } | Event::Finished { .. }) {
             self.file.sync_data().with_context(failed)?;
+            self.table.as_ref().map_or(Ok(()), CsvTable::sync)?;
         }
         Ok(())
     }
@@ -101,7 +117,7 @@ impl Observer for JsonLines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Evaluation, Step, metrics};
+    use crate::record::{Evaluation, Step, figures, metrics};
 
     fn step(step: u64, loss: f64) -> Event {
         Event::Step(Step { step, loss, ..Step::default() })
@@ -141,20 +157,33 @@ mod tests {
         let lost = [step(30, 2.25), evaluation(30)];
         let after = [step(30, 2.0), evaluation(30), step(40, 1.5)];
 
-        let mut straight = JsonLines::create(&path("straight"), metrics).unwrap();
+        let create = |name| JsonLines::create(&path(name), figures).unwrap().with_table().unwrap();
+        let mut straight = create("straight.jsonl");
         record(&mut straight, &before);
         record(&mut straight, &after);
 
-        let mut stopped = JsonLines::create(&path("stopped"), metrics).unwrap();
+        let mut stopped = create("stopped.jsonl");
         record(&mut stopped, &before);
         record(&mut stopped, &lost);
         stopped.file.write_all(br#"{"step":40,"train/lo"#).unwrap();
-        let mut resumed = JsonLines::resume(&path("stopped"), 20, metrics).unwrap();
-        record(&mut resumed, &after);
+        let resumed = JsonLines::resume(&path("stopped.jsonl"), 20, figures).unwrap();
+        record(&mut resumed.with_table().unwrap(), &after);
+        // A run that goes back by itself.
+        let mut rolled_back = create("rolled.jsonl");
+        record(&mut rolled_back, &before);
+        record(&mut rolled_back, &lost);
+        let recovered = Recovered { step: 30, back_to: Some(20), ..Recovered::default() };
+        record(&mut rolled_back, &[Event::Recovered(recovered)]);
+        record(&mut rolled_back, &after);
 
         let read = |name: &str| std::fs::read_to_string(path(name)).unwrap();
-        assert_eq!(read("stopped"), read("straight"));
-        assert_eq!(read("straight").lines().count(), 7);
+        assert_eq!(read("stopped.jsonl"), read("straight.jsonl"));
+        assert_eq!(read("straight.jsonl").lines().count(), 7);
+        assert_eq!(read("stopped.csv"), read("straight.csv"));
+        assert_eq!(read("straight.csv").lines().count(), 5, "a header and four steps");
+        let noted = read("rolled.jsonl").replace("{\"step\":30}\n", "");
+        assert_eq!(noted, read("straight.jsonl"), "but for the line that says so");
+        assert_eq!(read("rolled.csv"), read("straight.csv"));
     }
 
     #[test]

@@ -2,19 +2,39 @@
 
 use super::{EndReason, Evaluation, Event, Ranks, Recovered, Spectra, Step};
 use serde_json::{Map, Value, json};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 /// Whether the values under this key depend on the clock or the machine, and so differ between
 /// otherwise equal runs.
 pub fn is_wall_clock_key(key: &str) -> bool {
-    key == "train/tok_per_sec" || key.starts_with("time/") || key.starts_with("mem/")
+    matches!(key, "time" | "train/tok_per_sec")
+        || key.starts_with("time/")
+        || key.starts_with("mem/")
 }
 
-/// The line of `metrics.jsonl` for an event, keys in a fixed order; none for an event without
-/// figures.
+/// The line of `metrics.jsonl` for an event: its figures and, after the step, the `time` (UTC, RFC
+/// 3339) at which it is asked for.
+pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
+    let mut line = figures(event)?;
+    line.shift_insert(1, "time".to_owned(), json!(now()));
+    Some(line)
+}
+
+/// This moment in UTC, as RFC 3339 writes it: `2026-11-25T21:20:46.123456Z`.
+fn now() -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut text));
+    text
+}
+
+/// The figures of an event under the keys of `metrics.jsonl`, in a fixed order; none for an event
+/// without figures.
 ///
 /// A value that is not a finite number is written as `null`, since JSON has no other way to express
 /// it.
-pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
+pub fn figures(event: &Event) -> Option<Map<String, Value>> {
     match event {
         Event::Step(step) => Some(step_metrics(step)),
         Event::Evaluation(evaluation) => Some(evaluation_metrics(evaluation)),
@@ -125,7 +145,7 @@ mod tests {
     use crate::record::LayerRank;
 
     fn text(event: Event) -> String {
-        serde_json::to_string(&metrics(&event).unwrap()).unwrap()
+        serde_json::to_string(&figures(&event).unwrap()).unwrap()
     }
 
     #[test]
@@ -183,9 +203,18 @@ mod tests {
     }
 
     #[test]
+    fn a_line_says_when_it_was_written() {
+        let line = metrics(&Event::Step(Step::default())).unwrap();
+        let keys: Vec<&String> = line.keys().take(3).collect();
+        assert_eq!(keys, ["step", "time", "tokens"]);
+        let time = line["time"].as_str().unwrap();
+        assert!(time.len() == 27 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
+    }
+
+    #[test]
     fn only_rates_times_and_memory_depend_on_the_clock() {
         assert!(
-            ["train/tok_per_sec", "time/data", "time/eval", "mem/resident"]
+            ["time", "train/tok_per_sec", "time/data", "time/eval", "mem/resident"]
                 .into_iter()
                 .all(is_wall_clock_key)
         );

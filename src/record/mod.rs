@@ -6,22 +6,24 @@
 //! line and misses none.
 
 mod console;
+mod csv;
 mod event;
 mod follow;
 mod format;
 mod json_lines;
 mod metrics;
 mod samples;
+mod tensorboard;
 mod terminal;
 
-pub use console::{Console, STEP_TARGET};
+pub use console::{Console, PROGRESS_TARGET, STEP_TARGET};
 pub use event::{
     EndReason, Evaluation, Event, LayerRank, Observer, Observers, Ranks, Recovered, RunStarted,
     Sample, Spectra, Step,
 };
 pub use follow::{Follower, News};
-pub use format::{count, duration};
 pub use json_lines::{JsonLines, LineOf};
-pub use metrics::{is_wall_clock_key, metrics, spectra};
+pub use metrics::{figures, is_wall_clock_key, metrics, spectra};
 pub use samples::Samples;
+pub use tensorboard::TensorBoard;
 pub use terminal::Terminal;

@@ -20,6 +20,24 @@ pub struct Explained {
     pub wide: bool,
     /// The image.
     pub svg: String,
+    /// Its charts one by one, which a page can lay out as its width allows; empty for one that has
+    /// no parts.
+    pub panels: Vec<String>,
+}
+
+impl Explained {
+    /// Charts in rows of this many, which belong together.
+    pub(super) fn of_panels(
+        name: &'static str,
+        caption: String,
+        title: &str,
+        charts: &[Chart],
+        columns: usize,
+    ) -> Self {
+        let svg = crate::plot::figure(title, charts, columns);
+        let panels = charts.iter().map(Chart::to_svg).collect();
+        Self { name, caption, wide: charts.len() > 1, svg, panels }
+    }
 }
 
 /// All charts for which there are data.
@@ -36,14 +54,10 @@ pub fn charts(comparison: &Comparison) -> Vec<Explained> {
 fn loss_curves(comparison: &Comparison) -> Explained {
     let panels: Vec<Chart> =
         Spending::ALL.iter().map(|spending| loss_curve(comparison, *spending)).collect();
-    Explained {
-        name: "loss",
-        caption: "Validation loss over the run, mean over the seeds of each method's best learning rate; bars are standard errors. \
-                  Lower and further left is better."
-            .into(),
-        wide: true,
-        svg: crate::plot::figure("Validation loss against tokens, FLOPs and seconds", &panels, 3),
-    }
+    let caption = "Validation loss over the run, mean over the seeds of each method's best learning rate; bars are standard errors. \
+                   Lower and further left is better.";
+    let title = "Validation loss against tokens, FLOPs and seconds";
+    Explained::of_panels("loss", caption.into(), title, &panels, 3)
 }
 
 fn loss_curve(comparison: &Comparison, spending: Spending) -> Chart {
@@ -105,12 +119,7 @@ fn learning_rates(comparison: &Comparison) -> Option<Explained> {
     };
     let caption = "Each method over its list of learning rates. A curve that still falls at its end was not tuned; one that is flat \
                    near its lowest point is easy to tune.";
-    Some(Explained {
-        name: "learning-rates",
-        caption: caption.into(),
-        wide: false,
-        svg: chart.to_svg(),
-    })
+    Some(Explained::of_panels("learning-rates", caption.into(), "", &[chart], 1))
 }
 
 /// One run of each of the first `most` methods that have such a chart: the name of the method and
@@ -130,12 +139,7 @@ fn ranks(comparison: &Comparison) -> Option<Explained> {
     let caption = format!(
         "{name}: rank of every low-rank weight over the run, by kind of weight, first seed."
     );
-    Some(Explained {
-        name: "ranks",
-        caption,
-        wide: true,
-        svg: crate::plot::figure("Ranks over the run", &charts_of(panels), 3),
-    })
+    Some(Explained::of_panels("ranks", caption, "Ranks over the run", &charts_of(panels), 3))
 }
 
 fn effective_ranks(comparison: &Comparison) -> Option<Explained> {
@@ -144,11 +148,11 @@ fn effective_ranks(comparison: &Comparison) -> Option<Explained> {
         "{name}: effective rank of every low-rank weight's singular values over the run, exp of the entropy of σ²/Σσ², by kind of weight, first \
          seed: as many as the rank when all are equal, fewer as some dominate."
     );
-    let svg = crate::plot::figure("Effective ranks over the run", &charts_of(panels), 3);
-    Some(Explained { name: "effective-ranks", caption, wide: true, svg })
+    let (title, charts) = ("Effective ranks over the run", charts_of(panels));
+    Some(Explained::of_panels("effective-ranks", caption, title, &charts, 3))
 }
 
-fn charts_of(panels: Vec<(Target, Chart)>) -> Vec<Chart> {
+pub(super) fn charts_of(panels: Vec<(Target, Chart)>) -> Vec<Chart> {
     panels.into_iter().map(|(_, chart)| chart).collect()
 }
 
@@ -163,15 +167,20 @@ fn spectra(comparison: &Comparison) -> Option<Explained> {
     }
     let caption = "Singular values of one block's weights at the end of training, first seed. A flat spectrum uses all of its rank; one that \
                    falls steeply could do with less.";
-    Some(Explained {
-        name: "spectra",
-        caption: caption.into(),
-        wide: panels.len() > 1,
-        svg: crate::plot::figure("Singular values at the end", &panels, 2),
-    })
+    let title = "Singular values at the end";
+    Some(Explained::of_panels("spectra", caption.into(), title, &panels, 2))
 }
 
 fn times(comparison: &Comparison) -> Option<Explained> {
+    let rows = groups(comparison).map(|group| {
+        let runs: Vec<&RunResults> = group.chosen().runs.values().collect();
+        (group.name.clone(), runs)
+    });
+    times_of(&rows.collect::<Vec<_>>())
+}
+
+/// Mean times of a step by phase, a bar for each name over its runs; none where none were measured.
+pub(super) fn times_of(rows: &[(String, Vec<&RunResults>)]) -> Option<Explained> {
     const PHASES: [(&str, &str); 5] = [
         ("data", "data"),
         ("forward", "forward"),
@@ -179,9 +188,9 @@ fn times(comparison: &Comparison) -> Option<Explained> {
         ("optimizer", "dense optimizer"),
         ("linalg", "low-rank optimizer"),
     ];
-    let bars: Vec<(String, Vec<f64>)> = groups(comparison)
-        .map(|group| {
-            let runs: Vec<&RunResults> = group.chosen().runs.values().collect();
+    let bars: Vec<(String, Vec<f64>)> = rows
+        .iter()
+        .map(|(name, runs)| {
             let of = |phase: &str| {
                 let values: Vec<f64> = runs
                     .iter()
@@ -190,7 +199,7 @@ fn times(comparison: &Comparison) -> Option<Explained> {
                     .collect();
                 Estimate::of(&values).map_or(0.0, |estimate| estimate.mean)
             };
-            (group.name.clone(), PHASES.iter().map(|(phase, _)| of(phase)).collect())
+            (name.clone(), PHASES.iter().map(|(phase, _)| of(phase)).collect())
         })
         .collect();
     if bars.iter().all(|(_, parts)| parts.iter().sum::<f64>() == 0.0) {
@@ -203,7 +212,8 @@ fn times(comparison: &Comparison) -> Option<Explained> {
         bars,
     };
     let caption = "Mean milliseconds of a training step by phase. Runs that shared the machine's cores with others are slower than alone.";
-    Some(Explained { name: "times", caption: caption.into(), wide: true, svg: chart.to_svg() })
+    let (caption, svg) = (caption.into(), chart.to_svg());
+    Some(Explained { name: "times", caption, wide: true, svg, panels: Vec::new() })
 }
 
 fn groups(comparison: &Comparison) -> impl Iterator<Item = &Group> {

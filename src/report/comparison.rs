@@ -214,6 +214,15 @@ fn usage(message: String) -> anyhow::Error {
 }
 
 impl Group {
+    /// The states of its runs that are not finished, each once: `running, step 120 of 800`; none
+    /// where all are.
+    pub fn unfinished(&self) -> Option<String> {
+        let mut states: Vec<String> =
+            self.chosen().runs.values().filter_map(RunResults::unfinished).collect();
+        states.dedup();
+        (!states.is_empty()).then(|| states.join("; "))
+    }
+
     /// How far the choice of the searched settings can be trusted, in words.
     pub fn tuning(&self) -> String {
         match &self.search {

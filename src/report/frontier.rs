@@ -18,15 +18,11 @@ const COSTS: [Cost; 4] = [
 /// Final loss against degrees of freedom, stored parameters, operations and training memory.
 pub(super) fn frontier(comparison: &Comparison) -> Explained {
     let panels: Vec<Chart> = COSTS.iter().map(|cost| panel(comparison, *cost)).collect();
-    Explained {
-        name: "frontier",
-        caption: "Final validation loss against what each model and its training take. Every dot is one setting of a method at the best of \
-                  its searched values; bars are 95% intervals of the mean over the reported seeds (none for one seed). No dot lies lower at \
-                  the same cost or less than those on the dashed line, the Pareto front of the means: a difference within the bars is none."
-            .into(),
-        wide: true,
-        svg: crate::plot::figure("Loss against parameters, operations and memory", &panels, 2),
-    }
+    let caption = "Final validation loss against what each model and its training take. Every dot is one setting of a method at the best of \
+                   its searched values; bars are 95% intervals of the mean over the reported seeds (none for one seed). No dot lies lower at \
+                   the same cost or less than those on the dashed line, the Pareto front of the means: a difference within the bars is none.";
+    let title = "Loss against parameters, operations and memory";
+    Explained::of_panels("frontier", caption.into(), title, &panels, 2)
 }
 
 fn panel(comparison: &Comparison, (title, label, cost): Cost) -> Chart {

@@ -164,8 +164,9 @@ pub fn group_runs(runs: Vec<LabelledRun>) -> Vec<Group> {
 }
 
 fn unfinished(results: &RunResults) -> String {
+    let state = results.unfinished().unwrap_or_else(|| "no finite loss at its end".to_owned());
     let step = results.validations.last().map_or(0, |point| point.step);
-    format!("not finished, last validated at step {step} of {}", results.plan.train.max_steps.0)
+    format!("not finished ({state}), last validated at step {step}")
 }
 
 /// The candidate with the smallest mean loss over the seeds that all finished candidates share, and

@@ -4,6 +4,7 @@ use super::charts::{Explained, charts};
 use super::comparison::Comparison;
 use super::table::{html_table, markdown_table, markdown_text, remarks};
 use crate::error::Failure;
+use crate::figures::count;
 use crate::fs::{refuse_link, write_atomic};
 use crate::plot::escape;
 use anyhow::Result;
@@ -41,8 +42,8 @@ fn protocol(comparison: &Comparison) -> Vec<String> {
         lines.push(format!(
             "Text: {}; {} training and {} validation tokens; tokenizer: {}; content {}.",
             data.source,
-            data.train_tokens,
-            data.val_tokens,
+            count(data.train_tokens as f64),
+            count(data.val_tokens as f64),
             data.tokenizer,
             &data.content_hash[..data.content_hash.len().min(12)]
         ));
@@ -55,13 +56,13 @@ fn protocol(comparison: &Comparison) -> Vec<String> {
         lines.push(format!("Machine: {}.", run.machine));
     }
     for (group, summary) in &comparison.groups {
-        let (count, seeds) = (group.candidates.len(), summary.loss.count);
+        let (tried, seeds) = (group.candidates.len(), summary.loss.count);
         let chosen = group.chosen().label();
         let chosen = if chosen.is_empty() { String::new() } else { format!(", the best {chosen}") };
         lines.push(format!(
-            "{}: {count} setting{} tried{chosen}; {seeds} seed{}.",
+            "{}: {tried} setting{} tried{chosen}; {seeds} seed{}.",
             group.name,
-            plural(count),
+            plural(tried),
             plural(seeds)
         ));
         for (seed, run) in &group.chosen().runs {
@@ -129,41 +130,62 @@ fn markdown(comparison: &Comparison, charts: &[Explained]) -> String {
 const STYLE: &str = "\
 :root{color-scheme:light dark}\
 body{font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;margin:2rem auto;max-width:1420px;padding:0 1rem;line-height:1.5;\
-background:#fff;color:#24292f}\
+background:#fff;color:#24292f;overflow-wrap:break-word}\
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}.headline{font-size:1.1rem}\
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.85rem}\
+.wide{overflow-x:auto}.wide>svg{min-width:600px}\
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.85rem}\
 th,td{padding:.35rem .6rem;border-bottom:1px solid #d8dee4;text-align:left;vertical-align:top}th{border-bottom:2px solid #8c959f}\
-td:not(:first-child):not(:nth-child(7)){white-space:nowrap}\
+.runs td:not(:first-child):not(.long){white-space:nowrap}.facts th{border-bottom:1px solid #d8dee4;font-weight:600;white-space:nowrap}\
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.5rem}.full{grid-column:1/-1}\
-figure{margin:0}figcaption{max-width:60rem;color:#57606a;font-size:.9rem}ul{max-width:60rem;color:#57606a;font-size:.9rem}\
-@media (prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}th,td{border-color:#2a313a}th{border-color:#656c76}\
-figcaption,ul{color:#9198a1}}";
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:.5rem}.panels svg,.one svg{width:100%}.one svg{max-width:620px}\
+figure{margin:0;min-width:0}figcaption{max-width:60rem;color:#57606a;font-size:.9rem}ul{max-width:60rem;color:#57606a;font-size:.9rem;padding-left:1.2rem}\
+pre{background:#f6f8fa;padding:.8rem;overflow-x:auto;font-size:.85rem;line-height:1.4}pre.text{white-space:pre-wrap}summary{cursor:pointer}\
+@media (prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}th,td,.facts th{border-color:#2a313a}th{border-color:#656c76}\
+pre{background:#161b22}figcaption,ul{color:#9198a1}}";
+
+/// A whole page with a title, which needs nothing beside it.
+pub(super) fn document(title: &str, body: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+         <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n\
+         {body}</body>\n</html>\n"
+    )
+}
+
+/// Charts with their captions, side by side where there is room.
+pub(super) fn figures(charts: &[Explained]) -> String {
+    let figure = |chart: &Explained| {
+        let class = if chart.wide { " class=\"full\"" } else { "" };
+        let (kind, images) = match chart.panels.len() {
+            0 => ("wide", chart.svg.clone()),
+            1 => ("one", chart.panels.concat()),
+            _ => ("panels", chart.panels.concat()),
+        };
+        format!(
+            "<figure{class}><div class=\"{kind}\">{images}</div><figcaption>{}</figcaption></figure>\n",
+            escape(&chart.caption)
+        )
+    };
+    let figures: String = charts.iter().map(figure).collect();
+    format!("<div class=\"figures\">\n{figures}</div>\n")
+}
 
 fn html(comparison: &Comparison, charts: &[Explained]) -> String {
     let list = |lines: Vec<String>| {
         lines.iter().map(|line| format!("<li>{}</li>", escape(line))).collect::<String>()
     };
-    let figures: String = charts
-        .iter()
-        .map(|chart| {
-            let class = if chart.wide { " class=\"full\"" } else { "" };
-            format!(
-                "<figure{class}><div class=\"wide\">{}</div><figcaption>{}</figcaption></figure>\n",
-                chart.svg,
-                escape(&chart.caption)
-            )
-        })
-        .collect();
-    let name = escape(&comparison.name);
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
-         <title>{name}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n<p class=\"headline\">{}</p>\n<div class=\"wide\">{}</div>\n\
-         <ul>{}</ul>\n<div class=\"figures\">\n{figures}</div>\n<h2>How the runs were made</h2>\n<ul>{}</ul>\n</body>\n</html>\n",
+    let body = format!(
+        "<p class=\"headline\">{}</p>\n<div class=\"wide\">{}</div>\n<ul>{}</ul>\n{}\
+         <h2>How the runs were made</h2>\n<ul>{}</ul>\n",
         escape(&headline(comparison)),
         html_table(comparison),
         list(remarks(comparison)),
+        figures(charts),
         list(protocol(comparison))
-    )
+    );
+    document(&comparison.name, &body)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Reads what the folder of a run says about it, whether the run is finished or not.
 
+use super::steps::{Clock, StepAt};
 use crate::account::Ledger;
 use crate::data::DatasetSummary;
 use crate::spec::{AdapterForm, FactorForm, Plan, RankPlan, Target, WeightForm};
-use crate::train::RunFolder;
+use crate::train::{Progress, RunFolder, RunState};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -20,12 +21,18 @@ pub struct RunResults {
     pub data: DatasetSummary,
     /// Computing threads and device, as recorded when the run began.
     pub machine: String,
+    /// What has become of it.
+    pub state: RunState,
+    /// Whether its newest validation stands for its end, should it not have come there.
+    pub as_it_stands: bool,
     /// The step at which the run diverged, if it did.
     pub diverged: Option<u64>,
     /// Steps that the run left out since they diverged.
     pub skipped_steps: u64,
     /// Times that the run went back to a checkpoint after a divergence.
     pub rollbacks: u64,
+    /// Steps that were logged, in their order.
+    pub steps: Vec<StepAt>,
     /// Validations in the order of their steps.
     pub validations: Vec<Point>,
     /// Ranks of the low-rank weights, wherever they were recorded.
@@ -102,9 +109,12 @@ impl RunResults {
             plan,
             data,
             machine,
+            state: RunState::Interrupted,
+            as_it_stands: false,
             diverged: None,
             skipped_steps: 0,
             rollbacks: 0,
+            steps: Vec::new(),
             validations: Vec::new(),
             ranks: Vec::new(),
             spectra: Vec::new(),
@@ -112,10 +122,12 @@ impl RunResults {
             seconds_by_phase: BTreeMap::new(),
             peak_memory: None,
         };
-        let mut clock = Clock::default();
+        let (mut clock, mut progress) = (Clock::default(), Progress::default());
         for line in lines(&run.metrics())? {
             results.take(&line, &mut clock);
+            progress.take(&line);
         }
+        results.state = run.state(&progress, results.plan.train.max_steps.0);
         results.seconds_by_phase = clock.means();
         for line in lines(&run.spectra())? {
             let layers = line.iter().filter_map(|(name, values)| {
@@ -131,7 +143,8 @@ impl RunResults {
 
     fn take(&mut self, line: &Map<String, Value>, clock: &mut Clock) {
         let step = integer(line, "step");
-        if line.contains_key("train/loss") {
+        if let Some(at) = StepAt::of(step, line) {
+            self.steps.push(at);
             clock.advance(step, line);
             let peak = line.get("mem/peak").and_then(Value::as_u64);
             self.peak_memory = self.peak_memory.max(peak);
@@ -223,48 +236,21 @@ impl RunResults {
         Ledger::new(&self.plan, self.data.vocab_size, 1).memory.peak()
     }
 
-    /// The validation at the plan's last step; none while the run is not finished, or if it
-    /// diverged.
+    /// The validation at the plan's last step, or for a run that is taken as it stands the newest;
+    /// none while there is no such, or if the run diverged.
     pub fn last(&self) -> Option<Point> {
         let last = self.validations.last().filter(|_| self.diverged.is_none())?;
-        (last.step == self.plan.train.max_steps.0 && last.loss.is_finite()).then_some(*last)
-    }
-}
-
-/// Seconds of training, summed from the means that the lines report.
-#[derive(Default)]
-struct Clock {
-    step: u64,
-    seconds: f64,
-    phases: BTreeMap<String, f64>,
-    seconds_per_step: f64,
-}
-
-impl Clock {
-    fn advance(&mut self, step: u64, line: &Map<String, Value>) {
-        let steps = step.saturating_sub(self.step) as f64;
-        let times = line
-            .iter()
-            .filter_map(|(key, value)| Some((key.strip_prefix("time/")?, value.as_f64()?)));
-        for (phase, seconds) in times {
-            if phase == "step" {
-                self.seconds += steps * seconds;
-                self.seconds_per_step = seconds;
-            }
-            *self.phases.entry(phase.to_owned()).or_default() += steps * seconds;
-        }
-        self.step = step;
+        let counts = self.as_it_stands || last.step == self.plan.train.max_steps.0;
+        (counts && last.loss.is_finite()).then_some(*last)
     }
 
-    /// Seconds at a step at or after the last line, assuming the rate of the last line from there
-    /// on.
-    fn seconds_at(&self, step: u64) -> f64 {
-        self.seconds + step.saturating_sub(self.step) as f64 * self.seconds_per_step
-    }
-
-    fn means(self) -> BTreeMap<String, f64> {
-        let steps = self.step.max(1) as f64;
-        self.phases.into_iter().map(|(phase, seconds)| (phase, seconds / steps)).collect()
+    /// The state of a run that has not come to its end, and how far it came: `running, step 120 of
+    /// 800`; none for one that has.
+    pub fn unfinished(&self) -> Option<String> {
+        let step = self.steps.last().map(|at| at.step).max(self.validations.last().map(|v| v.step));
+        let all = self.plan.train.max_steps;
+        (self.state != RunState::Finished)
+            .then(|| format!("{}, step {} of {all}", self.state, step.unwrap_or(0)))
     }
 }
 
@@ -352,9 +338,21 @@ pub(super) mod tests_support {
             plan,
             data,
             machine: "cpu, 2 threads, x86_64".into(),
+            state: RunState::Finished,
+            as_it_stands: false,
             diverged: None,
             skipped_steps: 0,
             rollbacks: 0,
+            steps: [50, 100]
+                .map(|step| StepAt {
+                    step,
+                    loss,
+                    learning_rate: 1e-3,
+                    low_rank_learning_rate: Some(1e-2),
+                    gradient_norm: 1.0,
+                    tokens_per_second: 120.0,
+                })
+                .into(),
             validations: vec![point(50, loss + 0.5), point(100, loss)],
             ranks: vec![RanksAt { step: 100, layers: vec![("transformer.h.0.attn.q".into(), 2)] }],
             spectra: [50, 100]

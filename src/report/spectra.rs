@@ -1,6 +1,7 @@
 //! The ranks and singular values of one run's low-rank weights, now and over the run: numbers, a
 //! table, charts.
 
+use super::columns::{Column, fitted, wrapped};
 use super::run_results::{RanksAt, RunResults, SpectrumAt, TruncationAt};
 use crate::plot::{Axis, Chart, Mark, Series, figure};
 use crate::spec::Target;
@@ -59,49 +60,45 @@ fn last_truncation<'a>(history: Option<&'a RunResults>, name: &str) -> Option<&'
 }
 
 /// A line for each low-rank weight: its singular values, how their energy is spread, and what the
-/// last truncation of the weight discarded.
-pub fn spectra_table(now: &Layers, history: Option<&RunResults>) -> String {
-    let header = [
-        "weight",
-        "rank",
-        "σ max",
-        "upper quarter",
-        "median",
-        "lower quarter",
-        "σ min",
-        "effective rank",
-        "90% of σ²",
-        "99%",
-        "discarded",
-    ];
-    let mut rows = vec![header.map(str::to_owned).to_vec()];
-    for (name, values) in now {
-        let Some(summary) = SpectrumSummary::of(values) else { continue };
-        let mut row = vec![name.clone(), summary.rank.to_string()];
-        row.extend(summary.quantiles.map(|value| format!("{value:.4}")));
-        row.push(summary.effective_rank.map_or("–".to_owned(), |rank| format!("{rank:.1}")));
-        row.extend(summary.holding.map(|count| count.to_string()));
-        row.push(last_truncation(history, name).map_or("–".to_owned(), |truncation| {
-            format!("{:.2}% at step {}", 100.0 * truncation.relative_error.powi(2), truncation.step)
-        }));
-        rows.push(row);
-    }
-    let width =
-        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).enumerate();
-        let cells = cells.map(|(column, (cell, &width))| {
-            if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        cells.collect::<Vec<_>>().join("  ")
+/// last truncation of the weight discarded; for a terminal of this width, or with every column where
+/// none is given.
+pub fn spectra_table(now: &Layers, history: Option<&RunResults>, width: Option<usize>) -> String {
+    let all: Vec<(&String, SpectrumSummary)> = now
+        .iter()
+        .filter_map(|(name, values)| Some((name, SpectrumSummary::of(values)?)))
+        .collect();
+    let numbers = |header: &str, rank: u8, of: &dyn Fn(&SpectrumSummary) -> String| {
+        Column::numbers(header, rank, all.iter().map(|(_, summary)| of(summary)).collect())
     };
-    let mut lines: Vec<String> = rows.iter().map(line).collect();
-    lines.push(
-        "effective rank: exp of the entropy of σ²/Σσ²; 90%, 99%: leading singular values that hold so much of Σσ²; discarded: share of Σσ² that the \
-         weight's last truncation by a rank policy cut off"
-            .to_owned(),
-    );
+    let value =
+        |index: usize| move |summary: &SpectrumSummary| format!("{:.4}", summary.quantiles[index]);
+    let discarded = all.iter().map(|(name, _)| {
+        last_truncation(history, name).map_or("–".to_owned(), |truncation| {
+            format!("{:.2}% at step {}", 100.0 * truncation.relative_error.powi(2), truncation.step)
+        })
+    });
+    let columns = [
+        Column::text("weight", 0, all.iter().map(|(name, _)| (*name).clone()).collect()),
+        numbers("rank", 0, &|summary| summary.rank.to_string()),
+        numbers("σ max", 1, &value(0)),
+        numbers("upper quarter", 5, &value(1)),
+        numbers("median", 3, &value(2)),
+        numbers("lower quarter", 5, &value(3)),
+        numbers("σ min", 1, &value(4)),
+        numbers("effective rank", 0, &|summary| {
+            summary.effective_rank.map_or("–".to_owned(), |rank| format!("{rank:.1}"))
+        }),
+        numbers("90% of σ²", 2, &|summary| summary.holding[0].to_string()),
+        numbers("99%", 2, &|summary| summary.holding[1].to_string()),
+        Column::numbers("discarded", 4, discarded.collect()),
+    ];
+    let mut lines = fitted(&columns, width);
+    lines.push(wrapped(
+        "effective rank: exp of the entropy of σ²/Σσ²; 90%, 99%: leading singular values that hold \
+         so much of Σσ²; discarded: share of Σσ² that the weight's last truncation by a rank policy \
+         cut off",
+        width,
+    ));
     lines.join("\n")
 }
 
@@ -161,7 +158,7 @@ pub fn spectra_figure(title: &str, now: &Layers, history: Option<&RunResults>) -
 }
 
 /// The singular values of every block, a panel for each kind of weight.
-fn spectra_now(now: &Layers) -> Vec<(Target, Chart)> {
+pub(super) fn spectra_now(now: &Layers) -> Vec<(Target, Chart)> {
     panels(blocks(now.iter().map(|(name, _)| name.as_str())), |target, block| {
         let values = weight(now, target, block)?;
         let points = (1..).map(f64::from).zip(values.iter().copied()).collect();
@@ -184,7 +181,7 @@ fn spectra_now(now: &Layers) -> Vec<(Target, Chart)> {
 
 /// Largest, median and smallest singular value of every block at each validation, a panel for each
 /// kind of weight.
-fn values_over_time(run: &RunResults) -> Vec<(Target, Chart)> {
+pub(super) fn values_over_time(run: &RunResults) -> Vec<(Target, Chart)> {
     panels(
         blocks(run.spectra.iter().flat_map(|at| at.layers.iter().map(|(name, _)| name.as_str()))),
         |target, block| {

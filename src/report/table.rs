@@ -1,33 +1,68 @@
 //! The comparison as a table: text for a terminal, Markdown for a page.
 
+use super::columns::{Column, fitted, wrapped};
 use super::comparison::{Comparison, GroupSummary};
 use super::groups::Group;
 use super::statistics::Estimate;
-use crate::account::{bytes, scaled};
 use crate::error::printable;
+use crate::figures::{bytes, count, operations};
 
-const HEADER: [&str; 14] = [
-    "method",
-    "n",
-    "val/loss",
-    "vs baseline",
-    "p",
-    "best",
-    "tuning",
-    "parameters",
-    "r (m + n − r)",
-    "tokens",
-    "FLOPs",
-    "seconds",
-    "memory",
-    "loss at equal tokens / FLOPs / seconds",
-];
+/// The table, column by column.
+fn columns(comparison: &Comparison) -> Vec<Column> {
+    let cells = |of: &dyn Fn(&Group, &GroupSummary) -> String| {
+        let rows = comparison.groups.iter().map(|(group, summary)| one_line(&of(group, summary)));
+        rows.collect::<Vec<_>>()
+    };
+    let known = |value: f64, text: fn(f64) -> String| {
+        if value.is_finite() { text(value) } else { "–".to_owned() }
+    };
+    let loss = |value: &Option<f64>| value.map_or("–".to_owned(), |loss| format!("{loss:.4}"));
+    let baseline = comparison.baseline.map(|index| &comparison.groups[index].0.name);
+    let mut columns = vec![
+        Column::text("method", 0, cells(&|group, _| group.name.clone())),
+        Column::text(
+            "state",
+            1,
+            cells(&|group, _| group.unfinished().unwrap_or("finished".to_owned())),
+        ),
+        Column::numbers("n", 3, cells(&|_, s| s.loss.count.to_string())),
+        Column::text("val/loss", 0, cells(&|_, s| estimate(&s.loss))),
+        Column::text(
+            "vs baseline",
+            1,
+            cells(&|group, s| difference(s, baseline == Some(&group.name))),
+        ),
+        Column::text("p", 5, cells(&|_, s| p_value(s))),
+        Column::text("best", 7, cells(&|group, _| group.chosen().label())),
+        Column::text("tuning", 9, cells(&|group, _| group.tuning())),
+        Column::numbers("parameters", 2, cells(&|_, s| known(s.parameters, count))),
+        Column::numbers("r (m + n − r)", 8, cells(&|_, s| known(s.manifold_dimension, count))),
+        Column::numbers("tokens", 6, cells(&|_, s| known(s.tokens, count))),
+        Column::numbers("FLOPs", 4, cells(&|_, s| known(s.flops, operations))),
+        Column::numbers("seconds", 4, cells(&|_, s| format!("{:.1}", s.seconds))),
+        Column::numbers(
+            "memory",
+            6,
+            cells(&|_, s| s.peak_memory.map_or("–".to_owned(), |memory| bytes(memory as u64))),
+        ),
+        Column::text(
+            "loss at equal tokens / FLOPs / seconds",
+            10,
+            cells(&|_, s| s.loss_at_equal.iter().map(loss).collect::<Vec<_>>().join(" / ")),
+        ),
+    ];
+    if comparison.groups.iter().all(|(group, _)| group.unfinished().is_none()) {
+        columns.retain(|column| column.header != "state");
+    }
+    columns
+}
 
-fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
-    let rows = comparison.groups.iter().enumerate();
-    rows.map(|(index, (group, summary))| row(group, summary, comparison.baseline == Some(index)))
-        .map(|cells| cells.iter().map(|cell| one_line(cell)).collect())
-        .collect()
+/// Header and rows.
+fn rows(comparison: &Comparison) -> (Vec<String>, Vec<Vec<String>>) {
+    let columns = columns(comparison);
+    let row = |row: usize| columns.iter().map(|column| column.cells[row].clone()).collect();
+    let rows = (0..comparison.groups.len()).map(row).collect();
+    (columns.iter().map(|column| column.header.clone()).collect(), rows)
 }
 
 /// Text from a file as part of one line: line ends and other control characters are shown.
@@ -50,37 +85,24 @@ pub(super) fn markdown_text(text: &str) -> String {
     escaped
 }
 
-fn row(group: &Group, summary: &GroupSummary, is_baseline: bool) -> Vec<String> {
-    let difference = match &summary.difference {
+/// The difference to the baseline, with half its interval.
+fn difference(summary: &GroupSummary, is_baseline: bool) -> String {
+    match &summary.difference {
         _ if is_baseline => "baseline".to_owned(),
         Some(difference) => match difference.half_interval {
             Some(half) => format!("{:+.4} ± {half:.4}", difference.estimate.mean),
             None => format!("{:+.4} (1 seed)", difference.estimate.mean),
         },
         None => "–".to_owned(),
-    };
-    let p = summary.difference.and_then(|difference| difference.p).map_or("–".to_owned(), |p| {
-        if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") }
-    });
-    let count =
-        |value: f64| if value.is_finite() { scaled(value as u64, "") } else { "–".to_owned() };
-    let loss = |value: &Option<f64>| value.map_or("–".to_owned(), |loss| format!("{loss:.4}"));
-    vec![
-        group.name.clone(),
-        summary.loss.count.to_string(),
-        estimate(&summary.loss),
-        difference,
-        p,
-        group.chosen().label(),
-        group.tuning(),
-        count(summary.parameters),
-        count(summary.manifold_dimension),
-        count(summary.tokens),
-        count(summary.flops),
-        format!("{:.1}", summary.seconds),
-        summary.peak_memory.map_or("–".to_owned(), |memory| bytes(memory as u64)),
-        summary.loss_at_equal.iter().map(loss).collect::<Vec<_>>().join(" / "),
-    ]
+    }
+}
+
+fn p_value(summary: &GroupSummary) -> String {
+    match summary.difference.and_then(|difference| difference.p) {
+        Some(p) if p < 0.001 => "<0.001".to_owned(),
+        Some(p) => format!("{p:.3}"),
+        None => "–".to_owned(),
+    }
 }
 
 /// `1.9374 ± 0.0040`, mean and standard error; without an error for a single value.
@@ -117,6 +139,15 @@ pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
             ));
         }
     }
+    for (group, _) in &comparison.groups {
+        if let Some(state) = group.unfinished() {
+            remarks.push(format!(
+                "{}: not finished ({state}): its figures are those of its newest validation, before \
+                 its learning rate has decayed; compare at equal spending.",
+                group.name
+            ));
+        }
+    }
     let groups = comparison.groups.iter().map(|(group, _)| group).chain(&comparison.empty);
     for (id, why) in groups.flat_map(|group| &group.missing) {
         remarks.push(format!("No result: {id}: {why}."));
@@ -124,20 +155,11 @@ pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
     remarks.iter().map(|remark| one_line(remark)).collect()
 }
 
-/// The comparison for a terminal.
-pub fn text_table(comparison: &Comparison) -> String {
-    let mut all = vec![HEADER.map(str::to_owned).to_vec()];
-    all.extend(rows(comparison));
-    let width =
-        |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..HEADER.len()).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    let mut lines: Vec<String> = all.iter().map(line).collect();
+/// The comparison for a terminal of this width, or with every column where none is given.
+pub fn text_table(comparison: &Comparison, width: Option<usize>) -> String {
+    let mut lines = fitted(&columns(comparison), width);
     lines.push(String::new());
-    lines.extend(remarks(comparison));
+    lines.extend(remarks(comparison).iter().map(|remark| wrapped(remark, width)));
     lines.join("\n")
 }
 
@@ -149,24 +171,30 @@ pub fn markdown_table(comparison: &Comparison) -> String {
             cells.iter().map(|cell| markdown_text(cell)).collect::<Vec<_>>().join(" | ")
         )
     };
-    let mut lines =
-        vec![line(HEADER.map(str::to_owned).to_vec()), format!("|{}", "---|".repeat(HEADER.len()))];
-    lines.extend(rows(comparison).into_iter().map(line));
+    let (header, rows) = rows(comparison);
+    let rule = format!("|{}", "---|".repeat(header.len()));
+    let mut lines = vec![line(header), rule];
+    lines.extend(rows.into_iter().map(line));
     lines.join("\n")
 }
+
+/// Characters of a cell of which an HTML table makes several lines.
+const LONG: usize = 28;
 
 /// The comparison as an HTML table, without remarks.
 pub(super) fn html_table(comparison: &Comparison) -> String {
     let row = |cells: Vec<String>, tag: &str| {
-        let cells: String = cells
-            .iter()
-            .map(|cell| format!("<{tag}>{}</{tag}>", crate::plot::escape(cell)))
-            .collect();
+        let cell = |cell: &String| {
+            let class = if cell.chars().count() > LONG { " class=\"long\"" } else { "" };
+            format!("<{tag}{class}>{}</{tag}>", crate::plot::escape(cell))
+        };
+        let cells: String = cells.iter().map(cell).collect();
         format!("<tr>{cells}</tr>")
     };
-    let body: String = rows(comparison).into_iter().map(|cells| row(cells, "td")).collect();
+    let (header, rows) = rows(comparison);
+    let body: String = rows.into_iter().map(|cells| row(cells, "td")).collect();
     format!(
-        "<table><thead>{}</thead><tbody>{body}</tbody></table>",
-        row(HEADER.map(str::to_owned).to_vec(), "th")
+        "<table class=\"runs\"><thead>{}</thead><tbody>{body}</tbody></table>",
+        row(header, "th")
     )
 }

@@ -3,6 +3,7 @@
 
 use super::adapter_spec::check_adapter;
 use super::bounds;
+use super::cut_spec::check_cut;
 use super::data_rules::{check_data, given_vocabulary};
 use super::init_spec::check_init;
 use super::model_spec::{check_model, check_weights};
@@ -24,6 +25,7 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
     check_weights(&mut found, spec, plan);
     check_adapter(&mut found, spec);
     check_init(&mut found, spec.init.as_ref());
+    check_cut(&mut found, plan);
     check_data(&mut found, &spec.data);
     check_train(&mut found, spec);
     check_optimizer(&mut found, &spec.optimizer, &spec.model.weights, plan);

@@ -3,6 +3,7 @@
 use super::adapter_spec::{AdapterForm, AdapterTargets, AdapterWeightsSpec};
 use super::architecture::{Architecture, Target};
 use super::bounds;
+use super::cut_spec::CutSpec;
 use super::findings::Findings;
 use super::model_plan::ModelPlan;
 use super::plan::{Plan, WeightForm};
@@ -124,8 +125,11 @@ impl WeightsSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LowRankWeightsSpec {
-    /// Rank at the start of training.
-    pub rank: usize,
+    /// Rank at the start of training, or `full`: that of each matrix.
+    pub rank: StartRank,
+    /// How the weights of `init` are cut, to ranks of up to `rank`; default: each to `rank`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<CutSpec>,
     /// Singular values at the start of training.
     #[serde(default, skip_serializing_if = "InitialSpectrum::is_default")]
     pub spectrum: InitialSpectrum,
@@ -184,6 +188,15 @@ impl FactorForm {
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// Rank of all targets that are not exceptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartRank {
+    /// min(m, n) of each matrix.
+    Full,
+    /// The same for all.
+    Rank(usize),
 }
 
 /// Rank of one target, or `dense`.

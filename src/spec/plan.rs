@@ -3,15 +3,19 @@
 
 use super::adapter_spec::AdapterForm;
 use super::architecture::{ROPE_THETA, Target};
+use super::cut_spec::CutSpec;
 use super::data_spec::{DataSpec, SourceSpec};
 use super::decode::decode;
 use super::document::usage;
 use super::findings::problems;
 use super::init_spec::InitSpec;
 use super::model_plan::ModelPlan;
-use super::model_spec::{FactorForm, InitialSpectrum, ModelSpec, TargetRank, WeightsSpec};
+use super::model_spec::{
+    FactorForm, InitialSpectrum, ModelSpec, StartRank, TargetRank, WeightsSpec,
+};
 use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
+use super::resume::{Decides, decides, differences};
 use super::run_spec::{
     CheckpointSpec, DeviceSpec, DtypeSpec, EvalSpec, KernelsSpec, LinalgSpec, RunSpec, SampleSpec,
     TrainSpec,
@@ -45,6 +49,9 @@ pub struct Plan {
     /// Where the first weights come from, if not from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<InitSpec>,
+    /// How the weights of `init` are cut to their first ranks, where not each to its form's rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<CutSpec>,
     /// Text and tokenizer; `val_fraction` is filled in wherever the text is split.
     pub data: DataSpec,
     /// Length and batch of the training.
@@ -118,22 +125,8 @@ impl WeightForm {
     }
 }
 
-/// Settings that leave every loss and every weight as it is, and figures that follow from others.
-///
-/// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere, just
-/// not bit for bit.
-const NOT_OF_THE_TRAJECTORY: [&str; 10] = [
-    "name",
-    "device",
-    "linalg",
-    "kernels",
-    "train.log_every",
-    "train.data_parallel",
-    "checkpoint",
-    "sample",
-    "tokens_per_step",
-    "total_tokens",
-];
+/// Figures of a plan that follow from its settings.
+const FIGURES: [&str; 2] = ["tokens_per_step", "total_tokens"];
 
 /// Whether a setting is what it is where nothing is said, so that plans of before it existed stay
 /// as they were.
@@ -168,6 +161,10 @@ impl Plan {
             kernels: spec.kernels,
             dtype: spec.dtype,
             init: spec.init.clone(),
+            cut: match &spec.model.weights {
+                WeightsSpec::LowRank(low_rank) => low_rank.cut,
+                _ => None,
+            },
             data: data_plan(&spec.data),
             train: spec.train.clone(),
             optimizer: optimizer_plan(&spec.optimizer, &spec.model.weights, &model),
@@ -215,23 +212,21 @@ impl Plan {
     /// The settings in which the trajectories of two plans differ, from `self` to `other`, as in
     /// `train.batch_size: 16 -> 8`; empty exactly when their hashes are equal.
     pub fn trajectory_differences(&self, other: &Plan) -> Vec<String> {
-        let (ours, theirs) = (self.trajectory(), other.trajectory());
-        let mut paths: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
-        paths.sort();
-        paths.dedup();
-        let shown = |value: Option<&Value>| {
-            value.map_or("not set".to_owned(), |value| {
-                value.as_str().map_or(value.to_string(), str::to_owned)
-            })
-        };
-        let line = |path: &String| {
-            format!("{path}: {} -> {}", shown(ours.get(path)), shown(theirs.get(path)))
-        };
-        paths.into_iter().filter(|path| ours.get(*path) != theirs.get(*path)).map(line).collect()
+        differences(&self.trajectory(), &other.trajectory())
     }
 
     /// Key path and value of every setting that can change a loss or a weight.
+    ///
+    /// Device, linear algebra and kernels change roundings only: a run may be continued elsewhere,
+    /// just not bit for bit.
     pub(crate) fn trajectory(&self) -> BTreeMap<String, Value> {
+        let mut settings = self.settings();
+        settings.retain(|path, _| !matches!(decides(path), Decides::Roundings | Decides::Nothing));
+        settings
+    }
+
+    /// Key path and value of every setting.
+    pub(super) fn settings(&self) -> BTreeMap<String, Value> {
         let mut leaves = BTreeMap::new();
         collect_leaves(&serde_json::to_value(self).expect("a plan is JSON"), "", &mut leaves);
         leaves
@@ -239,7 +234,7 @@ impl Plan {
 }
 
 fn collect_leaves(value: &Value, path: &str, leaves: &mut BTreeMap<String, Value>) {
-    if NOT_OF_THE_TRAJECTORY.contains(&path) {
+    if FIGURES.contains(&path) {
         return;
     }
     match value {
@@ -254,10 +249,16 @@ fn collect_leaves(value: &Value, path: &str, leaves: &mut BTreeMap<String, Value
 }
 
 fn model_plan(spec: &ModelSpec) -> ModelPlan {
-    let form = |target| match &spec.weights {
+    let form = |shape: &dyn Fn(Target) -> (usize, usize), target: Target| match &spec.weights {
         WeightsSpec::Dense => WeightForm::Dense,
-        WeightsSpec::LowRank(low_rank) => rank_of(low_rank.rank, &low_rank.targets, target)
-            .map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank }),
+        WeightsSpec::LowRank(low_rank) => {
+            let rank = match low_rank.rank {
+                StartRank::Rank(rank) => rank,
+                StartRank::Full => shape(target).0.min(shape(target).1),
+            };
+            rank_of(rank, &low_rank.targets, target)
+                .map_or(WeightForm::Dense, |rank| WeightForm::LowRank { rank })
+        }
         WeightsSpec::Factored(factored) => rank_of(factored.rank, &factored.targets, target)
             .map_or(WeightForm::Dense, |rank| WeightForm::Factored { rank, form: factored.form }),
         WeightsSpec::Adapter(adapter) => adapter.form_of(target),
@@ -265,7 +266,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
     let unusual_epsilon = |key: &str, epsilon: Option<f64>| {
         epsilon.filter(|epsilon| spec.arch.norm_epsilon() != (key, *epsilon))
     };
-    ModelPlan {
+    let mut plan = ModelPlan {
         arch: spec.arch,
         n_layer: spec.n_layer,
         n_head: spec.n_head,
@@ -286,8 +287,13 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
             WeightsSpec::LowRank(low_rank) => low_rank.spectrum,
             _ => InitialSpectrum::default(),
         },
-        weights: spec.arch.targets().iter().map(|target| (*target, form(*target))).collect(),
-    }
+        weights: BTreeMap::new(),
+    };
+    // `full` is a matter of the shapes.
+    let shape = |target| plan.shape(target);
+    let forms = spec.arch.targets().iter().map(|target| (*target, form(&shape, *target)));
+    plan.weights = forms.collect();
+    plan
 }
 
 /// Rank of one target; none for a full matrix.

@@ -3,16 +3,17 @@
 
 use super::adapter_spec::AdapterWeightsSpec;
 use super::architecture::Target;
+use super::cut_spec::CutSpec;
 use super::document::usage;
 use super::findings::problems;
 use super::model_plan::ModelPlan;
 use super::model_spec::{
-    FactoredWeightsSpec, LowRankWeightsSpec, ModelSpec, TargetRank, WeightsSpec,
+    FactoredWeightsSpec, LowRankWeightsSpec, ModelSpec, StartRank, TargetRank, WeightsSpec,
 };
 use super::optimizer_spec::OptimizerSpec;
 use super::plan::{Plan, WeightForm};
 use super::problem::Problem;
-use super::rank_plan::{BudgetPlan, RankPlan, TolerancePlan, stored_by};
+use super::rank_plan::{BudgetPlan, RankCount, RankPlan, TolerancePlan};
 use super::rank_spec::{
     BudgetSpec, BudgetTargetSpec, FixedRankSpec, RankSpec, ToleranceSpec, ToleranceTargetSpec,
 };
@@ -79,7 +80,7 @@ impl Plan {
                 layer_norm_epsilon: model.layer_norm_epsilon,
                 rms_norm_eps: model.rms_norm_eps,
                 zero_outputs: model.zero_outputs,
-                weights: weights(model)?,
+                weights: weights(model, self.cut)?,
             },
             init: self.init.clone(),
             data: self.data.clone(),
@@ -103,7 +104,7 @@ impl Plan {
 }
 
 /// One rank for all targets, the first one's, and exceptions.
-fn weights(model: &ModelPlan) -> Result<WeightsSpec, Problem> {
+fn weights(model: &ModelPlan, cut: Option<CutSpec>) -> Result<WeightsSpec, Problem> {
     let forms = &model.weights;
     let Some(first) = forms.values().find(|form| **form != WeightForm::Dense) else {
         return Ok(WeightsSpec::Dense);
@@ -127,9 +128,12 @@ fn weights(model: &ModelPlan) -> Result<WeightsSpec, Problem> {
     };
     let targets: BTreeMap<Target, TargetRank> = forms.iter().filter_map(exception).collect();
     Ok(match factors(first) {
-        None => {
-            WeightsSpec::LowRank(LowRankWeightsSpec { rank, spectrum: model.spectrum, targets })
-        }
+        None => WeightsSpec::LowRank(LowRankWeightsSpec {
+            rank: StartRank::Rank(rank),
+            cut,
+            spectrum: model.spectrum,
+            targets,
+        }),
         Some(form) => WeightsSpec::Factored(FactoredWeightsSpec { rank, form, targets }),
     })
 }
@@ -174,17 +178,21 @@ fn tolerance(plan: &TolerancePlan) -> Result<ToleranceSpec, Problem> {
 fn budget(plan: &BudgetPlan, model: &ModelPlan) -> Result<BudgetSpec, Problem> {
     let first = *plan.targets.values().next().ok_or_else(|| without_targets("budget"))?;
     let targets: Vec<Target> = plan.targets.keys().copied().collect();
-    let stored = |rank: usize| stored_by(model, targets.iter().map(|target| (*target, rank)));
-    // Parameters grow with the rank: the first rank that has as many.
-    let (mut low, mut high) = (0, bounds::MAX_WIDTH as usize);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if stored(middle) < plan.final_parameters { low = middle + 1 } else { high = middle }
-    }
-    if stored(low) != plan.final_parameters {
-        let message = format!("is {}, which no rank everywhere stores", plan.final_parameters);
-        return Err(Problem::at("rank.budget.final_parameters", message));
-    }
+    let of_rank =
+        |rank: usize| RankCount::Stored.of_all(model, targets.iter().map(|target| (*target, rank)));
+    let final_rank = || -> Result<usize, Problem> {
+        // Parameters grow with the rank: the first rank that has as many.
+        let (mut low, mut high) = (0, bounds::MAX_WIDTH as usize);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if of_rank(middle) < plan.final_parameters { low = middle + 1 } else { high = middle }
+        }
+        if of_rank(low) != plan.final_parameters {
+            let message = format!("is {}, which no rank everywhere stores", plan.final_parameters);
+            return Err(Problem::at("rank.budget.final_parameters", message));
+        }
+        Ok(low)
+    };
     let exceptions = plan.targets.iter().map(|(target, own)| {
         let exception = BudgetTargetSpec {
             min_rank: (own.min_rank != first.min_rank).then_some(own.min_rank),
@@ -193,7 +201,11 @@ fn budget(plan: &BudgetPlan, model: &ModelPlan) -> Result<BudgetSpec, Problem> {
         (*target, exception)
     });
     Ok(BudgetSpec {
-        final_rank: low,
+        final_rank: match plan.final_share {
+            Some(_) => None,
+            None => Some(final_rank()?),
+        },
+        final_share: plan.final_share,
         norm: plan.norm,
         schedule: plan.schedule,
         min_rank: Some(first.min_rank),

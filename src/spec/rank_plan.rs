@@ -76,10 +76,14 @@ pub struct BudgetPlan {
     pub schedule: RampShape,
     /// The norm in which directions are compared.
     pub norm: RankNorm,
-    /// Numbers that all low-rank weights store at the start.
+    /// Numbers of all low-rank weights at the start.
     pub initial_parameters: u64,
-    /// The most they may store from the last cut on.
+    /// The most they may have from the last cut on.
     pub final_parameters: u64,
+    /// The last budget as a share of the dense numbers; where it is given, numbers are counted as
+    /// exported, else as stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_share: Option<f64>,
     /// Bounds of every low-rank target.
     pub targets: BTreeMap<Target, RankBoundsPlan>,
 }
@@ -122,9 +126,11 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
         }),
         RankSpec::Budget(budget) => {
             let settle = budget.settle.unwrap_or(Count(budget.every.0 / 2));
+            let count = RankCount::of_budget(budget.final_share);
             let parameters = |rank: &dyn Fn(usize) -> usize| {
-                stored_by(model, low_rank.iter().map(|&(target, start)| (target, rank(start))))
+                count.of_all(model, low_rank.iter().map(|&(target, start)| (target, rank(start))))
             };
+            let targets = || low_rank.iter().map(|(target, _)| *target);
             RankPlan::Budget(BudgetPlan {
                 cycle: rank_cycle(
                     spec,
@@ -136,23 +142,77 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
                 schedule: budget.schedule,
                 norm: budget.norm,
                 initial_parameters: parameters(&|start| start),
-                final_parameters: parameters(&|_| budget.final_rank),
+                final_parameters: match budget.final_share {
+                    Some(share) => share_of_dense(model, targets(), share),
+                    None => parameters(&|_| budget.final_rank.unwrap_or(0)),
+                },
+                final_share: budget.final_share,
                 targets: low_rank
                     .iter()
-                    .map(|&(target, rank)| (target, bounds_of(budget, target, rank)))
+                    .map(|&(target, rank)| {
+                        (target, bounds_of(budget, target, rank, model.shape(target)))
+                    })
                     .collect(),
             })
         }
     }
 }
 
-/// Numbers that these targets' weights of all blocks store at these ranks.
-pub fn stored_by(model: &ModelPlan, ranks: impl Iterator<Item = (Target, usize)>) -> u64 {
-    let stored = ranks.map(|(target, rank)| {
+/// What counts as the numbers of a weight W: m × n of rank r.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RankCount {
+    /// r (m + n + r), as stored while it trains.
+    Stored,
+    /// r (m + n − r), as exported with `--factored`: the dimension of the manifold of such
+    /// matrices, never more than m n.
+    Exported,
+}
+
+impl RankCount {
+    /// How a budget counts that ends at this share of the dense numbers, if at one.
+    pub fn of_budget(final_share: Option<f64>) -> Self {
+        if final_share.is_some() { RankCount::Exported } else { RankCount::Stored }
+    }
+
+    /// The numbers of one weight with m + n = `sides`; saturates.
+    pub fn numbers(self, sides: usize, rank: usize) -> u64 {
+        let width = match self {
+            RankCount::Stored => sides.saturating_add(rank),
+            RankCount::Exported => sides.saturating_sub(rank),
+        };
+        rank.saturating_mul(width) as u64
+    }
+
+    /// The numbers of these targets' weights of all blocks at these ranks; saturates.
+    pub fn of_all(self, model: &ModelPlan, ranks: impl Iterator<Item = (Target, usize)>) -> u64 {
+        let numbers = ranks.map(|(target, rank)| {
+            let (rows, columns) = model.shape(target);
+            self.numbers(rows.saturating_add(columns), rank)
+        });
+        numbers.fold(0, u64::saturating_add).saturating_mul(model.n_layer as u64)
+    }
+}
+
+/// A share of the numbers that these targets of all blocks would have as full matrices.
+pub fn share_of_dense(model: &ModelPlan, targets: impl Iterator<Item = Target>, share: f64) -> u64 {
+    let dense = targets.map(|target| {
         let (rows, columns) = model.shape(target);
-        rank.saturating_mul(rows.saturating_add(columns).saturating_add(rank)) as u64
+        rows.saturating_mul(columns) as u64
     });
-    stored.fold(0, u64::saturating_add).saturating_mul(model.n_layer as u64)
+    let dense = dense.fold(0, u64::saturating_add).saturating_mul(model.n_layer as u64);
+    (share * dense as f64).round() as u64
+}
+
+/// The largest rank with which a weight has at most this share of m n numbers as exported.
+fn rank_of_share(rows: usize, columns: usize, share: f64) -> usize {
+    let (most, sides) = (share * rows as f64 * columns as f64, rows.saturating_add(columns));
+    let (mut low, mut high) = (0, rows.min(columns));
+    while low < high {
+        let middle = high - (high - low) / 2;
+        let fits = RankCount::Exported.numbers(sides, middle) as f64 <= most;
+        if fits { low = middle } else { high = middle - 1 }
+    }
+    low
 }
 
 fn rank_cycle(
@@ -191,10 +251,19 @@ fn tolerance_of(
 
 /// Bounds of one target under a budget; unless given, a quarter of the final rank and the starting
 /// rank.
-fn bounds_of(spec: &BudgetSpec, target: Target, rank: usize) -> RankBoundsPlan {
+fn bounds_of(
+    spec: &BudgetSpec,
+    target: Target,
+    rank: usize,
+    (rows, columns): (usize, usize),
+) -> RankBoundsPlan {
     let exception = spec.targets.get(&target).copied().unwrap_or_default();
+    let final_rank = match spec.final_share {
+        Some(share) => rank_of_share(rows, columns, share).min(rank),
+        None => spec.final_rank.unwrap_or(0),
+    };
     RankBoundsPlan {
-        min_rank: exception.min_rank.or(spec.min_rank).unwrap_or((spec.final_rank / 4).max(1)),
+        min_rank: exception.min_rank.or(spec.min_rank).unwrap_or((final_rank / 4).max(1)),
         max_rank: exception.max_rank.or(spec.max_rank).unwrap_or(rank),
     }
 }

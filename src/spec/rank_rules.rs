@@ -2,10 +2,11 @@
 
 use super::architecture::Target;
 use super::bounds;
+use super::cut_spec::check_share;
 use super::findings::Findings;
 use super::plan::Plan;
-use super::rank_plan::{RankCyclePlan, RankPlan, TolerancePlan, stored_by};
-use super::rank_spec::{RankSpec, ToleranceSpec};
+use super::rank_plan::{BudgetPlan, RankCount, RankCyclePlan, RankPlan, TolerancePlan};
+use super::rank_spec::{BudgetSpec, RankSpec, ToleranceSpec};
 use super::run_spec::RunSpec;
 use std::collections::BTreeMap;
 
@@ -57,28 +58,59 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
                 resolved.targets.get(target).map(|target| [target.min_rank, target.max_rank])
             };
             check_rank_bounds(found, path, exceptions.collect(), &bounds, plan);
-            let is_within = budget.final_rank >= 1
-                && (resolved.final_parameters <= resolved.initial_parameters
-                    || resolved.cycle.grow_by > 0);
-            found.require(is_within, &format!("{path}.final_rank"), || {
-                format!("is {}; set at least 1, and no more than the starting ranks unless `grow_by` lets them grow", budget.final_rank)
-            });
-            let smallest = resolved.targets.iter().map(|(target, own)| (*target, own.min_rank));
-            let least = stored_by(&plan.model, smallest);
-            found.require(
-                !is_within || least <= resolved.final_parameters,
-                &format!("{path}.min_rank"),
-                || {
-                    format!(
-                        "the smallest ranks store {least} numbers, more than the {} of rank {} \
-                     everywhere; lower `min_rank` or raise `final_rank`",
-                        resolved.final_parameters, budget.final_rank
-                    )
-                },
-            );
+            check_final(found, budget, resolved, plan);
         }
         _ => {}
     }
+}
+
+/// The budget at the end is given once, is no larger than the one at the start, and has room for
+/// the smallest ranks.
+fn check_final(found: &mut Findings, budget: &BudgetSpec, resolved: &BudgetPlan, plan: &Plan) {
+    let path = "rank.budget";
+    let grows = resolved.cycle.grow_by > 0;
+    let falls = resolved.final_parameters <= resolved.initial_parameters || grows;
+    let (is_within, end, raise) = match (budget.final_rank, budget.final_share) {
+        (Some(rank), None) => {
+            let is_within = rank >= 1 && falls;
+            found.require(is_within, &format!("{path}.final_rank"), || {
+                format!(
+                    "is {rank}; set at least 1, and no more than the starting ranks unless \
+                     `grow_by` lets them grow"
+                )
+            });
+            (is_within, format!("rank {rank} everywhere"), "final_rank")
+        }
+        (None, Some(share)) => {
+            let at = format!("{path}.final_share");
+            check_share(found, plan, share, &at);
+            let is_within = !found.has(&at);
+            found.require(!is_within || falls, &at, || {
+                format!(
+                    "is {share}, {} numbers, and the starting ranks have {}; set less, or let \
+                     ranks grow by `grow_by`",
+                    resolved.final_parameters, resolved.initial_parameters
+                )
+            });
+            (is_within && falls, format!("the share {share}"), "final_share")
+        }
+        _ => {
+            found.require(false, path, || {
+                "needs one of `final_rank` and `final_share`, the budget at the end".into()
+            });
+            return;
+        }
+    };
+    let smallest = resolved.targets.iter().map(|(target, own)| (*target, own.min_rank));
+    let count = RankCount::of_budget(budget.final_share);
+    let least = count.of_all(&plan.model, smallest);
+    let most = resolved.final_parameters;
+    found.require(!is_within || least <= most, &format!("{path}.min_rank"), || {
+        format!(
+            "the smallest ranks store {least} numbers, more than the {most} of {end}; lower \
+             `min_rank` or raise `{raise}`"
+        )
+    });
 }
 
 /// The rhythm of rank changes; `every` is what the spec calls it.

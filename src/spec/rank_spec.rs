@@ -15,8 +15,8 @@ pub enum RankSpec {
     Fixed(FixedRankSpec),
     /// Cycles: grow, let the new directions settle, truncate by tolerance (docs/method.md §6).
     Tolerance(ToleranceSpec),
-    /// One budget of parameters for all low-rank weights, from the starting ranks' to
-    /// `final_rank`'s: the best directions of all keep it.
+    /// One budget of parameters for all low-rank weights, from the starting ranks' to that of
+    /// `final_rank` or `final_share`: the best directions of all keep it.
     Budget(BudgetSpec),
 }
 
@@ -114,15 +114,22 @@ pub struct ToleranceTargetSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BudgetSpec {
-    /// The budget at the end: what the weights would store if every one had this rank.
-    pub final_rank: usize,
+    /// The budget at the end: what the weights would store, r (m + n + r) each, if every one had
+    /// this rank. Give this or `final_share`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_rank: Option<usize>,
+    /// The budget at the end as a share of what the weights would have as full matrices, m n each,
+    /// where a weight of rank r counts r (m + n − r), as exported with `--factored`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_share: Option<f64>,
     /// The way from what the starting ranks store to that.
     #[serde(default = "default_budget_schedule")]
     pub schedule: RampShape,
     /// The norm in which directions are compared.
     #[serde(default)]
     pub norm: RankNorm,
-    /// Smallest rank; default: a quarter of `final_rank`, at least 1.
+    /// Smallest rank; default: a quarter of `final_rank`, or of the rank with which the weight
+    /// alone would have `final_share`, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_rank: Option<usize>,
     /// Largest rank; default: the starting rank.

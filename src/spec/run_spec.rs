@@ -159,6 +159,9 @@ pub struct TrainSpec {
     /// Steps between lines of the log and of metrics.jsonl.
     #[serde(default = "default_log_every")]
     pub log_every: Count,
+    /// Whether TensorBoard's event files are written, too, into the folder `tensorboard` of the run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tensorboard: bool,
     /// What to do where a loss, a gradient or a number of a step is not finite.
     #[serde(default, skip_serializing_if = "OnDivergence::is_default")]
     pub on_divergence: OnDivergence,

@@ -1,6 +1,6 @@
-//! Values of a spec that are written as one word or number: the device and the rank of a target.
+//! Values of a spec that are written as one word or number: the device and ranks.
 
-use super::model_spec::TargetRank;
+use super::model_spec::{StartRank, TargetRank};
 use super::run_spec::DeviceSpec;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
@@ -83,6 +83,62 @@ impl JsonSchema for DeviceSpec {
     }
 }
 
+impl Serialize for StartRank {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            StartRank::Full => serializer.serialize_str("full"),
+            StartRank::Rank(rank) => serializer.serialize_u64(*rank as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for StartRank {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct RankOrFull;
+        impl Visitor<'_> for RankOrFull {
+            type Value = StartRank;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a rank (a whole number such as `32`) or `full`")
+            }
+
+            fn visit_u64<E: Error>(self, value: u64) -> Result<StartRank, E> {
+                usize::try_from(value)
+                    .map(StartRank::Rank)
+                    .map_err(|_| E::invalid_value(Unexpected::Unsigned(value), &self))
+            }
+
+            fn visit_i64<E: Error>(self, value: i64) -> Result<StartRank, E> {
+                usize::try_from(value)
+                    .map(StartRank::Rank)
+                    .map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
+            }
+
+            fn visit_str<E: Error>(self, value: &str) -> Result<StartRank, E> {
+                if value == "full" {
+                    Ok(StartRank::Full)
+                } else {
+                    Err(E::invalid_value(Unexpected::Str(value), &self))
+                }
+            }
+        }
+        deserializer.deserialize_any(RankOrFull)
+    }
+}
+
+impl JsonSchema for StartRank {
+    fn schema_name() -> Cow<'static, str> {
+        "StartRank".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A rank, or `full`: that of each matrix.",
+            "anyOf": [{ "type": "integer", "minimum": 1 }, { "type": "string", "const": "full" }]
+        })
+    }
+}
+
 impl Serialize for TargetRank {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -150,6 +206,16 @@ mod tests {
         }
         for wrong in ["gpu", "cuda:", "cuda:x", "cuda:-1", ""] {
             assert!(wrong.parse::<DeviceSpec>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_first_rank_is_a_number_or_full() {
+        let read: Vec<StartRank> = serde_yaml::from_str("[full, 32]").unwrap();
+        assert_eq!(read, [StartRank::Full, StartRank::Rank(32)]);
+        assert_eq!(serde_json::to_string(&read).unwrap(), r#"["full",32]"#);
+        for wrong in ["-1", "dense", "1.5"] {
+            assert!(serde_yaml::from_str::<StartRank>(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::sweep_spec::{Budget, Equal, Unknown};
 use crate::account::Ledger;
-use crate::spec::{Plan, RampShape, RankPlan, Target, WeightForm, bounds, stored_by};
+use crate::spec::{Plan, RampShape, RankCount, RankPlan, Target, WeightForm, bounds};
 use anyhow::{Context, Result, bail, ensure};
 
 /// Narrowest head that a solved width may have, unless the spec's own are narrower: below, scores
@@ -181,6 +181,10 @@ fn ranks(plan: &Plan) -> Result<Grid> {
         None | Some(WeightForm::Dense) => {
             bail!("its weights are dense, so there is no rank to solve for; use `solve: width`")
         }
+        Some(_) if matches!(&plan.rank, RankPlan::Budget(budget) if budget.final_share.is_some()) =>
+        {
+            bail!("its budget ends at a share; write `final_rank` in place of `final_share`")
+        }
         Some(WeightForm::LowRank { .. } | WeightForm::Adapter { .. }) if is_budget => {
             "rank.budget.final_rank"
         }
@@ -226,7 +230,8 @@ fn at_the_end(plan: &Plan) -> Plan {
     let stored = |rank: usize| -> u64 {
         let ending = with_rank(rank);
         let forms = ending.model.weights.iter();
-        stored_by(&ending.model, forms.filter_map(|(target, form)| Some((*target, form.rank()?))))
+        let ranks = forms.filter_map(|(target, form)| Some((*target, form.rank()?)));
+        RankCount::of_budget(budget.final_share).of_all(&ending.model, ranks)
     };
     let most = plan.model.weights.values().filter_map(|form| form.rank()).max().unwrap_or(1);
     let (mut low, mut high) = (1, most + 1);

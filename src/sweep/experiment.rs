@@ -92,7 +92,8 @@ fn rule(manifest: &SweepManifest) -> Option<String> {
 }
 
 /// Runs that belong to no sweep as an experiment: those whose plans differ by their seed alone are
-/// one group, named after the first.
+/// one group, named after the first. One that runs or was interrupted stands with its newest
+/// validation.
 ///
 /// # Errors
 /// If a folder holds no run, naming it.
@@ -100,8 +101,9 @@ pub fn plain_runs(folders: &[PathBuf]) -> Result<Vec<LabelledRun>> {
     let mut groups: Vec<(String, Plan)> = Vec::new();
     let mut runs = Vec::new();
     for folder in folders {
-        let results =
+        let mut results =
             RunResults::read(folder).map_err(|error| Failure::Usage(format!("{error:#}")))?;
+        results.as_it_stands = true;
         let seed = results.plan.seed;
         let without_seed = Plan { seed: 0, ..results.plan.clone() };
         let known =

@@ -30,7 +30,7 @@ fn shape_of(init: &InitSpec) -> Result<ImportedShape> {
         serde_json::Value::Object(model) => model,
         other => anyhow::bail!("a model's configuration is {other}, no mapping"),
     };
-    for not_of_the_shape in ["weights", "vocab_size", "dropout"] {
+    for not_of_the_shape in ["weights", "vocab_size", "dropout", "spectrum", "zero_outputs"] {
         model.remove(not_of_the_shape);
     }
     let tokenizer = tokenizer.map(|file| {

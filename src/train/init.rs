@@ -1,29 +1,16 @@
 //! The first weights of a run: from the seed, or from another model.
 
+use super::init_report::{InitReport, MatrixCut};
 use super::source;
 use crate::error::Failure;
 use crate::hub::Named;
 use crate::lowrank::LowRank;
 use crate::model::{ModelConfig, Network};
-use crate::params::{Declared, Factor, Initial, ParamStore, Parameter, Weight};
-use crate::spec::{InitSpec, Plan};
-use anyhow::{Context, Result};
+use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Parameter, Role, Weight};
+use crate::spec::Plan;
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
-use serde::Serialize;
-
-/// Where a run's first weights came from.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct InitReport {
-    /// The source, as the spec names it.
-    pub source: InitSpec,
-    /// BLAKE3 of the source's tensors, in hexadecimal.
-    pub hash: String,
-    /// Matrices that were cut to a rank.
-    pub truncated: usize,
-    /// Share of ‖W‖_F² of those matrices that the cuts discarded.
-    pub discarded_energy: f64,
-}
 
 /// The first parameters of a plan's network, and where they came from if not from the seed.
 ///
@@ -43,22 +30,13 @@ pub fn initial_parameters(
     check_shape(model.config(), &config).with_context(place_of)?;
     let named = Named::new(&params);
     let placed = |declared: &Declared| match declared.initial.is_adapter() {
-        true => {
-            Ok(Placed { parameter: declared.draw(plan.seed, DType::F32, device)?, energies: None })
-        }
+        true => Ok(Placed { parameter: declared.draw(plan.seed, DType::F32, device)?, cut: None }),
         false => place(declared, &named, device),
     };
     let placed: Vec<Placed> = model.declared().par_iter().map(placed).collect::<Result<_>>()?;
-    let (kept, whole): (f64, f64) = placed
-        .iter()
-        .filter_map(|placed| placed.energies)
-        .fold((0.0, 0.0), |(kept, whole), (k, w)| (kept + k, whole + w));
-    let report = InitReport {
-        source: init.clone(),
-        hash: hash(&params)?,
-        truncated: placed.iter().filter(|placed| placed.energies.is_some()).count(),
-        discarded_energy: if whole > 0.0 { (1.0 - kept / whole).max(0.0) } else { 0.0 },
-    };
+    let cuts =
+        placed.iter().enumerate().filter_map(|(id, placed)| Some((ParamId(id), placed.cut?)));
+    let report = InitReport::new(init.clone(), hash(&params)?, cuts.collect());
     let parameters = placed.into_iter().map(|placed| placed.parameter).collect();
     Ok((ParamStore::new(parameters)?, Some(report)))
 }
@@ -110,38 +88,43 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
     Err(Failure::Usage(format!("{}; set them alike", differences.join("; "))).into())
 }
 
-/// A parameter with its first numbers; where a matrix was cut, ‖W_r‖² and ‖W‖².
+/// A parameter with its first numbers, and what a cut came to where there was one.
 struct Placed {
     parameter: Parameter,
-    energies: Option<(f64, f64)>,
+    cut: Option<MatrixCut>,
 }
 
 /// A declared parameter with the source's numbers, in the form that it is declared in.
 fn place(declared: &Declared, source: &Named, device: &Device) -> Result<Placed> {
     let name = &declared.name;
     let site = |leaf: &str| name.strip_suffix(leaf).unwrap_or(name).to_owned();
-    let cut = |site: &str, rank: usize| -> Result<(LowRank, Option<(f64, f64)>)> {
+    let cut = |site: &str, rank: usize| -> Result<(LowRank, Option<MatrixCut>)> {
         let w = source.matrix(site)?;
         let point = LowRank::from_dense(&w, rank).with_context(|| format!("cutting `{site}`"))?;
         let whole = w.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         let kept = point.frobenius_norm()?.powi(2);
-        Ok((point, Some((kept, whole))))
+        let (Role::Matrix(place) | Role::Factor(place, _)) = declared.role else {
+            bail!("`{name}` is low-rank outside the blocks")
+        };
+        let (rows, columns) = (point.rows(), point.columns());
+        let cut = MatrixCut { target: place.target, rows, columns, rank, kept, whole };
+        Ok((point, Some(cut)))
     };
-    let (weight, energies) = match declared.initial {
+    let (weight, found) = match declared.initial {
         Initial::LowRank { rank, .. } => {
             // A point of this rank is taken as it is, bit for bit.
             let same = source.point(name).filter(|point| point.rank() == rank);
-            let (point, energies) = match same {
+            let (point, found) = match same {
                 Some(point) => (point.clone(), None),
                 None => cut(name, rank)?,
             };
-            (Weight::LowRank(point.to_device(device)?), energies)
+            (Weight::LowRank(point.to_device(device)?), found)
         }
         Initial::Factor { factor, rank, .. } => {
-            let (point, energies) = cut(&site(&format!(".{}", factor.name())), rank)?;
-            // Every factor makes the same cut; its energy counts once.
-            let energies = energies.filter(|_| matches!(factor, Factor::B | Factor::U));
-            (Weight::Dense(factor.of(&point)?.to_device(device)?), energies)
+            let (point, found) = cut(&site(&format!(".{}", factor.name())), rank)?;
+            // Every factor makes the same cut, which counts once.
+            let found = found.filter(|_| matches!(factor, Factor::B | Factor::U));
+            (Weight::Dense(factor.of(&point)?.to_device(device)?), found)
         }
         Initial::Normal { .. } if source.has_matrix(&site(".weight")) => {
             (Weight::Dense(source.matrix(&site(".weight"))?.to_device(device)?), None)
@@ -159,7 +142,7 @@ fn place(declared: &Declared, source: &Named, device: &Device) -> Result<Placed>
     };
     let parameter =
         Parameter { name: name.clone(), role: declared.role, weight, trained: declared.trained };
-    Ok(Placed { parameter, energies })
+    Ok(Placed { parameter, cut: found })
 }
 
 /// BLAKE3 over names, shapes and numbers.

@@ -4,9 +4,13 @@
 mod complete;
 #[cfg(test)]
 mod counted_operations;
+mod cut;
 mod diagnose;
 mod evaluate;
+mod extend;
+mod fresh_start;
 mod init;
+mod init_report;
 mod memory;
 mod meter;
 mod oracle;
@@ -30,6 +34,6 @@ pub use oracle::OracleTimes;
 pub use run_folder::{LoadedRun, RunFolder};
 pub use run_state::{Progress, RunState};
 pub use run_summary::{RunSummary, runs_in};
-pub use session::{Outcome, TrainOptions, train};
+pub use session::{Beginning, Outcome, TrainOptions, train};
 pub use stop::StopSignal;
 pub use trainer::{TimedStep, Trainer};

@@ -1,17 +1,17 @@
 //! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`,
-//! `metrics.jsonl`, `spectra.jsonl`, `log.txt`, `samples/`, `checkpoints/`,
-//! `first-checkpoint.json`.
+//! `metrics.jsonl` (also as `metrics.csv`), `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`,
+//! `checkpoints/`, `first-checkpoint.json`.
 
-use super::init::InitReport;
+use super::init_report::InitReport;
 use super::settings::compute;
 use crate::checkpoint::{self, Checkpoints};
 use crate::data::{DatasetSummary, Tokenizer};
 use crate::error::Failure;
 use crate::fs::write_atomic;
-use crate::model::{ModelConfig, Network, read_config, restore};
-use crate::params::ParamStore;
+use crate::model::{ModelConfig, Network, build, read_config, restore};
+use crate::params::{Declared, ParamStore};
 use crate::spec::{Plan, to_yaml};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
@@ -109,6 +109,27 @@ impl RunFolder {
         std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
+    /// A warning where this process computes with another number of threads than the one that
+    /// began the run, as far as the run says.
+    ///
+    /// # Errors
+    /// If what it says cannot be read.
+    pub fn other_threads(&self) -> Result<Option<String>> {
+        let path = self.root.join("env.json");
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+        let environment: serde_json::Value =
+            serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
+        let now = rayon::current_num_threads() as u64;
+        let before = environment["threads"].as_u64().filter(|before| *before != now);
+        Ok(before.map(|before| {
+            format!(
+                "the run began with {before} threads and goes on with {now}: its figures will \
+                 differ by roundings from those of a run that did not stop; --threads {before} \
+                 keeps them"
+            )
+        }))
+    }
+
     /// Writes where the first weights came from.
     ///
     /// # Errors
@@ -177,6 +198,7 @@ impl LoadedRun {
     /// If the path is neither, or the checkpoint is damaged.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         let (checkpoint, folder) = chosen_checkpoint(path)?;
+        refuse_larger_than_its_network(&checkpoint)?;
         let snapshot = checkpoint::load(&checkpoint)?;
         let (mut model, params) = restore(&snapshot.config, snapshot.model, DType::F32, device)?;
         // It answers in the number types it was trained in; a checkpoint taken out of its run has
@@ -196,6 +218,33 @@ impl LoadedRun {
         let (checkpoint, folder) = chosen_checkpoint(path)?;
         Ok((read_config(&checkpoint::load_config(&checkpoint)?)?, folder))
     }
+}
+
+/// Refuses a checkpoint whose files are larger than what its network can have, before they are
+/// read: a checkpoint may come from anyone.
+fn refuse_larger_than_its_network(checkpoint: &Path) -> Result<()> {
+    /// Headers and what is stored beside numbers.
+    const BESIDE: u64 = 100_000_000;
+    /// Numbers that an optimizer keeps for one of the network's, rather too many.
+    const MOMENTS: u64 = 16;
+    let network = build(read_config(&checkpoint::load_config(checkpoint)?)?)?;
+    let numbers = |sum: u64, declared: &Declared| sum.saturating_add(declared.most_numbers());
+    let most = network.declared().iter().fold(0, numbers).saturating_mul(8);
+    let [model, optimizer] = checkpoint::tensor_bytes(checkpoint)?;
+    for (name, found, most) in [
+        ("model.safetensors", model, most),
+        ("optimizer.safetensors", optimizer, most.saturating_mul(MOMENTS)),
+    ] {
+        let most = most.saturating_add(BESIDE);
+        if found > most {
+            bail!(
+                "{}: {name} has {found} bytes, and no checkpoint of the network in its \
+                 config.json has more than {most}; use another checkpoint",
+                checkpoint.display()
+            )
+        }
+    }
+    Ok(())
 }
 
 /// The checkpoint that a run's or a checkpoint's folder stands for, and the run's folder.

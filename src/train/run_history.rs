@@ -4,17 +4,36 @@
 use super::run_folder::RunFolder;
 use crate::error::Failure;
 use crate::fs::write_atomic;
-use crate::spec::{self, Plan};
+use crate::spec::{self, Plan, RunSpec};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is written, cut or pruned in a run's folder.
-const WRITTEN: [&str; 6] =
-    ["lrpt.lock", "log.txt", "metrics.jsonl", "spectra.jsonl", "checkpoints", "samples"];
+const WRITTEN: [&str; 8] = [
+    "lrpt.lock",
+    "log.txt",
+    "metrics.jsonl",
+    "metrics.csv",
+    "spectra.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "samples",
+];
 /// What a new beginning would overwrite or count as its own.
-const HISTORY: [&str; 3] = ["metrics.jsonl", "spectra.jsonl", "checkpoints"];
+const HISTORY: [&str; 5] =
+    ["metrics.jsonl", "metrics.csv", "spectra.jsonl", "tensorboard", "checkpoints"];
+/// All that a run records.
+const RECORDED: [&str; 7] = [
+    "metrics.jsonl",
+    "metrics.csv",
+    "spectra.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "samples",
+    "log.txt",
+];
 /// Written once the first checkpoint is sound: from then on a folder without one has lost it.
 const FIRST_CHECKPOINT: &str = "first-checkpoint.json";
 
@@ -83,35 +102,75 @@ impl RunFolder {
         Ok(false)
     }
 
-    /// Renames the metrics, spectra and checkpoints that are here to `metrics-<n>.jsonl`,
-    /// `spectra-<n>.jsonl` and `checkpoints-<n>`, with the first number that is free.
+    /// The first number under which nothing of this run is kept aside yet.
+    pub(super) fn free_number(&self) -> u64 {
+        let is_free = |number: &u64| {
+            RECORDED.iter().all(|name| self.aside(name, *number).symlink_metadata().is_err())
+        };
+        (1..).find(is_free).unwrap_or(1)
+    }
+
+    /// Where something of this run is kept aside: `metrics-<number>.jsonl`, `checkpoints-<number>`.
+    pub(super) fn aside(&self, name: &str, number: u64) -> PathBuf {
+        match name.split_once('.') {
+            Some((stem, end)) => self.root().join(format!("{stem}-{number}.{end}")),
+            None => self.root().join(format!("{name}-{number}")),
+        }
+    }
+
+    /// Renames the metrics, spectra and checkpoints that are here (with `all`, samples and log,
+    /// too) to `metrics-<n>.jsonl`, `spectra-<n>.jsonl`, `checkpoints-<n>` and so on, with the
+    /// first number that is free; adds what was renamed, from and to, to `renamed`.
     ///
     /// # Errors
     /// If something cannot be renamed.
-    pub fn set_history_aside(&self) -> Result<()> {
-        let aside = |name: &str, number: u64| match name.strip_suffix(".jsonl") {
-            Some(stem) => self.root().join(format!("{stem}-{number}.jsonl")),
-            None => self.root().join(format!("{name}-{number}")),
-        };
-        let is_free = |number: &u64| {
-            HISTORY.iter().all(|name| aside(name, *number).symlink_metadata().is_err())
-        };
-        let number = (1..).find(is_free).unwrap_or(1);
-        for name in HISTORY {
+    pub fn set_history_aside(
+        &self,
+        all: bool,
+        renamed: &mut Vec<(PathBuf, PathBuf)>,
+    ) -> Result<()> {
+        let number = self.free_number();
+        for name in if all { &RECORDED[..] } else { &HISTORY } {
             let path = self.root().join(name);
             let is_empty = path.metadata().is_ok_and(|found| found.is_file() && found.len() == 0);
             if !path.exists() || is_empty {
                 continue;
             }
-            let target = aside(name, number);
+            let target = self.aside(name, number);
             std::fs::rename(&path, &target)
                 .with_context(|| format!("{}: not kept aside", path.display()))?;
-            tracing::info!("kept {} aside as {}", path.display(), target.display());
+            renamed.push((path, target));
         }
         let mark = self.root().join(FIRST_CHECKPOINT);
         match std::fs::remove_file(&mark) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             removed => removed.with_context(|| format!("{}: not deleted", mark.display())),
+        }
+    }
+
+    /// Refuses to overwrite a folder that holds something and no run.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] with what it holds.
+    pub fn refuse_what_is_no_run(&self) -> Result<()> {
+        let entries = match std::fs::read_dir(self.root()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            entries => entries.with_context(|| self.root().display().to_string())?,
+        };
+        let mut names = entries.flatten().map(|entry| entry.file_name());
+        let found = match self.holds_a_run() {
+            true => names.find(|name| name == "manifest.json"),
+            false => names.find(|name| name != "lrpt.lock"),
+        };
+        match found {
+            None => Ok(()),
+            Some(name) => Err(Failure::Usage(format!(
+                "--overwrite replaces a run, and {} holds {} and is none; choose another folder \
+                 with --run-dir",
+                self.root().display(),
+                name.to_string_lossy()
+            ))
+            .into()),
         }
     }
 
@@ -171,7 +230,8 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Refuses a plan that is not what the spec beside it resolves to, since it was edited.
+    /// Refuses a plan that is not what the spec beside it resolves to, since it was edited; what
+    /// may change where a run goes on may differ, and the number of steps where it may grow.
     ///
     /// # Errors
     /// [`Failure::Usage`] with the settings that differ.
@@ -180,8 +240,9 @@ impl RunFolder {
         let spec = self.root().join("spec.yaml");
         let Ok(text) = std::fs::read_to_string(&spec) else { return Ok(()) };
         let (_, written) = spec::parse_plan(&text, &spec.display().to_string(), &[])?;
-        let differences = written.differences_but_of_paths(plan);
-        if differences.is_empty() {
+        let differences = written.binding_differences(plan);
+        // A process that died between writing the two has left them so.
+        if differences.is_empty() || written.agrees_until(plan).is_some() {
             return Ok(());
         }
         Err(Failure::Usage(format!(
@@ -191,5 +252,28 @@ impl RunFolder {
             differences.join("\n  ")
         ))
         .into())
+    }
+
+    /// The run's spec and plan with settings laid over them, and `extend` steps more.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if the folder holds no run, or a setting is wrong.
+    pub fn changed(&self, overrides: &[String], extend: Option<u64>) -> Result<(RunSpec, Plan)> {
+        let before = self.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
+        let steps = extend.map(|more| before.train.max_steps.0.saturating_add(more));
+        let steps = steps.map(|steps| format!("train.max_steps={steps}"));
+        let overrides: Vec<String> = overrides.iter().cloned().chain(steps).collect();
+        let place = self.root().join("spec.yaml").display().to_string();
+        spec::parse_plan(&self.spec_yaml()?, &place, &overrides)
+    }
+
+    /// Writes the spec and plan that the run goes on with; the plan is what counts, and comes
+    /// first.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn change_plan(&self, spec_yaml: &str, plan: &Plan) -> Result<()> {
+        write_atomic(&self.root().join("plan.yaml"), spec::to_yaml(plan)?.as_bytes())?;
+        write_atomic(&self.root().join("spec.yaml"), spec_yaml.as_bytes())
     }
 }

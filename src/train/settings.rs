@@ -2,10 +2,8 @@
 
 use crate::model::ModelConfig;
 use crate::ops::Compute;
-use crate::optim::{Execution, FactorRule, OptimizerSettings, Placement, Schedule};
-use crate::spec::{
-    ComputeType, DenseOptimizerSpec, KernelsSpec, LinalgSpec, LowRankOptimizerSpec, Plan,
-};
+use crate::optim::{Execution, OptimizerSettings, Placement, Schedule};
+use crate::spec::{ComputeType, KernelsSpec, LinalgSpec, Plan};
 use candle_core::{DType, Device};
 
 /// The network of a plan, once the vocabulary is known.
@@ -36,17 +34,8 @@ fn execution(plan: &Plan, device: &Device) -> Execution {
 
 /// The rules of a plan, on this device.
 pub fn optimizer_settings(plan: &Plan, device: &Device) -> OptimizerSettings {
-    let DenseOptimizerSpec::Adamw(dense) = plan.optimizer.dense.clone();
     OptimizerSettings {
-        matrices: plan.optimizer.matrices.clone(),
-        factors: match &plan.optimizer.low_rank {
-            Some(LowRankOptimizerSpec::Adamw(rule)) => FactorRule::Adamw(rule.clone()),
-            Some(LowRankOptimizerSpec::HeavyBall(rule)) => FactorRule::HeavyBall(rule.clone()),
-            Some(LowRankOptimizerSpec::Loro(rule)) => FactorRule::Loro(rule.clone()),
-            Some(LowRankOptimizerSpec::Dlra(_)) | None => FactorRule::Adamw(dense.clone()),
-        },
-        dense,
-        low_rank: plan.optimizer.dlra().cloned().unwrap_or_default(),
+        rules: plan.optimizer.clone(),
         ranks: plan.rank.clone(),
         schedule: Schedule::new(plan.schedule.clone(), plan.train.max_steps.0),
         grad_clip: plan.train.grad_clip,

@@ -1,15 +1,17 @@
 //! What a training step needs, and the step: shared by the session and by `lrpt bench`.
 
-use super::init::{InitReport, initial_parameters};
+use super::cut::cut_imported;
+use super::init::initial_parameters;
+use super::init_report::InitReport;
 use super::oracle::{BatchOracle, OracleTimes};
 use super::settings::{compute, model_config, optimizer_settings};
-use crate::account::{FlopLedger, cut_flops};
+use crate::account::FlopLedger;
 use crate::checkpoint::Snapshot;
 use crate::data::{Batches, TokenShard};
 use crate::lowrank::LowRank;
 use crate::model::{Network, build, restore};
 use crate::ops::Gradients;
-use crate::optim::{Optimizer, StepReport};
+use crate::optim::{Optimizer, StepReport, WeightSize, cut_flops};
 use crate::parallel::{Alone, Communicator};
 use crate::params::{ParamStore, Place, Role, TensorReader};
 use crate::rng;
@@ -61,8 +63,14 @@ impl<'a> Trainer<'a> {
         vocabulary_size: usize,
         text: Arc<TokenShard>,
     ) -> Result<Self> {
-        let model = build(model_config(plan, vocabulary_size))?;
-        let (params, init) = initial_parameters(plan, model.as_ref(), device)?;
+        let mut model = build(model_config(plan, vocabulary_size))?;
+        let (mut params, mut init) = initial_parameters(plan, model.as_ref(), device)?;
+        if let Some(cut) = plan.cut {
+            model.set_compute(compute(plan));
+            let batches = batches(plan, text.clone(), cut.batches().unwrap_or(1))?;
+            let cuts = cut_imported(plan, cut, model.as_ref(), &mut params, &batches, device)?;
+            init = init.map(|init| init.cut_further(cuts));
+        }
         let optimizer = Optimizer::new(optimizer_settings(plan, device), &params)?;
         let trainer = Self::new(plan, device, model, params, optimizer, text)?;
         Ok(Self { init, ..trainer })
@@ -95,14 +103,7 @@ impl<'a> Trainer<'a> {
         optimizer: Optimizer,
         text: Arc<TokenShard>,
     ) -> Result<Self> {
-        let train = &plan.train;
-        let batches = Batches::new(
-            text,
-            plan.model.block_size,
-            train.batch_size,
-            train.gradient_accumulation_steps,
-            plan.seed,
-        )?;
+        let batches = batches(plan, text, plan.train.gradient_accumulation_steps)?;
         let gradients = Gradients::new(params.slot_count());
         model.set_compute(compute(plan));
         let processes = &Alone;
@@ -147,13 +148,9 @@ impl<'a> Trainer<'a> {
         let tokens = self.plan.tokens_per_step;
         let cut = |norm| -> u64 {
             let of = |point: &LowRank| {
-                cut_flops(
-                    norm,
-                    point.rows() as u64,
-                    point.columns() as u64,
-                    point.rank() as u64,
-                    tokens,
-                )
+                let [rows, columns, rank] =
+                    [point.rows(), point.columns(), point.rank()].map(|size| size as u64);
+                cut_flops(norm, WeightSize { rows, columns, rank }, tokens)
             };
             self.params.low_rank().map(|(_, _, point)| of(point)).sum()
         };
@@ -221,4 +218,10 @@ impl<'a> Trainer<'a> {
         let BatchOracle { times, sums_sent, .. } = oracle;
         Ok(TimedStep { report, times, seconds: started.elapsed().as_secs_f64(), sums_sent })
     }
+}
+
+/// The plan's batches of a text, this many a step.
+fn batches(plan: &Plan, text: Arc<TokenShard>, micro_batches: usize) -> Result<Batches> {
+    let (block_size, batch_size) = (plan.model.block_size, plan.train.batch_size);
+    Batches::new(text, block_size, batch_size, micro_batches, plan.seed)
 }

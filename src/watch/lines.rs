@@ -3,7 +3,7 @@
 use super::LOOK_EVERY;
 use super::figures::Validation;
 use super::view::{Standing, View};
-use crate::record::{count, duration};
+use crate::figures::{count, duration};
 use crate::train::RunState;
 use anyhow::Result;
 use std::io::Write;

@@ -120,6 +120,10 @@ impl Workplace {
             "metrics".into(),
             metrics(&self.path(run).join("metrics.jsonl")).join("\n").into_bytes(),
         );
+        found.insert(
+            "table".into(),
+            table(&self.path(run).join("metrics.csv")).join("\n").into_bytes(),
+        );
         found
     }
 }
@@ -136,15 +140,32 @@ pub fn metrics(path: &Path) -> Vec<String> {
     text.lines().map(strip).collect()
 }
 
+/// The rows of a table of metrics without the columns that tell the time, memory or the wire.
+pub fn table(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).expect("metrics.csv");
+    let header: Vec<&str> = text.lines().next().expect("a header").split(',').collect();
+    let kept = |index: &usize| {
+        let key = header[*index];
+        !lrpt::record::is_wall_clock_key(key) && key != "train/wire_bytes"
+    };
+    let columns: Vec<usize> = (0..header.len()).filter(kept).collect();
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.split(',').collect();
+        assert_eq!(cells.len(), header.len(), "{line}");
+        columns.iter().map(|column| cells[*column]).collect::<Vec<_>>().join(",")
+    };
+    text.lines().map(row).collect()
+}
+
 /// Asserts that two trajectories are the same, naming the first file that differs.
 pub fn assert_same(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>, what: &str) {
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>(), "{what}: other files");
     for (name, bytes) in a {
-        if name == "metrics" {
+        if name == "metrics" || name == "table" {
             assert_eq!(
                 String::from_utf8_lossy(bytes),
                 String::from_utf8_lossy(&b[name]),
-                "{what}: metrics differ"
+                "{what}: {name} differs"
             );
         }
         assert!(bytes == &b[name], "{what}: {name} differs");

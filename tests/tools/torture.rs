@@ -5,8 +5,9 @@
 //! cargo run --release --example torture -- --minutes 10 [--seed 1]
 //! ```
 //!
-//! A round begins a run and kills it (signal 9) several times, at random instants and while a
-//! checkpoint is being written. Every second round then changes a byte, or cuts the end, of a file
+//! A round begins a run and stops it several times: it kills it (signal 9) at a random instant or
+//! while a checkpoint is being written, or, where `strace` is installed, lets one of its system
+//! calls fail (no space, an error of the disk, too many open files, …). Every second round then changes a byte, or cuts the end, of a file
 //! of a checkpoint or of the prepared data. Then the run goes on to its end. It must come to the
 //! same last checkpoint and the same metrics, or be refused with a message; begun anew with
 //! --restart it must come to them in any case. Exits with 1 where anything else happened.
@@ -26,6 +27,25 @@ use std::time::{Duration, Instant};
 /// Set for the processes that this one starts: they are `lrpt`.
 const CHILD: &str = "LRPT_TORTURE_CHILD";
 const STEPS: u64 = 60;
+/// System calls that may fail, how, and the last of them that does.
+const CALLS: [(&str, &str, u32); 16] = [
+    ("openat", "EMFILE", 900),
+    ("openat", "EIO", 900),
+    ("openat", "ENOMEM", 300),
+    ("openat", "EACCES", 300),
+    ("read", "EIO", 900),
+    ("write", "ENOSPC", 900),
+    ("write", "EIO", 900),
+    ("fsync", "EIO", 600),
+    ("fdatasync", "EIO", 100),
+    ("rename", "EIO", 200),
+    ("mkdir", "ENOSPC", 80),
+    ("unlink", "EIO", 100),
+    ("getdents64", "EIO", 200),
+    ("statx", "EIO", 900),
+    ("flock", "EIO", 3),
+    ("ftruncate", "EIO", 60),
+];
 const SPEC: &str = "\
 name: tortured
 seed: 5
@@ -56,6 +76,8 @@ struct Figures {
     rounds: u64,
     kills: u64,
     kills_in_saving: u64,
+    failed_calls: u64,
+    stopped_by_a_failed_call: u64,
     damaged_checkpoints: u64,
     damaged_shards: u64,
     refusals: u64,
@@ -83,11 +105,15 @@ fn main() -> Result<()> {
     ensure!(code == Some(0), "the undisturbed run failed: {said}");
     let expected = trajectory(&place.join("whole"))?;
 
+    let has_strace = Command::new("strace").arg("-V").output().is_ok();
+    if !has_strace {
+        println!("strace is not installed: no system call fails");
+    }
     let mut figures = Figures::default();
     let started = Instant::now();
     while started.elapsed().as_secs_f64() < 60.0 * arguments.minutes {
         let mut random = rng::stream(arguments.seed, "torture", &[figures.rounds]);
-        round(place, &expected, &mut random, &mut figures)?;
+        round(place, &expected, has_strace, &mut random, &mut figures)?;
         figures.rounds += 1;
     }
     println!("minutes                              {:.1}", started.elapsed().as_secs_f64() / 60.0);
@@ -95,6 +121,8 @@ fn main() -> Result<()> {
         ("rounds", figures.rounds),
         ("kills", figures.kills),
         ("of them while a checkpoint was written", figures.kills_in_saving),
+        ("runs with a failing system call", figures.failed_calls),
+        ("of them stopped by it", figures.stopped_by_a_failed_call),
         ("damaged files of checkpoints", figures.damaged_checkpoints),
         ("damaged files of prepared data", figures.damaged_shards),
         ("refused with a message, then restarted", figures.refusals),
@@ -112,10 +140,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// One run, killed several times, damaged perhaps, and taken to its end.
+/// One run, stopped several times, damaged perhaps, and taken to its end.
 fn round(
     place: &Path,
     expected: &BTreeMap<String, Vec<u8>>,
+    has_strace: bool,
     random: &mut impl Rng,
     figures: &mut Figures,
 ) -> Result<()> {
@@ -125,7 +154,11 @@ fn round(
     }
     for _ in 0..random.random_range(1..5) {
         let before = newest_sound(&run)?;
-        if !kill(place, &run, random, figures)? {
+        let goes_on = match has_strace && random.random_bool(0.4) {
+            true => fail_a_call(place, &run, random, figures)?,
+            false => kill(place, &run, random, figures)?,
+        };
+        if !goes_on {
             break;
         }
         figures.checkpoints_lost += u64::from(newest_sound(&run)? < before);
@@ -133,13 +166,7 @@ fn round(
     if random.random_bool(0.5) {
         damage(place, &run, random, figures)?;
     }
-    let begun = run.join("plan.yaml").exists();
-    let go_on: &[&str] = if begun {
-        &["resume", "tortured"]
-    } else {
-        &["train", "spec.yaml", "--run-dir", "tortured"]
-    };
-    let (mut code, mut said) = lrpt(place, go_on)?;
+    let (mut code, mut said) = lrpt(place, go_on(&run))?;
     if matches!(code, Some(1 | 2)) && said.contains("error: ") {
         figures.refusals += 1;
         // Prepared data that were refused are made anew.
@@ -159,17 +186,57 @@ fn round(
     Ok(())
 }
 
+/// What starts the run or goes on with it.
+fn go_on(run: &Path) -> &'static [&'static str] {
+    match run.join("plan.yaml").exists() {
+        true => &["resume", "tortured"],
+        false => &["train", "spec.yaml", "--run-dir", "tortured"],
+    }
+}
+
+/// Starts or goes on with the run while one of its system calls fails; false where it comes to its
+/// end all the same.
+fn fail_a_call(
+    place: &Path,
+    run: &Path,
+    random: &mut impl Rng,
+    figures: &mut Figures,
+) -> Result<bool> {
+    let (call, error, most) = CALLS[random.random_range(0..CALLS.len())];
+    let number = random.random_range(1..=most);
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")])
+        .args(["-e", &format!("inject={call}:error={error}:when={number}")])
+        .arg(std::env::current_exe()?)
+        .current_dir(place)
+        .env(CHILD, "1")
+        .args(["--threads", "2"])
+        .args(go_on(run))
+        .output()?;
+    let (code, said) = (output.status.code(), String::from_utf8_lossy(&output.stderr));
+    figures.failed_calls += 1;
+    figures.stopped_by_a_failed_call += u64::from(code != Some(0));
+    // The message cannot be seen where writing it is what failed, or where the loader of programs
+    // stopped it.
+    let is_said = said.contains("error: ") || call == "write" || code == Some(127);
+    let is_answered = code == Some(0) || (matches!(code, Some(1..=3 | 127)) && is_said);
+    if said.contains("panicked") {
+        figures.panics += 1;
+    } else if !is_answered {
+        figures.wrong += 1;
+    }
+    if said.contains("panicked") || !is_answered {
+        println!("{call} {number} fails with {error}: exit code {code:?}\n{said}");
+    }
+    Ok(code != Some(0))
+}
+
 /// Starts or goes on with the run and kills it; false where it had ended before.
 fn kill(place: &Path, run: &Path, random: &mut impl Rng, figures: &mut Figures) -> Result<bool> {
-    let arguments: &[&str] = if run.join("plan.yaml").exists() {
-        &["resume", "tortured"]
-    } else {
-        &["train", "spec.yaml", "--run-dir", "tortured"]
-    };
     let in_saving = random.random_bool(0.5);
     let instant = Duration::from_micros(random.random_range(1_000..900_000));
     let mut child =
-        command(place, arguments)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        command(place, go_on(run))?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let started = Instant::now();
     while started.elapsed() < instant || (in_saving && !is_saving(run)) {
         if child.try_wait()?.is_some() {

@@ -7,7 +7,8 @@ pub use cycle::Cut;
 
 use crate::lowrank::tolerance_rank;
 use crate::spec::{
-    BudgetPlan, RankBoundsPlan, RankCyclePlan, RankNorm, RankPlan, Target, TolerancePlan,
+    BudgetPlan, CutBudgetSpec, CutSpec, CutToleranceSpec, RankBoundsPlan, RankCount, RankCyclePlan,
+    RankNorm, RankPlan, Target, TolerancePlan,
 };
 use budget::{BudgetCandidate, allocate};
 use cycle::{CycleEvent, ramp};
@@ -33,6 +34,33 @@ pub struct Offer {
     pub sides: usize,
     /// Singular values in the schedule's norm, in decreasing order.
     pub singular_values: Vec<f64>,
+}
+
+impl Offer {
+    /// σ² of every direction: what giving it up costs.
+    fn scores(&self) -> Vec<f64> {
+        self.singular_values.iter().map(|sigma| sigma * sigma).collect()
+    }
+}
+
+/// The ranks after the cut of imported weights, one for each; `dense` is the sum of m n.
+pub fn cut_ranks(cut: CutSpec, offers: &[Offer], dense: u64) -> Vec<usize> {
+    match cut {
+        CutSpec::Tolerance(CutToleranceSpec { tau, .. }) => {
+            offers.iter().map(|offer| tolerance_rank(&offer.singular_values, tau)).collect()
+        }
+        CutSpec::Budget(CutBudgetSpec { share, .. }) => {
+            let candidate = |offer: &Offer| BudgetCandidate {
+                sides: offer.sides,
+                count: RankCount::Exported,
+                scores: offer.scores(),
+                min_rank: 1,
+                max_rank: offer.singular_values.len(),
+            };
+            let candidates: Vec<_> = offers.iter().map(candidate).collect();
+            allocate((share * dense as f64).round() as u64, &candidates)
+        }
+    }
 }
 
 /// What happens to the ranks of all weights at a step.
@@ -155,10 +183,10 @@ impl BudgetPlan {
                 .get(&offer.target)
                 .copied()
                 .unwrap_or(RankBoundsPlan { min_rank: available, max_rank: available });
-            let scores = offer.singular_values.iter().map(|sigma| sigma * sigma).collect();
             BudgetCandidate {
                 sides: offer.sides,
-                scores,
+                count: RankCount::of_budget(self.final_share),
+                scores: offer.scores(),
                 min_rank: bounds.min_rank.min(available),
                 max_rank: bounds.max_rank,
             }
@@ -252,6 +280,7 @@ mod tests {
             norm: RankNorm::Fisher,
             initial_parameters: 832,
             final_parameters: 408,
+            final_share: None,
             targets,
         });
         let offers =

@@ -3,6 +3,7 @@
 use super::gathered;
 use crate::lowrank::Truncation;
 use crate::ops::Compute;
+use crate::optim::cost::{MovedWeight, RuleCost};
 use crate::optim::elementwise;
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
@@ -13,6 +14,13 @@ use crate::spec::AdamwSpec;
 use anyhow::ensure;
 use candle_core::{Result, Tensor};
 use std::time::Duration;
+
+impl RuleCost for AdamwSpec {
+    /// Two moments.
+    fn kept(&self, weight: MovedWeight) -> u64 {
+        2 * weight.values
+    }
+}
 
 /// Numbers of one AdamW step.
 #[derive(Clone, Copy, Debug, PartialEq)]

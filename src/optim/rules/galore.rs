@@ -4,16 +4,52 @@
 
 use super::adamw::{AdamwState, AdamwStep};
 use crate::linalg::{add_product, multiply, svd};
+use crate::optim::cost::{MovedWeight, RuleCost};
 use crate::optim::execution::map_all;
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
 use crate::params::{ParamId, ParamStore, Weight};
-use crate::spec::GaloreSpec;
+use crate::spec::{CyclePhase, GaloreSpec};
 use anyhow::Context;
 use candle_core::{Result, Tensor};
 use std::time::Duration;
+
+impl RuleCost for GaloreSpec {
+    /// Both moments of the projected gradient and the projector, (2 max(m, n) + min(m, n)) r.
+    fn kept(&self, weight: MovedWeight) -> u64 {
+        let (short, long) = sides(weight);
+        self.rank as u64 * (short + 2 * long)
+    }
+
+    /// The new weight, moments and projector.
+    fn proposed(&self, weight: MovedWeight) -> u64 {
+        weight.values + self.kept(weight)
+    }
+
+    /// The SVD in f64: two copies of the gradient and both bases.
+    fn in_hand(&self, weight: MovedWeight) -> u64 {
+        let (short, long) = sides(weight);
+        2 * (2 * weight.values + (short + long) * short)
+    }
+
+    /// The projection and its way back, 4 m n r, and the SVD, 14 a² b + 8 a³ for a ≤ b the sides
+    /// (Golub & Van Loan, §8.6), spread over the steps until the next.
+    fn flops(&self, weights: &[MovedWeight], _: Option<CyclePhase>) -> u64 {
+        let step = |weight: &MovedWeight| {
+            let (short, long) = sides(*weight);
+            let decomposition = 14 * short * short * long + 8 * short * short * short;
+            4 * short * long * self.rank as u64 + decomposition / self.refresh_every.0.max(1)
+        };
+        weights.iter().map(step).sum()
+    }
+}
+
+/// min(m, n) and max(m, n).
+fn sides(MovedWeight { size, .. }: MovedWeight) -> (u64, u64) {
+    (size.rows.min(size.columns), size.rows.max(size.columns))
+}
 
 /// Projector and moments of one full matrix W: m × n at rank r.
 #[derive(Clone, Debug)]

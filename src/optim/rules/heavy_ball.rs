@@ -3,6 +3,7 @@
 use super::adamw::check_shapes;
 use crate::lowrank::Truncation;
 use crate::ops::Compute;
+use crate::optim::cost::{MovedWeight, RuleCost};
 use crate::optim::elementwise::decay_and_add;
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
@@ -12,6 +13,13 @@ use crate::params::{ParamId, ParamStore, Weight};
 use crate::spec::HeavyBallSpec;
 use candle_core::{Result, Tensor};
 use std::time::Duration;
+
+impl RuleCost for HeavyBallSpec {
+    /// One moment.
+    fn kept(&self, weight: MovedWeight) -> u64 {
+        weight.values
+    }
+}
 
 /// Momentum of one parameter, of its shape.
 #[derive(Clone, Debug)]

@@ -9,13 +9,15 @@
 //! its SVD; Algorithm 1 and the code have R̄_B.
 
 use super::adamw::{AdamwState, AdamwStep, check_shapes, step_in_place};
+use super::dlra::augmentation_values;
 use crate::linalg::{divide_by_upper, multiply, qr};
 use crate::lowrank::{Augmentation, LowRank, Tangent, Truncation};
+use crate::optim::cost::{MovedWeight, RuleCost};
 use crate::optim::execution::map_all;
-use crate::optim::optimizer::{FactorRule, GradientOracle};
+use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
 use crate::params::{ParamId, ParamStore, Weight};
-use crate::spec::{AdamwSpec, LoroSpec};
+use crate::spec::{AdamwSpec, CyclePhase, LoroSpec};
 use anyhow::Context;
 use candle_core::{Result, Tensor};
 use std::time::Duration;
@@ -33,9 +35,10 @@ pub struct MomentClock {
 }
 
 impl MomentClock {
-    /// At a step, counted from 1; the run's own warm-up is the schedule's.
-    pub fn at(factors: &FactorRule, step: u64) -> Self {
-        let FactorRule::Loro(rule) = factors else {
+    /// At a step, counted from 1, with LORO on factors or without; the run's own warm-up is the
+    /// schedule's.
+    pub fn at(loro: Option<&LoroSpec>, step: u64) -> Self {
+        let Some(rule) = loro else {
             return MomentClock { step, restart: false, warmup: 1.0 };
         };
         let every = rule.exact_every.0.max(1);
@@ -46,6 +49,32 @@ impl MomentClock {
             1.0
         };
         MomentClock { step: since + 1, restart: since + 1 == every, warmup }
+    }
+}
+
+impl RuleCost for LoroSpec {
+    /// Adam's two moments.
+    fn kept(&self, weight: MovedWeight) -> u64 {
+        2 * weight.values
+    }
+
+    /// New factors and moments at an exact step.
+    fn proposed(&self, weight: MovedWeight) -> u64 {
+        3 * weight.values
+    }
+
+    fn in_hand(&self, weight: MovedWeight) -> u64 {
+        augmentation_values(weight.size)
+    }
+
+    /// Exact steps, spread over the steps between them. Of a pair of factors: two QRs, 4 (m + n)
+    /// r²; two divisions, (m + n) r²; the coefficients, 2 n r² + 2 r³; two projections, 4 (m + n)
+    /// r²; new directions, 16 (m + n) r²; the SVD, 21 (2r)³; new bases and factors, 6 (m + n) r².
+    fn flops(&self, weights: &[MovedWeight], _: Option<CyclePhase>) -> u64 {
+        let exact_step = |MovedWeight { size, .. }: &MovedWeight| {
+            31 * size.sides() + 2 * size.columns * size.rank * size.rank + 170 * size.cube()
+        };
+        weights.iter().map(exact_step).sum::<u64>() / self.exact_every.0.max(1)
     }
 }
 
@@ -214,9 +243,8 @@ mod tests {
             restart_warmup_steps: Count(3),
             ..LoroSpec::default()
         };
-        let rule = FactorRule::Loro(rule);
         let at = |step| {
-            let MomentClock { step, restart, warmup } = MomentClock::at(&rule, step);
+            let MomentClock { step, restart, warmup } = MomentClock::at(Some(&rule), step);
             (restart, step, warmup)
         };
         assert_eq!([1, 5, 6].map(at), [(false, 1, 1.0), (false, 5, 1.0), (true, 6, 1.0)]);

@@ -11,17 +11,18 @@ mod muon;
 
 pub use adamw::{AdamwState, AdamwStep};
 pub use dlra::{
-    DlraState, DlraStep, DlraUpdate, GalerkinStep, MomentumCost, WeightSize, momentum_cost,
+    DlraState, DlraStep, DlraUpdate, GalerkinStep, augmented_rank, augmented_values, cut_flops,
 };
 pub use galore::GaloreState;
 pub use heavy_ball::HeavyBallState;
 pub use loro::{MomentClock, exact_step as loro_exact_step};
 pub use muon::MuonState;
 
-use super::optimizer::{FactorRule, OptimizerSettings};
+use super::optimizer::OptimizerSettings;
 use super::rule::{Group, group};
 use crate::params::{ParamId, ParamStore, Role, Weight};
-use crate::spec::MatrixOptimizerSpec;
+use crate::spec::{DenseOptimizerSpec, LowRankOptimizerSpec, MatrixOptimizerSpec};
+use anyhow::Context;
 
 /// Scale of a polar direction, so that learning rates match Adam's: 0.2 √max(m, n) (Liu et al.
 /// 2025, arXiv:2502.16982, eq. 4).
@@ -37,7 +38,7 @@ fn gathered(beta: f64, steps: u64) -> f64 {
 /// parameter belongs to none: it has no state and does not move.
 ///
 /// # Errors
-/// If the device has no memory for a state.
+/// If there are low-rank weights and no rule for them, or the device has no memory for a state.
 pub(super) fn groups(
     settings: &OptimizerSettings,
     params: &ParamStore,
@@ -53,9 +54,11 @@ pub(super) fn groups(
     }
     let mut groups: Vec<Box<dyn Group>> = Vec::new();
     if !points.is_empty() {
-        groups.push(group(dlra::DlraRule::new(settings), points, params)?);
+        let dlra =
+            settings.rules.dlra().context("low-rank weights move by optimizer.low_rank.dlra")?;
+        groups.push(group(dlra::DlraRule::new(dlra.clone(), settings), points, params)?);
     }
-    match &settings.matrices {
+    match &settings.rules.matrices {
         None => dense.extend(matrices),
         Some(_) if matrices.is_empty() => {}
         Some(MatrixOptimizerSpec::Muon(spec)) => {
@@ -65,15 +68,19 @@ pub(super) fn groups(
             groups.push(group(galore::GaloreRule(spec.clone()), matrices, params)?);
         }
     }
-    match &settings.factors {
+    let DenseOptimizerSpec::Adamw(everything_dense) = &settings.rules.dense;
+    match &settings.rules.low_rank {
         _ if factors.is_empty() => {}
-        FactorRule::Adamw(spec) => {
+        None | Some(LowRankOptimizerSpec::Dlra(_)) => {
+            groups.push(group(adamw::AdamwRule(everything_dense.clone()), factors, params)?);
+        }
+        Some(LowRankOptimizerSpec::Adamw(spec)) => {
             groups.push(group(adamw::AdamwRule(spec.clone()), factors, params)?);
         }
-        FactorRule::HeavyBall(spec) => {
+        Some(LowRankOptimizerSpec::HeavyBall(spec)) => {
             groups.push(group(heavy_ball::HeavyBallRule(spec.clone()), factors, params)?);
         }
-        FactorRule::Loro(spec) => {
+        Some(LowRankOptimizerSpec::Loro(spec)) => {
             let is_trained = |id: &ParamId| params.get(*id).trained;
             let pairs: Vec<_> = params.factor_pairs();
             let pairs: Vec<_> =
@@ -85,7 +92,7 @@ pub(super) fn groups(
             groups.push(group(rule, members, params)?);
         }
     }
-    groups.push(group(adamw::AdamwRule(settings.dense.clone()), dense, params)?);
+    groups.push(group(adamw::AdamwRule(everything_dense.clone()), dense, params)?);
     Ok(groups)
 }
 

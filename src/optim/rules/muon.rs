@@ -2,18 +2,34 @@
 //! kellerjordan.github.io/posts/muon).
 
 use super::SPECTRAL_SCALE;
-use crate::linalg::{matrix_shape, polar_newton_schulz};
+use crate::linalg::{matrix_shape, polar_newton_schulz, polar_newton_schulz_flops};
+use crate::optim::cost::{MovedWeight, RuleCost};
 use crate::optim::execution::{Placement, groups};
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::GradientOracle;
 use crate::optim::rule::{Members, Rule, Step};
 use crate::params::{ParamId, ParamStore, Weight};
-use crate::spec::MuonSpec;
+use crate::spec::{CyclePhase, MuonSpec};
 use anyhow::Context;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::time::Duration;
+
+impl RuleCost for MuonSpec {
+    /// One moment.
+    fn kept(&self, weight: MovedWeight) -> u64 {
+        weight.values
+    }
+
+    /// The polar factors.
+    fn flops(&self, weights: &[MovedWeight], _: Option<CyclePhase>) -> u64 {
+        let polar = |MovedWeight { size, .. }: &MovedWeight| {
+            polar_newton_schulz_flops(size.rows, size.columns)
+        };
+        weights.iter().map(polar).sum()
+    }
+}
 
 /// Momentum of one full matrix, of its shape.
 #[derive(Clone, Debug)]

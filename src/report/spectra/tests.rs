@@ -52,7 +52,7 @@ fn a_run_with_changing_ranks_gets_a_table_and_all_panels() {
         discarded_energy: Some(0.05),
     }];
     let now = run.spectra[1].layers.clone();
-    let table = spectra_table(&now, Some(&run));
+    let table = spectra_table(&now, Some(&run), None);
     assert!(table.contains("1.00% at step 80"), "{table}");
     let svg = spectra_figure("Spectra", &now, Some(&run));
     for part in ["q: singular values", "q: median", "q: effective rank", "q: rank", "block 1"] {
@@ -67,7 +67,7 @@ fn a_run_with_changing_ranks_gets_a_table_and_all_panels() {
     assert_eq!(json[0]["truncations"][0]["discarded_energy"], 0.05);
     assert_eq!(json[1]["history"].as_array().map(Vec::len), Some(2));
     assert!(
-        spectra_table(&now, None).lines().nth(1).is_some_and(|line| line.ends_with('–')),
+        spectra_table(&now, None, None).lines().nth(1).is_some_and(|line| line.ends_with('–')),
         "a checkpoint without its run"
     );
 }

@@ -2,7 +2,7 @@
 
 use crate::data::DatasetSummary;
 use crate::error::Failure;
-use crate::spec::Plan;
+use crate::spec::{Plan, is_of_length};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -26,20 +26,32 @@ pub(super) struct Identity {
 impl Identity {
     /// The identity of a run of this plan on these data.
     pub fn of(plan: &Plan, data: &DatasetSummary) -> Self {
-        let settings = plan.identity();
-        Self {
-            plan: blake3::hash(&serde_json::to_vec(&settings).unwrap_or_default()).to_string(),
+        let mut identity = Self {
+            plan: String::new(),
             data: data.content_hash.clone(),
             tokenizer: data.tokenizer_hash.clone(),
-            settings,
-        }
+            settings: plan.identity(),
+        };
+        identity.plan = identity.hash();
+        identity
     }
 
-    /// Refuses a checkpoint that says it is of another run.
+    /// Hash of the settings.
+    fn hash(&self) -> String {
+        blake3::hash(&serde_json::to_vec(&self.settings).unwrap_or_default()).to_string()
+    }
+
+    /// Refuses a checkpoint of a step that says it is of another run than this one, of this plan.
     ///
     /// # Errors
     /// [`Failure::Usage`] with what differs and what to do.
-    pub fn check(&self, checkpoint: Option<&Self>, path: &Path) -> Result<()> {
+    pub fn check(
+        &self,
+        checkpoint: Option<&Self>,
+        step: u64,
+        plan: &Plan,
+        path: &Path,
+    ) -> Result<()> {
         let Some(found) = checkpoint else {
             return Err(refusal(
                 path,
@@ -49,19 +61,18 @@ impl Identity {
         };
         let mut differences = Vec::new();
         if found.plan != self.plan {
-            let keys = found.settings.keys().chain(self.settings.keys());
-            let keys: std::collections::BTreeSet<&String> = keys.collect();
-            let shown = |value: Option<&Value>| value.map_or("not set".into(), Value::to_string);
-            for key in keys {
-                let (theirs, ours) =
-                    (shown(found.settings.get(key)), shown(self.settings.get(key)));
-                if theirs != ours {
-                    differences.push(format!("{key}: {theirs} -> {ours}"));
-                }
-            }
-            if differences.is_empty() {
+            // An older version counted settings, too, that may change.
+            differences = plan.differences_of_identity(&found.settings);
+            if found.hash() != found.plan {
                 differences.push(format!("plan hash: {} -> {}", found.plan, self.plan));
             }
+        }
+        // A run that was extended has checkpoints of before.
+        if differences.iter().all(|line| is_of_length(line)) {
+            let steps = found.settings.get("train.max_steps").and_then(Value::as_u64);
+            let shorter = steps.map(|steps| plan.with_steps(steps));
+            let until = shorter.and_then(|shorter| shorter.agrees_until(plan));
+            differences.retain(|_| until.is_none_or(|until| step > until));
         }
         for (what, theirs, ours) in
             [("data", &found.data, &self.data), ("tokenizer", &found.tokenizer, &self.tokenizer)]

@@ -1,6 +1,7 @@
 //! The training loop: step, log, evaluate, checkpoint, stop; the same bytes whether interrupted or
 //! not.
 
+mod deadline;
 mod divergence;
 mod identity;
 mod recovery;
@@ -11,6 +12,7 @@ mod together;
 pub use start::train;
 
 use super::evaluate::{ValidationLoss, evaluate_shared};
+use super::fresh_start::FreshStart;
 use super::meter::Meter;
 use super::run_folder::RunFolder;
 use super::stop::StopSignal;
@@ -23,11 +25,14 @@ use crate::record::{EndReason, Event, Observer, Observers};
 use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::Device;
+use deadline::Deadline;
 use identity::Identity;
 use serde::{Deserialize, Serialize};
+use start::Started;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use together::Asked;
 
 /// Where and how to train, beside the plan.
 pub struct TrainOptions<'a> {
@@ -37,12 +42,12 @@ pub struct TrainOptions<'a> {
     pub data_cache: &'a Path,
     /// The spec as the user wrote it, kept in the run.
     pub spec_yaml: &'a str,
-    /// Continue from the newest sound checkpoint.
-    pub resume: bool,
-    /// Begin anew, keeping the metrics and checkpoints that are there aside.
-    pub restart: bool,
+    /// From the start or from a checkpoint.
+    pub beginning: Beginning,
     /// Stop cleanly after this step, as if interrupted, with a checkpoint.
     pub stop_after: Option<u64>,
+    /// Stop cleanly in time for a checkpoint to be on the disk by then.
+    pub deadline: Option<Instant>,
     /// Where to compute.
     pub device: &'a Device,
     /// Set by Ctrl-C.
@@ -53,12 +58,37 @@ pub struct TrainOptions<'a> {
     pub patience: Duration,
 }
 
+/// How a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// Anew, in a folder without a history.
+    Fresh,
+    /// Anew, with the metrics and checkpoints that are there kept aside.
+    Restart,
+    /// Anew; the run that is there goes once the new one has taken its first step.
+    Overwrite,
+    /// From the newest sound checkpoint; with the plan's settings where they may differ from those
+    /// of the run.
+    Resume {
+        /// Whether the plan may have more steps.
+        extend: bool,
+    },
+}
+
+impl Beginning {
+    /// Whether it goes on from a checkpoint.
+    pub fn continues(self) -> bool {
+        matches!(self, Self::Resume { .. })
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// Last step taken.
     pub step: u64,
-    /// Validation at the last step; absent if the run was stopped before its end.
+    /// Validation at the last step, or of the first weights where no step was asked for; absent if
+    /// the run was stopped between.
     pub validation: Option<ValidationLoss>,
 }
 
@@ -101,8 +131,8 @@ struct Taken {
     /// Validation at the run's last step.
     validation: Option<ValidationLoss>,
     asked_to_stop: bool,
-    /// The signal that asked for it.
-    signal: Option<i32>,
+    /// What asked for it, if not `stop_after`.
+    asked: Option<Asked>,
 }
 
 /// Everything a run holds in memory.
@@ -113,8 +143,11 @@ struct Session<'a> {
     tokenizer: data::Tokenizer,
     validation: ValidationSet,
     checkpoints: Checkpoints,
+    /// Until the first step is taken; before the lock, which it needs.
+    fresh: Option<FreshStart>,
     /// Of the process that writes.
     lock: Option<RunLock>,
+    deadline: Deadline,
     state: SessionState,
     /// The step that is being taken or was taken last.
     attempted: u64,
@@ -127,16 +160,18 @@ impl<'a> Session<'a> {
         plan: &'a Plan,
         options: &'a TrainOptions<'a>,
         dataset: Dataset,
-        checkpoints: Checkpoints,
-        lock: Option<RunLock>,
-        identity: Identity,
+        begun: Started,
         resumed: Option<(Snapshot, SessionState)>,
     ) -> Result<Self> {
+        // In this order: the lock is held until a start that fails has cleaned up.
+        let Started { checkpoints, lock, fresh, identity } = begun;
         let byte_lengths = dataset.token_byte_lengths();
         let (vocabulary_size, text) = (dataset.tokenizer_vocab_size(), Arc::new(dataset.train));
         let (trainer, state) = match resumed {
             Some((snapshot, state)) => {
-                (Trainer::restored(plan, options.device, snapshot, text)?, state)
+                let trainer = Trainer::restored(plan, options.device, snapshot, text)?;
+                // What the run is known by may have grown by steps since.
+                (trainer, SessionState { identity: Some(identity), ..state })
             }
             None => (
                 Trainer::fresh(plan, options.device, vocabulary_size, text)?,
@@ -153,12 +188,14 @@ impl<'a> Session<'a> {
         Ok(Self {
             plan,
             options,
-            trainer,
             tokenizer: dataset.tokenizer,
             validation,
+            deadline: Deadline::new(options.deadline, plan, trainer.params.total_element_count()),
             checkpoints,
+            fresh,
             lock,
             attempted: state.step,
+            trainer,
             state,
             last_loss: None,
         })
@@ -194,21 +231,24 @@ impl<'a> Session<'a> {
         {
             return Ok(Outcome { step: self.state.step, validation: None });
         }
+        if self.options.stop_after == Some(0) && self.state.step == 0 {
+            return self.stop_before_the_first_step(observers, started);
+        }
         let last = self.plan.train.max_steps.0;
         let mut validation = None;
         let mut meter = Meter::default();
         while self.state.step < last {
             match self.take_step(observers, &mut meter) {
                 Ok(Taken { asked_to_stop: false, validation: found, .. }) => validation = found,
-                Ok(Taken { step, signal, .. }) => {
+                Ok(Taken { step, asked, .. }) => {
                     observers.on(&Event::Finished {
                         step,
                         reason: EndReason::Interrupted,
                         seconds: started.elapsed().as_secs_f64(),
                     })?;
-                    return match signal {
-                        Some(signal) => Err(Failure::Interrupted(signal).into()),
-                        None => Ok(Outcome { step, validation: None }),
+                    return match asked {
+                        Some(Asked::BySignal(signal)) => Err(Failure::Interrupted(signal).into()),
+                        Some(Asked::ByDeadline) | None => Ok(Outcome { step, validation: None }),
                     };
                 }
                 Err(error) => self.roll_back(error, observers)?,
@@ -234,7 +274,14 @@ impl<'a> Session<'a> {
         let step = self.state.step + 1;
         self.attempted = step;
         let flops = self.trainer.flops_of_step(step);
-        let timed = match self.trainer.step(step) {
+        self.options.stop.takes_step(step);
+        let timed = self.trainer.step(step);
+        if (timed.is_ok() || timed.as_ref().is_err_and(|e| self.reason_of_divergence(e).is_some()))
+            && let Some(fresh) = self.fresh.take()
+        {
+            fresh.has_begun();
+        }
+        let timed = match timed {
             Ok(timed) => Some(timed),
             Err(error) => {
                 self.leave_out(step, error, observers)?;
@@ -249,6 +296,7 @@ impl<'a> Session<'a> {
         if let Some(timed) = &timed {
             let report = &timed.report;
             self.state.skipped_in_a_row = 0;
+            self.deadline.note_step(timed.seconds);
             self.last_loss = Some(report.loss);
             meter.add(self.plan.tokens_per_step, timed);
             if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
@@ -263,7 +311,9 @@ impl<'a> Session<'a> {
         let mut validation = None;
         if is_last || step.is_multiple_of(self.plan.eval.every.0) {
             let truncations = timed.map(|timed| timed.report.truncations).unwrap_or_default();
+            let started = Instant::now();
             let loss = self.evaluate(&truncations, observers)?;
+            self.deadline.note_validation(started.elapsed().as_secs_f64());
             improved =
                 loss.loss.is_finite() && self.state.best.is_none_or(|best| loss.loss < best.loss);
             if improved {
@@ -271,10 +321,11 @@ impl<'a> Session<'a> {
             }
             validation = is_last.then_some(loss);
         }
-        let signal = self.signal()?;
-        let asked_to_stop = !is_last && (signal.is_some() || self.options.stop_after == Some(step));
+        let asked = self.asked()?;
+        let asked_to_stop = !is_last && (asked.is_some() || self.options.stop_after == Some(step));
         if is_last || improved || asked_to_stop || step.is_multiple_of(self.plan.checkpoint.every.0)
         {
+            let started = Instant::now();
             self.ensure_same_parameters()?;
             self.by_root(|session| {
                 // Whatever counts on figures comes after they are on the disk.
@@ -286,8 +337,9 @@ impl<'a> Session<'a> {
                 session.checkpoints.prune(session.plan.checkpoint.keep_last)?;
                 observers.on(&Event::CheckpointSaved { step, path })
             })?;
+            self.deadline.note_checkpoint(started.elapsed().as_secs_f64());
         }
-        Ok(Taken { step, validation, asked_to_stop, signal })
+        Ok(Taken { step, validation, asked_to_stop, asked })
     }
 
     /// A process killed between a save and its mark leaves `best` behind the state; the state is

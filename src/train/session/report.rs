@@ -9,6 +9,7 @@ use crate::record::{
     Evaluation, Event, LayerRank, Observer, Observers, Ranks, Sample, Spectra, Step,
 };
 use crate::rng;
+use crate::spec::DenseOptimizerSpec;
 use crate::train::evaluate::ValidationLoss;
 use crate::train::memory;
 use crate::train::meter::Meter;
@@ -25,6 +26,7 @@ impl Session<'_> {
         meter: &mut Meter,
     ) -> Step {
         let settings = self.trainer.optimizer.settings();
+        let DenseOptimizerSpec::Adamw(dense) = &settings.rules.dense;
         let has_low_rank = self.trainer.params.low_rank().next().is_some();
         let means = meter.take();
         Step {
@@ -34,9 +36,12 @@ impl Session<'_> {
             parameters: self.trainer.params.element_count() as u64,
             loss: report.loss,
             grad_norm: report.gradient_norm,
-            learning_rate: settings.dense.learning_rate * report.schedule_factor,
-            low_rank_learning_rate: has_low_rank
-                .then_some(settings.low_rank.learning_rate * report.schedule_factor),
+            learning_rate: dense.learning_rate * report.schedule_factor,
+            low_rank_learning_rate: settings
+                .rules
+                .dlra()
+                .filter(|_| has_low_rank)
+                .map(|dlra| dlra.learning_rate * report.schedule_factor),
             tokens_per_second: means.tokens_per_second,
             rank_mean: self.trainer.params.mean_rank(),
             wire_bytes,

@@ -12,6 +12,18 @@ use crate::parallel::{Communicator, agree};
 use crate::spec::Plan;
 use anyhow::{Context, Result, bail};
 
+/// What asked for a clean stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A signal of this number.
+    BySignal(i32),
+    /// The time that `--stop-within` gave.
+    ByDeadline,
+}
+
+/// Stands among the numbers of signals for the deadline.
+const DEADLINE: i32 = -1;
+
 /// Refuses more processes than there are micro-batches.
 ///
 /// # Errors
@@ -92,14 +104,22 @@ impl Session<'_> {
         self.options.processes.is_root()
     }
 
-    /// The signal that asked any process to stop; that of the lowest rank, if several were.
-    pub(super) fn signal(&self) -> Result<Option<i32>> {
-        let own = self.options.stop.requested();
-        if !self.options.processes.is_shared() {
-            return Ok(own);
-        }
-        let all = self.options.processes.gather_f64(&[f64::from(own.unwrap_or(0))])?;
-        Ok(all.iter().flatten().map(|signal| *signal as i32).find(|signal| *signal != 0))
+    /// What asked any process to stop; that of the lowest rank, if several were.
+    pub(super) fn asked(&self) -> Result<Option<Asked>> {
+        let is_due = self.deadline.is_due(self.state.step + 1);
+        let own = match self.options.stop.requested() {
+            None if is_due => DEADLINE,
+            signal => signal.unwrap_or(0),
+        };
+        let all = match self.options.processes.is_shared() {
+            true => self.options.processes.gather_f64(&[f64::from(own)])?,
+            false => vec![vec![f64::from(own)]],
+        };
+        let first = all.iter().flatten().map(|asked| *asked as i32).find(|asked| *asked != 0);
+        Ok(first.map(|asked| match asked {
+            DEADLINE => Asked::ByDeadline,
+            signal => Asked::BySignal(signal),
+        }))
     }
 
     /// Bytes of gradient sums that all processes sent in a step together; none for one process.

@@ -1,8 +1,7 @@
 //! The lines around a view: its name among the others, the runs and their state, the keys.
 
 use super::{QUIET, STRONG, colour};
-use crate::account::bytes;
-use crate::record::{count, duration};
+use crate::figures::{bytes, count, duration};
 use crate::train::RunState;
 use crate::watch::screen::{Screen, Tab};
 use crate::watch::view::{Standing, View};

@@ -18,6 +18,7 @@
 mod augmented_bug;
 mod coefficient_cycle;
 mod conditioning;
+mod cost;
 mod cut;
 mod momenta;
 mod rule;
@@ -35,7 +36,8 @@ use crate::spec::{DlraSpec, Integrator, RetractionSpec};
 pub use augmented_bug::GalerkinStep;
 use candle_core::{D, Device, Result, Tensor};
 use conditioning::regularized;
-pub use momenta::{MomentumCost, WeightSize, momentum_cost};
+pub(super) use cost::augmentation_values;
+pub use cost::{augmented_rank, augmented_values, cut_flops};
 use momenta::{TangentMomentum, map_tangent};
 pub(in crate::optim) use rule::DlraRule;
 

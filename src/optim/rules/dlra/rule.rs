@@ -40,9 +40,9 @@ struct Member<'a> {
 
 impl DlraRule {
     /// The rule that these settings make.
-    pub fn new(settings: &OptimizerSettings) -> Self {
+    pub fn new(spec: DlraSpec, settings: &OptimizerSettings) -> Self {
         Self {
-            spec: settings.low_rank.clone(),
+            spec,
             ranks: settings.ranks.clone(),
             last_step: settings.schedule.max_steps(),
             truncations: Vec::new(),

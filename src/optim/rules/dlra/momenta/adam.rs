@@ -1,10 +1,11 @@
 //! Element-wise second moments of the tangent coordinates (`adam`).
 
 use super::super::DlraStep;
-use super::cost::{MomentumCost, WeightSize, small_products};
+use super::cost::{MomentumCost, small_products};
 use super::{TangentMomentum, map_tangent};
 use crate::linalg::{multiply, weighted_sum};
 use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent};
+use crate::optim::cost::WeightSize;
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::LeafMap;
 use crate::spec::{DlraSpec, SecondMomentTransport};

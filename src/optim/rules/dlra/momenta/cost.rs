@@ -1,27 +1,6 @@
 //! What a momentum costs beside the first moment, counted by the momentum itself.
 
-/// An m × n weight of rank r.
-#[derive(Clone, Copy, Debug)]
-pub struct WeightSize {
-    /// m.
-    pub rows: u64,
-    /// n.
-    pub columns: u64,
-    /// r.
-    pub rank: u64,
-}
-
-impl WeightSize {
-    /// (m + n) r².
-    pub fn sides(self) -> u64 {
-        (self.rows + self.columns) * self.rank * self.rank
-    }
-
-    /// r³.
-    pub fn cube(self) -> u64 {
-        self.rank * self.rank * self.rank
-    }
-}
+use crate::optim::cost::WeightSize;
 
 /// Numbers and floating-point operations that a momentum adds for one weight; nothing unless said.
 pub trait MomentumCost: Sync {

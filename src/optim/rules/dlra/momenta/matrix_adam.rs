@@ -1,10 +1,11 @@
 //! `matrix_adam`: the tangent first moment over r × r second moments of the K- and L-gradient.
 
 use super::TangentMomentum;
-use super::cost::{MomentumCost, WeightSize};
+use super::cost::MomentumCost;
 use super::matrix_moments::MatrixMoments;
 use crate::linalg::{inverse_square_root, multiply, weighted_sum};
 use crate::lowrank::{BasisChange, LowRank, Tangent};
+use crate::optim::cost::WeightSize;
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::LeafMap;
 use crate::spec::DlraSpec;

@@ -1,8 +1,9 @@
 //! Second moments of the K- and L-gradient as r × r matrices, for the momenta that use them.
 
-use super::cost::{WeightSize, small_products};
+use super::cost::small_products;
 use crate::linalg::{inverse_square_root, multiply, weighted_sum};
 use crate::lowrank::{BasisChange, LowRank, Tangent};
+use crate::optim::cost::WeightSize;
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::LeafMap;
 use candle_core::{Result, Tensor};

@@ -17,6 +17,7 @@ use crate::optim::gradient::Scaled;
 use crate::optim::leaves::LeafMap;
 use crate::spec::{DlraSpec, Momentum};
 use candle_core::{Result, Tensor};
+use cost::MomentumCost;
 use std::fmt::Debug;
 
 /// What a momentum adds to the first moment m ← β₁m + w·g, which every momentum has.
@@ -96,7 +97,6 @@ pub(super) fn map_tangent(
 
 /// Second moments of the coefficients Ŝ while `augmented_bug` steps them.
 pub(super) use adam::CoefficientMoments;
-pub use cost::{MomentumCost, WeightSize};
 
 /// The momentum of the settings, at this point, with nothing gathered yet.
 pub(super) fn new(point: &LowRank, settings: &DlraSpec) -> Result<Box<dyn TangentMomentum>> {
@@ -110,7 +110,7 @@ pub(super) fn new(point: &LowRank, settings: &DlraSpec) -> Result<Box<dyn Tangen
 }
 
 /// What the momentum costs.
-pub fn momentum_cost(momentum: Momentum) -> &'static dyn MomentumCost {
+pub(super) fn momentum_cost(momentum: Momentum) -> &'static dyn MomentumCost {
     match momentum {
         Momentum::HeavyBall => &heavy_ball::Cost,
         Momentum::Spectral => &spectral::Cost,

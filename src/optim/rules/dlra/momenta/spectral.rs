@@ -2,9 +2,10 @@
 
 use super::super::DlraStep;
 use super::TangentMomentum;
-use super::cost::{MomentumCost, WeightSize};
+use super::cost::MomentumCost;
 use crate::linalg::polar_newton_schulz_flops;
 use crate::lowrank::LowRank;
+use crate::optim::cost::WeightSize;
 use crate::optim::leaves::LeafMap;
 use candle_core::{Result, Tensor};
 

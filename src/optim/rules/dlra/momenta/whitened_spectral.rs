@@ -1,10 +1,11 @@
 //! `whitened_spectral`: the polar factor of the tangent first moment, whitened before.
 
 use super::TangentMomentum;
-use super::cost::{MomentumCost, WeightSize};
+use super::cost::MomentumCost;
 use super::matrix_moments::MatrixMoments;
 use crate::linalg::{inverse_square_root, multiply, polar_newton_schulz_flops, square_roots};
 use crate::lowrank::{BasisChange, LowRank, Tangent};
+use crate::optim::cost::WeightSize;
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::LeafMap;
 use crate::optim::rules::dlra::DlraStep;

@@ -1,0 +1,26 @@
+//! A matrix of the network as the rule sees that moves it.
+
+use crate::model::cost::MatrixCost;
+use crate::optim::{MovedWeight, WeightSize, augmented_rank};
+use crate::spec::{Integrator, WeightForm};
+
+/// What moves of a matrix.
+pub(super) fn moved(matrix: &MatrixCost) -> MovedWeight {
+    MovedWeight { size: size(matrix), values: matrix.parameters() }
+}
+
+/// Its sides and rank.
+fn size(matrix: &MatrixCost) -> WeightSize {
+    WeightSize { rows: matrix.rows, columns: matrix.columns, rank: matrix.rank() }
+}
+
+/// The matrix in the augmented bases of this integrator, where it is low-rank.
+pub(super) fn augmented(matrix: MatrixCost, integrator: Integrator) -> MatrixCost {
+    match matrix.form {
+        WeightForm::LowRank { .. } => {
+            let rank = augmented_rank(integrator, size(&matrix)) as usize;
+            MatrixCost { form: WeightForm::LowRank { rank }, ..matrix }
+        }
+        _ => matrix,
+    }
+}
