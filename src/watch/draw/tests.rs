@@ -136,7 +136,7 @@ fn ranks_are_a_heat_map_by_layer() {
     for (width, height) in SIZES {
         let lines = drawn(&screen, (width, height));
         let text = lines.join("\n");
-        assert!(text.contains("attn.q") && text.contains("― most ― mean ― least"), "{text}");
+        assert!(text.contains("attn.q") && text.contains("― max ― mean ― min"), "{text}");
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, &screen)).unwrap();
         let buffer = terminal.backend().buffer();
