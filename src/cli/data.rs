@@ -2,8 +2,7 @@
 
 use super::{listing, output};
 use crate::data::{self, Dataset, PreparedData, TokenShard};
-use crate::figures::bytes;
-use crate::figures::count;
+use crate::figures::{bytes, count};
 use crate::train::load_spec;
 use anyhow::Result;
 use clap::{Args, Subcommand};

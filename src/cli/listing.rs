@@ -4,19 +4,13 @@ use super::output;
 use crate::error::printable;
 use crate::figures::duration;
 use anyhow::Result;
-use ratatui::crossterm::terminal;
-use std::io::IsTerminal;
 use std::time::SystemTime;
 use unicode_width::UnicodeWidthStr;
 
 /// Prints rows under their header; columns whose header is in capitals with a leading space stand
 /// to the right.
 pub(super) fn print(header: &[&str], rows: &[Vec<String>]) -> Result<()> {
-    let is_terminal = std::io::stdout().is_terminal();
-    let width = is_terminal.then(|| terminal::size().ok()).flatten();
-    table(header, rows, width.map(|(columns, _)| usize::from(columns)))
-        .iter()
-        .try_for_each(output::line)
+    table(header, rows, output::width(false)).iter().try_for_each(output::line)
 }
 
 fn table(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> Vec<String> {

@@ -147,7 +147,9 @@ mod tests {
         let mut take = |line: &str| figures.take(&serde_json::from_str(line).unwrap());
         assert_eq!(
             take(
-                r#"{"step":10,"train/loss":3.5,"train/lr":1e-3,"train/lr_low_rank":0.01,"train/tok_per_sec":500.0,"rank/mean":6.0,"time/step":0.3,"time/forward":0.1,"mem/resident":1000}"#
+                r#"{"step":10,"train/loss":3.5,"train/lr":1e-3,"train/lr_low_rank":0.01,
+                "train/tok_per_sec":500.0,"rank/mean":6.0,"time/step":0.3,"time/forward":0.1,
+                "mem/resident":1000}"#
             ),
             None
         );

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 /// A run's folder with a plan of 100 steps and 12 tokens a step, and nothing else.
 pub(super) fn a_run(folder: &Path) -> PathBuf {
     let yaml = "name: tiny\n\
-                model: {n_layer: 2, n_head: 2, n_embd: 8, block_size: 4, weights: {low_rank: {rank: 2}}}\n\
+                model: {n_layer: 2, n_head: 2, n_embd: 8, block_size: 4, \
+                weights: {low_rank: {rank: 2}}}\n\
                 data: {source: cargo_registry, tokenizer: bytes}\n\
                 train: {max_steps: 100, batch_size: 3}\n";
     let plan = crate::spec::parse_plan(yaml, "tiny.yaml", &[]).expect("a good spec").1;

@@ -98,7 +98,9 @@ fn bounds(lines: &[Line], is_log: bool) -> Option<([f64; 2], [f64; 2])> {
         return None;
     }
     let begin = points().map(|(at, _)| at).fold(f64::INFINITY, f64::min);
-    let settled = points().filter(|(at, _)| *at >= begin + (end - begin) / 20.0);
+    let is_long = lines.iter().any(|line| line.points.len() >= 20);
+    let from = if is_long { begin + (end - begin) / 20.0 } else { begin };
+    let settled = points().filter(|(at, _)| *at >= from);
     let values = settled.map(|(_, value)| if is_log { value.log10() } else { value });
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))
@@ -110,7 +112,9 @@ fn bounds(lines: &[Line], is_log: bool) -> Option<([f64; 2], [f64; 2])> {
         range => 0.04 * range,
     };
     let end = if end > begin { end } else { begin + 1.0 };
-    Some(([begin.min(end - 1.0), end], [low - margin, high + margin]))
+    // No figure here is negative, so no axis reaches below zero either.
+    let bottom = if is_log || low < 0.0 { low - margin } else { (low - margin).max(0.0) };
+    Some(([begin.min(end - 1.0), end], [bottom, high + margin]))
 }
 
 fn labels(bounds: [f64; 2], count: usize, text: impl Fn(f64) -> String) -> Vec<Span<'static>> {

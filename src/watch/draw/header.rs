@@ -1,8 +1,7 @@
 //! The lines around a view: its name among the others, the runs and their state, the keys.
 
 use super::{QUIET, STRONG, colour};
-use crate::figures::bytes;
-use crate::figures::{count, duration};
+use crate::figures::{bytes, count, duration};
 use crate::train::RunState;
 use crate::watch::screen::{Screen, Tab};
 use crate::watch::view::{Standing, View};
@@ -106,7 +105,8 @@ fn figures(view: &View) -> Vec<String> {
     let figures = &view.figures;
     let mut parts = Vec::new();
     if view.max_steps > 0 {
-        let share = 100 * figures.progress.step.min(view.max_steps) / view.max_steps;
+        // Rounded down: 100% is the end.
+        let share = (100.0 * figures.progress.step as f64 / view.max_steps as f64).floor();
         parts.push(format!("{}/{} ({share}%)", figures.progress.step, view.max_steps));
     }
     parts.extend(figures.progress.validation.map(|(_, loss)| format!("val {loss:.4}")));

@@ -13,6 +13,8 @@ use ratatui::widgets::Paragraph;
 
 /// Colours from few to many, dark to light, of the 256 that terminals share.
 const HEAT: [u8; 10] = [17, 18, 24, 30, 36, 42, 78, 114, 150, 222];
+/// Columns before the first cell.
+const LAYER: usize = 6;
 /// From here on text is dark.
 const LIGHT: usize = 4;
 
@@ -65,12 +67,15 @@ pub(super) fn draw(frame: &mut Frame, screen: &Screen, area: Rect) {
     }
     let grid = Grid::new(&figures.ranks);
     let names = grid.kinds.iter().map(|kind| Span::raw(kind.as_str()).width());
-    let cell = names.max().unwrap_or(0).clamp(4, 9) + 1;
-    let wanted = 6 + cell * grid.kinds.len();
-    let most = (usize::from(area.width) * 2 / 3).max(20);
-    let [left, right] =
-        Layout::horizontal([Constraint::Length(wanted.min(most) as u16), Constraint::Min(0)])
-            .areas(area);
+    // A third of the width stays for the curves.
+    let room = (usize::from(area.width) * 2 / 3).saturating_sub(LAYER) / grid.kinds.len();
+    let cell = (names.max().unwrap_or(0) + 1).min(room).clamp(5, 10);
+    let wanted = LAYER + cell * grid.kinds.len();
+    let [left, right] = Layout::horizontal([
+        Constraint::Length(wanted.min(u16::MAX.into()) as u16),
+        Constraint::Min(0),
+    ])
+    .areas(area);
     let largest = figures.rank_most.points().iter().map(|(_, rank)| *rank).fold(1.0, f64::max);
     let mut lines = vec![TextLine::from(vec![
         Span::styled(format!(" {}", fitted("rank", 5)), STRONG),
@@ -103,17 +108,19 @@ pub(super) fn draw(frame: &mut Frame, screen: &Screen, area: Rect) {
         is_faint: false,
     };
     let curves = [
-        line(&figures.rank_most, "most", Color::Green),
+        line(&figures.rank_most, "max", Color::Green),
         line(&figures.rank_mean, "mean", colour(screen.chosen)),
-        line(&figures.rank_least, "least", Color::Blue),
+        line(&figures.rank_least, "min", Color::Blue),
     ];
     chart(frame, right, "rank", &curves, false);
 }
 
-/// The end of a name, which says more than its beginning: `attn.q` of `self_attn.q`.
-fn shortened(name: &str, width: usize) -> String {
-    let length = name.chars().count();
-    if length <= width { name.to_owned() } else { name.chars().skip(length - width).collect() }
+/// A name, its last part where it is too long, or the end of that: `down` of `mlp.down`.
+fn shortened(name: &str, width: usize) -> &str {
+    let fits = |text: &&str| text.chars().count() <= width;
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let from = last.char_indices().rev().nth(width.saturating_sub(1)).map_or(0, |(at, _)| at);
+    [name, last].into_iter().find(fits).unwrap_or(&last[from..])
 }
 
 fn fitted_right(text: &str, width: usize) -> String {

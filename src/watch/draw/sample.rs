@@ -7,7 +7,8 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Wrap};
 
-/// The newest sample of the chosen run.
+/// The newest sample of the chosen run, its control characters shown: [`crate::watch::View`] has
+/// seen to that.
 pub(super) fn draw(frame: &mut Frame, screen: &Screen, area: Rect) {
     let Some((step, text)) = &screen.view().sample else {
         let why = "no sample yet: `sample.tokens` of the spec says how long the text written at \

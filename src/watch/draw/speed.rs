@@ -17,7 +17,7 @@ pub(super) fn draw(frame: &mut Frame, screen: &Screen, area: Rect) {
     let [curves, times] =
         Layout::vertical([Constraint::Min(5), Constraint::Length(phases + 1)]).areas(area);
     let [speed, memory] =
-        Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)]).areas(curves);
+        Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).spacing(2).areas(curves);
     const MEBIBYTE: f64 = (1u64 << 20) as f64;
     let lines = |curve: &dyn Fn(&View) -> Curve, scale: f64| -> Vec<Line> {
         let runs = screen.views.iter().enumerate();
