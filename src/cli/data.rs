@@ -150,7 +150,17 @@ fn print_summary(dataset: &Dataset) -> Result<()> {
             bytes.map_or("unknown".into(), |bytes| format!("{:.3}", bytes as f64 / tokens as f64))
         ))?;
     }
+    if let (Some(train), Some(val)) = (summary.train_trained, summary.val_trained) {
+        output::line(trained_tokens("train", train, summary.train_tokens))?;
+        output::line(trained_tokens("val", val, summary.val_tokens))?;
+    }
     Ok(())
+}
+
+/// How many tokens of a part count in the loss.
+pub(super) fn trained_tokens(part: &str, trained: u64, tokens: u64) -> String {
+    let percent = 100.0 * trained as f64 / tokens.max(1) as f64;
+    format!("{part:<6} {trained} of {tokens} tokens are trained on ({percent:.1}%)")
 }
 
 /// The first tokens of a part: number and text of each.

@@ -1,7 +1,7 @@
 //! `lrpt spec`: look at a spec without training.
 
 use crate::account::Ledger;
-use crate::data::Tokenizer;
+use crate::data::{self, Tokenizer};
 use crate::spec::{self, Plan, SourceSpec, TokenizerSpec};
 use crate::train::load_plan;
 use anyhow::Context;
@@ -65,7 +65,31 @@ fn check(plan: &Plan) -> anyhow::Result<String> {
         None => "vocabulary unknown until the data is prepared: embedding and head are not counted below".to_owned(),
     };
     let ledger = Ledger::new(plan, size.unwrap_or(0), rayon::current_num_threads());
-    Ok(format!("{}: {vocabulary}; plan {}\n{ledger}", plan.name, &plan.hash()[..16]))
+    let examples = match &plan.data.source {
+        SourceSpec::Instructions(_) => instructions(plan),
+        _ => String::new(),
+    };
+    Ok(format!("{}: {vocabulary}; plan {}\n{ledger}{examples}", plan.name, &plan.hash()[..16]))
+}
+
+/// Trained and all tokens of instructions, if they have been prepared.
+fn instructions(plan: &Plan) -> String {
+    match data::prepared(&plan.data, data::cache_dir()) {
+        Ok(Some(summary)) => {
+            let parts = [
+                ("train", summary.train_trained, summary.train_tokens),
+                ("val", summary.val_trained, summary.val_tokens),
+            ];
+            let lines = parts.map(|(part, trained, tokens)| {
+                super::data::trained_tokens(part, trained.unwrap_or(tokens), tokens) + "\n"
+            });
+            lines.concat()
+        }
+        Ok(None) => "the tokens that are trained on are known once the data is prepared \
+                     (lrpt data prepare)\n"
+            .to_owned(),
+        Err(error) => format!("the data cannot be prepared yet: {error:#}\n"),
+    }
 }
 
 /// Tokens in the vocabulary as far as the plan tells; `None` if only the prepared data can say.
@@ -73,7 +97,10 @@ pub(super) fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
     let given = match &plan.data.source {
         SourceSpec::Bin(bin) => bin.vocab_size,
         SourceSpec::Tinystories(shards) => shards.vocab_size,
-        SourceSpec::CargoRegistry | SourceSpec::Text(_) | SourceSpec::Jsonl(_) => None,
+        SourceSpec::CargoRegistry
+        | SourceSpec::Text(_)
+        | SourceSpec::Jsonl(_)
+        | SourceSpec::Instructions(_) => None,
     };
     Ok(match &plan.data.tokenizer {
         _ if given.is_some() => given,

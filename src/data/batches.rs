@@ -1,9 +1,11 @@
 //! Training batches as a pure function of (seed, step, micro-batch).
 
+use super::examples::Examples;
 use super::permutation::Permutation;
 use super::shard::TokenShard;
 use crate::rng;
 use candle_core::{Device, Tensor};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Sequences of one micro-batch, on the CPU. B sequences of T tokens.
@@ -13,6 +15,38 @@ pub struct Batch {
     pub inputs: Tensor,
     /// Tokens to predict, (B, T) u32: `inputs` shifted by one.
     pub targets: Tensor,
+    /// Which of them count, where not all do.
+    pub trained: Option<Trained>,
+}
+
+/// The targets of a batch that count.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// Their places in the flattened (B, T), ascending, u32.
+    pub rows: Tensor,
+    /// What the sum of their losses is divided by: the step's trained tokens per micro-batch, so
+    /// that the mean over micro-batches is the mean over all trained tokens of the step.
+    pub divisor: f64,
+}
+
+impl Batch {
+    /// The same on another device.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn to_device(&self, device: &Device) -> candle_core::Result<Self> {
+        let trained = self.trained.as_ref().map(|Trained { rows, divisor }| {
+            Ok::<_, candle_core::Error>(Trained {
+                rows: rows.to_device(device)?,
+                divisor: *divisor,
+            })
+        });
+        Ok(Self {
+            inputs: self.inputs.to_device(device)?,
+            targets: self.targets.to_device(device)?,
+            trained: trained.transpose()?,
+        })
+    }
 }
 
 /// The order in which a run sees its training text.
@@ -22,6 +56,10 @@ pub struct Batch {
 /// window π_e(g mod windows) of epoch e = ⌊g / windows⌋, where π_e is a permutation keyed by (seed,
 /// e). So every window is seen once per epoch, also where a batch reaches into the next one, there
 /// is no state to save, and how a step is split into micro-batches does not change what it sees.
+///
+/// Where only some tokens are trained on, the windows are the examples, each a row of its own
+/// ([`Examples`]); those of a step are dealt to its micro-batches by length, which changes neither
+/// what the step sees nor its loss, only how much of a batch is filled up.
 #[derive(Clone, Debug)]
 pub struct Batches {
     shard: Arc<TokenShard>,
@@ -30,6 +68,8 @@ pub struct Batches {
     micro_batches: usize,
     seed: u64,
     windows: u64,
+    /// Where only some tokens are trained on.
+    examples: Option<Arc<Examples>>,
 }
 
 impl Batches {
@@ -50,7 +90,11 @@ impl Batches {
             gradient_accumulation_steps > 0,
             "train.gradient_accumulation_steps must be at least 1"
         );
-        let windows = window_count(&shard, block_size, "training")? as u64;
+        let examples = Examples::of(&shard, block_size, "training")?.map(Arc::new);
+        let windows = match &examples {
+            Some(examples) => examples.count(),
+            None => window_count(&shard, block_size, "training")?,
+        } as u64;
         Ok(Self {
             shard,
             block_size,
@@ -58,6 +102,7 @@ impl Batches {
             micro_batches: gradient_accumulation_steps,
             seed,
             windows,
+            examples,
         })
     }
 
@@ -86,10 +131,36 @@ impl Batches {
             "micro-batch {micro} of a step with {}",
             self.micro_batches
         );
-        let first = (step * self.micro_batches as u64 + micro as u64) * self.batch_size as u64;
+        match &self.examples {
+            None => {
+                let order = self.order(step, micro..micro + 1);
+                read_windows(&self.shard, self.block_size, &order)
+            }
+            Some(examples) => {
+                let mut order = self.order(step, 0..self.micro_batches);
+                let divisor =
+                    examples.trained(order.iter().copied()) as f64 / self.micro_batches as f64;
+                examples.sort_by_length(&mut order);
+                let own = &order[micro * self.batch_size..][..self.batch_size];
+                examples.batch(&self.shard, own, divisor)
+            }
+        }
+    }
+
+    /// Tokens that step `step` (from 0) is trained on; `None` where that is all of its windows.
+    pub fn trained_tokens(&self, step: u64) -> Option<u64> {
+        let examples = self.examples.as_ref()?;
+        Some(examples.trained(self.order(step, 0..self.micro_batches)))
+    }
+
+    /// The windows of some micro-batches of a step.
+    fn order(&self, step: u64, micro: Range<usize>) -> Vec<usize> {
+        let at = |micro: usize| {
+            (step * self.micro_batches as u64 + micro as u64) * self.batch_size as u64
+        };
         let mut epoch = None;
-        let mut order = Vec::with_capacity(self.batch_size);
-        for sequence in first..first + self.batch_size as u64 {
+        let mut order = Vec::with_capacity(micro.len() * self.batch_size);
+        for sequence in at(micro.start)..at(micro.end) {
             let number = sequence / self.windows;
             let (_, permutation) = match epoch.take() {
                 Some((known, permutation)) if known == number => epoch.insert((known, permutation)),
@@ -97,7 +168,7 @@ impl Batches {
             };
             order.push(permutation.at(sequence % self.windows) as usize);
         }
-        read_windows(&self.shard, self.block_size, &order)
+        order
     }
 
     fn epoch(&self, number: u64) -> Permutation {
@@ -139,7 +210,7 @@ pub(super) fn read_windows(
         Ok((inputs, targets))
     });
     let (inputs, targets) = stack(sequences, windows.len())?;
-    Ok(Batch { inputs, targets })
+    Ok(Batch { inputs, targets, trained: None })
 }
 
 #[cfg(feature = "datasets")]

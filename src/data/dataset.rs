@@ -1,6 +1,7 @@
 //! A prepared data set: tokens, tokenizer, and what identifies them.
 
 use super::shard::TokenShard;
+use super::target_mask::TargetMask;
 use super::tokenizer::Tokenizer;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,12 @@ pub struct DatasetSummary {
     pub train_bytes: Option<u64>,
     /// UTF-8 bytes of the validation text; unknown where the tokens are not the tokenizer's.
     pub val_bytes: Option<u64>,
+    /// Training tokens that are trained on, where that is not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_trained: Option<u64>,
+    /// Validation tokens whose loss counts, where that is not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_trained: Option<u64>,
 }
 
 impl Dataset {
@@ -92,8 +99,8 @@ impl Dataset {
             summary.vocab_size,
             tokenizer.vocab_size()
         );
-        let open = |name: &str, tokens, text_bytes| -> anyhow::Result<TokenShard> {
-            let path = folder.join(name);
+        let open = |part: &str, tokens, text_bytes, trained| -> anyhow::Result<TokenShard> {
+            let path = folder.join(format!("{part}.tokens"));
             let (shard, header) = TokenShard::open(&path, &tokenizer_hash)?;
             anyhow::ensure!(
                 (header.tokens, Some(header.text_bytes)) == (tokens, text_bytes),
@@ -102,11 +109,22 @@ impl Dataset {
                 path.display(),
                 header.tokens
             );
-            Ok(shard)
+            let Some(trained) = trained else { return Ok(shard) };
+            let path = folder.join(format!("{part}.mask"));
+            let mask = TargetMask::read(&path, shard.len())?;
+            anyhow::ensure!(
+                mask.count() == trained,
+                "{}: {} trained tokens, but dataset.json says {trained}; delete the folder and \
+                 prepare the data again",
+                path.display(),
+                mask.count()
+            );
+            Ok(shard.with_mask(mask))
         };
+        let s = &summary;
         Ok(Self {
-            train: open("train.tokens", summary.train_tokens, summary.train_bytes)?,
-            val: open("val.tokens", summary.val_tokens, summary.val_bytes)?,
+            train: open("train", s.train_tokens, s.train_bytes, s.train_trained)?,
+            val: open("val", s.val_tokens, s.val_bytes, s.val_trained)?,
             tokenizer,
             summary,
         })

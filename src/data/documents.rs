@@ -1,6 +1,8 @@
 //! The documents of a source as a stream that can be gone through more than once: what is in
 //! memory at a time is a block of a file.
 
+use super::chat_template::Example;
+use super::instructions::Instructions;
 use super::json_lines::JsonLines;
 use super::text_blocks::TextBlocks;
 use std::borrow::Cow;
@@ -27,6 +29,8 @@ pub(super) enum Documents {
     Text(TextPart),
     /// One document for each line of JSON.
     Lines(JsonLines),
+    /// One document for each example of instructions.
+    Examples(Instructions),
 }
 
 impl Documents {
@@ -36,6 +40,7 @@ impl Documents {
             Documents::Memory(documents) => documents.len() as u64,
             Documents::Text(_) => 1,
             Documents::Lines(lines) => lines.count(),
+            Documents::Examples(examples) => examples.count(),
         }
     }
 
@@ -47,10 +52,16 @@ impl Documents {
             ),
             Documents::Text(part) => Box::new(part.chunks()),
             Documents::Lines(lines) => Box::new(lines.chunks()),
+            Documents::Examples(examples) => Box::new(
+                examples
+                    .examples()
+                    .map(|example| Ok(Chunk { text: Cow::Owned(example?.text), ends: true })),
+            ),
         }
     }
 
-    /// Adds their number, and the length and text of each, to a hash; returns the bytes of all.
+    /// Adds their number, and the length and text of each, with what of it is trained on if that is
+    /// not all, to a hash; returns the bytes of all.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -61,6 +72,19 @@ impl Documents {
             hasher.update(&(part.to - part.from).to_le_bytes());
         }
         let mut bytes = 0;
+        if let Documents::Examples(examples) = self {
+            for example in examples.examples() {
+                let Example { text, trained } = example?;
+                hasher.update(&(text.len() as u64).to_le_bytes());
+                hasher.update(text.as_bytes());
+                hasher.update(&(trained.len() as u64).to_le_bytes());
+                for at in trained.iter().flat_map(|part| [part.start, part.end]) {
+                    hasher.update(&(at as u64).to_le_bytes());
+                }
+                bytes += text.len() as u64;
+            }
+            return Ok(bytes);
+        }
         for chunk in self.chunks() {
             let text = chunk?.text;
             if !matches!(self, Documents::Text(_)) {

@@ -1,8 +1,11 @@
 //! Documents to tokens to a shard, a few megabytes at a time.
 
 use super::documents::{Chunk, Chunks, Documents};
+use super::instructions::Instructions;
+use super::markup::MarkupEncoder;
 use super::shard_file::{Document, Header, Width, token_bytes};
 use super::shard_writer::ShardWriter;
+use super::target_mask::TargetMask;
 use super::tokenizer::Tokenizer;
 use anyhow::Context;
 use indicatif::ProgressBar;
@@ -142,6 +145,53 @@ pub(super) fn write_part(
             progress.inc(piece.text.len() as u64);
         }
     }
+}
+
+/// Writes the tokens of examples to a shard, which lists them, and says which are trained on.
+///
+/// # Errors
+/// When an example cannot be read or encoded, or the shard cannot be written.
+pub(super) fn write_examples(
+    path: &Path,
+    examples: &Instructions,
+    tokenizer: &Tokenizer,
+    tokenizer_hash: blake3::Hash,
+    progress: &ProgressBar,
+) -> anyhow::Result<(Header, TargetMask)> {
+    let lengths = tokenizer.token_byte_lengths();
+    let width = Width::for_vocabulary(tokenizer.vocab_size());
+    let (mut shard, mut mask) = (ShardWriter::create(path, width)?, TargetMask::default());
+    shard.list_documents();
+    let encoder = MarkupEncoder::new(tokenizer);
+    let mut examples = examples.examples().enumerate().peekable();
+    while examples.peek().is_some() {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while bytes < BATCH {
+            let Some((number, example)) = examples.next() else { break };
+            let example = example?;
+            bytes += example.text.len();
+            batch.push((number, example));
+        }
+        let encoded: Vec<anyhow::Result<Vec<(u32, usize)>>> = batch
+            .par_iter()
+            .map(|(number, example)| {
+                encoder.encode(&example.text).with_context(|| format!("example {}", number + 1))
+            })
+            .collect();
+        for ((_, example), encoded) in batch.iter().zip(encoded) {
+            let encoded = encoded?;
+            let tokens: Vec<u32> = encoded.iter().map(|(token, _)| *token).collect();
+            for (_, start) in &encoded {
+                mask.push(example.trained.iter().any(|part| part.contains(start)));
+            }
+            shard.append(&width.encode(&tokens)?)?;
+            // Markup is no text: bytes are those of the tokens by themselves.
+            let bytes = token_bytes(&tokens, &lengths);
+            shard.end_document(&Document::new(&tokens, bytes, &lengths))?;
+            progress.inc(example.text.len() as u64);
+        }
+    }
+    Ok((shard.finish(tokenizer_hash)?, mask))
 }
 
 impl Document {

@@ -1,5 +1,6 @@
 //! The tokenizer inside a GGUF file, as a `tokenizer.json`.
 
+use super::chat_settings::ChatSettings;
 use super::corpus::usage;
 use anyhow::{Context, Result, bail};
 use candle_core::quantized::gguf_file::{Content, Value as Entry};
@@ -66,12 +67,38 @@ pub(super) fn is_gguf(path: &Path) -> bool {
 /// # Errors
 /// When the file is damaged, has no tokenizer, or one of a kind that has no counterpart here.
 pub(super) fn tokenizer_json(path: &Path) -> Result<String> {
+    let tokenizer = byte_pairs(&metadata_of(path)?)
+        .map_err(|error| usage(format!("{}: {error:#}", path.display())))?;
+    Ok(serde_json::to_string(&tokenizer)? + "\n")
+}
+
+/// The chat template and special tokens in a GGUF file.
+///
+/// # Errors
+/// When the file is damaged.
+pub(super) fn chat_settings(path: &Path) -> Result<ChatSettings> {
+    Ok(settings_of(&metadata_of(path)?))
+}
+
+fn metadata_of(path: &Path) -> Result<HashMap<String, Entry>> {
     let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let content = Content::read(&mut BufReader::new(file))
         .map_err(|error| usage(format!("{}: not a sound GGUF file: {error}", path.display())))?;
-    let tokenizer = byte_pairs(&content.metadata)
-        .map_err(|error| usage(format!("{}: {error:#}", path.display())))?;
-    Ok(serde_json::to_string(&tokenizer)? + "\n")
+    Ok(content.metadata)
+}
+
+fn settings_of(metadata: &HashMap<String, Entry>) -> ChatSettings {
+    let text = |entry: &Entry| entry.to_string().ok().cloned();
+    let tokens = metadata.get("tokenizer.ggml.tokens").and_then(|entry| entry.to_vec().ok());
+    let token = |key: &str| {
+        let id = metadata.get(key)?.to_u32().ok()? as usize;
+        tokens?.get(id).and_then(text)
+    };
+    ChatSettings {
+        template: metadata.get("tokenizer.chat_template").and_then(text),
+        bos: token("tokenizer.ggml.bos_token_id"),
+        eos: token("tokenizer.ggml.eos_token_id"),
+    }
 }
 
 fn byte_pairs(metadata: &HashMap<String, Entry>) -> Result<Value> {
@@ -187,6 +214,18 @@ mod tests {
         assert_eq!(tokenizer.end_of_text(), Some(0));
         assert_eq!(tokenizer.encode("ab12ba<tool>").expect("tokens"), [5, 1, 2, 4, 3, 6]);
         assert_eq!(tokenizer.decode(&[5, 1, 2, 4, 3]).expect("text"), "ab12ba");
+    }
+
+    #[test]
+    fn the_chat_template_and_its_tokens_are_found() {
+        let mut metadata = metadata();
+        assert_eq!(settings_of(&metadata), ChatSettings::default());
+        metadata.insert("tokenizer.chat_template".into(), Entry::String("{{ messages }}".into()));
+        metadata.insert("tokenizer.ggml.eos_token_id".into(), Entry::U32(6));
+        metadata.insert("tokenizer.ggml.bos_token_id".into(), Entry::U32(60));
+        let settings = settings_of(&metadata);
+        assert_eq!(settings.template.as_deref(), Some("{{ messages }}"));
+        assert_eq!((settings.bos, settings.eos.as_deref()), (None, Some("<tool>")));
     }
 
     #[test]

@@ -100,6 +100,15 @@ impl HuggingFace {
         Ok(tokens.concat())
     }
 
+    /// The tokenizer for text in which names of special tokens are those tokens, with nothing that
+    /// moves the places of tokens in the text.
+    pub(super) fn with_names(&self) -> tokenizers::Tokenizer {
+        let mut inner = self.inner.clone();
+        inner.set_encode_special_tokens(false);
+        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        inner
+    }
+
     /// The last place of a text, at or after `from`, on whose sides the tokens are the same with
     /// and without the other; none where there may be no such place.
     pub(super) fn cut(&self, text: &str, from: usize) -> Option<usize> {

@@ -5,7 +5,7 @@ use super::files::without_mark;
 use super::text_blocks;
 use anyhow::Context;
 use rayon::prelude::*;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::BufRead;
@@ -62,16 +62,24 @@ impl JsonLines {
     pub(super) fn chunks<'a>(
         &self,
     ) -> impl Iterator<Item = anyhow::Result<Chunk<'a>>> + Send + use<'a, '_> {
+        self.parsed(|line| text_of_line(line, &self.text_key))
+            .map(|text| text.map(|text| Chunk { text: Cow::Owned(text), ends: true }))
+    }
+
+    /// What the lines say, in order; errors name the line.
+    pub(super) fn parsed<T: Send>(
+        &self,
+        parse: impl Fn(&str) -> anyhow::Result<T> + Sync + Send,
+    ) -> impl Iterator<Item = anyhow::Result<T>> + Send {
         let mut lines = self.lines();
         let (mut skip, mut left) = (self.first, self.count);
-        let mut parsed: VecDeque<anyhow::Result<String>> = VecDeque::new();
+        let mut parsed: VecDeque<anyhow::Result<T>> = VecDeque::new();
         std::iter::from_fn(move || {
             if parsed.is_empty() {
                 match next_batch(&mut lines, &mut skip, &mut left) {
                     Ok(batch) => {
                         let parse = |line: Line| {
-                            let text = text_of_line(&line.text, &self.text_key);
-                            text.with_context(|| place(line.path, line.number))
+                            parse(&line.text).with_context(|| place(line.path, line.number))
                         };
                         parsed = batch.into_par_iter().map(parse).collect::<Vec<_>>().into();
                     }
@@ -81,8 +89,7 @@ impl JsonLines {
                     }
                 }
             }
-            let text = parsed.pop_front()?;
-            Some(text.map(|text| Chunk { text: Cow::Owned(text), ends: true }))
+            parsed.pop_front()
         })
     }
 }
@@ -150,21 +157,24 @@ fn place(path: &Path, line: usize) -> String {
     format!("{}:{line}", path.display())
 }
 
-/// The text under a key of one line's object.
-fn text_of_line(line: &str, text_key: &str) -> anyhow::Result<String> {
+/// The object of one line, which is to hold `what`.
+pub(super) fn object_of_line(line: &str, what: &str) -> anyhow::Result<Map<String, Value>> {
     anyhow::ensure!(
         !line.trim_start().starts_with('['),
         "a JSON array, not JSON lines; write one object a line (`jq -c '.[]' FILE`)"
     );
-    let mut value: Value = serde_json::from_str(line).context("not JSON")?;
-    let Some(object) = value.as_object_mut() else {
-        let kind = match value {
-            Value::String(_) => "string",
-            Value::Number(_) => "number",
-            _ => "literal",
-        };
-        anyhow::bail!("a JSON {kind}, not an object with the text under the key `{text_key}`")
+    let kind = match serde_json::from_str(line).context("not JSON")? {
+        Value::Object(object) => return Ok(object),
+        Value::String(_) => "string",
+        Value::Number(_) => "number",
+        _ => "literal",
     };
+    anyhow::bail!("a JSON {kind}, not an object with {what}")
+}
+
+/// The text under a key of one line's object.
+fn text_of_line(line: &str, text_key: &str) -> anyhow::Result<String> {
+    let mut object = object_of_line(line, &format!("the text under the key `{text_key}`"))?;
     match object.get_mut(text_key).map(Value::take) {
         Some(Value::String(text)) => Ok(text),
         Some(_) => anyhow::bail!("the value of `{text_key}` is not a string"),

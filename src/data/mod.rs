@@ -4,30 +4,38 @@
 //! files, text_blocks          the files of globs; text, plain or compressed, in blocks
 //! documents, json_lines       documents as a stream, of text and of JSON lines
 //! corpus, cargo_registry, sources   documents of a source, split into training and validation
+//! instructions, chat_template, chat_settings   conversations as text, and what of it is trained on
 //! tokenizer, byte_pair, ...   text <-> tokens; text as its tokens come
 //! shard, shard_file, shard_writer   tokens on disk, memory-mapped, and the format they have there
+//! target_mask                 which of the tokens are trained on, where not all are
 //! dataset                     tokens, tokenizer and what identifies them
 //! raw_file, raw               token files others wrote, used in place
 //! encode                      documents -> tokens -> shard, a few megabytes at a time
 //! prepare                     all of the above once, cached under data/<hash>/
 //! listing                     what is prepared already
 //! batches, permutation        tokens -> batches, a pure function of (seed, step, micro-batch)
+//! examples                    the same where each example is a row of its own
 //! validation                  the fixed windows every validation uses
 //! ```
 
 mod batches;
 mod byte_pair;
 mod cargo_registry;
+mod chat_settings;
+mod chat_template;
 mod corpus;
 mod dataset;
 mod documents;
 mod encode;
+mod examples;
 mod files;
 mod gguf_tokenizer;
 mod hugging_face;
 mod hugging_face_form;
+mod instructions;
 mod json_lines;
 mod listing;
+mod markup;
 mod permutation;
 mod prepare;
 mod raw;
@@ -36,16 +44,17 @@ mod shard;
 mod shard_file;
 mod shard_writer;
 mod sources;
+mod target_mask;
 mod text_blocks;
 mod text_stream;
 mod tokenizer;
 mod validation;
 
-pub use batches::{Batch, Batches};
+pub use batches::{Batch, Batches, Trained};
 pub use cargo_registry::crates_at_hand;
 pub use dataset::{Dataset, DatasetSummary};
 pub use listing::{PreparedData, prepared_data};
-pub use prepare::{cache_dir, prepare};
+pub use prepare::{cache_dir, prepare, prepared};
 pub use shard::TokenShard;
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -6,15 +6,16 @@
 use super::corpus::{Corpus, usage};
 use super::dataset::{Dataset, DatasetSummary};
 use super::documents::{Chunk, Documents};
-use super::encode::{DocumentEnd, Pieces, write_part};
+use super::encode::{DocumentEnd, Pieces, write_examples, write_part};
 use super::hugging_face::{last_cut, pieces};
+use super::instructions;
 use super::raw::RawSource;
-use super::shard_file::{Header, short};
+use super::shard_file::short;
 use super::sources;
 use super::tokenizer::{CharacterSet, DOCUMENT_END, Tokenizer};
 use crate::figures;
 use crate::fs::write_directory_atomic;
-use crate::spec::{BpeSpec, DataSpec, TokenizerSpec};
+use crate::spec::{BpeSpec, DataSpec, SourceSpec, TokenizerSpec};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
@@ -40,15 +41,10 @@ pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
     if let Some(source) = RawSource::find(&spec.source)? {
         return source.open(spec);
     }
-    let corpus = sources::read(&spec.source)?.context("data.source: neither text nor tokens")?;
-    let file = match &spec.tokenizer {
-        TokenizerSpec::File(path) => Some(Tokenizer::from_file(path)?),
-        _ => None,
-    };
+    let Found { corpus, file, content_hash, bytes } = find(spec)?;
     if let Some(tokenizer) = &file {
         warn_of_no_end(&corpus, spec, tokenizer);
     }
-    let (content_hash, bytes) = content_hash(&corpus, spec, file.as_ref())?;
     let folder = cache.join(short(&content_hash));
     if folder.join("dataset.json").exists() {
         match Dataset::open(&folder) {
@@ -71,6 +67,42 @@ pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
         figures::bytes(rate as u64)
     );
     Dataset::open(&folder)
+}
+
+/// What [`prepare`] has made of a spec's text before; none where it has not.
+///
+/// # Errors
+/// When the source cannot be read, or what was made of it is damaged.
+pub fn prepared(spec: &DataSpec, cache: &Path) -> anyhow::Result<Option<DatasetSummary>> {
+    let folder = cache.join(short(&find(spec)?.content_hash));
+    let is_there = folder.join("dataset.json").exists();
+    Ok(if is_there { Some(Dataset::open(&folder)?.summary) } else { None })
+}
+
+/// A text source, read.
+struct Found {
+    corpus: Corpus,
+    /// The tokenizer, where it is a file's.
+    file: Option<Tokenizer>,
+    content_hash: blake3::Hash,
+    /// Of the training and the validation text.
+    bytes: [u64; 2],
+}
+
+fn find(spec: &DataSpec) -> anyhow::Result<Found> {
+    let corpus = sources::read(&spec.source)?;
+    let file = match &spec.tokenizer {
+        TokenizerSpec::File(path) => Some(Tokenizer::from_file(path)?),
+        _ => None,
+    };
+    let corpus = match (&spec.source, corpus) {
+        (SourceSpec::Instructions(source), None) => {
+            instructions::read(source, spec, file.as_ref())?
+        }
+        (_, corpus) => corpus.context("data.source: neither text nor tokens")?,
+    };
+    let (content_hash, bytes) = content_hash(&corpus, spec, file.as_ref())?;
+    Ok(Found { corpus, file, content_hash, bytes })
 }
 
 /// Says what stands between documents where the tokenizer of a file has no end-of-text token.
@@ -133,15 +165,26 @@ fn fill(
     let tokenizer_hash = blake3::hash(json.as_bytes());
     std::fs::write(folder.join("tokenizer.json"), json)?;
 
-    let write = |part: &str, documents: &Documents, bytes: u64| -> anyhow::Result<Header> {
+    let write = |part: &str, documents: &Documents, bytes: u64| {
         let progress = progress_bar(&format!("tokenizing {part}"), bytes);
         let path = folder.join(format!("{part}.tokens"));
-        let header = write_part(&path, documents, &tokenizer, &end, tokenizer_hash, &progress);
+        let written = match documents {
+            Documents::Examples(examples) => {
+                write_examples(&path, examples, &tokenizer, tokenizer_hash, &progress)
+                    .map(|(header, mask)| (header, Some(mask)))
+            }
+            _ => write_part(&path, documents, &tokenizer, &end, tokenizer_hash, &progress)
+                .map(|header| (header, None)),
+        };
         progress.finish_and_clear();
-        header.with_context(|| format!("tokenizing the {part} text"))
+        let (header, mask) = written.with_context(|| format!("tokenizing the {part} text"))?;
+        if let Some(mask) = &mask {
+            mask.write(&folder.join(format!("{part}.mask")))?;
+        }
+        anyhow::Ok((header, mask.map(|mask| mask.count())))
     };
-    let train = write("train", &corpus.train, bytes[0])?;
-    let val = write("val", &corpus.val, bytes[1])?;
+    let (train, train_trained) = write("train", &corpus.train, bytes[0])?;
+    let (val, val_trained) = write("val", &corpus.val, bytes[1])?;
     let summary = DatasetSummary {
         source: corpus.description.clone(),
         tokenizer: tokenizer.description(),
@@ -152,6 +195,8 @@ fn fill(
         val_tokens: val.tokens,
         train_bytes: Some(train.text_bytes),
         val_bytes: Some(val.text_bytes),
+        train_trained,
+        val_trained,
     };
     std::fs::write(folder.join("dataset.json"), serde_json::to_string_pretty(&summary)? + "\n")?;
     Ok(())

@@ -59,7 +59,10 @@ impl RawSource {
                     dtype: Some(TokenType::U16),
                 })
             }
-            SourceSpec::CargoRegistry | SourceSpec::Text(_) | SourceSpec::Jsonl(_) => None,
+            SourceSpec::CargoRegistry
+            | SourceSpec::Text(_)
+            | SourceSpec::Jsonl(_)
+            | SourceSpec::Instructions(_) => None,
         })
     }
 
@@ -137,6 +140,8 @@ impl RawSource {
             val_tokens: val.len() as u64,
             train_bytes: is_known.then_some(of_train.text_bytes),
             val_bytes: is_known.then_some(of_val.text_bytes),
+            train_trained: None,
+            val_trained: None,
         };
         Ok(Dataset { train, val, tokenizer, summary })
     }

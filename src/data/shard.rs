@@ -1,6 +1,7 @@
 //! Tokens on disk, memory-mapped.
 
 use super::shard_file::{Document, HEADER_BYTES, Header, Width, documents_of, short, token_bytes};
+use super::target_mask::TargetMask;
 use anyhow::Context;
 use memmap2::Mmap;
 use std::fs::File;
@@ -15,6 +16,8 @@ pub struct TokenShard {
     /// Documents with the number of tokens before each; empty where every token's own length is
     /// right.
     documents: Vec<(u64, Document)>,
+    /// Which tokens are trained on, where that is not all.
+    mask: Option<TargetMask>,
 }
 
 /// Tokens that lie together; `start` counts the tokens before them.
@@ -83,12 +86,34 @@ impl TokenShard {
     }
 
     fn from_storages(storages: impl IntoIterator<Item = (usize, Storage)>) -> Self {
-        let mut shard = TokenShard { segments: Vec::new(), length: 0, documents: Vec::new() };
+        let mut shard =
+            TokenShard { segments: Vec::new(), length: 0, documents: Vec::new(), mask: None };
         for (length, storage) in storages {
             shard.segments.push(ShardPiece { start: shard.length, length, storage });
             shard.length += length;
         }
         shard
+    }
+
+    /// The same, of which only some tokens are trained on.
+    pub(super) fn with_mask(self, mask: TargetMask) -> Self {
+        Self { mask: Some(mask), ..self }
+    }
+
+    /// Where not all tokens are trained on: start and number of tokens of each document, and which
+    /// are.
+    pub(super) fn masked_documents(
+        &self,
+    ) -> Option<(impl Iterator<Item = (usize, usize)> + '_, &TargetMask)> {
+        let documents = self.documents.iter();
+        let documents =
+            documents.map(|(before, document)| (*before as usize, document.tokens as usize));
+        Some((documents, self.mask.as_ref()?))
+    }
+
+    /// Whether a token is trained on.
+    pub(super) fn is_trained(&self, token: usize) -> bool {
+        self.mask.as_ref().is_none_or(|mask| mask.is_trained(token))
     }
 
     /// Number of tokens.

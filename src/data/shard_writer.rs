@@ -16,7 +16,8 @@ pub(super) struct ShardWriter {
     /// The documents, in a file without a name: they come behind all tokens.
     documents: BufWriter<File>,
     count: u64,
-    /// Whether the tokens of every document by themselves are as long as its text.
+    /// Whether the tokens of every document by themselves are as long as its text, so that the
+    /// documents need not be listed.
     are_exact: bool,
 }
 
@@ -62,6 +63,11 @@ impl ShardWriter {
         self.count += 1;
         self.are_exact &= document.is_exact();
         self.documents.write_all(&document.encode()).with_context(|| unwritable(&self.path))
+    }
+
+    /// Lists the documents even where every token's own length is right.
+    pub(super) fn list_documents(&mut self) {
+        self.are_exact = false;
     }
 
     /// Writes what stands behind and before the tokens.

@@ -10,7 +10,8 @@ use crate::spec::{JsonlSourceSpec, SourceSpec, TextSourceSpec};
 /// Share of the text that is validation where the spec does not say.
 const DEFAULT_VAL_FRACTION: f64 = 0.1;
 
-/// Finds the documents of a source; `None` for sources that are tokens already.
+/// Finds the documents of a source; `None` for sources that are tokens already, and for instructions,
+/// whose text depends on the tokenizer.
 ///
 /// # Errors
 /// [`crate::error::Failure::Usage`] where the source contradicts itself or matches no
@@ -20,7 +21,9 @@ pub(super) fn read(source: &SourceSpec) -> anyhow::Result<Option<Corpus>> {
         SourceSpec::CargoRegistry => cargo_registry::read()?,
         SourceSpec::Text(text) => read_text(text)?,
         SourceSpec::Jsonl(jsonl) => read_jsonl(jsonl)?,
-        SourceSpec::Bin(_) | SourceSpec::Tinystories(_) => return Ok(None),
+        SourceSpec::Instructions(_) | SourceSpec::Bin(_) | SourceSpec::Tinystories(_) => {
+            return Ok(None);
+        }
     };
     Ok(Some(corpus))
 }
@@ -58,19 +61,38 @@ fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
 
 /// JSON lines: one object per line, the text under a key; empty lines are skipped.
 fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
-    let lines = |patterns: &[String]| JsonLines::open(expand(patterns)?, &spec.text_key);
-    let all = lines(&spec.train)?;
-    let mut description = format!("jsonl: train {}", spec.train.join(" "));
-    let (train, val) = match (&spec.val, spec.val_fraction) {
+    let (train, val, description) =
+        read_lines("jsonl", (&spec.train, spec.val.as_deref()), spec.val_fraction, &spec.text_key)?;
+    let (train, val) = (Documents::Lines(train), Documents::Lines(val));
+    Ok(Corpus { description, train, val, documents_end: true })
+}
+
+/// Training and validation lines of a source of this kind, whose files are given for both or split
+/// by number; and what they are.
+///
+/// # Errors
+/// As for [`read`].
+pub(super) fn read_lines(
+    kind: &str,
+    (train, val): (&[String], Option<&[String]>),
+    val_fraction: Option<f64>,
+    text_key: &str,
+) -> anyhow::Result<(JsonLines, JsonLines, String)> {
+    let lines = |patterns: &[String]| JsonLines::open(expand(patterns)?, text_key);
+    let all = lines(train)?;
+    let mut description = format!("{kind}: train {}", train.join(" "));
+    let (train, val) = match (val, val_fraction) {
         (Some(_), Some(_)) => {
-            return Err(usage("data.source.jsonl: give `val` or `val_fraction`, not both"));
+            return Err(usage(format!(
+                "data.source.{kind}: give `val` or `val_fraction`, not both"
+            )));
         }
         (Some(val), None) => {
             description += &format!(", val {}", val.join(" "));
             (all, lines(val)?)
         }
         (None, fraction) => {
-            let fraction = checked_fraction(fraction, "data.source.jsonl.val_fraction")?;
+            let fraction = checked_fraction(fraction, &format!("data.source.{kind}.val_fraction"))?;
             description += &format!(", last {fraction} of the documents for validation");
             let count = train_share(all.count() as usize, fraction) as u64;
             all.split(count)
@@ -79,11 +101,10 @@ fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
     for (part, documents) in [("training", &train), ("validation", &val)] {
         anyhow::ensure!(
             documents.count() > 0,
-            "data.source.jsonl: no {part} documents; give more lines, or another `val_fraction`"
+            "data.source.{kind}: no {part} documents; give more lines, or another `val_fraction`"
         );
     }
-    let (train, val) = (Documents::Lines(train), Documents::Lines(val));
-    Ok(Corpus { description, train, val, documents_end: true })
+    Ok((train, val, description))
 }
 
 fn checked_fraction(fraction: Option<f64>, key: &str) -> anyhow::Result<f64> {

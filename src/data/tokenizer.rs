@@ -234,6 +234,14 @@ impl Tokenizer {
         }
     }
 
+    /// The library's tokenizer for text with markup; none where there are no special tokens.
+    pub(super) fn with_names(&self) -> Option<tokenizers::Tokenizer> {
+        match &self.kind {
+            TokenizerKind::HuggingFace(kind) => Some(kind.with_names()),
+            _ => None,
+        }
+    }
+
     /// The last place of a text, at or after `from`, where it can be cut so that the tokens of both
     /// parts are those of the whole; none where only the whole gives its tokens.
     pub(super) fn cut(&self, text: &str, from: usize) -> Option<usize> {

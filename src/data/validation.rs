@@ -2,6 +2,7 @@
 //! size, is measured.
 
 use super::batches::{Batch, read_windows, window_count};
+use super::examples::Examples;
 use super::shard::TokenShard;
 use std::sync::Arc;
 
@@ -11,12 +12,17 @@ pub struct ValidationSet {
     shard: Arc<TokenShard>,
     block_size: usize,
     windows: Vec<usize>,
+    target_tokens: u64,
     target_bytes: u64,
+    /// Where only some tokens count, the examples, of which `windows` has the numbers.
+    examples: Option<Arc<Examples>>,
 }
 
 impl ValidationSet {
     /// n = ⌊`tokens` / `block_size`⌋ windows of `block_size` tokens, at least one and at most all N
-    /// there are: window ⌊iN/n⌋ for i < n, so that every part of the text counts.
+    /// there are: window ⌊iN/n⌋ for i < n, so that every part of the text counts. Where only some
+    /// tokens count, the windows are examples, N of them with M tokens that count, and n =
+    /// ⌊N · `tokens` / M⌋.
     ///
     /// `token_byte_lengths[token]` is the number of UTF-8 bytes a token stands for (0 for tokens
     /// past the end of the list); see [`TokenShard::text_bytes`].
@@ -29,17 +35,35 @@ impl ValidationSet {
         tokens: u64,
         token_byte_lengths: &[u32],
     ) -> anyhow::Result<Self> {
-        let available = window_count(&shard, block_size, "validation")?;
-        let wanted = (tokens / block_size as u64).max(1);
+        let examples = Examples::of(&shard, block_size, "validation")?.map(Arc::new);
+        let (available, wanted) = match &examples {
+            None => {
+                let available = window_count(&shard, block_size, "validation")?;
+                (available, u128::from(tokens / block_size as u64))
+            }
+            Some(examples) => {
+                let (available, all) = (examples.count(), examples.trained(0..examples.count()));
+                (available, available as u128 * u128::from(tokens) / u128::from(all.max(1)))
+            }
+        };
+        let wanted = wanted.max(1);
         let count = usize::try_from(wanted).map_or(available, |wanted| wanted.min(available));
         let windows: Vec<usize> =
             (0..count).map(|i| (i as u128 * available as u128 / count as u128) as usize).collect();
+        if let Some(examples) = examples {
+            let bytes = |number: &usize| examples.target_bytes(&shard, *number, token_byte_lengths);
+            let target_bytes = windows.iter().map(bytes).sum();
+            let target_tokens = examples.trained(windows.iter().copied());
+            let examples = Some(examples);
+            return Ok(Self { shard, block_size, windows, target_tokens, target_bytes, examples });
+        }
         let target_bytes: f64 = windows
             .iter()
             .map(|window| shard.text_bytes(window * block_size + 1, block_size, token_byte_lengths))
             .sum();
         let target_bytes = target_bytes.round() as u64;
-        Ok(Self { shard, block_size, windows, target_bytes })
+        let target_tokens = (windows.len() * block_size) as u64;
+        Ok(Self { shard, block_size, windows, target_tokens, target_bytes, examples: None })
     }
 
     /// The windows in batches of `batch_size`, the last of which may be smaller.
@@ -48,9 +72,10 @@ impl ValidationSet {
     /// When `batch_size` is 0.
     pub fn batches(&self, batch_size: usize) -> impl Iterator<Item = anyhow::Result<Batch>> + '_ {
         assert!(batch_size > 0, "validation in batches of 0");
-        self.windows
-            .chunks(batch_size)
-            .map(|windows| read_windows(&self.shard, self.block_size, windows))
+        self.windows.chunks(batch_size).map(|windows| match &self.examples {
+            None => read_windows(&self.shard, self.block_size, windows),
+            Some(examples) => examples.batch(&self.shard, windows, 1.0),
+        })
     }
 
     /// Number of windows.
@@ -58,9 +83,9 @@ impl ValidationSet {
         self.windows.len()
     }
 
-    /// Tokens to predict.
+    /// Tokens to predict that count.
     pub fn target_tokens(&self) -> u64 {
-        (self.windows.len() * self.block_size) as u64
+        self.target_tokens
     }
 
     /// UTF-8 bytes of the text of the tokens to predict; 0 where they are not known.

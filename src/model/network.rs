@@ -6,7 +6,7 @@ use super::config::ModelConfig;
 use super::gpt2::Gpt2;
 use super::layers::{Head, Pass};
 use super::llama::Llama;
-use crate::ops::{self, Compute, Tape, Value};
+use crate::ops::{self, Compute, Tape, Targets, Value};
 use crate::params::{Declared, ParamStore};
 use crate::spec::{Architecture, Target};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -182,6 +182,21 @@ pub trait Network: Debug + Send + Sync {
         targets: &Tensor,
         dropout: Option<DropoutKey>,
     ) -> Result<Value> {
+        self.loss_of(params, tape, tokens, targets.into(), dropout)
+    }
+
+    /// [`Network::loss`] of the targets that count.
+    ///
+    /// # Errors
+    /// As for [`Network::loss`], or if none counts.
+    fn loss_of(
+        &self,
+        params: &ParamStore,
+        tape: &Tape,
+        tokens: &Tensor,
+        targets: Targets,
+        dropout: Option<DropoutKey>,
+    ) -> Result<Value> {
         let hidden = self.hidden(params, tape, tokens, dropout)?;
         let probability = self.config().dropout;
         let pass = Pass { params, tape, probability, key: dropout, cache: None };
@@ -193,9 +208,32 @@ pub trait Network: Debug + Send + Sync {
     /// # Errors
     /// As for [`Network::loss`].
     fn loss_sum(&self, params: &ParamStore, tokens: &Tensor, targets: &Tensor) -> Result<f64> {
+        self.loss_sum_of(params, tokens, targets.into())
+    }
+
+    /// [`Network::loss_sum`] over the targets that count.
+    ///
+    /// # Errors
+    /// As for [`Network::loss_of`].
+    fn loss_sum_of(&self, params: &ParamStore, tokens: &Tensor, targets: Targets) -> Result<f64> {
         let hidden = self.hidden(params, &self.inference_tape(), tokens, None)?;
         let head = params.dense(self.head().weight)?;
         ops::cross_entropy_sum(self.compute(), hidden.tensor(), head, targets)
+    }
+
+    /// The cross-entropy in nats of each target that counts, in order, without gradients.
+    ///
+    /// # Errors
+    /// As for [`Network::loss_of`].
+    fn losses_of(
+        &self,
+        params: &ParamStore,
+        tokens: &Tensor,
+        targets: Targets,
+    ) -> Result<Vec<f64>> {
+        let hidden = self.hidden(params, &self.inference_tape(), tokens, None)?;
+        let head = params.dense(self.head().weight)?;
+        ops::cross_entropies(self.compute(), hidden.tensor(), head, targets)
     }
 
     /// An empty cache for sequences of at most `tokens` tokens, which are at most `block_size`.

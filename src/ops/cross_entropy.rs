@@ -16,25 +16,57 @@ const CHUNK: usize = 1 << 21;
 /// The same where candle's operations run: 256 MB in f32, enough for a device to be busy.
 const PORTABLE_CHUNK: usize = 1 << 26;
 
+/// Which of the N = B T targets of a batch count, where not all do.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets<'a> {
+    /// Tokens to predict, (B, T) u32.
+    ids: &'a Tensor,
+    /// Rows of the flattened (B, T) that count, ascending (u32), and what their sum is divided by.
+    trained: Option<(&'a Tensor, f64)>,
+}
+
+/// All of them: the loss is their mean.
+impl<'a> From<&'a Tensor> for Targets<'a> {
+    fn from(ids: &'a Tensor) -> Self {
+        Self { ids, trained: None }
+    }
+}
+
+impl<'a> Targets<'a> {
+    /// Those in `rows` of the flattened (B, T), u32: the loss is their sum divided by `divisor`,
+    /// their number where the batch is the whole of a step. The others have no loss and no
+    /// gradient, and cost no logits.
+    pub fn only(ids: &'a Tensor, rows: &'a Tensor, divisor: f64) -> Self {
+        Self { ids, trained: Some((rows, divisor)) }
+    }
+}
+
 /// Mean cross-entropy in nats of targets (B, T) under softmax(h Wᵀ), for h (B, T, C) and W (V, C),
 /// in W's type.
 ///
 /// The gradients are computed chunk by chunk in the forward pass, while the logits are there: with
 /// p the probabilities and N = B T, d logits = (p − onehot)/N, dh = d logits · W, dW = Σ d logitsᵀ
-/// h.
+/// h. Of [`Targets::only`] some rows, N is their divisor and the other rows' gradient is 0.
 ///
 /// # Errors
-/// If a target is outside the vocabulary or shapes do not fit.
-pub fn cross_entropy_head(tape: &Tape, h: &Value, w: &Value, targets: &Tensor) -> Result<Value> {
+/// If a target is outside the vocabulary, none counts, or shapes do not fit.
+pub fn cross_entropy_head<'a>(
+    tape: &Tape,
+    h: &Value,
+    w: &Value,
+    targets: impl Into<Targets<'a>>,
+) -> Result<Value> {
     let (to_h, to_w) = (h.source(), w.source());
     let wanted = Wanted {
         h: tape.is_recording() && to_h.is_some(),
         w: tape.is_recording() && to_w.is_some(),
+        each: false,
     };
-    let Summed { loss, count, dh, dw } =
-        summed(tape.compute(), h.tensor(), w.tensor(), targets, wanted)?;
-    let mean = (loss / count as f64)?.to_dtype(w.tensor().dtype())?;
+    let counted = Counted::new(h.tensor(), targets.into())?;
+    let Summed { loss, dh, dw, .. } = summed(tape.compute(), &counted, w.tensor(), wanted)?;
+    let mean = (loss / counted.divisor)?.to_dtype(w.tensor().dtype())?;
     let (shape, given) = (h.tensor().dims().to_vec(), h.tensor().dtype());
+    let dh = dh.map(|dh| counted.spread(dh)).transpose()?;
     Ok(tape.record(&[to_h, to_w], mean, move |delta, flow| {
         // A loss is mostly the end of the tape, where its gradient is 1; where looking costs
         // nothing, that saves two passes.
@@ -51,14 +83,72 @@ pub fn cross_entropy_head(tape: &Tape, h: &Value, w: &Value, targets: &Tensor) -
     }))
 }
 
-/// Sum over all targets of the cross-entropy in nats; no gradient.
-pub fn cross_entropy_sum(
+/// Sum over all targets that count of the cross-entropy in nats; no gradient.
+///
+/// # Errors
+/// As for [`cross_entropy_head`].
+pub fn cross_entropy_sum<'a>(
     compute: Compute,
     h: &Tensor,
     w: &Tensor,
-    targets: &Tensor,
+    targets: impl Into<Targets<'a>>,
 ) -> Result<f64> {
-    scalar(&summed(compute, h, w, targets, Wanted::default())?.loss)
+    scalar(&summed(compute, &Counted::new(h, targets.into())?, w, Wanted::default())?.loss)
+}
+
+/// The cross-entropy in nats of each target that counts, in order; no gradient.
+///
+/// # Errors
+/// As for [`cross_entropy_head`].
+pub fn cross_entropies<'a>(
+    compute: Compute,
+    h: &Tensor,
+    w: &Tensor,
+    targets: impl Into<Targets<'a>>,
+) -> Result<Vec<f64>> {
+    let wanted = Wanted { each: true, ..Wanted::default() };
+    Ok(summed(compute, &Counted::new(h, targets.into())?, w, wanted)?.each)
+}
+
+/// The rows of a batch whose targets count.
+struct Counted {
+    /// Hidden states, (N, C).
+    h: Tensor,
+    /// Their targets, (N).
+    ids: Tensor,
+    /// What the sum of their losses is divided by.
+    divisor: f64,
+    /// Where they were among the rows of the batch, and how many those are.
+    places: Option<(Tensor, usize)>,
+}
+
+impl Counted {
+    fn new(h: &Tensor, targets: Targets) -> Result<Self> {
+        let (h, ids) = (as_rows(h)?.contiguous()?, targets.ids.flatten_all()?.contiguous()?);
+        let count = h.dim(0)?;
+        if ids.dim(0)? != count {
+            bail!("the head got {count} rows and {} targets", ids.dim(0)?)
+        }
+        let Some((rows, divisor)) = targets.trained else {
+            return Ok(Self { h, ids, divisor: count as f64, places: None });
+        };
+        if rows.elem_count() == 0 || !(divisor.is_finite() && divisor > 0.0) {
+            bail!("{} of {count} targets count, divided by {divisor}", rows.elem_count())
+        }
+        let (h, ids) = (h.index_select(rows, 0)?, ids.index_select(rows, 0)?);
+        Ok(Self { h, ids, divisor, places: Some((rows.clone(), count)) })
+    }
+
+    /// A gradient by the counted rows as one by all rows, 0 for the others.
+    fn spread(&self, dh: Tensor) -> Result<Tensor> {
+        match &self.places {
+            None => Ok(dh),
+            Some((places, count)) => {
+                let all = Tensor::zeros((*count, dh.dim(1)?), dh.dtype(), dh.device())?;
+                all.index_add(places, &dh, 0)
+            }
+        }
+    }
 }
 
 /// Logits h Wᵀ of rows h (N, C) for W (V, C), in W's type.
@@ -67,15 +157,19 @@ pub fn logits(compute: Compute, h: &Tensor, w: &Tensor) -> Result<Tensor> {
         .to_dtype(w.dtype())
 }
 
-/// Which gradients are computed beside the loss: by h and by W.
+/// What is computed beside the sum of losses.
 #[derive(Clone, Copy, Default)]
 struct Wanted {
+    /// The gradient by h.
     h: bool,
+    /// The gradient by W.
     w: bool,
+    /// Every loss by itself.
+    each: bool,
 }
 
 impl Wanted {
-    fn any(self) -> bool {
+    fn gradients(self) -> bool {
         self.h || self.w
     }
 }
@@ -84,67 +178,57 @@ impl Wanted {
 struct Summed {
     /// Their sum, a scalar; from the kernels in f64.
     loss: Tensor,
-    count: usize,
+    /// Each of them, if wanted.
+    each: Vec<f64>,
     /// Gradient of the mean by h as rows, if wanted.
     dh: Option<Tensor>,
     /// Gradient of the mean by W, if wanted.
     dw: Option<Tensor>,
 }
 
-fn summed(
-    compute: Compute,
-    h: &Tensor,
-    w: &Tensor,
-    targets: &Tensor,
-    wanted: Wanted,
-) -> Result<Summed> {
-    let rows = as_rows(h)?.contiguous()?;
-    let count = rows.dim(0)?;
-    let targets = checked_targets(targets, count, w)?;
+fn summed(compute: Compute, counted: &Counted, w: &Tensor, wanted: Wanted) -> Result<Summed> {
+    let Counted { h: rows, ids, divisor, .. } = counted;
+    check_targets(ids, w)?;
     if rows.dim(1)? != w.dim(1)? {
         bail!("the head's input is {} wide, its weight {}", rows.dim(1)?, w.dim(1)?)
     }
     if compute.takes_kernels(w) {
         // Half precision only rounds what goes into the products.
-        let (rows, w) = (widened(&compute.narrowed(&rows)?)?, widened(&compute.narrowed(w)?)?);
-        let (sum, dh, dw) = with_real!(w.dtype(), T => chunks::<T>(&rows, &w, &targets, wanted)?);
-        return Ok(Summed { loss: Tensor::new(sum, rows.device())?, count, dh, dw });
+        let (rows, w) = (widened(&compute.narrowed(rows)?)?, widened(&compute.narrowed(w)?)?);
+        return with_real!(w.dtype(), T => chunks::<T>(&rows, &w, ids, *divisor, wanted));
     }
-    portable(compute, &compute.narrowed(&rows)?, w, &targets, wanted)
+    portable(compute, &compute.narrowed(rows)?, w, ids, *divisor, wanted)
 }
 
-fn checked_targets(targets: &Tensor, count: usize, w: &Tensor) -> Result<Tensor> {
-    let targets = targets.flatten_all()?.contiguous()?;
-    if targets.dim(0)? != count {
-        bail!("the head got {count} rows and {} targets", targets.dim(0)?)
-    }
+fn check_targets(targets: &Tensor, w: &Tensor) -> Result<()> {
     if targets.device().is_cpu() {
         let vocabulary = w.dim(0)?;
         if let Some(outside) =
-            Host::new(&targets)?.ids()?.iter().find(|id| **id as usize >= vocabulary)
+            Host::new(targets)?.ids()?.iter().find(|id| **id as usize >= vocabulary)
         {
             bail!("target token {outside} is outside the vocabulary of {vocabulary}")
         }
     }
-    Ok(targets)
+    Ok(())
 }
 
-/// Sum of losses and, where wanted, dh and dW of the mean loss.
+/// The losses by the CPU kernels.
 fn chunks<T: Real>(
     h: &Tensor,
     w: &Tensor,
     targets: &Tensor,
+    divisor: f64,
     wanted: Wanted,
-) -> Result<(f64, Option<Tensor>, Option<Tensor>)> {
+) -> Result<Summed> {
     let ((count, width), (vocabulary, _)) = (h.dims2()?, w.dims2()?);
     let w = w.contiguous()?;
     let (h_host, w_host, target_host) = (Host::new(h)?, Host::new(&w)?, Host::new(targets)?);
     let (h, w, targets) = (h_host.numbers::<T>()?, w_host.numbers::<T>()?, target_host.ids()?);
     let rows_per_chunk = (CHUNK / vocabulary).clamp(64, count.max(64));
     let mut logits = unwritten::<T>(rows_per_chunk.min(count) * vocabulary);
-    let mut sum = 0.0;
+    let (mut sum, mut each) = (0.0, Vec::new());
     let mut dw = unwritten::<T>(if wanted.w { vocabulary * width } else { 0 });
-    let scale = T::real(1.0 / count as f64);
+    let scale = T::real(1.0 / divisor);
     let weight = Matrix::new(w, vocabulary, width);
     let mut pass = |dh: &mut [T]| -> Result<()> {
         for first in (0..count).step_by(rows_per_chunk) {
@@ -156,7 +240,7 @@ fn chunks<T: Real>(
                 .par_chunks_mut(vocabulary)
                 .zip(&targets[first..first + rows])
                 .map(|(row, target)| {
-                    if wanted.any() {
+                    if wanted.gradients() {
                         row_loss_and_gradient(row, *target as usize, scale)
                     } else {
                         row_loss(row, *target as usize)
@@ -164,6 +248,9 @@ fn chunks<T: Real>(
                 })
                 .collect();
             sum += losses.iter().sum::<f64>();
+            if wanted.each {
+                each.extend(losses);
+            }
             let d_logits = Matrix::new(logits, rows, vocabulary);
             if wanted.h {
                 multiply(&mut dh[first * width..][..rows * width], d_logits, weight, false);
@@ -185,7 +272,7 @@ fn chunks<T: Real>(
     } else {
         None
     };
-    Ok((sum, dh, dw))
+    Ok(Summed { loss: Tensor::new(sum, &candle_core::Device::Cpu)?, each, dh, dw })
 }
 
 /// −ln softmax(row)[target].
@@ -218,12 +305,14 @@ fn portable(
     h: &Tensor,
     w: &Tensor,
     targets: &Tensor,
+    divisor: f64,
     wanted: Wanted,
 ) -> Result<Summed> {
     let ((count, _), vocabulary) = (h.dims2()?, w.dim(0)?);
     let (narrow, wide) = (compute.narrowed(w)?, w.dtype());
     let rows_per_chunk = (PORTABLE_CHUNK / vocabulary).clamp(64, count.max(64));
-    let (mut loss, mut dw, mut dh) = (Tensor::zeros((), wide, w.device())?, None, Vec::new());
+    let (mut loss, mut each) = (Tensor::zeros((), wide, w.device())?, Vec::new());
+    let (mut dw, mut dh) = (None, Vec::new());
     for first in (0..count).step_by(rows_per_chunk) {
         let rows = rows_per_chunk.min(count - first);
         let (input, ids) = (
@@ -235,12 +324,16 @@ fn portable(
         drop(logits);
         let powers = shifted.exp()?;
         let sums = powers.sum_keepdim(D::Minus1)?;
-        loss = (loss + (sums.log()? - shifted.gather(&ids, 1)?)?.sum_all()?)?;
+        let losses = (sums.log()? - shifted.gather(&ids, 1)?)?;
+        loss = (loss + losses.sum_all()?)?;
+        if wanted.each {
+            each.extend(losses.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
+        }
         drop(shifted);
-        if wanted.any() {
+        if wanted.gradients() {
             let minus_one = Tensor::ones((rows, 1), wide, w.device())?.neg()?;
             let p = powers.broadcast_div(&sums)?.scatter_add(&ids, &minus_one, 1)?;
-            let d_logits = compute.narrowed(&(p / count as f64)?)?;
+            let d_logits = compute.narrowed(&(p / divisor)?)?;
             if wanted.h {
                 dh.push(product_by(compute, &d_logits, &narrow)?);
             }
@@ -255,5 +348,5 @@ fn portable(
         }
     }
     let dh = if wanted.h { Some(Tensor::cat(&dh, 0)?.to_dtype(wide)?) } else { None };
-    Ok(Summed { loss, count, dh, dw })
+    Ok(Summed { loss, each, dh, dw })
 }

@@ -26,7 +26,7 @@ pub use crate::kernels::scalar;
 pub(crate) use crate::kernels::work;
 pub use attention::{AttentionHeads, cached_attention, causal_attention};
 pub use compute::Compute;
-pub use cross_entropy::{cross_entropy_head, cross_entropy_sum, logits};
+pub use cross_entropy::{Targets, cross_entropies, cross_entropy_head, cross_entropy_sum, logits};
 pub use embedding::{embedding, token_embedding};
 pub use gradients::Gradients;
 pub use linear::{linear, low_rank_linear};

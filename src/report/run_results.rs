@@ -321,6 +321,8 @@ pub(super) mod tests_support {
             val_tokens: 1000,
             train_bytes: Some(9000),
             val_bytes: Some(1000),
+            train_trained: None,
+            val_trained: None,
         };
         let point = |step: u64, loss: f64| {
             let spent = step as f64;

@@ -10,23 +10,14 @@ pub(super) fn check_data(found: &mut Findings, data: &DataSpec) {
         SourceSpec::Text(text) => check_text_source(found, text),
         SourceSpec::Jsonl(jsonl) => {
             let path = "data.source.jsonl";
-            found.require(!jsonl.train.is_empty(), &format!("{path}.train"), || {
-                "is empty; name at least one file or glob".into()
-            });
+            check_lines(found, path, &jsonl.train, jsonl.val.as_deref(), jsonl.val_fraction);
             found.require(!jsonl.text_key.is_empty(), &format!("{path}.text_key"), || {
                 "is empty; name the key that holds the text".into()
             });
-            if let Some(val) = &jsonl.val {
-                found.require(!val.is_empty(), &format!("{path}.val"), || {
-                    "is empty; name at least one file or glob".into()
-                });
-                found.require(
-                    jsonl.val_fraction.is_none(),
-                    &format!("{path}.val_fraction"),
-                    || "unused beside `val`; remove it".into(),
-                );
-            }
-            check_fraction(found, jsonl.val_fraction, &format!("{path}.val_fraction"));
+        }
+        SourceSpec::Instructions(source) => {
+            let path = "data.source.instructions";
+            check_lines(found, path, &source.train, source.val.as_deref(), source.val_fraction);
         }
         SourceSpec::Bin(bin) => check_tokenized_source(found, data, "bin", bin.vocab_size),
         SourceSpec::Tinystories(shards) => {
@@ -44,6 +35,25 @@ pub(super) fn check_data(found: &mut Findings, data: &DataSpec) {
             "is 0; set the bytes that pairs are counted in, or remove the key".into()
         });
     }
+}
+
+/// Files of lines, for both parts or to be split.
+fn check_lines(
+    found: &mut Findings,
+    path: &str,
+    train: &[String],
+    val: Option<&[String]>,
+    val_fraction: Option<f64>,
+) {
+    let empty = || "is empty; name at least one file or glob".into();
+    found.require(!train.is_empty(), &format!("{path}.train"), empty);
+    if let Some(val) = val {
+        found.require(!val.is_empty(), &format!("{path}.val"), empty);
+        found.require(val_fraction.is_none(), &format!("{path}.val_fraction"), || {
+            "unused beside `val`; remove it".into()
+        });
+    }
+    check_fraction(found, val_fraction, &format!("{path}.val_fraction"));
 }
 
 fn check_text_source(found: &mut Findings, text: &TextSourceSpec) {
@@ -103,7 +113,10 @@ pub(super) fn given_vocabulary(data: &DataSpec) -> Option<u64> {
     let given = match &data.source {
         SourceSpec::Bin(bin) => bin.vocab_size,
         SourceSpec::Tinystories(shards) => shards.vocab_size,
-        SourceSpec::CargoRegistry | SourceSpec::Text(_) | SourceSpec::Jsonl(_) => None,
+        SourceSpec::CargoRegistry
+        | SourceSpec::Text(_)
+        | SourceSpec::Jsonl(_)
+        | SourceSpec::Instructions(_) => None,
     };
     match &data.tokenizer {
         _ if given.is_some() => given.map(|size| size as u64),

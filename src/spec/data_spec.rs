@@ -33,6 +33,8 @@ pub enum SourceSpec {
     Text(TextSourceSpec),
     /// JSON lines with the text under a key; each document ends with the end-of-text token.
     Jsonl(JsonlSourceSpec),
+    /// JSON lines of conversations, or of prompts with completions: only the answers are trained on.
+    Instructions(InstructionsSourceSpec),
     /// Token files as nanoGPT (`train.bin` and `val.bin`, little-endian uint16) and llm.c (with its
     /// header) write them.
     Bin(BinSourceSpec),
@@ -78,6 +80,27 @@ pub struct JsonlSourceSpec {
 
 fn default_text_key() -> String {
     "text".into()
+}
+
+/// JSON lines as Hugging Face's TRL has them: `messages`, a list of `{role, content}`, or `prompt`
+/// and `completion`, two strings or two lists of messages. Each example is a row of its own, cut
+/// after `model.block_size` tokens to predict.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InstructionsSourceSpec {
+    /// Training files or globs.
+    pub train: Vec<String>,
+    /// Validation files or globs; without them `val_fraction` of the examples, from the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val: Option<Vec<String>>,
+    /// Share of the examples, from the end, that is validation when `val` is absent (default 0.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_fraction: Option<f64>,
+    /// A Jinja template that makes text of messages; without it that of the tokenizer
+    /// (`chat_template.jinja` or `tokenizer_config.json` beside its file, or in its GGUF file), or
+    /// else `<|role|>`, a line break, the content, the end-of-text token and a line break for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<PathBuf>,
 }
 
 /// Token files of nanoGPT or llm.c.

@@ -1,7 +1,8 @@
 //! Validation: a fixed set of tokens, token-weighted, the same whatever the batch size.
 
-use crate::data::ValidationSet;
+use crate::data::{Batch, ValidationSet};
 use crate::model::Network;
+use crate::ops::Targets;
 use crate::parallel::{Alone, Communicator};
 use crate::params::ParamStore;
 use serde::Serialize;
@@ -35,6 +36,14 @@ pub fn evaluate(
     evaluate_shared(model, params, set, &Alone)
 }
 
+/// Which targets of a batch count.
+pub(super) fn targets_of(batch: &Batch) -> Targets<'_> {
+    match &batch.trained {
+        None => Targets::from(&batch.targets),
+        Some(trained) => Targets::only(&batch.targets, &trained.rows, trained.divisor),
+    }
+}
+
 /// [`evaluate`] by processes that hold the same parameters: batch i by that of rank i mod world.
 /// The sum is taken in the order of the batches, so that it is the same for any number of them.
 ///
@@ -54,12 +63,8 @@ pub fn evaluate_shared(
     let (rank, world) = (processes.rank(), processes.world());
     let mut own = Vec::new();
     for batch in set.batches(EVALUATION_BATCH).skip(rank).step_by(world) {
-        let batch = batch?;
-        own.push(model.loss_sum(
-            params,
-            &batch.inputs.to_device(&device)?,
-            &batch.targets.to_device(&device)?,
-        )?);
+        let batch = batch?.to_device(&device)?;
+        own.push(model.loss_sum_of(params, &batch.inputs, targets_of(&batch))?);
     }
     let all = processes.gather_f64(&own)?;
     let batches = set.windows().div_ceil(EVALUATION_BATCH);

@@ -1,6 +1,7 @@
 //! The only place where model, optimizer and data meet: the session, its loop, evaluation and
 //! resume.
 
+mod choices;
 mod complete;
 #[cfg(test)]
 mod counted_operations;
@@ -18,6 +19,7 @@ mod run_folder;
 mod run_history;
 mod run_state;
 mod run_summary;
+mod score;
 mod session;
 mod settings;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod source;
 mod stop;
 mod trainer;
 
+pub use choices::{ChoiceScore, Question, read_questions};
 pub use complete::{load_plan, load_spec};
 pub use evaluate::{ValidationLoss, evaluate};
 pub use memory::measured as measured_memory;
@@ -34,6 +37,7 @@ pub use oracle::OracleTimes;
 pub use run_folder::{LoadedRun, RunFolder};
 pub use run_state::{Progress, RunState};
 pub use run_summary::{RunSummary, runs_in};
+pub use score::TextScore;
 pub use session::{Beginning, Outcome, TrainOptions, train};
 pub use stop::StopSignal;
 pub use trainer::{TimedStep, Trainer};

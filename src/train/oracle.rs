@@ -5,6 +5,7 @@
 //! the last micro-batch then sends the sums to all.
 
 use super::diagnose::first_non_finite;
+use super::evaluate::targets_of;
 use crate::data::Batches;
 use crate::error::Failure;
 use crate::model::{DropoutKey, Network};
@@ -84,20 +85,19 @@ impl BatchOracle<'_> {
         micro: usize,
     ) -> anyhow::Result<(Value, Tape, std::result::Result<f64, String>)> {
         let started = Instant::now();
-        let batch = self.batches.at(self.step - 1, micro)?;
-        let (inputs, targets) =
-            (batch.inputs.to_device(self.device)?, batch.targets.to_device(self.device)?);
+        let batch = self.batches.at(self.step - 1, micro)?.to_device(self.device)?;
         self.times.data += started.elapsed();
 
         let started = Instant::now();
         let dropout = DropoutKey { seed: self.seed, step: self.step, micro: micro as u64 };
         let tape = self.model.training_tape();
-        let loss = self.model.loss(params, &tape, &inputs, &targets, Some(dropout))?;
+        let targets = targets_of(&batch);
+        let loss = self.model.loss_of(params, &tape, &batch.inputs, targets, Some(dropout))?;
         let value = scalar(loss.tensor())?;
         let value = if value.is_finite() {
             Ok(value)
         } else {
-            let place = first_non_finite(self.model, params, &inputs, Some(dropout))?;
+            let place = first_non_finite(self.model, params, &batch.inputs, Some(dropout))?;
             let place =
                 place.unwrap_or_else(|| "the loss itself (every layer's output is finite)".into());
             Err(format!(

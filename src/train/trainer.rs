@@ -134,6 +134,11 @@ impl<'a> Trainer<'a> {
         self.batches.text()
     }
 
+    /// Tokens that a step (from 1) is trained on.
+    pub fn tokens_of_step(&self, step: u64) -> u64 {
+        self.batches.trained_tokens(step - 1).unwrap_or(self.plan.tokens_per_step)
+    }
+
     /// Counted operations of a step (from 1), all its evaluations and its rank cut together, at the
     /// ranks the weights have now.
     pub fn flops_of_step(&self, step: u64) -> u64 {

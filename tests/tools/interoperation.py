@@ -12,6 +12,7 @@ PeftModel. Exits with 1 if anything disagrees.
 """
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -251,6 +252,56 @@ def adapters(place):
     )
 
 
+def surprises(model, tokens, scored_from):
+    """-ln p of the tokens from a place on, given all before them."""
+    logits = theirs(model, tokens[:-1]).double().log_softmax(-1)
+    return [-logits[at - 1, tokens[at]].item() for at in range(scored_from, len(tokens))]
+
+
+def evaluated(place, name):
+    """`lrpt eval` on texts and choices, against the same by transformers on the exported model."""
+    model = AutoModelForCausalLM.from_pretrained(place / f"{name}-hf", dtype=torch.float32).eval()
+    library = AutoTokenizer.from_pretrained(place / f"{name}-hf")
+    block, stride = 32, 12
+    for text in ["the", "the rank of a matrix", (place / "text.txt").read_text()[:700]]:
+        (place / "scored.txt").write_text(text)
+        tokens = library(text)["input_ids"]
+        expected, scored = [], 0
+        for start in range(0, len(tokens), stride):
+            end = min(start + block, len(tokens) - 1)
+            expected += surprises(model, tokens[start : end + 1], scored + 1 - start)
+            scored = end
+            if end == len(tokens) - 1:
+                break
+        options = ["--text", "scored.txt", "--stride", stride]
+        found = json.loads(run(LRPT, "eval", name, *options, cwd=place))
+        first = len(library.decode(tokens[:1]).encode())
+        bits = sum(expected) / math.log(2) / (len(text.encode()) - first)
+        check(f"eval --text of {len(tokens)} tokens", abs(found["loss"] - sum(expected) / len(expected)), 1e-5)
+        check("  bits per byte", abs(found["bits_per_byte"] - bits), 1e-5, found["tokens"] == len(expected))
+    words = "the rank of a matrix grows and shrinks when its tail is small or large".split()
+    questions, right, right_per_byte = [], 0, 0
+    for i in range(40):
+        context = " ".join(words[(i * 7 + j * j) % len(words)] for j in range(3 + i % 9))
+        choices = [" " + " ".join(words[(i + c * 5 + j) % len(words)] for j in range(1 + c)) for c in range(3)]
+        gold = i % 3
+        questions.append(json.dumps({"context": context, "choices": choices, "gold": gold}))
+        given, likelihoods = len(library(context)["input_ids"]), []
+        for choice in choices:
+            tokens = library(context + choice)["input_ids"]
+            beyond = max(0, len(tokens) - block - 1)
+            likelihoods.append(-sum(surprises(model, tokens[beyond:], given - beyond)))
+        right += likelihoods.index(max(likelihoods)) == gold
+        per_byte = [x / len(choice.encode()) for x, choice in zip(likelihoods, choices)]
+        right_per_byte += per_byte.index(max(per_byte)) == gold
+    (place / "choices.jsonl").write_text("\n".join(questions))
+    found = json.loads(run(LRPT, "eval", name, "--choices", "choices.jsonl", "--json", cwd=place))
+    error = math.sqrt(right / 40 * (1 - right / 40) / 39)
+    same = abs(found["acc_norm"] - right_per_byte / 40) < 1e-12
+    check(f"eval --choices: {right} and {right_per_byte} of 40 right", abs(found["acc"] - right / 40), 1e-12, same)
+    check("  its standard error", abs(found["acc_stderr"] - error), 1e-12)
+
+
 def main():
     versions = f"transformers {transformers.__version__}, peft {peft.__version__}"
     print(f"{versions}, torch {torch.__version__}")
@@ -266,6 +317,8 @@ def main():
         exported(place, "dense-chars", "dense", False, "chars")
         exported(place, "low-rank-bpe", "{low_rank: {rank: 16}}", True, "{bpe: {vocab_size: 300}}")
         exported(place, "factored-bpe", "{factored: {rank: 8}}", False, "{bpe: {vocab_size: 300}}")
+        evaluated(place, "dense-chars")
+        evaluated(place, "low-rank-bpe")
         exported(place, "usv-chars", "{factored: {rank: 8, form: usv}}", True, "chars")
         exported(place, "sharded", "dense", True, "bytes", "--max-shard-size", "0")
         exported(place, "bf16", "dense", True, "bytes", "--dtype", "bf16", tolerance=0.05)

@@ -289,7 +289,8 @@ impl<'a> Session<'a> {
             }
         };
         self.state.step = step;
-        self.state.tokens += self.plan.tokens_per_step;
+        let tokens = self.trainer.tokens_of_step(step);
+        self.state.tokens += tokens;
         self.state.flops += flops;
         let is_last = step == last;
         observers.on(&Event::Progress { step })?;
@@ -298,7 +299,7 @@ impl<'a> Session<'a> {
             self.state.skipped_in_a_row = 0;
             self.deadline.note_step(timed.seconds);
             self.last_loss = Some(report.loss);
-            meter.add(self.plan.tokens_per_step, timed);
+            meter.add(tokens, timed);
             if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
                 let wire_bytes = self.bytes_on_the_wire(timed.sums_sent)?;
                 observers.on(&Event::Step(self.step_record(report, wire_bytes, meter)))?;
