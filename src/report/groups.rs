@@ -145,7 +145,11 @@ pub fn group_runs(runs: Vec<LabelledRun>) -> Vec<Group> {
                 } else {
                     &mut candidate.runs
                 };
-                drop(runs.insert(run.seed, results))
+                // Of two runs that are the same, one that is not finished does not hide the other.
+                let hides = results.unfinished().is_some() && runs.contains_key(&run.seed);
+                if !hides {
+                    runs.insert(run.seed, results);
+                }
             }
             _ if run.not_needed => {}
             Some(results) => {
