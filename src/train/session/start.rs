@@ -272,7 +272,7 @@ fn check_folder(folder: &RunFolder, plan: &Plan, options: &TrainOptions) -> Resu
     let before = folder.plan()?;
     let differences = before.binding_differences(plan);
     let is_longer = differences.iter().any(|line| is_of_length(line));
-    if !differences.is_empty() && !(extend && is_longer) {
+    if !(differences.is_empty() || extend && is_longer) {
         let (steps, now) = (before.train.max_steps.0, plan.train.max_steps.0);
         let extended = match before.agrees_until(plan) {
             Some(_) => {
