@@ -73,7 +73,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("demo", &["linalg", "lowrank", "ops", "optim", "plot", "rng", "spec"]),
     ("report", &["account", "data", "error", "figures", "fs", "model", "plot", "spec", "train"]),
-    ("watch", &["error", "figures", "record", "spec", "train"]),
+    ("watch", &["checkpoint", "error", "figures", "record", "spec", "train"]),
     (
         "sweep",
         &[

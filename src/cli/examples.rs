@@ -13,6 +13,13 @@ pub const SWEEP: &str = "Examples:
   lrpt sweep configs/sweeps/paper.yaml --dry-run
   lrpt sweep configs/sweeps/paper.yaml --jobs 2 --only 'spectral-*'
   lrpt sweep configs/sweeps/paper.yaml --launcher slurm --submit";
+pub const WATCH: &str = "Examples:
+  lrpt watch runs/gpt-small
+  lrpt watch runs/gpt-small runs/gpt-small-dense
+  lrpt watch runs/gpt-small --lines";
+pub const RUNS: &str = "Examples:
+  lrpt runs
+  lrpt runs runs/paper --json";
 pub const COMPARE: &str = "Examples:
   lrpt compare runs/paper
   lrpt compare configs/sweeps/paper.yaml
@@ -33,6 +40,7 @@ pub const INSPECT: &str = "Examples:
   lrpt inspect runs/gpt-small
   lrpt inspect runs/gpt-small --spectra";
 pub const DATA: &str = "Examples:
+  lrpt data list
   lrpt data prepare configs/gpt-small.yaml
   lrpt data inspect configs/gpt-small.yaml --tokens 40";
 pub const SPEC: &str = "Examples:

@@ -65,7 +65,7 @@ mod tests {
             .map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(
             table(&["NAME", " SIZE", "SOURCE"], &rows, Some(27)),
-            ["NAME         SIZE  SOURCE", "a\\u{1b}[2J     7  long wo…", "é            1234  x y"]
+            ["NAME        SIZE  SOURCE", "a\\u{1b}[2J     7  long wor…", "é           1234  x y"]
                 .map(|line| line.to_owned())
         );
     }

@@ -69,8 +69,10 @@ enum Command {
     Sweep(sweep::SweepArgs),
     /// Watch runs on the terminal while they train, or after: loss, rates, speed, ranks, spectra,
     /// samples.
+    #[command(after_help = examples::WATCH)]
     Watch(watch::WatchArgs),
     /// List runs: state, step, last validation loss, age, size on disk.
+    #[command(after_help = examples::RUNS)]
     Runs(runs::RunsArgs),
     /// Compare the runs of a sweep, or any runs, with statistics and a report.
     #[command(after_help = examples::COMPARE)]

@@ -8,7 +8,7 @@ use crate::model::ModelConfig;
 use crate::params::ParamStore;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// The code that goes beside the weights.
@@ -33,7 +33,7 @@ pub(super) fn with_factors(
 ) -> Result<Vec<(String, Tensor)>> {
     let named = &Named::new(params);
     let mut dense: BTreeMap<String, Tensor> = dense.into_iter().collect();
-    let (mut described, mut out) = (serde_json::Map::new(), Vec::new());
+    let (mut described, mut out) = (Map::new(), Vec::new());
     for layer in format.modules(model) {
         if !layer.sites.iter().any(|site| named.point(site).is_some()) {
             continue;
@@ -99,6 +99,15 @@ fn add_part(
     Ok((m, n, Some(rank)))
 }
 
+/// The layers that config.json describes.
+///
+/// # Errors
+/// If it describes none.
+pub(super) fn layers(config: &Value) -> Result<&Map<String, Value>> {
+    let described = config.get(LAYERS).and_then(Value::as_object);
+    described.with_context(|| format!("config.json: `{LAYERS}` is no mapping"))
+}
+
 /// Whether config.json describes the layer of this tensor of the dense model as one of parts.
 pub(super) fn describes(config: &Value, name: &str) -> bool {
     let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
@@ -117,8 +126,7 @@ pub(super) fn without_factors(
     shapes: &[(String, Vec<usize>)],
     transposed: bool,
 ) -> Result<Vec<(String, Tensor)>> {
-    let described = config.get(LAYERS).and_then(Value::as_object);
-    let described = described.with_context(|| format!("config.json: `{LAYERS}` is no mapping"))?;
+    let described = layers(config)?;
     let mut tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
     for (layer, parts) in described {
         let parts: Vec<(String, usize, usize, Option<usize>, bool)> =

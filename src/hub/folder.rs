@@ -127,6 +127,10 @@ pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
     let config = read_json(&folder.join("config.json"))?;
     let read = || -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
         let (format, model) = model_of(&config)?;
+        let is_factored = model_type(&config).starts_with(factored::PREFIX);
+        if is_factored {
+            factored::layers(&config)?;
+        }
         let shapes = format.shapes(&model);
         let mut files = weight_files(folder)?;
         // The parts of factored layers have shapes of their own, which are checked there.
@@ -137,7 +141,7 @@ pub fn import(folder: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
         for file in &mut files {
             tensors.extend(in_f32(file.read(|name| !format.passes_over(name))?)?);
         }
-        if model_type(&config).starts_with(factored::PREFIX) {
+        if is_factored {
             let transposed = format.is_transposed();
             tensors = factored::without_factors(&config, tensors, &shapes, transposed)?;
         }

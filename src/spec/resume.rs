@@ -228,7 +228,7 @@ mod tests {
             paths(schema, definition, path, found);
         }
         let below = |key: &str| if path.is_empty() { key.into() } else { format!("{path}.{key}") };
-        for choices in ["anyOf", "oneOf"] {
+        for choices in ["allOf", "anyOf", "oneOf"] {
             for choice in node[choices].as_array().into_iter().flatten() {
                 paths(schema, choice, path, found);
                 let names = choice["enum"].as_array().into_iter().flatten();

@@ -215,6 +215,7 @@ mod tests {
         write(&run, &["checkpoints/step-00000001/model", "samples/a.txt", "log.txt"], "old");
         let before = contents(&run);
         for overwrites in [false, true] {
+            write(&run, &["log.txt", LOCK], "old");
             let fresh = start(&run, overwrites);
             assert_ne!(contents(&run), before);
             drop(fresh);

@@ -179,7 +179,7 @@ mod tests {
 
     fn network() -> (Box<dyn Network>, ParamStore) {
         let config: ModelConfig = serde_json::from_value(serde_json::json!({
-            "vocab_size": 256, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8,
+            "arch": "gpt2", "vocab_size": 256, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8,
             "dropout": 0.0, "bias": true, "weights": {}
         }))
         .expect("a configuration");
