@@ -58,7 +58,7 @@ impl Batch {
 /// is no state to save, and how a step is split into micro-batches does not change what it sees.
 ///
 /// Where only some tokens are trained on, the windows are the examples, each a row of its own
-/// ([`Examples`]); those of a step are dealt to its micro-batches by length, which changes neither
+/// (`Examples`); those of a step are dealt to its micro-batches by length, which changes neither
 /// what the step sees nor its loss, only how much of a batch is filled up.
 #[derive(Clone, Debug)]
 pub struct Batches {
