@@ -3,7 +3,7 @@ metrics.jsonl: a run that was stopped, torn at the end of its event file, and go
 
     cargo build --release --bin lrpt
     python3 -m venv venv && venv/bin/pip install tensorboard pandas
-    venv/bin/python tests/tools/tensorboard.py
+    venv/bin/python tests/tools/event_files.py
 """
 
 import json
