@@ -6,7 +6,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const LOCK_FILE: &str = "lrpt.lock";
+/// The file in a run's folder whose lock is the run's.
+pub const LOCK_FILE: &str = "lrpt.lock";
 
 /// The right to train in a run's folder, held until it is dropped or the process ends, however it
 /// ends.

@@ -27,7 +27,7 @@ mod tests;
 
 pub use checkpoints::{Checkpoints, Damaged, Entry};
 pub use directory::{load, load_config, tensor_bytes, verify};
-pub use lock::RunLock;
+pub use lock::{LOCK_FILE, RunLock};
 pub use manifest::{FileEntry, Manifest};
 pub use retention::to_delete;
 

@@ -117,7 +117,7 @@ impl Observer for JsonLines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Evaluation, Step, figures, metrics};
+    use crate::record::{Evaluation, Step, metric_values, metrics};
 
     fn step(step: u64, loss: f64) -> Event {
         Event::Step(Step { step, loss, ..Step::default() })
@@ -157,7 +157,8 @@ mod tests {
         let lost = [step(30, 2.25), evaluation(30)];
         let after = [step(30, 2.0), evaluation(30), step(40, 1.5)];
 
-        let create = |name| JsonLines::create(&path(name), figures).unwrap().with_table().unwrap();
+        let create =
+            |name| JsonLines::create(&path(name), metric_values).unwrap().with_table().unwrap();
         let mut straight = create("straight.jsonl");
         record(&mut straight, &before);
         record(&mut straight, &after);
@@ -166,7 +167,7 @@ mod tests {
         record(&mut stopped, &before);
         record(&mut stopped, &lost);
         stopped.file.write_all(br#"{"step":40,"train/lo"#).unwrap();
-        let resumed = JsonLines::resume(&path("stopped.jsonl"), 20, figures).unwrap();
+        let resumed = JsonLines::resume(&path("stopped.jsonl"), 20, metric_values).unwrap();
         record(&mut resumed.with_table().unwrap(), &after);
         // A run that goes back by itself.
         let mut rolled_back = create("rolled.jsonl");

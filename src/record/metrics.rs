@@ -16,7 +16,7 @@ pub fn is_wall_clock_key(key: &str) -> bool {
 /// The line of `metrics.jsonl` for an event: its figures and, after the step, the `time` (UTC, RFC
 /// 3339) at which it is asked for.
 pub fn metrics(event: &Event) -> Option<Map<String, Value>> {
-    let mut line = figures(event)?;
+    let mut line = metric_values(event)?;
     line.shift_insert(1, "time".to_owned(), json!(now()));
     Some(line)
 }
@@ -34,7 +34,7 @@ fn now() -> String {
 ///
 /// A value that is not a finite number is written as `null`, since JSON has no other way to express
 /// it.
-pub fn figures(event: &Event) -> Option<Map<String, Value>> {
+pub fn metric_values(event: &Event) -> Option<Map<String, Value>> {
     match event {
         Event::Step(step) => Some(step_metrics(step)),
         Event::Evaluation(evaluation) => Some(evaluation_metrics(evaluation)),
@@ -145,7 +145,7 @@ mod tests {
     use crate::record::LayerRank;
 
     fn text(event: Event) -> String {
-        serde_json::to_string(&figures(&event).unwrap()).unwrap()
+        serde_json::to_string(&metric_values(&event).unwrap()).unwrap()
     }
 
     #[test]

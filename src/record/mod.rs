@@ -23,7 +23,7 @@ pub use event::{
 };
 pub use follow::{Follower, News};
 pub use json_lines::{JsonLines, LineOf};
-pub use metrics::{figures, is_wall_clock_key, metrics, spectra};
+pub use metrics::{is_wall_clock_key, metric_values, metrics, spectra};
 pub use samples::Samples;
 pub use tensorboard::TensorBoard;
 pub use terminal::Terminal;

@@ -78,7 +78,10 @@ pub fn go_back(folder: &RunFolder, before: &Plan, after: &Plan) -> Result<Vec<St
 }
 
 /// The last step that both plans agree on.
-fn agreement(folder: &RunFolder, before: &Plan, after: &Plan) -> Result<u64> {
+///
+/// # Errors
+/// [`Failure::Usage`] if there is none.
+pub(super) fn agreement(folder: &RunFolder, before: &Plan, after: &Plan) -> Result<u64> {
     if let Some(until) = before.agrees_until(after) {
         return Ok(until);
     }

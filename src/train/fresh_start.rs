@@ -2,6 +2,8 @@
 //! none: a failed first start leaves no run behind, and one over another run leaves that run.
 
 use super::run_folder::RunFolder;
+use super::run_history::RECORDED;
+use crate::checkpoint::LOCK_FILE;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -15,11 +17,13 @@ const DESCRIPTION: [&str; 7] = [
     "init.json",
     "first-checkpoint.json",
 ];
-/// Files that a start creates empty or appends to.
-const RECORDS: [&str; 4] = ["metrics.jsonl", "metrics.csv", "spectra.jsonl", "log.txt"];
 /// A folder that a start may create and put a file into.
 const EVENTS: &str = "tensorboard";
-const LOCK: &str = "lrpt.lock";
+
+/// Files that a start creates empty or appends to.
+fn records() -> impl Iterator<Item = &'static str> {
+    RECORDED.into_iter().filter(|name| name.contains('.'))
+}
 
 /// What a run's folder was before anyone took its lock.
 #[derive(Clone, Debug)]
@@ -37,7 +41,7 @@ impl Untouched {
         Self {
             root: root.to_path_buf(),
             missing: root.ancestors().take_while(is_missing).map(Path::to_path_buf).collect(),
-            has_lock_file: root.join(LOCK).exists(),
+            has_lock_file: root.join(LOCK_FILE).exists(),
         }
     }
 
@@ -46,7 +50,7 @@ impl Untouched {
     pub fn restore(&self) {
         if !self.has_lock_file {
             // What cannot be deleted stays, and says nothing wrong.
-            let _ = std::fs::remove_file(self.root.join(LOCK));
+            let _ = std::fs::remove_file(self.root.join(LOCK_FILE));
         }
         for folder in &self.missing {
             // Fails, as it should, where anything is left in it.
@@ -81,11 +85,7 @@ impl FreshStart {
         Self {
             folder: RunFolder::new(root),
             description: DESCRIPTION.into_iter().filter_map(read).collect(),
-            records: RECORDS
-                .into_iter()
-                .chain([EVENTS])
-                .filter(|name| root.join(name).exists())
-                .collect(),
+            records: records().chain([EVENTS]).filter(|name| root.join(name).exists()).collect(),
             untouched,
             aside: Vec::new(),
             overwrites,
@@ -140,7 +140,7 @@ impl Drop for FreshStart {
             };
         }
         let moved = |path: &Path| self.aside.iter().any(|(from, _)| from == path);
-        for name in RECORDS {
+        for name in records() {
             let path = root.join(name);
             if moved(&path) || !self.records.contains(&name) {
                 let _ = std::fs::remove_file(path);
@@ -195,11 +195,11 @@ mod tests {
     /// What a start writes before its first step.
     fn start(root: &Path, overwrites: bool) -> FreshStart {
         let untouched = Untouched::look(root);
-        write(root, &[LOCK], "7");
+        write(root, &[LOCK_FILE], "7");
         let mut fresh = FreshStart::new(untouched, overwrites);
         fresh.set_history_aside().expect("renamed");
         write(root, &DESCRIPTION, "new");
-        write(root, &RECORDS, "new");
+        write(root, &records().collect::<Vec<_>>(), "new");
         write(root, &["tensorboard/events"], "new");
         fresh
     }
@@ -211,11 +211,11 @@ mod tests {
         assert!(contents(place.path()).is_empty(), "{:?}", contents(place.path()));
 
         let run = place.path().join("old");
-        write(&run, &["notes.md", "plan.yaml", "metrics.jsonl", LOCK], "old");
+        write(&run, &["notes.md", "plan.yaml", "metrics.jsonl", LOCK_FILE], "old");
         write(&run, &["checkpoints/step-00000001/model", "samples/a.txt", "log.txt"], "old");
         let before = contents(&run);
         for overwrites in [false, true] {
-            write(&run, &["log.txt", LOCK], "old");
+            write(&run, &["log.txt", LOCK_FILE], "old");
             let fresh = start(&run, overwrites);
             assert_ne!(contents(&run), before);
             drop(fresh);
@@ -224,7 +224,7 @@ mod tests {
             if !overwrites {
                 after.insert(run.join("log.txt"), "old".into());
             }
-            after.insert(run.join(LOCK), "old".into());
+            after.insert(run.join(LOCK_FILE), "old".into());
             assert_eq!(after, before, "overwrites: {overwrites}");
         }
     }

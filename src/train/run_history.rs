@@ -2,6 +2,7 @@
 //! whether the folder is what it says.
 
 use super::run_folder::RunFolder;
+use crate::checkpoint::LOCK_FILE;
 use crate::error::Failure;
 use crate::fs::write_atomic;
 use crate::spec::{self, Plan, RunSpec};
@@ -10,22 +11,8 @@ use serde_json::Value;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// What is written, cut or pruned in a run's folder.
-const WRITTEN: [&str; 8] = [
-    "lrpt.lock",
-    "log.txt",
-    "metrics.jsonl",
-    "metrics.csv",
-    "spectra.jsonl",
-    "tensorboard",
-    "checkpoints",
-    "samples",
-];
-/// What a new beginning would overwrite or count as its own.
-const HISTORY: [&str; 5] =
-    ["metrics.jsonl", "metrics.csv", "spectra.jsonl", "tensorboard", "checkpoints"];
-/// All that a run records.
-const RECORDED: [&str; 7] = [
+/// What a run records: files, and folders, whose names have no ending.
+pub(super) const RECORDED: [&str; 7] = [
     "metrics.jsonl",
     "metrics.csv",
     "spectra.jsonl",
@@ -34,6 +21,9 @@ const RECORDED: [&str; 7] = [
     "samples",
     "log.txt",
 ];
+/// What of it a new beginning leaves in place unless it replaces all: the log goes on in its file, and
+/// samples have a file for each step.
+const GOES_ON: [&str; 2] = ["samples", "log.txt"];
 /// Written once the first checkpoint is sound: from then on a folder without one has lost it.
 const FIRST_CHECKPOINT: &str = "first-checkpoint.json";
 
@@ -43,7 +33,8 @@ impl RunFolder {
     /// # Errors
     /// [`Failure::Usage`] naming the link.
     pub fn refuse_links(&self) -> Result<()> {
-        let linked = WRITTEN.iter().map(|name| self.root().join(name)).find(|at| at.is_symlink());
+        let written = RECORDED.iter().chain([&LOCK_FILE]);
+        let linked = written.map(|name| self.root().join(name)).find(|at| at.is_symlink());
         match linked {
             None => Ok(()),
             Some(link) => Err(Failure::Usage(format!(
@@ -130,7 +121,7 @@ impl RunFolder {
         renamed: &mut Vec<(PathBuf, PathBuf)>,
     ) -> Result<()> {
         let number = self.free_number();
-        for name in if all { &RECORDED[..] } else { &HISTORY } {
+        for name in RECORDED.iter().filter(|name| all || !GOES_ON.contains(name)) {
             let path = self.root().join(name);
             let is_empty = path.metadata().is_ok_and(|found| found.is_file() && found.len() == 0);
             if !path.exists() || is_empty {
@@ -160,7 +151,7 @@ impl RunFolder {
         let mut names = entries.flatten().map(|entry| entry.file_name());
         let found = match self.holds_a_run() {
             true => names.find(|name| name == "manifest.json"),
-            false => names.find(|name| name != "lrpt.lock"),
+            false => names.find(|name| name != LOCK_FILE),
         };
         match found {
             None => Ok(()),

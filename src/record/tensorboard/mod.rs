@@ -8,7 +8,7 @@ mod event_file;
 mod histogram;
 mod proto;
 
-use super::metrics::figures;
+use super::metrics::metric_values;
 use super::{EndReason, Event, Observer, Recovered};
 use event_file::EventFile;
 use histogram::histogram;
@@ -60,7 +60,7 @@ impl Observer for TensorBoard {
         if let Event::Recovered(Recovered { back_to: Some(step), .. }) = event {
             forget_from(&mut self.file, step + 1)?;
         }
-        if let Some(line) = figures(event) {
+        if let Some(line) = metric_values(event) {
             let step = line.get("step").and_then(Value::as_u64).unwrap_or(0);
             let scalars = line.iter().filter(|(key, _)| *key != "step").map(|(key, value)| {
                 // What is not finite is null, and true is 1.

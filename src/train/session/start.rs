@@ -9,7 +9,7 @@ use crate::error::Failure;
 use crate::parallel::agree;
 use crate::record::{EndReason, Event, Observer, Observers, RunStarted};
 use crate::spec::{Plan, is_of_length};
-use crate::train::extend::{go_back, other_way};
+use crate::train::extend::{agreement, go_back, other_way};
 use crate::train::fresh_start::{FreshStart, Untouched};
 use crate::train::run_folder::RunFolder;
 use anyhow::{Context, Result};
@@ -287,6 +287,10 @@ fn check_folder(folder: &RunFolder, plan: &Plan, options: &TrainOptions) -> Resu
             differences.join("\n  ")
         ))
         .into());
+    }
+    if is_longer {
+        // Before the data is prepared: what cannot be extended is refused at once.
+        agreement(folder, &before, plan)?;
     }
     folder.check_plan_is_as_written(&before)?;
     Ok(Some(before))
