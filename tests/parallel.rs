@@ -146,6 +146,32 @@ fn every_method_gives_the_same_bytes_with_1_2_and_4_processes() {
     }
 }
 
+/// Where only some tokens are trained on, their number differs from process to process and counts
+/// over all.
+#[test]
+fn answers_alone_are_trained_on_with_the_same_bytes() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, OFTEN);
+    let words = ["rank", "of", "a", "matrix", "grows"];
+    let lines = (0..60usize).map(|i| {
+        let completion = vec![words[i * i % 5]; 1 + i % 7].join(" ");
+        format!("{{\"prompt\": \"{}: \", \"completion\": \"{completion}\"}}\n", words[i % 5])
+    });
+    std::fs::write(place.path("chat.jsonl"), lines.collect::<String>()).expect("the lines");
+    let source = "data={source: {instructions: {train: [chat.jsonl]}}, tokenizer: chars}";
+    let train = |run: &'static str| {
+        let settings = ["--set", source, "--set", FOUR, "--set", "model.block_size=48"];
+        [&["train", "spec.yaml", "--run-dir", run][..], &settings].concat()
+    };
+    alone(&place, &train("one"), 0);
+    let last = lrpt::checkpoint::Checkpoints::open(&place.path("one")).latest().expect("steps");
+    let expected = trajectory(&place, "one", last);
+    for (processes, run) in [(2, "two"), (4, "four")] {
+        ended(mpirun(&place, processes, &train(run)), 0);
+        assert_same(&expected, &trajectory(&place, run, last), &format!("{processes} processes"));
+    }
+}
+
 /// The account's bytes are those sent, dense and low-rank, also where a step evaluates twice.
 #[test]
 fn the_account_has_the_bytes_that_are_sent() {
