@@ -69,11 +69,11 @@ fn texts_of_any_length_are_scored_whole() {
 
     std::fs::write(place.path("one.txt"), "t").expect("a text");
     for (arguments, expected) in [
-        (&["--text", "one.txt"][..], "one.txt: the text has 1 tokens"),
+        (&["--text", "one.txt"][..], "one.txt: the text has 1 token;"),
         (&["--text", "text.txt", "--stride", "17"], "at most the block size 16"),
-        (&["--text", "none.txt"], "none.txt"),
+        (&["--text", "none.txt"], "none.txt: cannot be read"),
     ] {
-        let output = place.run(&[&["eval", "runs/small"], arguments].concat(), 1);
+        let output = place.run(&[&["eval", "runs/small"], arguments].concat(), 2);
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(message.contains(expected), "{message}");
     }

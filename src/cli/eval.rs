@@ -110,9 +110,14 @@ fn read_text(path: &PathBuf) -> Result<(String, String)> {
         read.context("standard input cannot be read as UTF-8")?;
         return Ok(("standard input".into(), text));
     }
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the text {}", path.display()))?;
-    Ok((path.display().to_string(), text))
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok((name, text)),
+        Err(error) => Err(Failure::Usage(format!(
+            "{name}: cannot be read: {error}; give a file of UTF-8 text, or `-` for standard input"
+        ))
+        .into()),
+    }
 }
 
 /// Texts, each by itself and all together.
@@ -128,9 +133,10 @@ fn score(args: &EvalArgs, run: &LoadedRun) -> Result<()> {
     }
     let protocol = format!(
         "every token but the first, in windows of {block} tokens every {stride}, each token \
-         predicted from its window only (beyond the first window from at least {} tokens), mean \
-         over tokens; standard error over blocks of consecutive tokens",
-        block - stride + 1
+         predicted from its window only (beyond the first window from at least {} token{}), \
+         mean over tokens; standard error over blocks of consecutive tokens",
+        block - stride + 1,
+        if stride == block { "" } else { "s" }
     );
     if scores.len() > 1 {
         let all: Vec<TextScore> = scores.iter().map(|(_, score)| score.clone()).collect();

@@ -46,6 +46,7 @@ pub const DATA: &str = "Examples:
 pub const SPEC: &str = "Examples:
   lrpt spec check configs/gpt-small.yaml
   lrpt spec show configs/gpt-small.yaml --set model.n_layer=8
+  lrpt spec check - < configs/gpt-small.yaml
   lrpt spec schema";
 pub const BENCH: &str = "Examples:
   lrpt bench configs/gpt-small.yaml";

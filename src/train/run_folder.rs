@@ -13,6 +13,7 @@ use crate::params::{Declared, ParamStore};
 use crate::spec::{Plan, to_yaml};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The folder of one run.
@@ -53,12 +54,14 @@ impl RunFolder {
     /// If the folder holds no run, or its plan cannot be read by this version.
     pub fn plan(&self) -> Result<Plan> {
         let path = self.root.join("plan.yaml");
-        let text = std::fs::read_to_string(&path).with_context(|| {
-            format!(
-                "{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small",
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => bail!(
+                "{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small \
+                 (`lrpt runs` lists those of runs/)",
                 self.root.display()
-            )
-        })?;
+            ),
+            read => read.with_context(|| format!("{}: not read", path.display()))?,
+        };
         Plan::from_yaml(&text, &path.display().to_string())
     }
 
