@@ -52,6 +52,7 @@ mod validation;
 
 pub use batches::{Batch, Batches, Trained};
 pub use cargo_registry::crates_at_hand;
+pub use chat_settings::ChatSettings;
 pub use dataset::{Dataset, DatasetSummary};
 pub use listing::{PreparedData, prepared_data};
 pub use prepare::{cache_dir, keep_prepared_in, prepare, prepared};
