@@ -1,7 +1,7 @@
 //! `lrpt eval`: the loss of a trained run, on its validation set or on texts, and what it chooses.
 
 use super::{compute, output};
-use crate::data::{self, ValidationSet};
+use crate::data::ValidationSet;
 use crate::error::Failure;
 use crate::spec::DeviceSpec;
 use crate::train::{ChoiceScore, LoadedRun, TextScore, ValidationLoss, evaluate, read_questions};
@@ -67,8 +67,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
 /// The validation set of the run.
 fn validate(args: &EvalArgs, run: &LoadedRun) -> Result<()> {
     let plan = run.folder.plan()?;
-    let data = run.folder.data_from_here(&plan.data);
-    let dataset = data::prepare(&data, &run.folder.cache_from_here())?;
+    let dataset = run.folder.prepare_from_here(&plan.data)?;
     let before = run.folder.data_summary()?;
     if before.content_hash != dataset.summary.content_hash {
         return Err(Failure::Usage(format!(
