@@ -1,7 +1,7 @@
 //! `lrpt eval`: the loss of a trained run, on its validation set or on texts, and what it chooses.
 
 use super::{compute, output};
-use crate::data::{self, Dataset, ValidationSet};
+use crate::data::{Dataset, ValidationSet};
 use crate::error::Failure;
 use crate::spec::{DeviceSpec, Plan};
 use crate::train::{
@@ -87,7 +87,7 @@ fn validation_data(args: &EvalArgs, run: &LoadedRun) -> Result<(Dataset, Plan)> 
         ))
         .into());
     }
-    let dataset = data::prepare(&folder.data_from_here(&plan.data), &folder.cache_from_here())?;
+    let dataset = folder.prepare_from_here(&plan.data)?;
     if before.content_hash != dataset.summary.content_hash {
         return Err(Failure::Usage(format!(
             "the validation text has changed since {} was trained; give a text with --text",

@@ -56,7 +56,7 @@ pub use cargo_registry::crates_at_hand;
 pub use chat_settings::ChatSettings;
 pub use dataset::{Dataset, DatasetSummary};
 pub use listing::{PreparedData, prepared_data};
-pub use prepare::{cache_dir, keep_prepared_in, prepare, prepared};
+pub use prepare::{cache_dir, keep_prepared_in, prepare, prepare_or_find, prepared};
 pub use shard::TokenShard;
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -4,8 +4,13 @@
 
 use super::factored;
 use super::format::{Format, format_of};
+<<<<<<< HEAD
 use super::talker::{Talker, generation_config, write_tokenizer};
 use crate::fs::write_directory_atomic;
+=======
+use crate::data::Tokenizer;
+use crate::fs::{read_text, write_directory_atomic};
+>>>>>>> w6-c
 use crate::model::{ModelConfig, Network, merged};
 use crate::params::ParamStore;
 use crate::spec::Architecture;
@@ -273,7 +278,7 @@ pub(super) fn in_f32(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tens
 }
 
 pub(super) fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let text = read_text(path).with_context(|| path.display().to_string())?;
     serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))
 }
 

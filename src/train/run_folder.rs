@@ -7,7 +7,7 @@ use super::settings::compute;
 use crate::checkpoint::{self, Checkpoints};
 use crate::data::{ChatSettings, DatasetSummary, Tokenizer};
 use crate::error::Failure;
-use crate::fs::write_atomic;
+use crate::fs::{read_text, write_atomic};
 use crate::model::{ModelConfig, Network, build, read_config, restore};
 use crate::params::{Declared, ParamStore};
 use crate::spec::{Plan, to_yaml};
@@ -53,7 +53,7 @@ impl RunFolder {
     /// If the folder holds no run, or its plan cannot be read by this version.
     pub fn plan(&self) -> Result<Plan> {
         let path = self.root.join("plan.yaml");
-        let text = std::fs::read_to_string(&path).with_context(|| {
+        let text = read_text(&path).with_context(|| {
             format!(
                 "{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small",
                 self.root.display()
@@ -73,7 +73,7 @@ impl RunFolder {
     /// If it cannot be read, or is another than `data.json` names.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.tokenizer_path();
-        let text = std::fs::read_to_string(&path)
+        let text = read_text(&path)
             .with_context(|| format!("cannot read the run's tokenizer {}", path.display()))?;
         let tokenizer = Tokenizer::from_json(&text)
             .with_context(|| format!("{}: not a tokenizer", path.display()))?;
@@ -102,8 +102,7 @@ impl RunFolder {
     /// Identity and size of the data the run was trained on.
     pub fn data_summary(&self) -> Result<DatasetSummary> {
         let path = self.root.join("data.json");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text = read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text)
             .with_context(|| format!("{}: not a data summary", path.display()))
     }
@@ -114,7 +113,7 @@ impl RunFolder {
     /// If it cannot be read.
     pub fn spec_yaml(&self) -> Result<String> {
         let path = self.root.join("spec.yaml");
-        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+        read_text(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
     /// A warning where this process computes with another number of threads than the one that
@@ -124,7 +123,7 @@ impl RunFolder {
     /// If what it says cannot be read.
     pub fn other_threads(&self) -> Result<Option<String>> {
         let path = self.root.join("env.json");
-        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+        let Ok(text) = read_text(&path) else { return Ok(None) };
         let environment: serde_json::Value =
             serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
         let now = rayon::current_num_threads() as u64;
