@@ -4,13 +4,8 @@
 
 use super::factored;
 use super::format::{Format, format_of};
-<<<<<<< HEAD
 use super::talker::{Talker, generation_config, write_tokenizer};
-use crate::fs::write_directory_atomic;
-=======
-use crate::data::Tokenizer;
 use crate::fs::{read_text, write_directory_atomic};
->>>>>>> w6-c
 use crate::model::{ModelConfig, Network, merged};
 use crate::params::ParamStore;
 use crate::spec::Architecture;
