@@ -4,7 +4,7 @@
 use anyhow::Context;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use tempfile::{Builder, TempDir};
 
@@ -89,6 +89,64 @@ pub fn refuse_link(path: &Path) -> anyhow::Result<()> {
             target.display()
         ),
     }
+}
+
+/// The longest text that is read of what may come from anyone; tokenizers are the longest there are.
+const LONGEST_TEXT: u64 = 1 << 28;
+
+/// Opens a file that may come from anyone: a pipe, which could be waited for, or a device, which may
+/// never end, is refused and not opened.
+///
+/// # Errors
+/// When it cannot be opened, or is no ordinary file.
+pub fn open_ordinary(path: &Path) -> std::io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        let what = "is no ordinary file (a folder, a pipe or a device)";
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, what));
+    }
+    File::open(path)
+}
+
+/// The bytes of a file that may come from anyone, as [`open_ordinary`] has it; a file of more than
+/// `most` bytes is not read.
+///
+/// # Errors
+/// When it cannot be read, is no ordinary file, or is too long.
+pub fn read_ordinary(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let file = open_ordinary(path)?;
+    let length = file.metadata()?.len();
+    let too_long = |length: u64| {
+        let what = format!("has {length} bytes, and at most {most} are read of such a file");
+        std::io::Error::new(ErrorKind::FileTooLarge, what)
+    };
+    if length > most {
+        return Err(too_long(length));
+    }
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(usize::try_from(length).unwrap_or(usize::MAX))?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(too_long(bytes.len() as u64));
+    }
+    Ok(bytes)
+}
+
+/// The text of a description that may come from anyone, as [`read_ordinary`] has it.
+///
+/// # Errors
+/// As [`read_ordinary`], and when it is not UTF-8.
+pub fn read_text(path: &Path) -> std::io::Result<String> {
+    String::from_utf8(read_ordinary(path, LONGEST_TEXT)?)
+        .map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error))
+}
+
+/// Whether an error comes from the system (EIO, EMFILE, ENOMEM, EACCES, ...) and says nothing of
+/// what was to be read; a file or folder that is missing or of the wrong kind is damage.
+pub fn is_failed_read(error: &anyhow::Error) -> bool {
+    use ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|io| {
+        io.raw_os_error().is_some() && !matches!(io.kind(), NotFound | IsADirectory | NotADirectory)
+    })
 }
 
 /// The folder of a path, created if missing.
@@ -250,6 +308,31 @@ mod tests {
         std::os::unix::fs::symlink("/usr", folder.path().join("link")).unwrap();
         assert_eq!(size_on_disk(folder.path()), 10);
         assert_eq!(size_on_disk(&folder.path().join("missing")), 0);
+    }
+
+    /// What a stranger's folder may hold in the place of a file: nothing of it is waited for or read
+    /// without end.
+    #[cfg(unix)]
+    #[test]
+    fn only_ordinary_files_of_a_sensible_length_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("plan.yaml"), "name: a").unwrap();
+        std::os::unix::fs::symlink(path("plan.yaml"), path("link")).unwrap();
+        assert_eq!(read_text(&path("link")).unwrap(), "name: a");
+        std::os::unix::fs::symlink("/dev/zero", path("endless")).unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(path("pipe")).status();
+        assert!(pipe.unwrap().success());
+        for name in ["endless", "pipe", ""] {
+            let error = read_text(&path(name)).unwrap_err().to_string();
+            assert!(error.contains("no ordinary file"), "{name}: {error}");
+        }
+        File::create(path("sparse")).unwrap().set_len(1 << 42).unwrap();
+        let error = read_text(&path("sparse")).unwrap_err().to_string();
+        assert!(error.contains("4398046511104 bytes"), "{error}");
+        assert_eq!(read_ordinary(&path("plan.yaml"), 7).unwrap(), b"name: a");
+        assert!(read_ordinary(&path("plan.yaml"), 6).is_err());
+        assert_eq!(read_text(&path("absent")).unwrap_err().kind(), ErrorKind::NotFound);
     }
 
     #[test]

@@ -29,6 +29,7 @@
 //! error   exit codes          fs    durable files            rng     random streams, pure functions
 //! plot    charts as SVG       device  what a GPU says of itself
 //! figures numbers as people read them          tensor_file  a safetensors file, its header first
+//! gguf_file  a GGUF file, its settings first
 //! parallel  processes that train one run together: messages, agreement, launchers
 //! ```
 //!
@@ -65,6 +66,7 @@ pub mod device;
 pub mod error;
 pub mod figures;
 pub mod fs;
+pub mod gguf_file;
 pub mod hub;
 pub mod kernels;
 pub mod linalg;

@@ -12,6 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("plot", &["figures"]),
     ("device", &[]),
     ("tensor_file", &[]),
+    ("gguf_file", &[]),
     ("parallel", &["error"]),
     ("kernels", &[]),
     ("linalg", &["kernels", "rng"]),
@@ -23,8 +24,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("checkpoint", &["error", "fs", "rng"]),
     ("optim", &["error", "kernels", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
     ("account", &["figures", "model", "ops", "optim", "spec"]),
-    ("hub", &["data", "fs", "lowrank", "model", "params", "spec", "tensor_file"]),
-    ("data", &["error", "figures", "fs", "rng", "spec"]),
+    ("hub", &["data", "fs", "gguf_file", "lowrank", "model", "params", "spec", "tensor_file"]),
+    ("data", &["error", "figures", "fs", "gguf_file", "rng", "spec"]),
     ("record", &["figures", "fs"]),
     (
         "train",

@@ -141,6 +141,24 @@ fn a_run_goes_on_with_its_text_at_another_path() {
     assert!(place.path("run/checkpoints/step-00000002").exists());
 }
 
+/// Issue 13, hostile folders: what a model writes may be what a stranger's text or tokenizer has in
+/// it; on terminals and in logs it moves no cursor and changes no colour.
+#[test]
+fn control_characters_of_a_sample_are_shown() {
+    let place = Workplace::new();
+    std::fs::write(place.path("text.txt"), "\u{1b}[31m\r\u{9b}2J\n".repeat(800)).unwrap();
+    spec(&place, "{source: {text: {path: text.txt}}, tokenizer: chars}");
+    let said = stderr(&place.run(&["train", "spec.yaml", "--run-dir", "run"], 0));
+    let sample = std::fs::read_to_string(place.path("run/samples/step-00000002.txt")).unwrap();
+    assert!(sample.contains(['\u{1b}', '\r', '\u{9b}']), "the sample has none: {sample:?}");
+    let log = std::fs::read_to_string(place.path("run/log.txt")).unwrap();
+    for (place, text) in [("stderr", said), ("log.txt", log)] {
+        assert!(text.contains("sample at step 2"), "{text}");
+        assert!(text.contains("\\u{1b}") || text.contains("\\r"), "{text}");
+        assert!(!text.contains(['\u{1b}', '\r', '\u{9b}']), "{place}: {text:?}");
+    }
+}
+
 /// Case 23: nothing is there to be saved while data is prepared, so a signal ends it at once.
 #[cfg(unix)]
 #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 /// A target with its name.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 11] = [
     ("spec", harness::spec),
     ("plan", harness::plan),
     ("sweep", harness::sweep),
@@ -17,7 +17,9 @@ const TARGETS: [Target; 9] = [
     ("shard", harness::shard),
     ("checkpoint", harness::checkpoint),
     ("import", harness::import),
+    ("gguf", harness::gguf),
     ("json_lines", harness::json_lines),
+    ("chat", harness::chat),
     ("operations", harness::operations),
 ];
 

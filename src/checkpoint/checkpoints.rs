@@ -96,7 +96,7 @@ impl Checkpoints {
         for Entry { path, .. } in self.list()?.into_iter().rev() {
             match directory::load(&path) {
                 Ok(snapshot) => return Ok((Some(snapshot), damaged)),
-                Err(error) if is_failed_read(&error) => {
+                Err(error) if crate::fs::is_failed_read(&error) => {
                     return Err(error.context(format!(
                         "{}: the system could not read this checkpoint, which is no damage; \
                          nothing was changed, mend the cause and try again",
@@ -301,15 +301,6 @@ impl Checkpoints {
             }),
         }
     }
-}
-
-/// Whether an error comes from the system (EIO, EMFILE, ENOMEM, EACCES, ...) and says nothing of
-/// the checkpoint; a file or folder that is missing or of the wrong kind is damage.
-fn is_failed_read(error: &anyhow::Error) -> bool {
-    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
-    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|io| {
-        io.raw_os_error().is_some() && !matches!(io.kind(), NotFound | IsADirectory | NotADirectory)
-    })
 }
 
 fn remove_folder(path: &Path) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 use super::manifest::{FORMAT_VERSION, FileEntry, Manifest};
 use super::{Snapshot, tensors};
+use crate::fs::open_ordinary;
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -161,7 +162,7 @@ fn read_checked(folder: &Path, manifest: &Manifest, name: &str) -> anyhow::Resul
 /// A file of the length that the manifest says, of which nothing is read yet.
 fn open_checked(folder: &Path, entry: &FileEntry) -> anyhow::Result<File> {
     let open = || -> std::io::Result<(File, u64)> {
-        let file = File::open(folder.join(&entry.name))?;
+        let file = open_ordinary(&folder.join(&entry.name))?;
         let length = file.metadata()?.len();
         Ok((file, length))
     };
@@ -170,11 +171,16 @@ fn open_checked(folder: &Path, entry: &FileEntry) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// The step that a folder's manifest gives, if there is a sound one.
+pub(super) fn step_of_manifest(folder: &Path) -> Option<u64> {
+    read_manifest(folder).ok().map(|manifest| manifest.step)
+}
+
 /// The manifest of a folder; its step must agree with the folder's name where that is a step's,
 /// also when reached through a link.
 fn read_manifest(folder: &Path) -> anyhow::Result<Manifest> {
     let folder = folder.canonicalize()?;
-    let file = File::open(folder.join(MANIFEST)).context(MANIFEST)?;
+    let file = open_ordinary(&folder.join(MANIFEST)).context(MANIFEST)?;
     let length = file.metadata().context(MANIFEST)?.len();
     ensure!(
         length <= MAX_MANIFEST,

@@ -1,6 +1,6 @@
 //! `latest` and `best`: names that lead to a step's folder, moved in one instant.
 
-use super::directory::{folder_name, step_of};
+use super::directory::{self, folder_name, step_of};
 use anyhow::Context;
 use std::path::Path;
 
@@ -20,7 +20,11 @@ fn place_atomic(folder: &Path, name: &str, target: &str) -> anyhow::Result<()> {
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
     remove(&temporary)?;
     std::os::unix::fs::symlink(target, &temporary)?;
-    std::fs::rename(&temporary, folder.join(name))?;
+    let place = folder.join(name);
+    if is_copy(&place) {
+        remove(&place)?;
+    }
+    std::fs::rename(&temporary, place)?;
     Ok(())
 }
 
@@ -34,14 +38,24 @@ pub(super) fn get(folder: &Path, name: &str) -> Option<u64> {
     let place = folder.join(name);
     let target = match std::fs::read_link(&place) {
         Ok(target) => target.to_str()?.to_string(),
+        // A copy that followed links (`cp -rL`, `scp -r`) has the checkpoint once more.
+        Err(_) if place.is_dir() => folder_name(directory::step_of_manifest(&place)?),
         Err(_) => std::fs::read_to_string(&place).ok()?.trim_end().to_string(),
     };
     let step = step_of(&target)?;
     folder.join(target).is_dir().then_some(step)
 }
 
-/// Removes a link or file if it is there.
+/// Whether a link has become a copy of what it led to, as `cp -rL` and `scp -r` make of it.
+fn is_copy(place: &Path) -> bool {
+    place.is_dir() && !place.is_symlink()
+}
+
+/// Removes a link, a file, or a copy of the checkpoint that a link led to, if it is there.
 pub(super) fn remove(path: &Path) -> std::io::Result<()> {
+    if is_copy(path) {
+        return std::fs::remove_dir_all(path);
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

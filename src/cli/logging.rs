@@ -1,6 +1,6 @@
 //! Log lines: to standard error, and to `log.txt` once the run has a folder.
 
-use crate::error::Failure;
+use crate::error::{Failure, printable};
 use crate::record::{PROGRESS_TARGET, STEP_TARGET, Terminal};
 use anyhow::Context;
 use clap::ValueEnum;
@@ -87,8 +87,10 @@ impl Logging {
         let mut line = String::new();
         // The error is on the terminal, too: a log that cannot be written is no second error.
         let _ = SystemTime.format_time(&mut Writer::new(&mut line));
-        let _ =
-            io::Write::write_all(&mut &self.file, format!("{line} ERROR {error:#}\n").as_bytes());
+        let _ = io::Write::write_all(
+            &mut &self.file,
+            format!("{line} ERROR {}\n", printable(&format!("{error:#}"))).as_bytes(),
+        );
     }
 }
 
@@ -185,7 +187,7 @@ where
     if event.metadata().target().starts_with(PROGRESS_TARGET) {
         let mut message = Message(String::new());
         event.record(&mut message);
-        writer.write_str(&message.0)?;
+        writer.write_str(&printable(&message.0))?;
     } else {
         context.field_format().format_fields(writer.by_ref(), event)?;
     }

@@ -2,7 +2,7 @@
 
 use crate::error::printable;
 use anyhow::Result;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 /// Prints a line to stdout, control characters shown; a closed pipe is an error the caller's
 /// `main` treats as success.
@@ -17,10 +17,12 @@ pub fn width(wide: bool) -> Option<usize> {
     size.filter(|_| !wide).map(|(_, columns)| usize::from(columns))
 }
 
-/// Prints text to stdout at once, without a line end.
+/// Prints text to stdout at once, without a line end; on a terminal, control characters are shown,
+/// since a model writes what a stranger's tokenizer lets it write.
 pub fn piece(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
+    let shown = if stdout.is_terminal() { printable(text) } else { text.into() };
+    stdout.write_all(shown.as_bytes())?;
     stdout.flush()?;
     Ok(())
 }

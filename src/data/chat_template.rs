@@ -20,6 +20,9 @@ pub(super) const DEFAULT: &str = "\
 /// them out of text.
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 const NAME: &str = "chat template";
+/// Instructions after which a template is not rendered further, a second or so: it may come from
+/// anyone, and one that loops is not waited for.
+const MOST_INSTRUCTIONS: u64 = 10_000_000;
 
 /// A text and its parts that are trained on, in bytes, in order.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,6 +54,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
         environment.set_syntax(syntax);
+        environment.set_fuel(Some(MOST_INSTRUCTIONS));
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         let refuse = |message: String| -> std::result::Result<Jinja, minijinja::Error> {
@@ -79,7 +83,13 @@ impl ChatTemplate {
         // Its text, with the templates' own messages, says what is wrong.
         template
             .render(Jinja::from(Serde(&context)))
-            .map_err(|error| anyhow::anyhow!("the chat template refuses the conversation: {error}"))
+            .map_err(|error| match error.kind() {
+                ErrorKind::OutOfFuel => anyhow::anyhow!(
+                    "the chat template is not done after {MOST_INSTRUCTIONS} instructions: it loops, or \
+                     the conversation is far too long"
+                ),
+                _ => anyhow::anyhow!("the chat template refuses the conversation: {error}"),
+            })
     }
 
     /// A conversation and its answers: what `{% generation %}` encloses, or else, for each message
@@ -244,6 +254,16 @@ mod tests {
         let error = template.conversation(&messages(&[("system", "")]), &tools).unwrap_err();
         assert!(error.to_string().contains("no system"), "{error:#}");
         assert!(ChatTemplate::new("{% if %}", "", "").is_err());
+    }
+
+    /// A template may come from anyone: one that loops without end is not waited for.
+    #[test]
+    fn a_template_that_does_not_end_is_refused() {
+        let source = "{% for a in range(100000) %}{% for b in range(100000) %}{% set c = a * b %}\
+                      {% endfor %}{% endfor %}{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}";
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        let error = template.conversation(&messages(&[("user", "a")]), &Value::Null).unwrap_err();
+        assert!(error.to_string().contains("it loops"), "{error:#}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::shard::TokenShard;
 use super::target_mask::TargetMask;
 use super::tokenizer::Tokenizer;
+use crate::fs::read_text;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -74,8 +75,7 @@ impl Dataset {
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let read = |name: &str| {
             let path = folder.join(name);
-            std::fs::read_to_string(&path)
-                .with_context(|| format!("{}: the file cannot be read", path.display()))
+            read_text(&path).with_context(|| format!("{}: the file cannot be read", path.display()))
         };
         let summary: DatasetSummary =
             serde_json::from_str(&read("dataset.json")?).with_context(|| {

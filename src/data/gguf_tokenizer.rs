@@ -2,12 +2,14 @@
 
 use super::chat_settings::ChatSettings;
 use super::corpus::usage;
+use crate::fs::is_failed_read;
+use crate::gguf_file;
 use anyhow::{Context, Result, bail};
-use candle_core::quantized::gguf_file::{Content, Value as Entry};
+use candle_core::quantized::gguf_file::Value as Entry;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 
 /// How words are split before byte pairs are merged, by the name that llama.cpp has for it.
@@ -81,9 +83,10 @@ pub(super) fn chat_settings(path: &Path) -> Result<ChatSettings> {
 }
 
 fn metadata_of(path: &Path) -> Result<HashMap<String, Entry>> {
-    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let content = Content::read(&mut BufReader::new(file))
-        .map_err(|error| usage(format!("{}: not a sound GGUF file: {error}", path.display())))?;
+    let (_, content) = gguf_file::open(path).map_err(|error| match is_failed_read(&error) {
+        true => error,
+        false => usage(format!("{error:#}")),
+    })?;
     Ok(content.metadata)
 }
 

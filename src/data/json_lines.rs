@@ -8,11 +8,14 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
 /// Bytes of lines that are parsed side by side.
 const BATCH: usize = 4 << 20;
+/// The longest line that is read: a file that is none of lines, or a small one that unpacks to
+/// gigabytes, does not fill the memory.
+const LONGEST_LINE: u64 = 1 << 30;
 
 /// Some of the lines of files.
 #[derive(Clone, Debug)]
@@ -136,10 +139,15 @@ impl<'a> Lines<'a> {
                 continue;
             };
             *number += 1;
-            let unreadable =
-                || format!("{}: the line cannot be read as UTF-8", place(path, *number));
+            let unreadable = || format!("{}: the line cannot be read", place(path, *number));
             let mut text = String::new();
-            if reader.read_line(&mut text).with_context(unreadable)? == 0 {
+            let read = (&mut *reader).take(LONGEST_LINE).read_line(&mut text);
+            anyhow::ensure!(
+                text.len() < LONGEST_LINE as usize,
+                "{}: the line does not end within {LONGEST_LINE} bytes; one object a line is read",
+                place(path, *number)
+            );
+            if read.with_context(unreadable)? == 0 {
                 self.open = None;
                 continue;
             }

@@ -14,7 +14,7 @@ use super::shard_file::short;
 use super::sources;
 use super::tokenizer::{CharacterSet, DOCUMENT_END, Tokenizer};
 use crate::figures;
-use crate::fs::write_directory_atomic;
+use crate::fs::{is_failed_read, write_directory_atomic};
 use crate::spec::{BpeSpec, DataSpec, SourceSpec, TokenizerSpec};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -48,6 +48,19 @@ pub fn cache_dir() -> &'static Path {
 /// When the source cannot be read (the message names file and line), the spec contradicts itself
 /// ([`crate::error::Failure::Usage`]), or the cache cannot be written.
 pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
+    prepare_or_find(spec, cache, None)
+}
+
+/// As [`prepare`]; what the cache does not have is looked for in another folder, in which nothing is
+/// ever written: who begun a run says where it is.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_or_find(
+    spec: &DataSpec,
+    cache: &Path,
+    other: Option<&Path>,
+) -> anyhow::Result<Dataset> {
     if let Some(source) = RawSource::find(&spec.source)? {
         return source.open(spec);
     }
@@ -56,12 +69,23 @@ pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
         warn_of_no_end(&corpus, spec, tokenizer);
     }
     let folder = cache.join(short(&content_hash));
-    if folder.join("dataset.json").exists() {
-        match Dataset::open(&folder) {
+    let other = other.map(|other| other.join(short(&content_hash)));
+    for folder in std::iter::once(&folder).chain(&other) {
+        if !folder.join("dataset.json").exists() {
+            continue;
+        }
+        match Dataset::open(folder) {
             Ok(dataset) if dataset.summary.content_hash == content_hash.to_hex().as_str() => {
                 return Ok(dataset);
             }
             Ok(_) => tracing::warn!("{} holds other data; preparing it again", folder.display()),
+            Err(error) if is_failed_read(&error) => {
+                return Err(error.context(format!(
+                    "{}: the system could not read the prepared data, which is no damage; mend the \
+                     cause and try again",
+                    folder.display()
+                )));
+            }
             Err(error) => tracing::warn!("{error:#}; preparing it again"),
         }
     }

@@ -3,7 +3,7 @@
 use super::files::{not_text, without_mark};
 use anyhow::Context;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// Bytes read at a time.
@@ -19,10 +19,11 @@ pub(super) fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead + Send>> {
     let mut file = BufReader::with_capacity(BLOCK, File::open(path).with_context(failed)?);
     let first = file.fill_buf().with_context(failed)?;
     let mut text: Box<dyn BufRead + Send> = if first.starts_with(&[0x1f, 0x8b]) {
-        Box::new(BufReader::with_capacity(BLOCK, flate2::bufread::MultiGzDecoder::new(file)))
+        let decoder = flate2::bufread::MultiGzDecoder::new(file);
+        Box::new(BufReader::with_capacity(BLOCK, Unpacked { decoder, kind: "gzip" }))
     } else if first.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         let decoder = zstd::stream::read::Decoder::with_buffer(file).with_context(failed)?;
-        Box::new(BufReader::with_capacity(BLOCK, decoder))
+        Box::new(BufReader::with_capacity(BLOCK, Unpacked { decoder, kind: "zstd" }))
     } else {
         Box::new(file)
     };
@@ -31,6 +32,28 @@ pub(super) fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead + Send>> {
     match not_text(first) {
         Some(what) => anyhow::bail!("{}: this is {what}", path.display()),
         None => Ok(text),
+    }
+}
+
+/// What a decoder gives; where it fails, what that means for the file.
+struct Unpacked<D> {
+    decoder: D,
+    kind: &'static str,
+}
+
+impl<D: Read> Read for Unpacked<D> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(buffer).map_err(|error| match error.raw_os_error() {
+            // The disk's, and no damage of the data.
+            Some(_) => error,
+            None => io::Error::new(
+                error.kind(),
+                format!(
+                    "its {} data is damaged or ends too early ({error}); fetch it again",
+                    self.kind
+                ),
+            ),
+        })
     }
 }
 
@@ -132,11 +155,25 @@ mod tests {
         let late = [vec![b'a'; BLOCK + 7], b"\xe9a".to_vec()].concat();
         let cut = [vec![b'a'; 3], "é".as_bytes()[..1].to_vec()].concat();
         let damaged = gzip(b"some text")[..20].to_vec();
+        // Random letters, so that blocks of text come before the end that is missing.
+        let mut state = 1u64;
+        let long: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            b'a' + (state >> 33) as u8 % 26
+        })
+        .take(3 * BLOCK)
+        .collect();
+        let half = |bytes: Vec<u8>| bytes[..bytes.len() / 2].to_vec();
+        let zstd = zstd::encode_all(&long[..], 1).unwrap();
+        let spoiled = zstd.iter().enumerate().map(|(i, b)| b ^ u8::from(i == zstd.len() / 2));
         for (bytes, expected) in [
             (late.clone(), format!("not UTF-8 at byte {}", BLOCK + 7)),
             (gzip(&late), format!("not UTF-8 at byte {}", BLOCK + 7)),
             (cut, "not UTF-8 at byte 3".to_string()),
-            (damaged, "cannot be read".to_string()),
+            (damaged, "gzip data is damaged or ends too early".to_string()),
+            (half(gzip(&long)), "gzip data is damaged or ends too early".to_string()),
+            (half(zstd.clone()), "zstd data is damaged or ends too early".to_string()),
+            (spoiled.collect(), "zstd data is damaged or ends too early".to_string()),
             (gzip(b"PAR1"), "a Parquet file".to_string()),
             (b"\xff\xfea\0".to_vec(), "UTF-16".to_string()),
         ] {

@@ -2,14 +2,13 @@
 
 use super::format::Format;
 use super::llama::Llama;
+use crate::gguf_file;
 use crate::model::ModelConfig;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::{Content, Value as Entry};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
 /// The configuration of the model in a GGUF file; no tensor is read.
@@ -17,7 +16,7 @@ use std::path::Path;
 /// # Errors
 /// As for [`import`], as far as settings go.
 pub fn read_config(path: &Path) -> Result<ModelConfig> {
-    let (_, content) = open(path)?;
+    let (_, content) = gguf_file::open(path)?;
     config(&content).with_context(|| format!("{} cannot be imported", path.display()))
 }
 
@@ -27,7 +26,7 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
 /// If it is no Llama, or a setting or a quantised type has no counterpart here, or a tensor is
 /// missing, has another shape, or is left over; all by name.
 pub fn import(path: &Path) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
-    let (mut file, content) = open(path)?;
+    let (mut file, content) = gguf_file::open(path)?;
     let mut read = || -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
         let model = config(&content)?;
         let mut names: Vec<&String> = content.tensor_infos.keys().collect();
@@ -64,14 +63,6 @@ fn check_shapes(model: &ModelConfig, content: &Content) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn open(path: &Path) -> Result<(BufReader<File>, Content)> {
-    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut reader = BufReader::new(file);
-    let content = Content::read(&mut reader)
-        .with_context(|| format!("{}: not a sound GGUF file", path.display()))?;
-    Ok((reader, content))
 }
 
 /// The settings of the file in the words of a `config.json`, which says what fits.
@@ -218,7 +209,8 @@ mod tests {
     use crate::model::{Network, build};
     use crate::params::{ParamStore, TensorReader};
     use candle_core::DType;
-    use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+    use candle_core::quantized::{GgmlDType, QTensor, gguf_file::write as write_gguf};
+    use std::fs::File;
 
     /// The file of a small model whose numbers are of this type, and what is written of its
     /// settings.
@@ -276,7 +268,7 @@ mod tests {
         let tensors: Vec<(&str, &QTensor)> =
             tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         let mut file = File::create(path).expect("a file");
-        gguf_file::write(&mut file, &settings, &tensors).expect("written");
+        write_gguf(&mut file, &settings, &tensors).expect("written");
     }
 
     fn small(tied: bool) -> (Box<dyn Network>, ParamStore) {

@@ -34,7 +34,7 @@ impl CsvTable {
     /// # Errors
     /// When the lines cannot be read or the table cannot be written.
     pub(super) fn of(lines: &Path) -> anyhow::Result<Self> {
-        let read = match std::fs::read(lines) {
+        let read = match crate::fs::read_ordinary(lines, u64::MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read.with_context(|| format!("{}: not read", lines.display()))?,
         };

@@ -38,7 +38,7 @@ impl JsonLines {
     /// # Errors
     /// When it cannot be read or written.
     pub fn resume(path: &Path, step: u64, line_of: LineOf) -> anyhow::Result<Self> {
-        let old = match std::fs::read(path) {
+        let old = match crate::fs::read_ordinary(path, u64::MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read.with_context(|| format!("{}: not read", path.display()))?,
         };

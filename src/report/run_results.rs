@@ -3,6 +3,7 @@
 use super::clock::Clock;
 use crate::account::Ledger;
 use crate::data::DatasetSummary;
+use crate::fs::{read_ordinary, read_text};
 use crate::record::{MetricsLine, StepFigures, TruncationFigures};
 use crate::spec::{AdapterForm, FactorForm, Plan, RankPlan, Target, WeightForm};
 use crate::train::{Progress, RunFolder, RunState};
@@ -210,10 +211,11 @@ impl RunResults {
 /// The JSON objects of a file, one per line; a last line that a killed process cut short is left
 /// out. Empty if there is no file.
 fn lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let text = match std::fs::read_to_string(path) {
+    let text = match read_ordinary(path, u64::MAX) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read.with_context(|| format!("cannot read {}", path.display()))?,
     };
+    let text = String::from_utf8(text).with_context(|| format!("{}: not UTF-8", path.display()))?;
     let count = text.lines().count();
     let mut objects = Vec::with_capacity(count);
     for (index, line) in text.lines().enumerate() {
@@ -231,10 +233,8 @@ fn lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
 }
 
 fn machine(env: &Path) -> String {
-    let value: Value = std::fs::read_to_string(env)
-        .ok()
-        .and_then(|text| serde_json::from_str(&text).ok())
-        .unwrap_or_default();
+    let value: Value =
+        read_text(env).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("?").to_lowercase();
     let threads = value.get("threads").and_then(Value::as_u64).unwrap_or(0);
     format!(

@@ -5,7 +5,7 @@ use super::equal::Solver;
 use crate::bench::{StepCounts, seconds_per_step};
 use crate::data;
 use crate::error::Failure;
-use crate::fs::{refuse_link, write_atomic};
+use crate::fs::{read_text, refuse_link, write_atomic};
 use crate::spec::Plan;
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -37,7 +37,7 @@ impl Calibration {
     pub fn new(threads: usize, device: Device, folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         refuse_link(&path).map_err(|error| Failure::Usage(format!("{error:#}")))?;
-        let seconds = match std::fs::read_to_string(&path) {
+        let seconds = match read_text(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
             read => {
                 let text = read.with_context(|| format!("cannot read {}", path.display()))?;

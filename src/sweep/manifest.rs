@@ -9,7 +9,7 @@ use super::expand::{PlannedRun, Sweep};
 use super::sweep_spec::{Equal, SearchSpec, SweepSpec};
 use crate::checkpoint::{self, Checkpoints};
 use crate::error::Failure;
-use crate::fs::{refuse_link, write_atomic};
+use crate::fs::{read_text, refuse_link, write_atomic};
 use crate::report::{Goal, RunResults};
 use crate::spec::{bounds, name_problem, to_yaml};
 use crate::train::RunFolder;
@@ -155,8 +155,7 @@ impl SweepManifest {
     /// If it holds no manifest that this version reads.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("manifest.json");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text = read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let manifest: Self = serde_json::from_str(&text)
             .with_context(|| format!("{}: not a sweep's manifest", path.display()))?;
         anyhow::ensure!(
@@ -300,7 +299,7 @@ impl ManifestRun {
     }
 
     fn failure(&self, folder: &Path) -> Option<RunState> {
-        let text = std::fs::read_to_string(failure_path(folder, &self.id)).ok()?;
+        let text = read_text(&failure_path(folder, &self.id)).ok()?;
         let FailureRecord { exit_code, message } = serde_json::from_str(&text).ok()?;
         Some(RunState::Failed(exit_code, message))
     }

@@ -4,7 +4,7 @@
 use super::run_folder::RunFolder;
 use crate::checkpoint::{self, Checkpoints};
 use crate::error::Failure;
-use crate::fs::write_atomic;
+use crate::fs::{read_ordinary, write_atomic};
 use crate::spec::{Plan, ScheduleSpec};
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -138,7 +138,7 @@ fn keep_lines(
     stays: &dyn Fn(&Value) -> bool,
 ) -> Result<bool> {
     let path = folder.root().join(name);
-    let text = match std::fs::read(&path) {
+    let text = match read_ordinary(&path, u64::MAX) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         read => read.with_context(|| path.display().to_string())?,
     };

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files that describe a run; the first is what makes a folder a run.
-const DESCRIPTION: [&str; 7] = [
+const DESCRIPTION: [&str; 8] = [
     "plan.yaml",
     "spec.yaml",
     "env.json",
     "data.json",
     "tokenizer.json",
+    "tokenizer_config.json",
     "init.json",
     "first-checkpoint.json",
 ];
@@ -81,7 +82,9 @@ impl FreshStart {
     /// A start in a folder that was `untouched` before its lock was taken.
     pub fn new(untouched: Untouched, overwrites: bool) -> Self {
         let root = &untouched.root;
-        let read = |name: &'static str| Some((name, std::fs::read(root.join(name)).ok()?));
+        let read = |name: &'static str| {
+            Some((name, crate::fs::read_ordinary(&root.join(name), 1 << 28).ok()?))
+        };
         Self {
             folder: RunFolder::new(root),
             description: DESCRIPTION.into_iter().filter_map(read).collect(),

@@ -1,13 +1,13 @@
 //! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`,
-//! `metrics.jsonl` (also as `metrics.csv`), `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`,
+//! `tokenizer_config.json` where there is a chat template, `metrics.jsonl` (also as `metrics.csv`), `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`,
 //! `checkpoints/`, `first-checkpoint.json`.
 
 use super::init_report::InitReport;
 use super::settings::compute;
 use crate::checkpoint::{self, Checkpoints};
-use crate::data::{DatasetSummary, Tokenizer};
+use crate::data::{ChatSettings, DatasetSummary, Tokenizer};
 use crate::error::Failure;
-use crate::fs::write_atomic;
+use crate::fs::{read_text, write_atomic};
 use crate::model::{ModelConfig, Network, build, read_config, restore};
 use crate::params::{Declared, ParamStore};
 use crate::spec::{Plan, to_yaml};
@@ -54,7 +54,7 @@ impl RunFolder {
     /// If the folder holds no run, or its plan cannot be read by this version.
     pub fn plan(&self) -> Result<Plan> {
         let path = self.root.join("plan.yaml");
-        let text = match std::fs::read_to_string(&path) {
+        let text = match read_text(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => bail!(
                 "{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small \
                  (`lrpt runs` lists those of runs/)",
@@ -76,7 +76,7 @@ impl RunFolder {
     /// If it cannot be read, or is another than `data.json` names.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.tokenizer_path();
-        let text = std::fs::read_to_string(&path)
+        let text = read_text(&path)
             .with_context(|| format!("cannot read the run's tokenizer {}", path.display()))?;
         let tokenizer = Tokenizer::from_json(&text)
             .with_context(|| format!("{}: not a tokenizer", path.display()))?;
@@ -94,11 +94,18 @@ impl RunFolder {
         Ok(tokenizer)
     }
 
+    /// What made text of the conversations it was trained on, or what its tokenizer came with.
+    ///
+    /// # Errors
+    /// If the file of them is damaged.
+    pub fn chat_settings(&self) -> Result<ChatSettings> {
+        ChatSettings::beside(&self.tokenizer_path())
+    }
+
     /// Identity and size of the data the run was trained on.
     pub fn data_summary(&self) -> Result<DatasetSummary> {
         let path = self.root.join("data.json");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text = read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text)
             .with_context(|| format!("{}: not a data summary", path.display()))
     }
@@ -109,7 +116,7 @@ impl RunFolder {
     /// If it cannot be read.
     pub fn spec_yaml(&self) -> Result<String> {
         let path = self.root.join("spec.yaml");
-        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+        read_text(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
     /// A warning where this process computes with another number of threads than the one that
@@ -119,7 +126,7 @@ impl RunFolder {
     /// If what it says cannot be read.
     pub fn other_threads(&self) -> Result<Option<String>> {
         let path = self.root.join("env.json");
-        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+        let Ok(text) = read_text(&path) else { return Ok(None) };
         let environment: serde_json::Value =
             serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
         let now = rayon::current_num_threads() as u64;
@@ -157,6 +164,17 @@ impl RunFolder {
         write_atomic(&self.root.join("env.json"), &pretty(&environment(device))?)?;
         write_atomic(&self.root.join("data.json"), &pretty(data)?)?;
         write_atomic(&self.tokenizer_path(), tokenizer.to_json()?.as_bytes())?;
+        let chat = match ChatSettings::of_data(&plan.data, tokenizer) {
+            Ok(chat) => chat,
+            // Not what the run is trained on: it goes on without.
+            Err(error) => {
+                tracing::warn!("the tokenizer's chat template is left out: {error:#}");
+                ChatSettings::default()
+            }
+        };
+        if chat.template.is_some() {
+            write_atomic(&self.root.join("tokenizer_config.json"), &pretty(&chat.to_json())?)?;
+        }
         // Last: a folder with a plan is a run that `--resume` can continue.
         write_atomic(&self.root.join("plan.yaml"), to_yaml(plan)?.as_bytes())
     }

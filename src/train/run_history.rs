@@ -4,7 +4,7 @@
 use super::run_folder::RunFolder;
 use crate::checkpoint::LOCK_FILE;
 use crate::error::Failure;
-use crate::fs::write_atomic;
+use crate::fs::{read_ordinary, read_text, write_atomic};
 use crate::record::MetricsLine;
 use crate::spec::{self, Plan, RunSpec};
 use anyhow::{Context, Result};
@@ -29,22 +29,28 @@ const GOES_ON: [&str; 2] = ["samples", "log.txt"];
 const FIRST_CHECKPOINT: &str = "first-checkpoint.json";
 
 impl RunFolder {
-    /// Refuses a folder in which something that is written is a symbolic link.
+    /// Refuses a folder in which something that is written is a symbolic link, a pipe or a device.
     ///
     /// # Errors
-    /// [`Failure::Usage`] naming the link.
+    /// [`Failure::Usage`] naming it.
     pub fn refuse_links(&self) -> Result<()> {
         let written = RECORDED.iter().chain([&LOCK_FILE]);
-        let linked = written.map(|name| self.root().join(name)).find(|at| at.is_symlink());
-        match linked {
-            None => Ok(()),
-            Some(link) => Err(Failure::Usage(format!(
-                "{} is a symbolic link, through which files outside the run would be changed; \
-                 delete the link (to keep a run on another disk, link or choose its whole folder)",
-                link.display()
-            ))
-            .into()),
+        for at in written.map(|name| self.root().join(name)) {
+            let Ok(found) = at.symlink_metadata() else { continue };
+            let problem = match () {
+                () if found.is_symlink() => {
+                    "is a symbolic link, through which files outside the run would be changed; \
+                     delete the link (to keep a run on another disk, link or choose its whole \
+                     folder)"
+                }
+                () if !(found.is_file() || found.is_dir()) => {
+                    "is a pipe or a device, which a run does not write to; delete it"
+                }
+                () => continue,
+            };
+            return Err(Failure::Usage(format!("{} {problem}", at.display())).into());
         }
+        Ok(())
     }
 
     /// Whether a run here has come past its first checkpoint, so that a new beginning would lose
@@ -72,7 +78,7 @@ impl RunFolder {
                 }
             }
         }
-        let text = match std::fs::read(self.metrics()) {
+        let text = match read_ordinary(&self.metrics(), u64::MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             read => read.with_context(|| self.metrics().display().to_string())?,
         };
@@ -185,7 +191,7 @@ impl RunFolder {
     /// # Errors
     /// If the metrics cannot be read.
     pub fn hole_in_metrics(&self, checkpoint: u64, log_every: u64) -> Result<Option<String>> {
-        let text = match std::fs::read(self.metrics()) {
+        let text = match read_ordinary(&self.metrics(), u64::MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read.with_context(|| self.metrics().display().to_string())?,
         };
@@ -231,7 +237,7 @@ impl RunFolder {
     pub fn check_plan_is_as_written(&self, plan: &Plan) -> Result<()> {
         let path = self.root().join("plan.yaml");
         let spec = self.root().join("spec.yaml");
-        let Ok(text) = std::fs::read_to_string(&spec) else { return Ok(()) };
+        let Ok(text) = read_text(&spec) else { return Ok(()) };
         let (_, written) = spec::parse_plan(&text, &spec.display().to_string(), &[])?;
         let differences = written.binding_differences(plan);
         // A process that died between writing the two has left them so.

@@ -142,6 +142,36 @@ pub fn import(data: &[u8]) {
     let _ = lrpt::hub::import(place.path());
 }
 
+/// A GGUF file, as a model and as a tokenizer.
+pub fn gguf(data: &[u8]) {
+    let place = folder(&[("model.gguf", data)]);
+    let path = place.path().join("model.gguf");
+    let _ = (lrpt::hub::import_gguf_config(&path), lrpt::hub::import_gguf(&path));
+    if let Ok(read) = Tokenizer::from_file(&path) {
+        let _ = read.to_json().map(|json| tokenizer(json.as_bytes()));
+    }
+}
+
+/// A chat template and, after a zero byte, JSON Lines that it makes text of.
+pub fn chat(data: &[u8]) {
+    let text = text(data);
+    let (template, lines) = text.split_once('\0').unwrap_or((&text, CONVERSATION));
+    let place =
+        folder(&[("template.jinja", template.as_bytes()), ("chat.jsonl", lines.as_bytes())]);
+    let (template, lines) = (place.path().join("template.jinja"), place.path().join("chat.jsonl"));
+    let spec = serde_json::json!({
+        "source": {"instructions": {"train": [&lines], "val": [&lines], "chat_template": template}},
+        "tokenizer": "bytes"
+    });
+    let spec = serde_json::from_value(spec).expect("a data spec");
+    let _ = prepare(&spec, &place.path().join("data"));
+}
+
+const CONVERSATION: &str = "\
+{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}
+{\"prompt\": \"c\", \"completion\": \"d\"}
+";
+
 fn two_parts(data: &[u8]) -> (&[u8], &[u8]) {
     let Some((length, rest)) = data.split_first_chunk::<2>() else { return (data, &[]) };
     rest.split_at((u16::from_le_bytes(*length) as usize).min(rest.len()))

@@ -82,6 +82,89 @@ fn links_inside_a_run_are_refused() {
         assert_eq!(fs::read_to_string(place.path("victim")).expect("the file"), "precious");
         fs::remove_file(&link).expect("the link");
     }
+    let pipe = place.path("run/log.txt");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let error = train(&place, &[], 2);
+    assert!(error.contains("log.txt") && error.contains("a pipe or a device"), "{error}");
+}
+
+/// A run may hold a link to what never ends in the place of a description; it is not read.
+#[cfg(unix)]
+#[test]
+fn what_is_no_ordinary_file_is_not_read() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "2"], 0);
+    let in_checkpoint = "checkpoints/step-00000002/manifest.json";
+    for (name, commands) in [
+        ("plan.yaml", ["inspect", "eval", "resume", "report"].as_slice()),
+        ("metrics.jsonl", &["resume", "report"]),
+        ("tokenizer.json", &["eval", "resume"]),
+        (in_checkpoint, &["inspect"]),
+    ] {
+        let (path, aside) = (place.path("run").join(name), place.path("aside"));
+        fs::rename(&path, &aside).expect("renamed");
+        std::os::unix::fs::symlink("/dev/zero", &path).expect("a link");
+        for command in commands {
+            let output = place.lrpt(&[command, "run"]).output().expect("it runs");
+            assert!(matches!(output.status.code(), Some(1 | 2)), "{command} {name}: {output:?}");
+            let error = stderr(&output);
+            let is_named = error.contains("no ordinary file") || error.contains("symbolic link");
+            assert!(is_named, "{command} {name}: {error}");
+        }
+        fs::remove_file(&path).expect("the link");
+        fs::rename(&aside, &path).expect("back");
+    }
+    place.run(&["resume", "run"], 0);
+}
+
+/// Case 40: a run begun elsewhere says where its prepared data are, and nothing is written there.
+#[test]
+fn the_data_folder_that_a_run_names_is_not_written_to() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "2"], 0);
+    let (victim, elsewhere) = (place.path("victim"), place.path("elsewhere"));
+    fs::create_dir(&victim).expect("a folder");
+    fs::create_dir(&elsewhere).expect("a folder");
+    fs::rename(place.path("data"), place.path("gone")).expect("renamed");
+    let path = place.path("run/env.json");
+    let text = fs::read_to_string(&path).expect("the environment");
+    let mut environment: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    environment["data_dir"] = victim.display().to_string().into();
+    fs::write(&path, environment.to_string()).expect("writable");
+    for arguments in [["eval", "../run"].as_slice(), &["resume", "../run", "--stop-after", "3"]] {
+        let output = place.lrpt(arguments).current_dir(&elsewhere).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+    }
+    assert_eq!(fs::read_dir(&victim).expect("a folder").count(), 0, "something was written");
+    assert!(elsewhere.join("data").exists(), "the data was prepared here");
+}
+
+/// Ordinary tools make copies of checkpoints out of links (`cp -rL`, `scp -r`): `latest` and `best`
+/// say the same in the copy, and it goes on to the same bytes.
+#[cfg(unix)]
+#[test]
+fn a_copy_that_followed_links_goes_on() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, EVERY_STEP);
+    train(&place, &["--stop-after", "7"], 0);
+    let mut copy = std::process::Command::new("cp");
+    let copied = copy.args(["-rL", "run", "copy"]).current_dir(place.path("")).status();
+    assert!(copied.expect("cp").success());
+    let ends = |run: &str| {
+        let checkpoints = lrpt::checkpoint::Checkpoints::open(&place.path(run));
+        (checkpoints.latest(), checkpoints.best())
+    };
+    assert!(!place.path("copy/checkpoints/best").is_symlink());
+    assert_eq!(ends("run"), (Some(7), Some(4)));
+    assert_eq!(ends("copy"), (Some(7), Some(4)));
+    for run in ["run", "copy"] {
+        place.run(&["resume", run], 0);
+    }
+    assert_same(&place.trajectory("run", 12), &place.trajectory("copy", 12), "copied");
+    assert_eq!(ends("copy"), ends("run"));
+    assert!(place.path("copy/checkpoints/latest").is_symlink());
 }
 
 /// Case 41: what a kill in the last save leaves is mended at the next start.

@@ -8,7 +8,7 @@
 Trains small runs, exports them, loads each export with AutoModelForCausalLM and compares logits at
 every position and greedy continuations token for token; makes random GPT-2 and Llama models with
 transformers and compares their logits and losses with those of our import; adapters likewise, with
-PeftModel. Exits with 1 if anything disagrees.
+PeftModel; and the text and ids of conversations with those of tokenizer.apply_chat_template. Exits with 1 if anything disagrees.
 """
 
 import json
@@ -19,6 +19,7 @@ import sys
 import tempfile
 
 import peft
+import tokenizers
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -252,6 +253,79 @@ def adapters(place):
     )
 
 
+CONVERSATION = [
+    {"role": "user", "content": "the rank of\na matrix?"},
+    {"role": "assistant", "content": "is small"},
+    {"role": "user", "content": "and <|im_end|> large"},
+    {"role": "assistant", "content": "or its tail"},
+]
+CHATML = """{%- for message in messages %}
+    {{- bos_token + '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + eos_token + '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+
+
+def of_conversations(place, name, tokenizer, template, flags=(), adapted=False):
+    """A run on conversations goes out whole and as an adapter: apply_chat_template there gives the
+    text and the ids that were trained on here."""
+    source = f"{{train: [{place}/chat.jsonl], val: [{place}/chat.jsonl]{template}}}"
+    text = "{text: {path: text.txt, val_fraction: 0.2}}"
+    spec = SPEC.format(weights="dense", bias="false", tokenizer=tokenizer, model=LLAMA)
+    spec = spec.replace(text, f"{{instructions: {source}}}").replace("block_size: 32", "block_size: 24")
+    spec = spec.replace("eval: {every: 40", "eval: {every: 2").replace("max_steps: 40", "max_steps: 2")
+    (place / "chat.yaml").write_text(spec.replace("warmup_steps: 4", "warmup_steps: 0"))
+    run(LRPT, "train", "chat.yaml", "--run-dir", name, *flags, cwd=place)
+    ids = json.loads(run(LOGITS, "data", place / name / "plan.yaml", cwd=place))
+    whole = (f"{name}-whole", ["--merge"] if adapted else [])
+    for folder, options in [whole, (f"{name}-adapter", [])] if adapted else [whole]:
+        run(LRPT, "export", name, "--to", folder, *options, cwd=place)
+        library = AutoTokenizer.from_pretrained(place / folder)
+        rendered = library.apply_chat_template(CONVERSATION, tokenize=False)
+        theirs = library.apply_chat_template(CONVERSATION, return_dict=False)
+        same = theirs == ids and library.decode(ids) == rendered
+        check(f"chat template of {folder}, {len(ids)} tokens", 0.0, 0.0, same)
+        if not same:
+            print(f"{rendered!r}\n{library.decode(ids)!r}\n{theirs}\n{ids}")
+        ends = json.loads((place / folder / "tokenizer_config.json").read_text())["eos_token"]
+        if not folder.endswith("adapter"):
+            generation = json.loads((place / folder / "generation_config.json").read_text())
+            known = generation["eos_token_id"] == library.eos_token_id and library.eos_token == ends
+            check(f"  its end {ends}", 0.0, 0.0, known)
+
+
+def conversations(place):
+    lines = json.dumps({"messages": CONVERSATION}) + "\n"
+    (place / "chat.jsonl").write_text(lines)
+    base = place / "chat-base"
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    names = ["<s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320, special_tokens=names, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train([str(place / "text.txt")], trainer)
+    library = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="<|im_end|>"
+    )
+    library.chat_template = CHATML
+    library.save_pretrained(base)
+    llama(vocab_size=len(library), max_position_embeddings=96, rms_norm_eps=1e-3).save_pretrained(base)
+    of_base = [
+        "--set", f"init={{hf: {base}}}", "--set", "model={arch: llama, n_layer: 3, n_head: 4, n_embd: 48, "
+        "n_inner: 100, rms_norm_eps: 1e-3, block_size: 64, weights: {adapter: {rank: 4}}}",
+    ]  # fmt: skip
+    own = f"{{file: {base}/tokenizer.json}}"
+    of_conversations(place, "chat-own", own, "", of_base, adapted=True)
+    named = place / "named.jinja"
+    named.write_text("\n{% for m in messages %}  {{ m.role[0] }}: {{ m.content }}{{ eos_token }}\n{% endfor %}")
+    of_conversations(place, "chat-named", own, f", chat_template: {named}", of_base, adapted=True)
+    of_conversations(place, "chat-default-bpe", "{bpe: {vocab_size: 300}}", "")
+    of_conversations(place, "chat-default-bytes", "bytes", "")
+
+
 def surprises(model, tokens, scored_from):
     """-ln p of the tokens from a place on, given all before them."""
     logits = theirs(model, tokens[:-1]).double().log_softmax(-1)
@@ -349,6 +423,7 @@ def main():
         imported(place, "random-llama-bf16", llama(), dtype=torch.bfloat16)
         imported(place, "random-llama-sharded", llama(num_key_value_heads=1))
         adapters(place)
+        conversations(place)
     print(f"{failures} failed")
     sys.exit(1 if failures else 0)
 

@@ -135,9 +135,7 @@ fn begin(plan: &Plan, options: &TrainOptions) -> Result<Begun> {
 fn prepared(folder: &RunFolder, plan: &Plan, options: &TrainOptions) -> Result<Dataset> {
     let goes_on = options.beginning.continues();
     match folder.plan() {
-        Ok(before) if goes_on && before.data == plan.data => {
-            data::prepare(&folder.data_from_here(&plan.data), &folder.cache_from_here())
-        }
+        Ok(before) if goes_on && before.data == plan.data => folder.prepare_from_here(&plan.data),
         _ => data::prepare(&plan.data, options.data_cache),
     }
 }
