@@ -29,7 +29,7 @@ fn table(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> Vec<Str
         let cells = row.iter().enumerate().map(|(column, cell)| {
             let cell = match column == last {
                 true => shortened(cell, widths[column], widths[column]),
-                false => shortened(cell, widths[column], widths[column] / 2),
+                false => shortened(cell, widths[column], widths[column] * 3 / 5),
             };
             let pad = " ".repeat(widths[column].saturating_sub(cell.width()));
             if is_right[column] { format!("{pad}{cell}") } else { format!("{cell}{pad}") }
@@ -116,9 +116,9 @@ mod tests {
             table(&header, &rows, Some(40)),
             [
                 "NAME                   STATE        STEP",
-                "narrow-lea…-seed-1337  finished  400/400",
+                "narrow-learn…eed-1337  finished  400/400",
                 "a                      finished  400/400",
-                "ж界界界界…界界界界界   finished  400/400",
+                "ж界界界界界…界界界界   finished  400/400",
             ]
         );
         let wide = table(&header, &rows, None);

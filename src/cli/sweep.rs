@@ -111,8 +111,8 @@ fn threads(folder: &Path, jobs: usize) -> usize {
     match SweepManifest::read(folder) {
         Ok(manifest) if manifest.threads != share => {
             tracing::info!(
-                "runs go on with {} threads each, as the sweep began; results repeat at a fixed \
-                 number",
+                "runs keep to the number of threads that the sweep began with, {} each: results \
+                 repeat at a fixed one",
                 manifest.threads
             );
             manifest.threads

@@ -7,7 +7,9 @@ use super::screen::Screen;
 use super::view::View;
 use anyhow::{Context, Result};
 use ratatui::DefaultTerminal;
+use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event};
+use ratatui::crossterm::execute;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::IsTerminal;
@@ -78,6 +80,7 @@ fn leave_at_signals(drawing: Arc<Mutex<()>>) -> std::io::Result<()> {
             sleep(WAIT / 25);
         }
         let _ = ratatui::try_restore();
+        let _ = execute!(std::io::stdout(), Show);
         std::process::exit(128 + signal);
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait_and_leave)?;
