@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use support::{Workplace, assert_same};
@@ -225,6 +226,30 @@ fn the_demonstration_prints_a_table_or_json_and_draws() {
     let json = stdout(&place.run(&[small.as_slice(), ["--json"].as_slice()].concat(), 0));
     let report: serde_json::Value = serde_json::from_str(json.trim()).expect("one JSON object");
     assert_eq!(report["problems"][2]["methods"][5]["rates"].as_array().map(Vec::len), Some(11));
+}
+
+/// What `spec show` prints is a spec of the same plan, with every setting decided.
+#[test]
+fn a_shown_spec_is_a_spec() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "");
+    let spec = spec.to_str().expect("UTF-8");
+    let of_plan =
+        |checked: &std::process::Output| stdout(checked).lines().next().map(str::to_owned);
+    for setting in ["schedule=constant", "train.max_steps=20", "data.tokenizer=bytes"] {
+        let shown = place.run(&["spec", "show", spec, "--set", setting], 0);
+        let mut check = place.lrpt(&["spec", "check", "-"]);
+        check.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut check = check.spawn().expect("the binary starts");
+        let mut input = check.stdin.take().expect("a pipe");
+        input.write_all(&shown.stdout).expect("read");
+        drop(input);
+        let checked = check.wait_with_output().expect("it ends");
+        let error = String::from_utf8_lossy(&checked.stderr);
+        assert_eq!(checked.status.code(), Some(0), "{setting}: {error}");
+        let written = place.run(&["spec", "check", spec, "--set", setting], 0);
+        assert_eq!(of_plan(&checked), of_plan(&written), "{setting}");
+    }
 }
 
 #[test]

@@ -69,11 +69,11 @@ fn texts_of_any_length_are_scored_whole() {
 
     std::fs::write(place.path("one.txt"), "t").expect("a text");
     for (arguments, expected) in [
-        (&["--text", "one.txt"][..], "one.txt: the text has 1 tokens"),
+        (&["--text", "one.txt"][..], "one.txt: the text has 1 token;"),
         (&["--text", "text.txt", "--stride", "17"], "at most the block size 16"),
-        (&["--text", "none.txt"], "none.txt"),
+        (&["--text", "none.txt"], "none.txt: cannot be read"),
     ] {
-        let output = place.run(&[&["eval", "runs/small"], arguments].concat(), 1);
+        let output = place.run(&[&["eval", "runs/small"], arguments].concat(), 2);
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(message.contains(expected), "{message}");
     }
@@ -102,4 +102,36 @@ fn questions_are_answered_by_likelihood() {
     let output = place.run(&["eval", "runs/small", "--choices", "bad.jsonl"], 2);
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(message.contains("bad.jsonl: line 1: missing field `choices`"), "{message}");
+}
+
+#[test]
+fn what_is_left_of_the_old_text_is_measured_on_the_validation_set_of_the_run_before() {
+    let place = trained();
+    let other: String = (0..4000).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect();
+    std::fs::write(place.path("other.txt"), other).expect("a text");
+    let settings =
+        ["init={run: runs/small}", "data={source: {text: {path: other.txt}}, tokenizer: bytes}"];
+    let begin = |run: &'static str, steps: &'static str| {
+        let set = settings.iter().flat_map(|setting| ["--set", *setting]);
+        let rest = ["--run-dir", run, "--stop-after", steps];
+        place
+            .run(&["train", "spec.yaml"].into_iter().chain(set).chain(rest).collect::<Vec<_>>(), 0);
+    };
+    begin("same", "0");
+    begin("moved", "4");
+    let on_the_old = |run: &str| {
+        let output = place.run(&["eval", run, "--validation-of", "runs/small"], 0);
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+    };
+    let before = lines(&place, &[]).remove(0);
+    let same = on_the_old("same");
+    assert_eq!((&same["loss"], &same["tokens"]), (&before["loss"], &before["tokens"]));
+    let protocol = same["protocol"].as_str().expect("a protocol");
+    assert!(protocol.contains("of the data of runs/small"), "{protocol}");
+    assert!(number(&on_the_old("moved"), "loss") != number(&before, "loss"));
+
+    place.run(&["train", "spec.yaml", "--run-dir", "characters", "--stop-after", "1"], 0);
+    let output = place.run(&["eval", "same", "--validation-of", "characters"], 2);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("characters has another tokenizer than same"), "{message}");
 }

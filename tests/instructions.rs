@@ -206,6 +206,22 @@ fn the_shipped_spec_adapts_an_imported_model_by_its_chat_template() {
     let result: serde_json::Value = serde_json::from_slice(&trained.stdout).expect("one object");
     assert!(result["loss"].as_f64().is_some_and(|loss| loss > 0.0 && loss < 6.0), "{result}");
 
+    // It goes out with the model, and a run that starts from this one has it.
+    for (to, more) in [("merged", &["--merge"][..]), ("adapter", &[])] {
+        place.run(&[&["export", "adapted", "--to", to][..], more].concat(), 0);
+        let written = std::fs::read_to_string(place.path(&format!("{to}/chat_template.jinja")));
+        let written = written.expect("a template");
+        // The tokenizer, of characters, has no special tokens to name.
+        assert!(written.ends_with(template) && !written.contains("eos_token"), "{to}: {written}");
+        let config = std::fs::read_to_string(place.path(&format!("{to}/tokenizer_config.json")));
+        let config: serde_json::Value = serde_json::from_str(&config.expect("it")).expect("JSON");
+        assert_eq!(config["chat_template"].as_str(), Some(written.as_str()), "{to}");
+    }
+    let own = ["--set", "data.tokenizer={file: adapted/tokenizer.json}"];
+    let again = place.run(&[&["data", "prepare", config], &set[..], &own].concat(), 0);
+    let again = String::from_utf8(again.stdout).expect("UTF-8");
+    assert!(again.contains("the tokenizer's chat template"), "{again}");
+
     // A template that writes earlier turns in another way is refused, with the line.
     std::fs::write(
         place.path("exported/chat_template.jinja"),

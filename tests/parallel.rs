@@ -159,16 +159,19 @@ fn answers_alone_are_trained_on_with_the_same_bytes() {
     });
     std::fs::write(place.path("chat.jsonl"), lines.collect::<String>()).expect("the lines");
     let source = "data={source: {instructions: {train: [chat.jsonl]}}, tokenizer: chars}";
-    let train = |run: &'static str| {
-        let settings = ["--set", source, "--set", FOUR, "--set", "model.block_size=48"];
-        [&["train", "spec.yaml", "--run-dir", run][..], &settings].concat()
-    };
-    alone(&place, &train("one"), 0);
-    let last = lrpt::checkpoint::Checkpoints::open(&place.path("one")).latest().expect("steps");
-    let expected = trajectory(&place, "one", last);
-    for (processes, run) in [(2, "two"), (4, "four")] {
-        ended(mpirun(&place, processes, &train(run)), 0);
-        assert_same(&expected, &trajectory(&place, run, last), &format!("{processes} processes"));
+    for packing in ["train.packing=false", "train.packing=true"] {
+        let set = ["--set", source, "--set", FOUR, "--set", "model.block_size=48"];
+        let set = [&set[..], &["--set", packing]].concat();
+        let names = [1, 2, 4].map(|processes| format!("{processes}-{packing}"));
+        let train = |run| [&["train", "spec.yaml", "--run-dir", run][..], &set].concat();
+        alone(&place, &train(&names[0]), 0);
+        let checkpoints = lrpt::checkpoint::Checkpoints::open(&place.path(&names[0]));
+        let last = checkpoints.latest().expect("steps");
+        let expected = trajectory(&place, &names[0], last);
+        for (processes, run) in [2, 4].into_iter().zip(&names[1..]) {
+            ended(mpirun(&place, processes, &train(run)), 0);
+            assert_same(&expected, &trajectory(&place, run, last), run);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -293,6 +294,32 @@ fn a_signal_is_answered_and_one_during_preparation_leaves_nothing() {
     send("-INT", &child);
     assert_eq!(child.wait_with_output().expect("it ends").status.code(), Some(130));
     assert!(!place.path("run").exists(), "{:?}", contents(&place.path("run")).keys());
+}
+
+/// The first signal waits for the step, here one of minutes; the second does not.
+#[cfg(unix)]
+#[test]
+fn a_second_signal_quits_at_once() {
+    let place = Workplace::new();
+    place.spec(LOW_RANK, "");
+    let long = ["--set", "train.gradient_accumulation_steps=65536"];
+    let mut child = endless(&place, &long, || {
+        let log = fs::read_to_string(place.path("run/log.txt")).unwrap_or_default();
+        log.contains("1000000 steps of")
+    });
+    let mut error = BufReader::new(child.stderr.take().expect("a pipe"));
+    send("-INT", &child);
+    let mut answer = String::new();
+    while !answer.contains("press again to quit now") {
+        answer.clear();
+        assert!(error.read_line(&mut answer).expect("readable") > 0, "no answer");
+    }
+    assert!(child.try_wait().expect("a child").is_none(), "it finishes its step");
+    let asked = Instant::now();
+    send("-INT", &child);
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert_eq!(place.metric_lines("run"), 0, "no step was finished");
 }
 
 #[test]

@@ -61,8 +61,14 @@ fn runs_are_listed_with_their_state() {
     let _lock = lrpt::checkpoint::RunLock::acquire(&place.path("runs/stopped")).expect("free");
     let one = json(&place.run(&["runs", "runs/stopped", "--json"], 0));
     assert_eq!((one.len(), &one[0]["state"]), (1, &"running".into()));
-    let error = place.run(&["runs", "nowhere"], 1);
-    assert!(String::from_utf8_lossy(&error.stderr).contains("nowhere: not read"));
+    let error = place.run(&["runs", "nowhere"], 2);
+    assert!(String::from_utf8_lossy(&error.stderr).contains("nowhere: there is no such folder"));
+    // A newcomer's first look.
+    let empty = Workplace::new();
+    assert!(json(&empty.run(&["runs", "--json"], 0)).is_empty());
+    let said = empty.run(&["runs"], 0);
+    assert!(said.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&said.stderr).contains("no run in runs; `lrpt train SPEC`"));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! `lrpt eval`: the loss of a trained run, on its validation set or on texts, and what it chooses.
 
 use super::{compute, output};
-use crate::data::ValidationSet;
+use crate::data::{Dataset, ValidationSet};
 use crate::error::Failure;
-use crate::spec::DeviceSpec;
-use crate::train::{ChoiceScore, LoadedRun, TextScore, ValidationLoss, evaluate, read_questions};
+use crate::spec::{DeviceSpec, Plan};
+use crate::train::{
+    ChoiceScore, LoadedRun, RunFolder, TextScore, ValidationLoss, evaluate, read_questions,
+};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
@@ -29,7 +31,11 @@ pub struct EvalArgs {
     /// choice from 0; `-` is standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     choices: Option<PathBuf>,
-    /// Tokens of the validation set to evaluate (default: the run's `eval.tokens`).
+    /// Evaluate on the validation set of another run with the same tokenizer: after fine-tuning, that
+    /// of the run it began from tells what has been forgotten.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["text", "choices"])]
+    validation_of: Option<PathBuf>,
+    /// Tokens of the validation set to evaluate (default: the `eval.tokens` of the run it is of).
     #[arg(long, value_name = "N", conflicts_with_all = ["text", "choices"])]
     tokens: Option<u64>,
     /// Print JSON for several texts and for choices, too: an object a text, or one.
@@ -64,18 +70,37 @@ pub fn run(args: EvalArgs) -> Result<()> {
     }
 }
 
-/// The validation set of the run.
-fn validate(args: &EvalArgs, run: &LoadedRun) -> Result<()> {
-    let plan = run.folder.plan()?;
-    let dataset = run.folder.prepare_from_here(&plan.data)?;
-    let before = run.folder.data_summary()?;
-    if before.content_hash != dataset.summary.content_hash {
+/// The validation set of a run: the one that is scored, or another.
+fn validation_data(args: &EvalArgs, run: &LoadedRun) -> Result<(Dataset, Plan)> {
+    let folder = match &args.validation_of {
+        Some(path) => RunFolder::new(path),
+        None => run.folder.clone(),
+    };
+    let plan = folder.plan()?;
+    let before = folder.data_summary()?;
+    if before.tokenizer_hash != run.folder.data_summary()?.tokenizer_hash {
         return Err(Failure::Usage(format!(
-            "the validation text has changed since {} was trained; give a text with --text",
+            "{} has another tokenizer than {}, so its tokens mean something else; give its text \
+             with --text",
+            folder.root().display(),
             args.run.display()
         ))
         .into());
     }
+    let dataset = folder.prepare_from_here(&plan.data)?;
+    if before.content_hash != dataset.summary.content_hash {
+        return Err(Failure::Usage(format!(
+            "the validation text has changed since {} was trained; give a text with --text",
+            folder.root().display()
+        ))
+        .into());
+    }
+    Ok((dataset, plan))
+}
+
+/// The loss on a validation set.
+fn validate(args: &EvalArgs, run: &LoadedRun) -> Result<()> {
+    let (dataset, plan) = validation_data(args, run)?;
     let byte_lengths = dataset.token_byte_lengths();
     let tokens = args.tokens.unwrap_or(plan.eval.tokens.0);
     let block_size = run.model.config().block_size;
@@ -83,13 +108,17 @@ fn validate(args: &EvalArgs, run: &LoadedRun) -> Result<()> {
     let set = ValidationSet::new(Arc::new(dataset.val), block_size, tokens, &byte_lengths)?;
     let loss: ValidationLoss = evaluate(run.model.as_ref(), &run.params, &set)?;
     let windows = set.windows();
+    let of = match &args.validation_of {
+        Some(path) => format!("the data of {}", path.display()),
+        None => "the run's data".into(),
+    };
     let protocol = match is_whole {
         true => format!(
-            "validation split of the run's data: {windows} non-overlapping windows of {block_size} \
+            "validation split of {of}: {windows} non-overlapping windows of {block_size} \
              tokens spread evenly, each predicted from its own window only, mean over tokens"
         ),
         false => format!(
-            "validation split of the run's data: {windows} examples spread evenly, each cut to \
+            "validation split of {of}: {windows} examples spread evenly, each cut to \
              {block_size} tokens, mean over the tokens of the answers"
         ),
     };
@@ -109,9 +138,14 @@ fn read_text(path: &PathBuf) -> Result<(String, String)> {
         read.context("standard input cannot be read as UTF-8")?;
         return Ok(("standard input".into(), text));
     }
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the text {}", path.display()))?;
-    Ok((path.display().to_string(), text))
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok((name, text)),
+        Err(error) => Err(Failure::Usage(format!(
+            "{name}: cannot be read: {error}; give a file of UTF-8 text, or `-` for standard input"
+        ))
+        .into()),
+    }
 }
 
 /// Texts, each by itself and all together.
@@ -127,9 +161,10 @@ fn score(args: &EvalArgs, run: &LoadedRun) -> Result<()> {
     }
     let protocol = format!(
         "every token but the first, in windows of {block} tokens every {stride}, each token \
-         predicted from its window only (beyond the first window from at least {} tokens), mean \
-         over tokens; standard error over blocks of consecutive tokens",
-        block - stride + 1
+         predicted from its window only (beyond the first window from at least {} token{}), \
+         mean over tokens; standard error over blocks of consecutive tokens",
+        block - stride + 1,
+        if stride == block { "" } else { "s" }
     );
     if scores.len() > 1 {
         let all: Vec<TextScore> = scores.iter().map(|(_, score)| score.clone()).collect();

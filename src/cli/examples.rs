@@ -30,6 +30,7 @@ pub const EVAL: &str = "Examples:
   lrpt eval runs/gpt-small
   lrpt eval runs/gpt-small --text a.txt --text b.txt --stride 64
   lrpt eval runs/gpt-small --text - < a.txt
+  lrpt eval runs/fine-tuned --validation-of runs/pretrained
   lrpt eval runs/gpt-small --choices hellaswag.jsonl --json";
 pub const GENERATE: &str = "Examples:
   lrpt generate runs/gpt-small --prompt 'pub fn ' --max-new-tokens 120 --seed 7
@@ -46,6 +47,7 @@ pub const DATA: &str = "Examples:
 pub const SPEC: &str = "Examples:
   lrpt spec check configs/gpt-small.yaml
   lrpt spec show configs/gpt-small.yaml --set model.n_layer=8
+  lrpt spec check - < configs/gpt-small.yaml
   lrpt spec schema";
 pub const BENCH: &str = "Examples:
   lrpt bench configs/gpt-small.yaml";

@@ -5,7 +5,9 @@ use crate::error::Failure;
 use crate::figures;
 use crate::fs::write_atomic;
 use crate::params::Weight;
-use crate::report::{Column, RunResults, fitted, spectra_figure, spectra_json, spectra_table};
+use crate::report::{
+    Column, RunResults, fitted, spectra_figure, spectra_json, spectra_table, wrapped,
+};
 use crate::spec::DeviceSpec;
 use crate::train::LoadedRun;
 use anyhow::Result;
@@ -137,12 +139,13 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
         ))?;
     } else if !args.json {
         let share = 100.0 * stored as f64 / dense as f64;
-        output::line(format!(
+        let said = format!(
             "step {}: {} parameters, {share:.1}% of the {} of the same network with dense weights",
             run.step,
             figures::count(stored as f64),
             figures::count(dense as f64)
-        ))?;
+        );
+        output::line(wrapped(&said, output::width(args.wide)))?;
     }
     Ok(())
 }

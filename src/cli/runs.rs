@@ -1,6 +1,7 @@
 //! `lrpt runs`: the runs of a folder and where they stand.
 
 use super::{listing, output};
+use crate::error::Failure;
 use crate::figures::bytes;
 use crate::train::{RunState, RunSummary, runs_in};
 use anyhow::Result;
@@ -8,11 +9,14 @@ use clap::Args;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
+/// Where runs lie unless told otherwise.
+const RUNS: &str = "runs";
+
 /// Arguments of `lrpt runs`.
 #[derive(Debug, Args)]
 pub struct RunsArgs {
     /// A folder of runs and sweeps.
-    #[arg(default_value = "runs", value_name = "DIR")]
+    #[arg(default_value = RUNS, value_name = "DIR")]
     folder: PathBuf,
     /// Print one JSON array instead of a table.
     #[arg(long)]
@@ -24,7 +28,19 @@ pub struct RunsArgs {
 /// # Errors
 /// When the folder cannot be read.
 pub fn run(args: RunsArgs) -> Result<()> {
-    let runs = runs_in(&args.folder)?;
+    let runs = match args.folder.try_exists() {
+        // Where nothing was trained yet, there are none; a folder that was named is a mistake.
+        Ok(false) if args.folder == Path::new(RUNS) => Vec::new(),
+        Ok(false) => {
+            let folder = args.folder.display();
+            let message = format!(
+                "{folder}: there is no such folder; runs lie in {RUNS}/ unless \
+                                   `--run-dir` says otherwise"
+            );
+            return Err(Failure::Usage(message).into());
+        }
+        _ => runs_in(&args.folder)?,
+    };
     if args.json {
         return output::line(Value::from(runs.iter().map(as_json).collect::<Vec<_>>()));
     }

@@ -29,7 +29,7 @@ enum SpecCommand {
 /// A spec with settings laid over it.
 #[derive(Args, Debug)]
 struct SpecFileArgs {
-    /// The spec, a YAML file.
+    /// The spec, a YAML file; `-` is standard input.
     spec: PathBuf,
     /// Set one key, as in `--set model.n_layer=8`; the value is any YAML. May be given several
     /// times; later ones win.

@@ -2,8 +2,7 @@
 
 use std::sync::LazyLock;
 
-/// `0.1.0 (commit 1a2b3c4, features: datasets)`; the commit where `LRPT_COMMIT` named it when this
-/// was built, so that a build needs no repository.
+/// `0.1.0 (commit 1a2b3c4, features: datasets)`; the commit as `src/build.rs` found it.
 pub static VERSION: LazyLock<String> = LazyLock::new(|| {
     let features = [
         ("datasets", cfg!(feature = "datasets")),
@@ -16,7 +15,7 @@ pub static VERSION: LazyLock<String> = LazyLock::new(|| {
     ];
     let built: Vec<&str> =
         features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
-    let commit = option_env!("LRPT_COMMIT").map_or("not told", str::trim);
+    let commit = env!("LRPT_BUILT_FROM");
     let features = if built.is_empty() { "none".to_owned() } else { built.join(", ") };
     format!("{} (commit {commit}, features: {features})", env!("CARGO_PKG_VERSION"))
 });

@@ -1,9 +1,11 @@
 //! Training batches as a pure function of (seed, step, micro-batch).
 
 use super::examples::Examples;
+use super::packing::Packing;
 use super::permutation::Permutation;
 use super::shard::TokenShard;
 use crate::rng;
+use anyhow::Context;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ pub struct Batch {
     pub targets: Tensor,
     /// Which of them count, where not all do.
     pub trained: Option<Trained>,
+    /// Where rows have several documents: the position of every token within its own, (B, T) u32.
+    pub positions: Option<Tensor>,
 }
 
 /// The targets of a batch that count.
@@ -30,7 +34,7 @@ pub struct Trained {
 }
 
 impl Batch {
-    /// The same on another device.
+    /// The same on another device; positions stay here, where a pass reads the documents from them.
     ///
     /// # Errors
     /// When the device has no room.
@@ -45,6 +49,7 @@ impl Batch {
             inputs: self.inputs.to_device(device)?,
             targets: self.targets.to_device(device)?,
             trained: trained.transpose()?,
+            positions: self.positions.clone(),
         })
     }
 }
@@ -59,7 +64,9 @@ impl Batch {
 ///
 /// Where only some tokens are trained on, the windows are the examples, each a row of its own
 /// (`Examples`); those of a step are dealt to its micro-batches by length, which changes neither
-/// what the step sees nor its loss, only how much of a batch is filled up.
+/// what the step sees nor its loss, only how much of a batch is filled up. Packed
+/// ([`Self::packed`]), the windows are rows of several examples, which ones a function of (seed, e)
+/// ([`Packing`]).
 #[derive(Clone, Debug)]
 pub struct Batches {
     shard: Arc<TokenShard>,
@@ -70,6 +77,8 @@ pub struct Batches {
     windows: u64,
     /// Where only some tokens are trained on.
     examples: Option<Arc<Examples>>,
+    /// Where several of them share a row.
+    packing: Option<Arc<Packing>>,
 }
 
 impl Batches {
@@ -103,7 +112,29 @@ impl Batches {
             seed,
             windows,
             examples,
+            packing: None,
         })
+    }
+
+    /// The same with several examples in a row; how full the rows are is said.
+    ///
+    /// # Errors
+    /// When all tokens are trained on: such a text has no examples.
+    pub fn packed(mut self) -> anyhow::Result<Self> {
+        let examples = self.examples.as_ref().context("only instruction data can be packed")?;
+        let packing = Packing::new(&examples.lengths(), self.block_size);
+        let rows = packing.count();
+        tracing::info!(
+            "training: {} examples are packed into {rows} rows of {} tokens, {:.1}% full; one in \
+             each would fill {:.1}%",
+            examples.count(),
+            self.block_size,
+            100.0 * packing.filled(self.block_size),
+            100.0 * packing.filled(self.block_size) * rows as f64 / examples.count() as f64
+        );
+        self.windows = rows as u64;
+        self.packing = Some(Arc::new(packing));
+        Ok(self)
     }
 
     /// The same text and sizes in the order of another seed.
@@ -131,18 +162,24 @@ impl Batches {
             "micro-batch {micro} of a step with {}",
             self.micro_batches
         );
-        match &self.examples {
-            None => {
+        let divisor = |trained: u64| trained as f64 / self.micro_batches as f64;
+        let own = micro * self.batch_size..(micro + 1) * self.batch_size;
+        match (&self.examples, &self.packing) {
+            (None, _) => {
                 let order = self.order(step, micro..micro + 1);
                 read_windows(&self.shard, self.block_size, &order)
             }
-            Some(examples) => {
+            (Some(examples), None) => {
                 let mut order = self.order(step, 0..self.micro_batches);
-                let divisor =
-                    examples.trained(order.iter().copied()) as f64 / self.micro_batches as f64;
+                let divisor = divisor(examples.trained(order.iter().copied()));
                 examples.sort_by_length(&mut order);
-                let own = &order[micro * self.batch_size..][..self.batch_size];
-                examples.batch(&self.shard, own, divisor)
+                examples.batch(&self.shard, &order[own], divisor)
+            }
+            (Some(examples), Some(packing)) => {
+                let mut rows = self.packed_rows(step, packing);
+                let divisor = divisor(examples.trained(rows.iter().flatten().copied()));
+                examples.sort_rows_by_length(&mut rows);
+                examples.packed_batch(&self.shard, &rows[own], divisor)
             }
         }
     }
@@ -150,11 +187,25 @@ impl Batches {
     /// Tokens that step `step` (from 0) is trained on; `None` where that is all of its windows.
     pub fn trained_tokens(&self, step: u64) -> Option<u64> {
         let examples = self.examples.as_ref()?;
-        Some(examples.trained(self.order(step, 0..self.micro_batches)))
+        Some(match &self.packing {
+            None => examples.trained(self.order(step, 0..self.micro_batches)),
+            Some(packing) => examples.trained(self.packed_rows(step, packing).concat()),
+        })
+    }
+
+    /// The examples of each row of a step.
+    fn packed_rows(&self, step: u64, packing: &Packing) -> Vec<Vec<usize>> {
+        let order = self.order_by_epoch(step, 0..self.micro_batches);
+        order.into_iter().map(|(epoch, row)| packing.row(self.seed, epoch, row)).collect()
     }
 
     /// The windows of some micro-batches of a step.
     fn order(&self, step: u64, micro: Range<usize>) -> Vec<usize> {
+        self.order_by_epoch(step, micro).into_iter().map(|(_, window)| window).collect()
+    }
+
+    /// The epoch and window of every sequence of some micro-batches of a step.
+    fn order_by_epoch(&self, step: u64, micro: Range<usize>) -> Vec<(u64, usize)> {
         let at = |micro: usize| {
             (step * self.micro_batches as u64 + micro as u64) * self.batch_size as u64
         };
@@ -166,7 +217,7 @@ impl Batches {
                 Some((known, permutation)) if known == number => epoch.insert((known, permutation)),
                 _ => epoch.insert((number, self.epoch(number))),
             };
-            order.push(permutation.at(sequence % self.windows) as usize);
+            order.push((number, permutation.at(sequence % self.windows) as usize));
         }
         order
     }
@@ -210,7 +261,7 @@ pub(super) fn read_windows(
         Ok((inputs, targets))
     });
     let (inputs, targets) = stack(sequences, windows.len())?;
-    Ok(Batch { inputs, targets, trained: None })
+    Ok(Batch { inputs, targets, trained: None, positions: None })
 }
 
 #[cfg(feature = "datasets")]

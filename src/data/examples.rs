@@ -1,8 +1,9 @@
 //! The examples of a shard with a mask, as rows of batches.
 //!
-//! An example is a row of its own: its tokens see nothing of another example, and their positions
-//! count from its start, whatever the network's positions are. Attention here has no seam within a
-//! row, so that is exact at no cost of its own; a batch is as wide as its longest example.
+//! The tokens of an example see nothing of another, and their positions count from its start,
+//! whatever the network's positions are. Either an example is a row of its own, and a batch is as
+//! wide as its longest example; or a row has several (`Packing`), and the batch says where each
+//! begins.
 
 use super::batches::{Batch, Trained};
 use super::shard::TokenShard;
@@ -67,6 +68,11 @@ impl Examples {
         Ok(Some(Self { examples }))
     }
 
+    /// Tokens that each example predicts, whether they count or not.
+    pub(super) fn lengths(&self) -> Vec<usize> {
+        self.examples.iter().map(|example| example.positions).collect()
+    }
+
     /// Number of examples.
     pub(super) fn count(&self) -> usize {
         self.examples.len()
@@ -80,6 +86,16 @@ impl Examples {
     /// Puts examples of like length together: by length, then by place in the shard.
     pub(super) fn sort_by_length(&self, numbers: &mut [usize]) {
         numbers.sort_by_key(|number| (self.examples[*number].positions, *number));
+    }
+
+    /// The same for rows of several, by the length of all.
+    pub(super) fn sort_rows_by_length(&self, rows: &mut [Vec<usize>]) {
+        rows.sort_by_cached_key(|row| (self.width(row), row.clone()));
+    }
+
+    /// Tokens that the examples of a row predict.
+    fn width(&self, row: &[usize]) -> usize {
+        row.iter().map(|number| self.examples[*number].positions).sum()
     }
 
     /// UTF-8 bytes of the targets of an example that count.
@@ -109,22 +125,48 @@ impl Examples {
         numbers: &[usize],
         divisor: f64,
     ) -> anyhow::Result<Batch> {
-        let width = numbers.iter().map(|number| self.examples[*number].positions).max();
-        let width = width.unwrap_or(0);
-        let size = numbers.len() * width;
-        let (mut inputs, mut targets, mut rows) = (vec![0u32; size], vec![0u32; size], Vec::new());
-        for (row, number) in numbers.iter().enumerate() {
-            let (tokens, trained) = self.read(shard, *number);
-            let (first, positions) = (row * width, tokens.len() - 1);
-            inputs[first..first + positions].copy_from_slice(&tokens[..positions]);
-            targets[first..first + positions].copy_from_slice(&tokens[1..]);
-            rows.extend(trained.iter().map(|position| (first + position) as u32));
+        let rows: Vec<&[usize]> = numbers.iter().map(std::slice::from_ref).collect();
+        Ok(Batch { positions: None, ..self.rows(shard, &rows, divisor)? })
+    }
+
+    /// The same with several examples in a row, one behind the other; what a row is filled up with
+    /// are documents of one token.
+    ///
+    /// # Errors
+    /// As for [`Self::batch`].
+    pub(super) fn packed_batch(
+        &self,
+        shard: &TokenShard,
+        rows: &[Vec<usize>],
+        divisor: f64,
+    ) -> anyhow::Result<Batch> {
+        let rows: Vec<&[usize]> = rows.iter().map(Vec::as_slice).collect();
+        self.rows(shard, &rows, divisor)
+    }
+
+    fn rows(&self, shard: &TokenShard, rows: &[&[usize]], divisor: f64) -> anyhow::Result<Batch> {
+        let width = rows.iter().map(|row| self.width(row)).max().unwrap_or(0);
+        let zeros = || vec![0u32; rows.len() * width];
+        let (mut inputs, mut targets, mut positions) = (zeros(), zeros(), zeros());
+        let mut places = Vec::new();
+        for (row, numbers) in rows.iter().enumerate() {
+            let mut first = row * width;
+            for number in *numbers {
+                let (tokens, trained) = self.read(shard, *number);
+                let end = first + tokens.len() - 1;
+                inputs[first..end].copy_from_slice(&tokens[..end - first]);
+                targets[first..end].copy_from_slice(&tokens[1..]);
+                (0..).zip(&mut positions[first..end]).for_each(|(place, to)| *to = place);
+                places.extend(trained.iter().map(|position| (first + position) as u32));
+                first = end;
+            }
         }
-        let shape = (numbers.len(), width);
+        let tensor = |ids: Vec<u32>| Tensor::from_vec(ids, (rows.len(), width), &Device::Cpu);
         Ok(Batch {
-            inputs: Tensor::from_vec(inputs, shape, &Device::Cpu)?,
-            targets: Tensor::from_vec(targets, shape, &Device::Cpu)?,
-            trained: Some(Trained { rows: Tensor::new(rows, &Device::Cpu)?, divisor }),
+            inputs: tensor(inputs)?,
+            targets: tensor(targets)?,
+            trained: Some(Trained { rows: Tensor::new(places, &Device::Cpu)?, divisor }),
+            positions: Some(tensor(positions)?),
         })
     }
 }

@@ -2,13 +2,13 @@
 //! the answers are trained on.
 
 use super::chat_settings::ChatSettings;
-use super::chat_template::{ChatTemplate, DEFAULT, Example};
+use super::chat_template::{ChatTemplate, Example};
 use super::corpus::{Corpus, usage};
 use super::documents::Documents;
 use super::json_lines::{JsonLines, object_of_line};
 use super::sources;
 use super::tokenizer::{DOCUMENT_END, Tokenizer};
-use crate::spec::{DataSpec, InstructionsSourceSpec, TokenizerSpec};
+use crate::spec::{DataSpec, InstructionsSourceSpec};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -43,7 +43,8 @@ pub(super) fn read(
     data: &DataSpec,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Corpus> {
-    let (template, name) = template_of(source, data, tokenizer)?;
+    let (settings, name) = ChatSettings::of_instructions(source, data, tokenizer)?;
+    let template = settings.chat_template().map_err(|error| usage(format!("{name}: {error:#}")))?;
     let template = Arc::new(template);
     let (train, val, split) = sources::read_lines(
         "instructions",
@@ -55,45 +56,6 @@ pub(super) fn read(
         .map(|lines| Documents::Examples(Instructions { lines, template: Arc::clone(&template) }));
     let description = format!("{split}; {name}");
     Ok(Corpus { description, train, val, documents_end: false })
-}
-
-/// The template of the spec, of the tokenizer, or the default one, with the tokenizer's special
-/// tokens; and what it is.
-fn template_of(
-    source: &InstructionsSourceSpec,
-    data: &DataSpec,
-    tokenizer: Option<&Tokenizer>,
-) -> Result<(ChatTemplate, String)> {
-    let settings = match &data.tokenizer {
-        TokenizerSpec::File(path) => ChatSettings::beside(path)?,
-        _ => ChatSettings::default(),
-    };
-    let is_token = |name: &String| tokenizer.is_some_and(|t| t.token_of(name).is_some());
-    let eos = match (&data.end_of_text, &data.tokenizer) {
-        (Some(name), _) => Some(name.clone()),
-        (None, TokenizerSpec::Bpe(_)) => Some(super::hugging_face::END_OF_TEXT.to_string()),
-        _ => settings
-            .eos
-            .filter(is_token)
-            .or_else(|| Some(tokenizer?.end_of_text_name()?.to_string())),
-    };
-    let bos = settings.bos.filter(is_token);
-    let (text, name) = match (&source.chat_template, settings.template) {
-        (Some(path), _) => {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                usage(format!(
-                    "data.source.instructions.chat_template: {}: {error}",
-                    path.display()
-                ))
-            })?;
-            (text, format!("chat template {}", path.display()))
-        }
-        (None, Some(text)) => (text, "the tokenizer's chat template".to_string()),
-        (None, None) => (DEFAULT.to_string(), "the default chat template".to_string()),
-    };
-    let template = ChatTemplate::new(&text, &bos.unwrap_or_default(), &eos.unwrap_or_default())
-        .map_err(|error| usage(format!("{name}: {error:#}")))?;
-    Ok((template, name))
 }
 
 /// The example of one line's object.
@@ -146,6 +108,7 @@ fn messages_of<'a>(list: &'a Value, key: &str) -> Result<&'a [Value]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::chat_template::DEFAULT;
 
     fn example(line: &str, eos: &str) -> Result<Example> {
         let template = ChatTemplate::new(DEFAULT, "", eos).unwrap();

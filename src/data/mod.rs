@@ -14,7 +14,7 @@
 //! prepare                     all of the above once, cached under data/<hash>/
 //! listing                     what is prepared already
 //! batches, permutation        tokens -> batches, a pure function of (seed, step, micro-batch)
-//! examples                    the same where each example is a row of its own
+//! examples, packing           the same where rows are examples, one or several each
 //! validation                  the fixed windows every validation uses
 //! ```
 
@@ -36,6 +36,7 @@ mod instructions;
 mod json_lines;
 mod listing;
 mod markup;
+mod packing;
 mod permutation;
 mod prepare;
 mod raw;
@@ -52,6 +53,7 @@ mod validation;
 
 pub use batches::{Batch, Batches, Trained};
 pub use cargo_registry::crates_at_hand;
+pub use chat_settings::ChatSettings;
 pub use dataset::{Dataset, DatasetSummary};
 pub use listing::{PreparedData, prepared_data};
 pub use prepare::{cache_dir, keep_prepared_in, prepare, prepare_or_find, prepared};

@@ -333,7 +333,7 @@ fn train_byte_pair(
 /// A bar on stderr, shown on a terminal only: how much of the text, how fast, how much longer.
 fn progress_bar(what: &str, bytes: u64) -> ProgressBar {
     let style = ProgressStyle::with_template(
-        "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
+        "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left",
     )
     .expect("a valid template");
     ProgressBar::new(bytes).with_style(style).with_message(what.to_string())

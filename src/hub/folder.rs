@@ -4,7 +4,7 @@
 
 use super::factored;
 use super::format::{Format, format_of};
-use crate::data::Tokenizer;
+use super::talker::{Talker, generation_config, write_tokenizer};
 use crate::fs::{read_text, write_directory_atomic};
 use crate::model::{ModelConfig, Network, merged};
 use crate::params::ParamStore;
@@ -51,7 +51,7 @@ pub struct Exported {
 pub fn export(
     model: &dyn Network,
     params: &ParamStore,
-    tokenizer: &Tokenizer,
+    tokenizer: Talker,
     options: ExportOptions,
     to: &Path,
 ) -> Result<Exported> {
@@ -66,7 +66,7 @@ pub fn export(
         DType::BF16 => "bfloat16",
         other => bail!("a model is exported in f32, f16 or bf16, not in {other:?}"),
     };
-    let end_of_text = tokenizer.end_of_text();
+    let end_of_text = tokenizer.tokenizer.end_of_text();
     let (dense, params) = merged(model.config(), params.clone())?;
     let format = format_of(dense.arch);
     let mut config = format.config(&dense, end_of_text, dtype);
@@ -97,23 +97,9 @@ pub fn export(
         if options.factored {
             write(&folder.join(factored::CODE_FILE), factored::CODE.as_bytes())?;
         }
-        let generation = json!({
-            "_from_model_config": true,
-            "bos_token_id": end_of_text,
-            "eos_token_id": end_of_text,
-        });
-        write_json(&folder.join("generation_config.json"), &generation)?;
+        write_json(&folder.join("generation_config.json"), &generation_config(tokenizer))?;
         write_weights(folder, shards)?;
-        write(&folder.join("tokenizer.json"), tokenizer.to_hugging_face_json()?.as_bytes())?;
-        let name = tokenizer.end_of_text_name();
-        let tokenizer_config = json!({
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": model.config().block_size,
-            "clean_up_tokenization_spaces": false,
-            "bos_token": name,
-            "eos_token": name,
-        });
-        write_json(&folder.join("tokenizer_config.json"), &tokenizer_config)
+        write_tokenizer(folder, tokenizer, model.config().block_size)
     })?;
     Ok(exported)
 }

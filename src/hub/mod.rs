@@ -10,7 +10,8 @@
 //! settings  reading a config.json, refusing what does not fit
 //! gguf      llama.cpp's file of a Llama, its numbers widened
 //! factored  low-rank weights by rows of their own, with the code that transformers loads
-//! folder    config.json, safetensors in one file or many, the tokenizer
+//! folder    config.json, safetensors in one file or many
+//! talker    the tokenizer and its chat template
 //! ```
 
 mod factored;
@@ -21,6 +22,7 @@ mod gpt2;
 mod llama;
 mod peft;
 mod settings;
+mod talker;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -28,4 +30,5 @@ mod weights;
 pub use folder::{ExportOptions, Exported, export, import, import_config};
 pub use gguf::{import as import_gguf, read_config as import_gguf_config};
 pub use peft::{export_peft, import_peft, peft_base};
+pub use talker::Talker;
 pub use weights::Named;

@@ -3,6 +3,7 @@
 
 use super::folder::{in_f32, read_json, write, write_json};
 use super::format::format_of;
+use super::talker::{Talker, write_tokenizer};
 use super::{Exported, import};
 use crate::fs::write_directory_atomic;
 use crate::lowrank::Spectrum;
@@ -43,13 +44,15 @@ pub fn peft_base(adapter: &Path, base: Option<&Path>) -> Result<PathBuf> {
 ///
 /// U S Vᵀ goes out balanced, B = U P √Σ and A = √Σ Qᵀ Vᵀ with S = P Σ Qᵀ; LoRA's α/r goes into B.
 /// So α is r everywhere, a scale of 1. A fused module gets the adapters of its parts as one: A one
-/// below the other, B block by block, the ranks added. `base` is the model that was adapted.
+/// below the other, B block by block, the ranks added. `base` is the model that was adapted. The
+/// tokenizer goes with it, as TRL has it, for the chat template.
 ///
 /// # Errors
 /// If the model has no adapters, the folder exists already, or something cannot be written.
 pub fn export_peft(
     model: &dyn Network,
     params: &ParamStore,
+    talker: Talker,
     base: Option<&str>,
     dtype: DType,
     to: &Path,
@@ -89,7 +92,8 @@ pub fn export_peft(
     write_directory_atomic(to, |folder| {
         write_json(&folder.join(CONFIG), &settings)?;
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        write(&folder.join(WEIGHTS), &safetensors::serialize(tensors, Some(metadata))?)
+        write(&folder.join(WEIGHTS), &safetensors::serialize(tensors, Some(metadata))?)?;
+        write_tokenizer(folder, talker, config.block_size)
     })?;
     Ok(exported)
 }
@@ -210,7 +214,10 @@ pub fn import_peft(
                 continue;
             }
             let (a, b) = (reader.take(&name("lora_A"))?, reader.take(&name("lora_B"))?);
-            let rank = a.dim(0)?;
+            let sizes = || format!("`{}`", module.name);
+            let (rank, columns) = a.dims2().with_context(sizes)?;
+            let (outputs, inner) = b.dims2().with_context(sizes)?;
+            ensure!(inner == rank, "`{}`: lora_A has rank {rank}, lora_B {inner}", module.name);
             let place = |site: &String| {
                 let weight = format!("{site}.weight");
                 let at = places.remove(&weight);
@@ -218,16 +225,14 @@ pub fn import_peft(
             };
             let parts = module.sites.iter().map(place).collect::<Result<Vec<usize>>>()?;
             // Before the product, which small factors can make as large as they like.
-            let columns = a.dim(1)?;
             let mut rows = 0;
             for at in &parts {
                 let (m, n) = tensors[*at].1.dims2()?;
                 ensure!(n == columns, "`{}` has {columns} columns, the base {n}", module.name);
                 rows += m;
             }
-            ensure!(b.dim(0)? == rows, "`{}` has {} rows, the base {rows}", module.name, b.dim(0)?);
-            let update = (b.matmul(&a)? * scale.of(&module.name, rank)?)
-                .with_context(|| format!("`{}`", module.name))?;
+            ensure!(outputs == rows, "`{}` has {outputs} rows, the base {rows}", module.name);
+            let update = (b.matmul(&a)? * scale.of(&module.name, rank)?)?;
             let mut above = 0;
             for at in parts {
                 let w = &tensors[at].1;

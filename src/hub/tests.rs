@@ -80,7 +80,8 @@ fn comes_back(config: ModelConfig, sharded: bool) {
     let place = tempfile::tempdir().expect("a folder");
     let to = place.path().join("exported");
     let most = if sharded { 2_000 } else { 1 << 30 };
-    let exported = export(model.as_ref(), &params, &Tokenizer::bytes(), options(most), &to);
+    let exported =
+        export(model.as_ref(), &params, (&Tokenizer::bytes()).into(), options(most), &to);
     let exported = exported.expect("an export");
     assert_eq!(exported.files > 1, sharded, "{exported:?}");
     assert!(to.join("tokenizer_config.json").exists());
@@ -105,7 +106,7 @@ fn comes_back(config: ModelConfig, sharded: bool) {
     for (a, b) in ours.iter().zip(&theirs) {
         assert!((a - b).abs() < 1e-6, "{:?}: {a} {b}", model.config());
     }
-    let again = export(model.as_ref(), &params, &Tokenizer::bytes(), options(most), &to);
+    let again = export(model.as_ref(), &params, (&Tokenizer::bytes()).into(), options(most), &to);
     let error = again.expect_err("it exists").to_string();
     assert!(error.contains("exists already"), "{error}");
 }
@@ -116,7 +117,8 @@ fn refuses(config: ModelConfig, changes: &[(&str, &str, &str)]) {
     let params = model.initialize(7, DType::F32, &Device::Cpu).expect("parameters");
     let place = tempfile::tempdir().expect("a folder");
     let to = place.path().join("exported");
-    export(model.as_ref(), &params, &Tokenizer::bytes(), options(1 << 30), &to).expect("export");
+    export(model.as_ref(), &params, (&Tokenizer::bytes()).into(), options(1 << 30), &to)
+        .expect("export");
     let path = to.join("config.json");
     let text = std::fs::read_to_string(&path).expect("config.json");
     for (from, to_text, named) in changes {
@@ -245,9 +247,10 @@ fn a_factored_export_comes_back_with_the_same_logits() {
         let place = tempfile::tempdir().expect("a folder");
         let to = place.path().join("factored");
         let keep = ExportOptions { factored: true, ..options(1 << 30) };
-        let exported = export(model.as_ref(), &params, &Tokenizer::bytes(), keep, &to);
+        let exported = export(model.as_ref(), &params, (&Tokenizer::bytes()).into(), keep, &to);
         let whole = place.path().join("whole");
-        let dense = export(model.as_ref(), &params, &Tokenizer::bytes(), options(1 << 30), &whole);
+        let dense =
+            export(model.as_ref(), &params, (&Tokenizer::bytes()).into(), options(1 << 30), &whole);
         let saved: usize = model
             .sites()
             .iter()
@@ -288,7 +291,7 @@ fn a_factored_export_comes_back_with_the_same_logits() {
     let place = tempfile::tempdir().expect("a folder");
     let keep = ExportOptions { factored: true, ..options(1 << 30) };
     let to = place.path().join("factored");
-    let refused = export(model.as_ref(), &params, &Tokenizer::bytes(), keep, &to);
+    let refused = export(model.as_ref(), &params, (&Tokenizer::bytes()).into(), keep, &to);
     let error = refused.expect_err("nothing is low-rank").to_string();
     assert!(error.contains("leave --factored out"), "{error}");
 }
@@ -305,7 +308,8 @@ fn sizes_are_checked_before_anything_is_read() {
         let place = tempfile::tempdir().expect("a folder");
         let to = place.path().join("exported");
         let options = ExportOptions { factored, ..options(1 << 30) };
-        export(model.as_ref(), &params, &Tokenizer::bytes(), options, &to).expect("an export");
+        export(model.as_ref(), &params, (&Tokenizer::bytes()).into(), options, &to)
+            .expect("an export");
         (place, to)
     };
     let sparse = |to: &std::path::Path, name: &str, shape: [usize; 2]| {

@@ -86,12 +86,20 @@ impl Network for Gpt2 {
         observe: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
     ) -> Result<Value> {
         let config = self.config();
-        let embedded = ops::embedding(
-            pass.tape,
-            tokens,
-            &pass.dense(self.token_table)?,
-            &pass.positions(self.position_table, tokens.dim(1)?)?,
-        )?;
+        let table = pass.dense(self.token_table)?;
+        let embedded = match pass.documents {
+            None => {
+                let positions = pass.positions(self.position_table, tokens.dim(1)?)?;
+                ops::embedding(pass.tape, tokens, &table, &positions)?
+            }
+            Some(documents) => {
+                let positions = documents.positions().to_device(tokens.device())?;
+                let tokens = ops::token_embedding(pass.tape, tokens, &table)?;
+                let table = pass.dense(self.position_table)?;
+                let positions = ops::token_embedding(pass.tape, &positions, &table)?;
+                ops::add(pass.tape, &tokens, &positions)?
+            }
+        };
         let mut x = pass.dropout(&embedded, "embedding", 0)?;
         observe("transformer.wte", x.tensor())?;
         for (layer, block) in self.blocks.iter().enumerate() {

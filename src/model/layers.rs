@@ -7,7 +7,7 @@ use super::cache::KeyValueCache;
 use super::config::ModelConfig;
 use super::network::{DropoutKey, Site};
 use crate::lowrank::LowRank;
-use crate::ops::{self, AttentionHeads, Dropout, Tape, Value};
+use crate::ops::{self, AttentionHeads, Documents, Dropout, Tape, Value};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
 use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, Target, WeightForm};
@@ -289,7 +289,7 @@ pub(super) fn lora_scale(rank: usize, alpha: Option<usize>) -> f64 {
     alpha.map_or(1.0, |alpha| alpha as f64 / rank as f64)
 }
 
-/// One forward pass: the parameters, the tape, the dropout of this step, and what was seen before.
+/// One forward pass: the parameters, the tape, the dropout of this step, and what tokens see.
 pub struct Pass<'a> {
     /// The numbers.
     pub params: &'a ParamStore,
@@ -299,6 +299,8 @@ pub struct Pass<'a> {
     pub probability: f64,
     /// The step's dropout; none in evaluation.
     pub key: Option<DropoutKey>,
+    /// The documents that share the rows, where they do.
+    pub documents: Option<&'a Documents>,
     /// The keys and values of the tokens before those of this pass, and where these add theirs;
     /// none where the pass is over whole sequences.
     pub cache: Option<&'a KeyValueCache>,
@@ -348,11 +350,12 @@ impl Pass<'_> {
         [q, k, v]: [&Value; 3],
         heads: AttentionHeads,
     ) -> Result<Value> {
-        match self.cache {
-            Some(cache) => cache.attend(self, layer, [q, k, v], heads),
-            None => {
-                let dropout = self.dropout_at("attention", layer);
-                ops::causal_attention(self.tape, q, k, v, heads, dropout)
+        let dropout = self.dropout_at("attention", layer);
+        match (self.cache, self.documents) {
+            (Some(cache), _) => cache.attend(self, layer, [q, k, v], heads),
+            (None, None) => ops::causal_attention(self.tape, q, k, v, heads, dropout),
+            (None, Some(documents)) => {
+                ops::document_attention(self.tape, [q, k, v], heads, documents, dropout)
             }
         }
     }

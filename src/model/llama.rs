@@ -93,6 +93,10 @@ impl Network for Llama {
             dtype,
             device,
         )?;
+        let rotation = match pass.documents {
+            None => rotation,
+            Some(documents) => rotation.of_documents(documents)?,
+        };
         let embedded = ops::token_embedding(pass.tape, tokens, &table)?;
         let mut x = pass.dropout(&embedded, "embedding", 0)?;
         observe("model.embed_tokens", x.tensor())?;

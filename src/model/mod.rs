@@ -19,5 +19,5 @@ pub use config::ModelConfig;
 pub use generate::{Request, Sampling, generate};
 pub use layers::{Head, Pass};
 pub use merge::merged;
-pub use network::{DropoutKey, Network, Site, Structure, build};
+pub use network::{DropoutKey, Network, Sequences, Site, Structure, build};
 pub use restore::{read_config, restore};

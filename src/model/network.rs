@@ -6,7 +6,7 @@ use super::config::ModelConfig;
 use super::gpt2::Gpt2;
 use super::layers::{Head, Pass};
 use super::llama::Llama;
-use crate::ops::{self, Compute, Tape, Targets, Value};
+use crate::ops::{self, Compute, Documents, Tape, Targets, Value};
 use crate::params::{Declared, ParamStore};
 use crate::spec::{Architecture, Target};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -21,6 +21,22 @@ pub struct DropoutKey {
     pub step: u64,
     /// Micro-batch of the step.
     pub micro: u64,
+}
+
+/// What a network reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences<'a> {
+    /// Tokens (B, T), u32.
+    pub tokens: &'a Tensor,
+    /// The documents that share the rows; without them a row is one.
+    pub documents: Option<&'a Documents>,
+}
+
+/// A sequence in every row.
+impl<'a> From<&'a Tensor> for Sequences<'a> {
+    fn from(tokens: &'a Tensor) -> Self {
+        Self { tokens, documents: None }
+    }
 }
 
 /// A weight matrix W, m × n in y = x Wᵀ, and where it is.
@@ -144,12 +160,13 @@ pub trait Network: Debug + Send + Sync {
         &self,
         params: &ParamStore,
         tape: &Tape,
-        tokens: &Tensor,
+        Sequences { tokens, documents }: Sequences,
         dropout: Option<DropoutKey>,
         observe: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
     ) -> Result<Value> {
         let probability = self.config().dropout;
-        self.run(&Pass { params, tape, probability, key: dropout, cache: None }, tokens, observe)
+        let pass = Pass { params, tape, probability, key: dropout, documents, cache: None };
+        self.run(&pass, tokens, observe)
     }
 
     /// Final hidden states (B, T, C) after the last norm, for `tokens` (B, T) with T ≤
@@ -166,7 +183,7 @@ pub trait Network: Debug + Send + Sync {
         tokens: &Tensor,
         dropout: Option<DropoutKey>,
     ) -> Result<Value> {
-        self.hidden_observed(params, tape, tokens, dropout, &mut |_, _| Ok(()))
+        self.hidden_observed(params, tape, tokens.into(), dropout, &mut |_, _| Ok(()))
     }
 
     /// Mean cross-entropy in nats of `targets` (B, T) given `tokens` (B, T), as a value on the
@@ -182,10 +199,10 @@ pub trait Network: Debug + Send + Sync {
         targets: &Tensor,
         dropout: Option<DropoutKey>,
     ) -> Result<Value> {
-        self.loss_of(params, tape, tokens, targets.into(), dropout)
+        self.loss_of(params, tape, tokens.into(), targets.into(), dropout)
     }
 
-    /// [`Network::loss`] of the targets that count.
+    /// [`Network::loss`] of the targets that count, in rows that several documents may share.
     ///
     /// # Errors
     /// As for [`Network::loss`], or if none counts.
@@ -193,13 +210,14 @@ pub trait Network: Debug + Send + Sync {
         &self,
         params: &ParamStore,
         tape: &Tape,
-        tokens: &Tensor,
+        sequences: Sequences,
         targets: Targets,
         dropout: Option<DropoutKey>,
     ) -> Result<Value> {
-        let hidden = self.hidden(params, tape, tokens, dropout)?;
-        let probability = self.config().dropout;
-        let pass = Pass { params, tape, probability, key: dropout, cache: None };
+        let observe = &mut |_: &str, _: &Tensor| Ok(());
+        let hidden = self.hidden_observed(params, tape, sequences, dropout, observe)?;
+        let (probability, documents) = (self.config().dropout, sequences.documents);
+        let pass = Pass { params, tape, probability, key: dropout, documents, cache: None };
         ops::cross_entropy_head(tape, &hidden, &pass.dense(self.head().weight)?, targets)
     }
 
@@ -255,8 +273,14 @@ pub trait Network: Debug + Send + Sync {
     ) -> Result<Tensor> {
         let count = tokens.dim(1)?;
         let tape = self.inference_tape().of_few_rows();
-        let cached = Some(&*cache);
-        let pass = Pass { params, tape: &tape, probability: 0.0, key: None, cache: cached };
+        let pass = Pass {
+            params,
+            tape: &tape,
+            probability: 0.0,
+            key: None,
+            documents: None,
+            cache: Some(&*cache),
+        };
         let hidden = self.run(&pass, tokens, &mut |_, _| Ok(()))?;
         cache.advance(count);
         self.last_logits(params, &hidden)

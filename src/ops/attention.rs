@@ -13,6 +13,7 @@ mod portable;
 pub use cached::cached_attention;
 
 use super::compute::{wide, widened};
+use super::documents::Documents;
 use super::pointwise::{Dropout, Mask};
 use super::product::multiply_at;
 use super::tape::{Tape, Value};
@@ -21,6 +22,7 @@ use crate::kernels::{
 };
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Query rows per tile.
 const TILE: usize = 64;
@@ -55,8 +57,35 @@ pub fn causal_attention(
     heads: impl Into<AttentionHeads>,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
+    attention(tape, [q, k, v], heads.into(), None, dropout)
+}
+
+/// [`causal_attention`] within documents: a token sees those of its own up to itself, as if every
+/// document were a sequence. Work and scores are those of the documents, not of the row.
+///
+/// # Errors
+/// If the shapes do not fit the heads or the documents.
+pub fn document_attention(
+    tape: &Tape,
+    [q, k, v]: [&Value; 3],
+    heads: AttentionHeads,
+    documents: &Documents,
+    dropout: Option<Dropout>,
+) -> Result<Value> {
+    let (b, t, _) = q.tensor().dims3()?;
+    documents.check(b, t)?;
+    attention(tape, [q, k, v], heads, Some(documents), dropout)
+}
+
+fn attention(
+    tape: &Tape,
+    [q, k, v]: [&Value; 3],
+    heads: AttentionHeads,
+    documents: Option<&Documents>,
+    dropout: Option<Dropout>,
+) -> Result<Value> {
     let (b, t, width) = q.tensor().dims3()?;
-    let AttentionHeads { queries, keys } = heads.into();
+    let AttentionHeads { queries, keys } = heads;
     let fits = queries > 0
         && keys > 0
         && width.is_multiple_of(queries)
@@ -78,15 +107,16 @@ pub fn causal_attention(
         || !q.tensor().device().is_cpu()
         || !matches!(wide(given), DType::F32 | DType::F64)
     {
-        return portable::attention(tape, q, k, v, shape, dropout);
+        return portable::attention(tape, [q, k, v], shape, documents, dropout);
     }
     let contiguous = |x: &Value| widened(x.tensor())?.contiguous();
     let (q, k, v) = (contiguous(q)?, contiguous(k)?, contiguous(v)?);
-    let (out, log_sums) = with_real!(q.dtype(), T => forward::<T>(&q, &k, &v, shape, dropout)?);
-    let saved = out.clone();
+    let (out, log_sums) =
+        with_real!(q.dtype(), T => forward::<T>([&q, &k, &v], shape, documents, dropout)?);
+    let (saved, documents) = (out.clone(), documents.cloned());
     Ok(tape.record(&sources, out.to_dtype(given)?, move |delta, flow| {
         let delta = widened(&delta)?.contiguous()?;
-        let gradients = with_real!(q.dtype(), T => backward::<T>([&q, &k, &v, &saved, &log_sums, &delta], shape, dropout)?);
+        let gradients = with_real!(q.dtype(), T => backward::<T>([&q, &k, &v, &saved, &log_sums, &delta], shape, documents.as_ref(), dropout)?);
         sources.into_iter().zip(gradients).try_for_each(|(to, gradient)| flow.add(to, gradient.to_dtype(given)?))
     }))
 }
@@ -145,10 +175,9 @@ impl AttentionShape {
 }
 
 fn forward<T: Real>(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    [q, k, v]: [&Tensor; 3],
     shape: AttentionShape,
+    documents: Option<&Documents>,
     dropout: Option<Dropout>,
 ) -> Result<(Tensor, Tensor)> {
     let hosts = [Host::new(q)?, Host::new(k)?, Host::new(v)?];
@@ -156,23 +185,29 @@ fn forward<T: Real>(
     let AttentionShape { t, .. } = shape;
     let (tasks, stride, scale) = (shape.b * shape.heads, shape.width(), T::real(shape.scale()));
     let mask = dropout.map(|dropout| dropout.mask::<T>());
-    let mut log_sums = unwritten::<T>(tasks * t);
+    let (mut log_sums, row) = (unwritten::<T>(tasks * t), 0..t);
     let out = build::<T>(shape.tensor(), |out| {
         let shared = SharedOut::new(out);
         log_sums.par_chunks_mut(t).enumerate().with_max_len(1).for_each(|(task, log_sums)| {
             let mut scores = unwritten::<T>(TILE.min(t) * t);
-            for first in (0..t).step_by(TILE) {
-                let rows = TILE.min(t - first);
-                let limit = first + rows;
+            let parts = parts_of(documents, task / shape.heads, &row);
+            let tiles = parts
+                .iter()
+                .flat_map(|part| part.clone().step_by(TILE).map(move |first| (part, first)));
+            for (part, first) in tiles {
+                let rows = TILE.min(part.end - first);
+                // Keys that the last of these queries sees.
+                let limit = first + rows - part.start;
                 let queries = shape.rows(q, task, first, rows);
-                let [keys, values] =
-                    [k, v].map(|x| shape.of_keys().rows(x, shape.key_task(task), 0, limit));
+                let [keys, values] = [k, v]
+                    .map(|x| shape.of_keys().rows(x, shape.key_task(task), part.start, limit));
                 // SAFETY: the scores are this task's own.
                 unsafe { multiply_at(scores.as_mut_ptr(), limit, queries, keys.t(), scale, false) };
                 for row in 0..rows {
                     let line = &mut scores[row * limit..][..limit];
-                    log_sums[first + row] = softmax(line, first + row + 1);
-                    drop_out(line, mask, ((task * t) + first + row) * t, first + row + 1);
+                    let (position, live) = (first + row, first + row + 1 - part.start);
+                    log_sums[position] = softmax(line, live);
+                    drop_out(line, mask, (task * t + position) * t + part.start, live);
                 }
                 let probabilities = Matrix::new(&scores[..rows * limit], rows, limit);
                 // SAFETY: tasks write disjoint heads of `out`, tiles disjoint rows.
@@ -191,6 +226,15 @@ fn forward<T: Real>(
         Ok(())
     })?;
     Ok((out, Tensor::from_vec(log_sums, (tasks, t), &Device::Cpu)?))
+}
+
+/// The documents of a row of a batch; without any, the row is one.
+fn parts_of<'a>(
+    documents: Option<&'a Documents>,
+    row: usize,
+    whole: &'a Range<usize>,
+) -> &'a [Range<usize>] {
+    documents.map_or(std::slice::from_ref(whole), |documents| documents.of_row(row))
 }
 
 /// Turns the first `live` scores into probabilities, the rest into 0, and returns their
@@ -224,6 +268,7 @@ fn drop_out<T: Real>(line: &mut [T], mask: Option<Mask<T>>, first_index: usize, 
 fn backward<T: Real>(
     tensors: [&Tensor; 6],
     shape: AttentionShape,
+    documents: Option<&Documents>,
     dropout: Option<Dropout>,
 ) -> Result<[Tensor; 3]> {
     let mut hosts = Vec::with_capacity(6);
@@ -241,18 +286,23 @@ fn backward<T: Real>(
     let (keys_shape, scale) = (shape.of_keys(), T::real(shape.scale()));
     let (stride, key_stride) = (shape.width(), keys_shape.width());
     let mask = dropout.map(|dropout| dropout.mask::<T>());
-    let tiles = || (0..t).step_by(TILE).rev().enumerate();
+    let row = 0..t;
     (0..shape.b * shape.key_heads).into_par_iter().with_max_len(1).for_each(|key_task| {
         let (mut p, mut dp) = (unwritten::<T>(TILE.min(t) * t), unwritten::<T>(TILE.min(t) * t));
-        let members = (0..shape.group()).flat_map(|member| tiles().map(move |tile| (member, tile)));
-        // From the last tile to the first: the last one reaches every key, so that of the first
-        // member writes dk and dv, and the others add.
-        for (member, (nth, first)) in members {
+        let parts = parts_of(documents, key_task / shape.key_heads, &row);
+        let members =
+            parts.iter().flat_map(|part| (0..shape.group()).map(move |member| (part, member)));
+        // From the last tile of a part to its first: the last one reaches every key, so that of the
+        // first member writes dk and dv, and the others add.
+        let tiles = members.flat_map(|(part, member)| {
+            part.clone().step_by(TILE).rev().enumerate().map(move |tile| (part, member, tile))
+        });
+        for (part, member, (nth, first)) in tiles {
             let task = shape.member(key_task, member);
-            let rows = TILE.min(t - first);
-            let limit = first + rows;
+            let rows = TILE.min(part.end - first);
+            let limit = first + rows - part.start;
             let [queries, deltas] = [q, delta].map(|x| shape.rows(x, task, first, rows));
-            let [keys, values] = [k, v].map(|x| keys_shape.rows(x, key_task, 0, limit));
+            let [keys, values] = [k, v].map(|x| keys_shape.rows(x, key_task, part.start, limit));
             // SAFETY: the scratch memory is this task's own.
             unsafe {
                 multiply_at(p.as_mut_ptr(), limit, queries, keys.t(), scale, false);
@@ -269,14 +319,14 @@ fn backward<T: Real>(
                     delta,
                     log_sums[task * t + position],
                     scale,
-                    position + 1,
+                    position + 1 - part.start,
                     mask,
-                    (task * t + position) * t,
+                    (task * t + position) * t + part.start,
                 );
             }
             // p now holds P∘M and dp holds dS.
             let [p, ds] = [&p, &dp].map(|x| Matrix::new(&x[..rows * limit], rows, limit));
-            let (start, add) = (keys_shape.offset(key_task, 0), member > 0 || nth > 0);
+            let (start, add) = (keys_shape.offset(key_task, part.start), member > 0 || nth > 0);
             // SAFETY: tasks write disjoint heads of dq, dk and dv.
             unsafe {
                 multiply_at(dv.get().add(start), key_stride, p.t(), deltas, T::ONE, add);

@@ -10,6 +10,7 @@
 mod attention;
 mod compute;
 mod cross_entropy;
+mod documents;
 mod embedding;
 mod few_rows;
 mod gradients;
@@ -24,9 +25,10 @@ mod tape;
 pub use crate::kernels::scalar;
 #[cfg(test)]
 pub(crate) use crate::kernels::work;
-pub use attention::{AttentionHeads, cached_attention, causal_attention};
+pub use attention::{AttentionHeads, cached_attention, causal_attention, document_attention};
 pub use compute::Compute;
 pub use cross_entropy::{Targets, cross_entropies, cross_entropy_head, cross_entropy_sum, logits};
+pub use documents::Documents;
 pub use embedding::{embedding, token_embedding};
 pub use gradients::Gradients;
 pub use linear::{linear, low_rank_linear};

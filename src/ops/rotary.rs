@@ -2,12 +2,14 @@
 //! d, numbers i and i + d/2 are a pair, which position p turns by the angle p θ^(−2i/d).
 
 use super::compute::{wide, widened};
+use super::documents::Documents;
 use super::tape::{Tape, Value};
 use crate::kernels::{Host, Real, build, vectorized, with_real};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Cosines and sines of the angles of some positions in a row: (T, d/2) each.
+/// Cosines and sines of the angles of some positions in a row, (T, d/2) each, or of those of every
+/// token of a batch, (B T, d/2).
 #[derive(Clone, Debug)]
 pub struct Rotation {
     cosines: Tensor,
@@ -44,6 +46,21 @@ impl Rotation {
         Ok(Self { cosines: table(f64::cos)?, sines: table(f64::sin)? })
     }
 
+    /// Those of every token of documents, by its position in its own, from the angles of positions
+    /// that begin at 0.
+    ///
+    /// # Errors
+    /// If a document has more tokens than there are positions.
+    pub fn of_documents(&self, documents: &Documents) -> Result<Self> {
+        let positions = self.cosines.dim(0)?;
+        if documents.longest() > positions {
+            bail!("rotary: {positions} positions for a document of {}", documents.longest())
+        }
+        let places = documents.positions().flatten_all()?.to_device(self.cosines.device())?;
+        let table = |angles: &Tensor| angles.index_select(&places, 0);
+        Ok(Self { cosines: table(&self.cosines)?, sines: table(&self.sines)? })
+    }
+
     /// The turns back.
     fn reversed(&self) -> Result<Self> {
         Ok(Self { cosines: self.cosines.clone(), sines: self.sines.neg()? })
@@ -55,11 +72,11 @@ impl Rotation {
     }
 
     fn portable(&self, x: &Tensor) -> Result<Tensor> {
-        let ((b, t, width), (_, half)) = (x.dims3()?, self.cosines.dims2()?);
+        let ((b, t, width), (rows, half)) = (x.dims3()?, self.cosines.dims2()?);
         let heads = x.reshape((b, t, width / (2 * half), 2, half))?;
         let (low, high) = (heads.narrow(3, 0, 1)?, heads.narrow(3, 1, 1)?);
         let [cos, sin] =
-            [&self.cosines, &self.sines].map(|table| table.reshape((1, t, 1, 1, half)));
+            [&self.cosines, &self.sines].map(|table| table.reshape((rows / t, t, 1, 1, half)));
         let (cos, sin) = (cos?, sin?);
         let turned = [
             (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?,
@@ -69,7 +86,7 @@ impl Rotation {
     }
 
     fn forward<T: Real>(&self, x: &Tensor) -> Result<Tensor> {
-        let ((_, t, width), (_, half)) = (x.dims3()?, self.cosines.dims2()?);
+        let ((_, _, width), (rows, half)) = (x.dims3()?, self.cosines.dims2()?);
         let (x_host, cos_host, sin_host) =
             (Host::new(x)?, Host::new(&self.cosines)?, Host::new(&self.sines)?);
         let (x_numbers, cos, sin) =
@@ -80,7 +97,7 @@ impl Rotation {
                 .zip(x_numbers.par_chunks(width))
                 .enumerate()
                 .for_each(|(row, (out, x))| {
-                    let place = row % t * half;
+                    let place = row % rows * half;
                     let (cos, sin) = (&cos[place..][..half], &sin[place..][..half]);
                     vectorized!({
                         for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half))
@@ -105,8 +122,8 @@ impl Rotation {
 /// # Errors
 /// If x has another number of tokens than there are positions, or is not made of such heads.
 pub fn rotary(tape: &Tape, x: &Value, rotation: &Rotation) -> Result<Value> {
-    let ((_, t, width), (positions, half)) = (x.tensor().dims3()?, rotation.cosines.dims2()?);
-    if t != positions || half == 0 || !width.is_multiple_of(2 * half) {
+    let ((b, t, width), (positions, half)) = (x.tensor().dims3()?, rotation.cosines.dims2()?);
+    if ![t, b * t].contains(&positions) || half == 0 || !width.is_multiple_of(2 * half) {
         bail!(
             "rotary: {:?} for {positions} positions and heads {} wide",
             x.tensor().dims(),

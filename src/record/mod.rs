@@ -11,6 +11,7 @@ mod event;
 mod follow;
 mod format;
 mod json_lines;
+mod line;
 mod metrics;
 mod samples;
 mod tensorboard;
@@ -23,6 +24,7 @@ pub use event::{
 };
 pub use follow::{Follower, News};
 pub use json_lines::{JsonLines, LineOf};
+pub use line::{MetricsLine, StepFigures, TruncationFigures, ValidationFigures};
 pub use metrics::{is_wall_clock_key, metric_values, metrics, spectra};
 pub use samples::Samples;
 pub use tensorboard::TensorBoard;

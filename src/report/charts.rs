@@ -20,8 +20,7 @@ pub struct Explained {
     pub wide: bool,
     /// The image.
     pub svg: String,
-    /// Its charts one by one, which a page can lay out as its width allows; empty for one that has
-    /// no parts.
+    /// Its charts one by one, which a page can lay out as its width allows.
     pub panels: Vec<String>,
 }
 
@@ -213,7 +212,7 @@ pub(super) fn times_of(rows: &[(String, Vec<&RunResults>)]) -> Option<Explained>
     };
     let caption = "Mean milliseconds of a training step by phase. Runs that shared the machine's cores with others are slower than alone.";
     let (caption, svg) = (caption.into(), chart.to_svg());
-    Some(Explained { name: "times", caption, wide: true, svg, panels: Vec::new() })
+    Some(Explained { name: "times", caption, wide: false, panels: vec![svg.clone()], svg })
 }
 
 fn groups(comparison: &Comparison) -> impl Iterator<Item = &Group> {

@@ -4,6 +4,7 @@
 
 use super::run_results::RunResults;
 use super::statistics::Estimate;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A run and its place in an experiment.
@@ -145,11 +146,19 @@ pub fn group_runs(runs: Vec<LabelledRun>) -> Vec<Group> {
                 } else {
                     &mut candidate.runs
                 };
-                // Of two runs that are the same, one that is not finished does not hide the other.
-                let hides = results.unfinished().is_some() && runs.contains_key(&run.seed);
-                if !hides {
-                    runs.insert(run.seed, results);
-                }
+                let reached = |results: &RunResults| results.last().map(|point| point.step);
+                let folder = results.folder.clone();
+                let other = match runs.entry(run.seed) {
+                    Entry::Vacant(place) => {
+                        place.insert(results);
+                        continue;
+                    }
+                    Entry::Occupied(known) if reached(known.get()) >= reached(&results) => results,
+                    Entry::Occupied(mut known) => known.insert(results),
+                };
+                let counts = if other.folder == folder { &runs[&run.seed].folder } else { &folder };
+                let why = format!("the same run as {}, which stands for both", counts.display());
+                group.missing.push((other.folder.display().to_string(), why));
             }
             _ if run.not_needed => {}
             Some(results) => {
@@ -287,6 +296,27 @@ mod tests {
         assert_eq!(groups[0].chosen().tuned["optimizer.dense.adamw.learning_rate"], "3e-3");
         assert_eq!(groups[0].loss().map(|loss| (loss.count, loss.mean)), Some((2, 2.2)));
         assert_eq!(groups[0].tuning(), "chosen of 3 on seeds apart");
+    }
+
+    /// Of a run that was done twice one counts, the one that came further, and the other is named.
+    #[test]
+    fn the_same_run_twice_counts_once() {
+        let whole = || {
+            let mut whole = run("dense", "0.1", 1, Some(2.0));
+            whole.results.as_mut().expect("results").folder = "runs/whole".into();
+            whole
+        };
+        let mut part = run("dense", "0.1", 1, Some(2.0));
+        let results = part.results.as_mut().expect("results");
+        results.folder = "runs/part".into();
+        results.validations.pop();
+        results.as_it_stands = true;
+        let expected = "the same run as runs/whole, which stands for both";
+        for runs in [vec![whole(), part.clone()], vec![part, whole()]] {
+            let groups = group_runs(runs);
+            assert_eq!(groups[0].loss().map(|loss| (loss.count, loss.mean)), Some((1, 2.0)));
+            assert_eq!(groups[0].missing, [("runs/part".to_owned(), expected.to_owned())]);
+        }
     }
 
     #[test]

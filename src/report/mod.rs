@@ -3,7 +3,7 @@
 //! ```text
 //! run_results   one run's folder: plan, data, validations, ranks, spectra, times
 //! groups        runs that differ by their seed alone, and the search over learning rates
-//! steps         what was logged of single steps, and the seconds they took
+//! clock         the seconds that logged steps took
 //! statistics    mean, standard error, paired t intervals
 //! budget        the loss a run had when it had spent as much as another
 //! comparison    groups compared with a baseline; refuses what cannot be compared
@@ -19,6 +19,7 @@
 
 mod budget;
 mod charts;
+mod clock;
 mod columns;
 mod comparison;
 mod frontier;
@@ -30,7 +31,6 @@ mod run_page;
 mod run_results;
 mod spectra;
 mod statistics;
-mod steps;
 mod table;
 
 pub use budget::{Spending, loss_at};
@@ -40,8 +40,7 @@ pub use goal::Goal;
 pub use groups::{Candidate, Group, LabelledRun, Search, group_runs, last_key};
 pub use page::write_report;
 pub use run_page::write_run_report;
-pub use run_results::{Point, RanksAt, RunResults, SpectrumAt, TruncationAt};
+pub use run_results::{Point, RanksAt, RunResults, SpectrumAt};
 pub use spectra::{SpectrumSummary, spectra_figure, spectra_json, spectra_table};
 pub use statistics::{Estimate, paired_difference};
-pub use steps::StepAt;
 pub use table::{markdown_table, text_table};

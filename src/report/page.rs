@@ -132,10 +132,10 @@ const STYLE: &str = "\
 body{font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;margin:2rem auto;max-width:1420px;padding:0 1rem;line-height:1.5;\
 background:#fff;color:#24292f;overflow-wrap:break-word}\
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}.headline{font-size:1.1rem}\
-.wide{overflow-x:auto}.wide>svg{min-width:600px}\
+.wide{overflow-x:auto}\
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.85rem}\
 th,td{padding:.35rem .6rem;border-bottom:1px solid #d8dee4;text-align:left;vertical-align:top}th{border-bottom:2px solid #8c959f}\
-.runs td:not(:first-child):not(.long){white-space:nowrap}.facts{margin-bottom:1.5rem}.facts th{border-bottom:1px solid #d8dee4;font-weight:600;white-space:nowrap}\
+.runs td:not(:first-child):not(.long){white-space:nowrap}.runs td:first-child{min-width:8rem}.runs .long{min-width:11rem}.facts{margin-bottom:1.5rem}.facts th{border-bottom:1px solid #d8dee4;font-weight:600;white-space:nowrap}\
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.5rem}.full{grid-column:1/-1}\
 .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:.5rem}.panels svg,.one svg{width:100%}.one svg{max-width:620px}\
 figure{margin:0;min-width:0}figcaption{max-width:60rem;color:#57606a;font-size:.9rem}ul{max-width:60rem;color:#57606a;font-size:.9rem;padding-left:1.2rem}\
@@ -158,11 +158,8 @@ pub(super) fn document(title: &str, body: &str) -> String {
 pub(super) fn figures(charts: &[Explained]) -> String {
     let figure = |chart: &Explained| {
         let class = if chart.wide { " class=\"full\"" } else { "" };
-        let (kind, images) = match chart.panels.len() {
-            0 => ("wide", chart.svg.clone()),
-            1 => ("one", chart.panels.concat()),
-            _ => ("panels", chart.panels.concat()),
-        };
+        let kind = if chart.panels.len() == 1 { "one" } else { "panels" };
+        let images = chart.panels.concat();
         format!(
             "<figure{class}><div class=\"{kind}\">{images}</div><figcaption>{}</figcaption></figure>\n",
             escape(&chart.caption)

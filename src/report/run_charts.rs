@@ -3,8 +3,8 @@
 use super::charts::{Explained, charts_of, times_of};
 use super::run_results::RunResults;
 use super::spectra::{effective_ranks_over_time, ranks_over_time, spectra_now, values_over_time};
-use super::steps::StepAt;
 use crate::plot::{Axis, Chart, Mark, Series};
+use crate::record::StepFigures;
 
 /// All charts of a run for which there are data yet.
 pub(super) fn run_charts(run: &RunResults) -> Vec<Explained> {
@@ -40,7 +40,7 @@ pub(super) fn run_charts(run: &RunResults) -> Vec<Explained> {
             charts.push(panels("values", caption, "Singular values over the run", over_time));
         }
     }
-    charts.extend(times_of(&[(run.plan.name.clone(), vec![run])]));
+    charts.extend(times_of(&[(String::new(), vec![run])]));
     charts
 }
 
@@ -64,8 +64,8 @@ fn losses(run: &RunResults) -> Option<Explained> {
 
 /// Learning rate, norm of the gradient and speed; none before the first step.
 fn course(run: &RunResults) -> Option<Explained> {
-    let steps: Vec<&StepAt> = thinned(&run.steps).collect();
-    let line = |name: &str, colour: usize, of: &dyn Fn(&StepAt) -> Option<f64>| {
+    let steps: Vec<&StepFigures> = thinned(&run.steps).collect();
+    let line = |name: &str, colour: usize, of: &dyn Fn(&StepFigures) -> Option<f64>| {
         let points = steps.iter().filter_map(|at| Some((at.step as f64, of(at)?))).collect();
         Series::new(name, Mark::Line, colour, points)
     };
@@ -105,7 +105,7 @@ fn course(run: &RunResults) -> Option<Explained> {
 const MOST_POINTS: usize = 1000;
 
 /// Every step, or of many every so-manieth and the last.
-fn thinned(steps: &[StepAt]) -> impl Iterator<Item = &StepAt> {
+fn thinned(steps: &[StepFigures]) -> impl Iterator<Item = &StepFigures> {
     let every = steps.len().div_ceil(MOST_POINTS).max(1);
     let last = steps.len().saturating_sub(1);
     let kept = steps.iter().enumerate();

@@ -73,7 +73,8 @@ fn headline(run: &RunResults) -> String {
             newest.step,
             newest.loss.exp()
         ),
-        None => format!("{state}. Not validated yet."),
+        None if run.state == RunState::Running => format!("{state}. Not validated yet."),
+        None => format!("{state}. Never validated."),
     }
 }
 
@@ -164,4 +165,27 @@ fn texts(samples: &[(u64, String)]) -> String {
         "<h2>Sample at step {step}</h2>\n<pre class=\"text\">{}</pre>\n{earlier}",
         escape(newest)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::run_results::tests_support::finished;
+    use super::*;
+
+    #[test]
+    fn the_headline_says_what_has_become_of_a_run() {
+        let mut run = finished(1, 2.0);
+        assert!(headline(&run).starts_with("Finished, 100 steps. Validation loss 2.0000"));
+        (run.state, run.diverged) = (RunState::Diverged, Some(60));
+        run.steps.pop();
+        run.validations.pop();
+        assert_eq!(
+            headline(&run),
+            "Diverged, step 60 of 100. Validation loss 2.5000 at step 50, a perplexity of 12.18."
+        );
+        run.validations.clear();
+        assert!(headline(&run).ends_with(". Never validated."), "{}", headline(&run));
+        run.state = RunState::Running;
+        assert!(headline(&run).ends_with(". Not validated yet."), "{}", headline(&run));
+    }
 }

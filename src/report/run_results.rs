@@ -1,9 +1,10 @@
 //! Reads what the folder of a run says about it, whether the run is finished or not.
 
-use super::steps::{Clock, StepAt};
+use super::clock::Clock;
 use crate::account::Ledger;
 use crate::data::DatasetSummary;
 use crate::fs::{read_ordinary, read_text};
+use crate::record::{MetricsLine, StepFigures, TruncationFigures};
 use crate::spec::{AdapterForm, FactorForm, Plan, RankPlan, Target, WeightForm};
 use crate::train::{Progress, RunFolder, RunState};
 use anyhow::{Context, Result};
@@ -33,7 +34,7 @@ pub struct RunResults {
     /// Times that the run went back to a checkpoint after a divergence.
     pub rollbacks: u64,
     /// Steps that were logged, in their order.
-    pub steps: Vec<StepAt>,
+    pub steps: Vec<StepFigures>,
     /// Validations in the order of their steps.
     pub validations: Vec<Point>,
     /// Ranks of the low-rank weights, wherever they were recorded.
@@ -41,7 +42,7 @@ pub struct RunResults {
     /// Singular values of the low-rank weights at each validation.
     pub spectra: Vec<SpectrumAt>,
     /// Truncations that decided a rank, in the order of their steps.
-    pub truncations: Vec<TruncationAt>,
+    pub truncations: Vec<TruncationFigures>,
     /// Mean seconds per step by phase, over the whole run.
     pub seconds_by_phase: BTreeMap<String, f64>,
     /// Largest memory of the process in bytes, where the system reports it.
@@ -83,19 +84,6 @@ pub struct SpectrumAt {
     pub layers: Vec<(String, Vec<f64>)>,
 }
 
-/// What a truncation discarded from one weight.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TruncationAt {
-    /// Steps taken.
-    pub step: u64,
-    /// Name of the weight.
-    pub name: String,
-    /// (Σ_{i>r'} σᵢ² / Σᵢ σᵢ²)^½.
-    pub relative_error: f64,
-    /// Σ_{i>r'} σᵢ²; none in older runs, which did not record it.
-    pub discarded_energy: Option<f64>,
-}
-
 impl RunResults {
     /// Reads a run's folder.
     ///
@@ -125,86 +113,50 @@ impl RunResults {
         };
         let (mut clock, mut progress) = (Clock::default(), Progress::default());
         for line in lines(&run.metrics())? {
-            results.take(&line, &mut clock);
+            results.take(MetricsLine::from(&line), &mut clock);
             progress.take(&line);
         }
         results.state = run.state(&progress, results.plan.train.max_steps.0);
         results.seconds_by_phase = clock.means();
         for line in lines(&run.spectra())? {
-            let layers = line.iter().filter_map(|(name, values)| {
-                let values = values.as_array()?.iter().filter_map(Value::as_f64).collect();
-                Some((name.clone(), values))
-            });
-            results
-                .spectra
-                .push(SpectrumAt { step: integer(&line, "step"), layers: layers.collect() });
+            let line = MetricsLine::from(&line);
+            let layers = line.singular_values().map(|(name, values)| (name.to_owned(), values));
+            let step = line.step().unwrap_or(0);
+            results.spectra.push(SpectrumAt { step, layers: layers.collect() });
         }
         Ok(results)
     }
 
-    fn take(&mut self, line: &Map<String, Value>, clock: &mut Clock) {
-        let step = integer(line, "step");
-        if let Some(at) = StepAt::of(step, line) {
-            self.steps.push(at);
+    fn take(&mut self, line: MetricsLine, clock: &mut Clock) {
+        let step = line.step().unwrap_or(0);
+        if let Some(trained) = line.training() {
+            self.steps.push(trained);
             clock.advance(step, line);
-            let peak = line.get("mem/peak").and_then(Value::as_u64);
-            self.peak_memory = self.peak_memory.max(peak);
+            self.peak_memory = self.peak_memory.max(trained.peak_memory);
         }
-        if line.contains_key("diverged") {
+        if line.is_divergence() {
             self.diverged = Some(step);
         }
-        let count = |key: &str| line.get(key).and_then(Value::as_u64).unwrap_or(0);
-        self.skipped_steps = self.skipped_steps.max(count("train/skipped_steps"));
-        self.rollbacks = self.rollbacks.max(count("train/rollbacks"));
-        if line.contains_key("val/loss") {
-            let number = |key: &str| line.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
-            self.validations.push(Point {
-                step,
-                tokens: number("tokens"),
-                flops: number("flops"),
-                seconds: clock.seconds_at(step),
-                parameters: number("params"),
-                loss: number("val/loss"),
-            });
+        self.skipped_steps = self.skipped_steps.max(line.skipped_steps());
+        self.rollbacks = self.rollbacks.max(line.rollbacks());
+        self.validations.extend(line.validation().map(|validation| Point {
+            step,
+            tokens: validation.tokens,
+            flops: validation.flops,
+            seconds: clock.seconds_at(step),
+            parameters: validation.parameters,
+            loss: validation.loss,
+        }));
+        for truncation in line.truncations() {
+            // A step with a validation has its ranks on two lines.
+            let of_step = self.truncations.iter().rev().take_while(|known| known.step == step);
+            if !of_step.map(|known| &known.name).any(|known| *known == truncation.name) {
+                self.truncations.push(truncation);
+            }
         }
-        self.take_truncations(step, line);
-        let layers: Vec<_> = line
-            .iter()
-            .filter(|(key, _)| *key != "rank/mean")
-            .filter_map(|(key, value)| {
-                Some((key.strip_prefix("rank/")?.to_owned(), value.as_u64()? as usize))
-            })
-            .collect();
+        let layers: Vec<_> = line.ranks().map(|(name, rank)| (name.to_owned(), rank)).collect();
         if !layers.is_empty() && self.ranks.last().is_none_or(|last| last.step < step) {
             self.ranks.push(RanksAt { step, layers });
-        }
-    }
-
-    fn take_truncations(&mut self, step: u64, line: &Map<String, Value>) {
-        for (key, value) in line {
-            let (Some(name), Some(relative_error)) =
-                (key.strip_prefix("lowrank/truncation_error/"), value.as_f64())
-            else {
-                continue;
-            };
-            // A step with a validation has its ranks on two lines.
-            if self
-                .truncations
-                .iter()
-                .rev()
-                .take_while(|known| known.step == step)
-                .any(|known| known.name == name)
-            {
-                continue;
-            }
-            let discarded_energy =
-                line.get(&format!("lowrank/discarded_energy/{name}")).and_then(Value::as_f64);
-            self.truncations.push(TruncationAt {
-                step,
-                name: name.to_owned(),
-                relative_error,
-                discarded_energy,
-            });
         }
     }
 
@@ -249,14 +201,11 @@ impl RunResults {
     /// 800`; none for one that has.
     pub fn unfinished(&self) -> Option<String> {
         let step = self.steps.last().map(|at| at.step).max(self.validations.last().map(|v| v.step));
+        let step = step.max(self.diverged);
         let all = self.plan.train.max_steps;
         (self.state != RunState::Finished)
             .then(|| format!("{}, step {} of {all}", self.state, step.unwrap_or(0)))
     }
-}
-
-fn integer(line: &Map<String, Value>, key: &str) -> u64 {
-    line.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
 
 /// The JSON objects of a file, one per line; a last line that a killed process cut short is left
@@ -346,13 +295,14 @@ pub(super) mod tests_support {
             skipped_steps: 0,
             rollbacks: 0,
             steps: [50, 100]
-                .map(|step| StepAt {
+                .map(|step| StepFigures {
                     step,
                     loss,
                     learning_rate: 1e-3,
                     low_rank_learning_rate: Some(1e-2),
                     gradient_norm: 1.0,
                     tokens_per_second: 120.0,
+                    ..StepFigures::default()
                 })
                 .into(),
             validations: vec![point(50, loss + 0.5), point(100, loss)],

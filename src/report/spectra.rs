@@ -2,8 +2,9 @@
 //! table, charts.
 
 use super::columns::{Column, fitted, wrapped};
-use super::run_results::{RanksAt, RunResults, SpectrumAt, TruncationAt};
+use super::run_results::{RanksAt, RunResults, SpectrumAt};
 use crate::plot::{Axis, Chart, Mark, Series, figure};
+use crate::record::TruncationFigures;
 use crate::spec::Target;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -55,7 +56,10 @@ fn holding(singular_values: &[f64], share: f64) -> usize {
 }
 
 /// The last truncation of a weight in a run.
-fn last_truncation<'a>(history: Option<&'a RunResults>, name: &str) -> Option<&'a TruncationAt> {
+fn last_truncation<'a>(
+    history: Option<&'a RunResults>,
+    name: &str,
+) -> Option<&'a TruncationFigures> {
     history?.truncations.iter().rev().find(|truncation| truncation.name == name)
 }
 

@@ -37,6 +37,15 @@ pub(super) fn check_data(found: &mut Findings, data: &DataSpec) {
     }
 }
 
+/// Whether there are examples to pack.
+pub(super) fn check_packing(found: &mut Findings, packing: bool, source: &SourceSpec) {
+    let is_possible = !packing || matches!(source, SourceSpec::Instructions(_));
+    found.require(is_possible, "train.packing", || {
+        "is true, but only instruction data is packed: rows of other sources are full; remove it"
+            .into()
+    });
+}
+
 /// Files of lines, for both parts or to be split.
 fn check_lines(
     found: &mut Findings,

@@ -52,13 +52,19 @@ pub(crate) fn decode_document<T: serde::de::DeserializeOwned>(
 }
 
 impl Document {
-    /// Reads a file.
+    /// Reads a file, or standard input as `-`.
     ///
     /// # Errors
     /// The file cannot be read, or as for [`Document::parse`].
     pub fn read(path: &Path, overrides: &[String]) -> anyhow::Result<Self> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let is_input = path == Path::new("-");
+        let name = if is_input { "standard input".into() } else { path.display().to_string() };
+        let text = if is_input {
+            std::io::read_to_string(std::io::stdin())
+        } else {
+            std::fs::read_to_string(path)
+        };
+        let text = text.map_err(|error| {
             usage(format!("{name}: cannot read the spec: {error}; give the path of a YAML file such as configs/gpt-small.yaml"))
         })?;
         Document::parse(&text, &name, overrides)

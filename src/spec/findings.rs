@@ -4,7 +4,7 @@
 use super::adapter_spec::check_adapter;
 use super::bounds;
 use super::cut_spec::check_cut;
-use super::data_rules::{check_data, given_vocabulary};
+use super::data_rules::{check_data, check_packing, given_vocabulary};
 use super::init_spec::check_init;
 use super::model_spec::{check_model, check_weights};
 use super::name::name_problem;
@@ -28,6 +28,7 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
     check_cut(&mut found, plan);
     check_data(&mut found, &spec.data);
     check_train(&mut found, spec);
+    check_packing(&mut found, spec.train.packing, &spec.data.source);
     check_optimizer(&mut found, &spec.optimizer, &spec.model.weights, plan);
     check_rank(&mut found, spec, plan);
     check_schedule(&mut found, &spec.schedule, spec.train.max_steps.0);

@@ -65,6 +65,7 @@ const KEYS: &[(&str, Decides)] = &[
     ("train.max_steps", Decides::Length),
     ("train.batch_size", Decides::Weights),
     ("train.gradient_accumulation_steps", Decides::Weights),
+    ("train.packing", Decides::Weights),
     ("train.grad_clip", Decides::Weights),
     ("train.log_every", Decides::Nothing),
     ("train.tensorboard", Decides::Nothing),

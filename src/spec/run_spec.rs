@@ -153,6 +153,9 @@ pub struct TrainSpec {
     /// Micro-batches per step.
     #[serde(default = "one")]
     pub gradient_accumulation_steps: usize,
+    /// Whether rows of `model.block_size` tokens have several examples of instruction data each.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packing: bool,
     /// Largest global gradient norm; 0 turns clipping off.
     #[serde(default = "default_grad_clip")]
     pub grad_clip: f64,

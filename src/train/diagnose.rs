@@ -1,16 +1,16 @@
 //! Finding where a number stopped being finite.
 
-use crate::model::{DropoutKey, Network};
+use crate::model::{DropoutKey, Network, Sequences};
 use crate::ops::scalar;
 use crate::params::ParamStore;
 use candle_core::{Result, Tensor};
 
-/// The first parameter or layer output that is not finite when `tokens` (B, T) run through the
-/// model; `None` if all are.
+/// The first parameter or layer output that is not finite when these sequences run through
+/// the model; `None` if all are.
 pub fn first_non_finite(
     model: &dyn Network,
     params: &ParamStore,
-    tokens: &Tensor,
+    sequences: Sequences,
     dropout: Option<DropoutKey>,
 ) -> Result<Option<String>> {
     for (_, parameter) in params.iter() {
@@ -27,7 +27,7 @@ pub fn first_non_finite(
         }
         Ok(())
     };
-    model.hidden_observed(params, &model.inference_tape(), tokens, dropout, &mut observe)?;
+    model.hidden_observed(params, &model.inference_tape(), sequences, dropout, &mut observe)?;
     Ok(found)
 }
 

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files that describe a run; the first is what makes a folder a run.
-const DESCRIPTION: [&str; 7] = [
+const DESCRIPTION: [&str; 8] = [
     "plan.yaml",
     "spec.yaml",
     "env.json",
     "data.json",
     "tokenizer.json",
+    "tokenizer_config.json",
     "init.json",
     "first-checkpoint.json",
 ];

@@ -8,8 +8,8 @@ use super::diagnose::first_non_finite;
 use super::evaluate::targets_of;
 use crate::data::Batches;
 use crate::error::Failure;
-use crate::model::{DropoutKey, Network};
-use crate::ops::{Gradients, Relay, Tape, Value, scalar};
+use crate::model::{DropoutKey, Network, Sequences};
+use crate::ops::{Documents, Gradients, Relay, Tape, Value, scalar};
 use crate::optim::{BatchLoss, GradientOracle};
 use crate::parallel::{Communicator, Tag, f32_bytes};
 use crate::params::ParamStore;
@@ -92,12 +92,14 @@ impl BatchOracle<'_> {
         let dropout = DropoutKey { seed: self.seed, step: self.step, micro: micro as u64 };
         let tape = self.model.training_tape();
         let targets = targets_of(&batch);
-        let loss = self.model.loss_of(params, &tape, &batch.inputs, targets, Some(dropout))?;
+        let documents = batch.positions.as_ref().map(Documents::new).transpose()?;
+        let sequences = Sequences { tokens: &batch.inputs, documents: documents.as_ref() };
+        let loss = self.model.loss_of(params, &tape, sequences, targets, Some(dropout))?;
         let value = scalar(loss.tensor())?;
         let value = if value.is_finite() {
             Ok(value)
         } else {
-            let place = first_non_finite(self.model, params, &batch.inputs, Some(dropout))?;
+            let place = first_non_finite(self.model, params, sequences, Some(dropout))?;
             let place =
                 place.unwrap_or_else(|| "the loss itself (every layer's output is finite)".into());
             Err(format!(

@@ -1,11 +1,11 @@
 //! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`,
-//! `metrics.jsonl` (also as `metrics.csv`), `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`,
+//! `tokenizer_config.json` where there is a chat template, `metrics.jsonl` (also as `metrics.csv`), `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`,
 //! `checkpoints/`, `first-checkpoint.json`.
 
 use super::init_report::InitReport;
 use super::settings::compute;
 use crate::checkpoint::{self, Checkpoints};
-use crate::data::{DatasetSummary, Tokenizer};
+use crate::data::{ChatSettings, DatasetSummary, Tokenizer};
 use crate::error::Failure;
 use crate::fs::{read_text, write_atomic};
 use crate::model::{ModelConfig, Network, build, read_config, restore};
@@ -13,6 +13,7 @@ use crate::params::{Declared, ParamStore};
 use crate::spec::{Plan, to_yaml};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The folder of one run.
@@ -53,12 +54,14 @@ impl RunFolder {
     /// If the folder holds no run, or its plan cannot be read by this version.
     pub fn plan(&self) -> Result<Plan> {
         let path = self.root.join("plan.yaml");
-        let text = read_text(&path).with_context(|| {
-            format!(
-                "{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small",
+        let text = match read_text(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => bail!(
+                "{} holds no run (no plan.yaml); give the folder of a run, such as runs/gpt-small \
+                 (`lrpt runs` lists those of runs/)",
                 self.root.display()
-            )
-        })?;
+            ),
+            read => read.with_context(|| format!("{}: not read", path.display()))?,
+        };
         Plan::from_yaml(&text, &path.display().to_string())
     }
 
@@ -89,6 +92,14 @@ impl RunFolder {
             }
         }
         Ok(tokenizer)
+    }
+
+    /// What made text of the conversations it was trained on, or what its tokenizer came with.
+    ///
+    /// # Errors
+    /// If the file of them is damaged.
+    pub fn chat_settings(&self) -> Result<ChatSettings> {
+        ChatSettings::beside(&self.tokenizer_path())
     }
 
     /// Identity and size of the data the run was trained on.
@@ -153,6 +164,17 @@ impl RunFolder {
         write_atomic(&self.root.join("env.json"), &pretty(&environment(device))?)?;
         write_atomic(&self.root.join("data.json"), &pretty(data)?)?;
         write_atomic(&self.tokenizer_path(), tokenizer.to_json()?.as_bytes())?;
+        let chat = match ChatSettings::of_data(&plan.data, tokenizer) {
+            Ok(chat) => chat,
+            // Not what the run is trained on: it goes on without.
+            Err(error) => {
+                tracing::warn!("the tokenizer's chat template is left out: {error:#}");
+                ChatSettings::default()
+            }
+        };
+        if chat.template.is_some() {
+            write_atomic(&self.root.join("tokenizer_config.json"), &pretty(&chat.to_json())?)?;
+        }
         // Last: a folder with a plan is a run that `--resume` can continue.
         write_atomic(&self.root.join("plan.yaml"), to_yaml(plan)?.as_bytes())
     }

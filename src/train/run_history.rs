@@ -5,9 +5,10 @@ use super::run_folder::RunFolder;
 use crate::checkpoint::LOCK_FILE;
 use crate::error::Failure;
 use crate::fs::{read_ordinary, read_text, write_atomic};
+use crate::record::MetricsLine;
 use crate::spec::{self, Plan, RunSpec};
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::Map;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -86,13 +87,14 @@ impl RunFolder {
         }
         let mut first_due = self.plan().map_or(u64::MAX, |plan| plan.checkpoint.every.0.max(1));
         for line in text.split(|byte| *byte == b'\n') {
-            let Ok(line) = serde_json::from_slice::<Value>(line) else { continue };
-            let step = line["step"].as_u64().unwrap_or(0);
+            let Ok(line) = serde_json::from_slice::<Map<_, _>>(line) else { continue };
+            let line = MetricsLine::from(&line);
+            let step = line.step().unwrap_or(0);
             // A validation that is the best so far is saved, and the first one is.
-            if line["val/loss"].is_number() {
+            if line.validation().is_some_and(|validation| validation.loss.is_finite()) {
                 first_due = first_due.min(step);
             }
-            if step > first_due && line.get("diverged").is_none() {
+            if step > first_due && !line.is_divergence() {
                 return Ok(true);
             }
         }
@@ -193,9 +195,9 @@ impl RunFolder {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read.with_context(|| self.metrics().display().to_string())?,
         };
-        let steps = text.split(|byte| *byte == b'\n').filter_map(|line| {
-            serde_json::from_slice::<Value>(line).ok()?.get("step").and_then(Value::as_u64)
-        });
+        let steps = text
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| MetricsLine::from(&serde_json::from_slice(line).ok()?).step());
         let last = steps.filter(|step| *step <= checkpoint).max().unwrap_or(0);
         // The step of the last line that must be there; the first step always has one.
         let due = (checkpoint - checkpoint % log_every.max(1)).max(checkpoint.min(1));

@@ -3,6 +3,7 @@
 use super::run_folder::RunFolder;
 use crate::checkpoint::RunLock;
 use crate::error::Failure;
+use crate::record::MetricsLine;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::fs::File;
@@ -59,12 +60,12 @@ pub struct Progress {
 impl Progress {
     /// Takes note of a line of the metrics.
     pub fn take(&mut self, line: &Map<String, Value>) {
-        let step = line.get("step").and_then(Value::as_u64).unwrap_or(0);
-        self.step = self.step.max(step);
-        if let Some(loss) = line.get("val/loss") {
-            self.validation = Some((step, loss.as_f64().unwrap_or(f64::NAN)));
+        let line = MetricsLine::from(line);
+        self.step = self.step.max(line.step().unwrap_or(0));
+        if let Some(validation) = line.validation() {
+            self.validation = Some((validation.step, validation.loss));
         }
-        self.diverged |= line.contains_key("diverged");
+        self.diverged |= line.is_divergence();
     }
 }
 

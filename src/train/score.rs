@@ -1,10 +1,11 @@
 //! How surprised a model is by a text: every token of it once, however short or long it is.
 
 use crate::data::{TokenShard, Tokenizer};
+use crate::error::Failure;
 use crate::model::Network;
 use crate::ops::Targets;
 use crate::params::ParamStore;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
@@ -99,17 +100,22 @@ impl TextScore {
         stride: usize,
     ) -> Result<Self> {
         let block = model.config().block_size;
-        ensure!(
-            (1..=block).contains(&stride),
-            "a stride of {stride} tokens; it is at least 1 and at most the block size {block}"
-        );
+        if !(1..=block).contains(&stride) {
+            return Err(Failure::Usage(format!(
+                "a stride of {stride} tokens; it is at least 1 and at most the block size {block}"
+            ))
+            .into());
+        }
         let tokens = tokenizer.encode(text)?;
-        ensure!(
-            tokens.len() > 1,
-            "the text has {} tokens; it takes two, the first of which is given, to have something \
-             to predict",
-            tokens.len()
-        );
+        if tokens.len() < 2 {
+            return Err(Failure::Usage(format!(
+                "the text has {} token{}; it takes two, the first of which is given, to have \
+                 something to predict",
+                tokens.len(),
+                if tokens.len() == 1 { "" } else { "s" }
+            ))
+            .into());
+        }
         let surprises = surprises(model, params, &windows(&tokens, block, stride))?.concat();
         let (count, lengths) = (tokens.len() - 1, tokenizer.token_byte_lengths());
         let shard = TokenShard::from_text(tokens, text.len() as u64, &lengths);

@@ -228,5 +228,6 @@ impl<'a> Trainer<'a> {
 /// The plan's batches of a text, this many a step.
 fn batches(plan: &Plan, text: Arc<TokenShard>, micro_batches: usize) -> Result<Batches> {
     let (block_size, batch_size) = (plan.model.block_size, plan.train.batch_size);
-    Batches::new(text, block_size, batch_size, micro_batches, plan.seed)
+    let batches = Batches::new(text, block_size, batch_size, micro_batches, plan.seed)?;
+    if plan.train.packing { batches.packed() } else { Ok(batches) }
 }

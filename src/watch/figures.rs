@@ -1,6 +1,7 @@
 //! All that the lines of `metrics.jsonl` say of a run.
 
 use super::curve::Curve;
+use crate::record::{MetricsLine, StepFigures};
 use crate::train::Progress;
 use serde_json::{Map, Value};
 
@@ -62,49 +63,50 @@ impl Figures {
     /// Takes note of a line; a validation's is given back.
     pub fn take(&mut self, line: &Map<String, Value>) -> Option<Validation> {
         self.progress.take(line);
-        let step = line.get("step").and_then(Value::as_u64)?;
-        let number = |key: &str| line.get(key).and_then(Value::as_f64);
-        let curves = [
-            (&mut self.loss, "train/loss"),
-            (&mut self.validation, "val/loss"),
-            (&mut self.rate, "train/lr"),
-            (&mut self.low_rank_rate, "train/lr_low_rank"),
-            (&mut self.gradient_norm, "train/grad_norm"),
-            (&mut self.speed, "train/tok_per_sec"),
-            (&mut self.memory, "mem/resident"),
-            (&mut self.device_memory, "mem/device"),
-            (&mut self.rank_mean, "rank/mean"),
-        ];
-        for (curve, key) in curves {
-            if let Some(value) = number(key) {
-                curve.push(step, value);
-            }
-        }
-        let count = |key: &str| line.get(key).and_then(Value::as_u64).unwrap_or(0);
-        self.skipped_steps = self.skipped_steps.max(count("train/skipped_steps"));
-        self.rollbacks = self.rollbacks.max(count("train/rollbacks"));
-        if line.contains_key("train/loss") {
-            self.phases = with_prefix(line, "time/")
-                .filter(|(phase, _)| *phase != "step")
-                .filter_map(|(phase, value)| Some((phase.to_owned(), value.as_f64()?)))
-                .collect();
+        let line = MetricsLine::from(line);
+        let step = line.step()?;
+        self.skipped_steps = self.skipped_steps.max(line.skipped_steps());
+        self.rollbacks = self.rollbacks.max(line.rollbacks());
+        if let Some(trained) = line.training() {
+            self.take_training(&trained);
+            let phases = line.seconds().filter(|(phase, _)| *phase != "step");
+            self.phases = phases.map(|(phase, seconds)| (phase.to_owned(), seconds)).collect();
         }
         self.take_ranks(step, line);
-        line.get("val/loss").map(|loss| Validation {
+        let validation = line.validation()?;
+        self.validation.push(step, validation.loss);
+        Some(Validation {
             step,
-            loss: loss.as_f64().unwrap_or(f64::NAN),
-            bits_per_byte: number("val/bpb"),
+            loss: validation.loss,
+            bits_per_byte: validation.bits_per_byte,
             training_loss: self.loss.last(),
             speed: self.speed.last(),
             rank_mean: self.rank_mean.last(),
         })
     }
 
-    fn take_ranks(&mut self, step: u64, line: &Map<String, Value>) {
-        let ranks: Vec<(String, usize)> = with_prefix(line, "rank/")
-            .filter(|(name, _)| *name != "mean")
-            .filter_map(|(name, value)| Some((name.to_owned(), value.as_u64()? as usize)))
-            .collect();
+    fn take_training(&mut self, trained: &StepFigures) {
+        let memory = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
+        let curves = [
+            (&mut self.loss, Some(trained.loss)),
+            (&mut self.rate, Some(trained.learning_rate)),
+            (&mut self.low_rank_rate, trained.low_rank_learning_rate),
+            (&mut self.gradient_norm, Some(trained.gradient_norm)),
+            (&mut self.speed, Some(trained.tokens_per_second)),
+            (&mut self.memory, memory(trained.resident_memory)),
+            (&mut self.device_memory, memory(trained.device_memory)),
+            (&mut self.rank_mean, trained.rank_mean),
+        ];
+        for (curve, value) in curves {
+            if let Some(value) = value {
+                curve.push(trained.step, value);
+            }
+        }
+    }
+
+    fn take_ranks(&mut self, step: u64, line: MetricsLine) {
+        let ranks: Vec<(String, usize)> =
+            line.ranks().map(|(name, rank)| (name.to_owned(), rank)).collect();
         let Some(least) = ranks.iter().map(|(_, rank)| *rank).min() else { return };
         let most = ranks.iter().map(|(_, rank)| *rank).max().unwrap_or(least);
         self.rank_least.push(step, least as f64);
@@ -128,13 +130,6 @@ impl Figures {
         let steps = max_steps.saturating_sub(self.progress.step);
         Some(steps as f64 * tokens_per_step as f64 / speed)
     }
-}
-
-fn with_prefix<'a>(
-    line: &'a Map<String, Value>,
-    prefix: &'a str,
-) -> impl Iterator<Item = (&'a str, &'a Value)> {
-    line.iter().filter_map(move |(key, value)| Some((key.strip_prefix(prefix)?, value)))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::figures::{Figures, Validation};
 use crate::error::{Failure, printable};
-use crate::record::{Follower, News};
+use crate::record::{Follower, MetricsLine, News};
 use crate::train::{RunFolder, RunState};
 use anyhow::Result;
 use serde_json::{Map, Value};
@@ -203,12 +203,9 @@ impl View {
 }
 
 fn spectrum(line: &Map<String, Value>) -> Spectrum {
-    let step = line.get("step").and_then(Value::as_u64).unwrap_or(0);
-    let layers = line.iter().filter_map(|(name, values)| {
-        let values = values.as_array()?.iter().filter_map(Value::as_f64).collect();
-        Some((one_line(name), values))
-    });
-    Spectrum { step, layers: layers.collect() }
+    let line = MetricsLine::from(line);
+    let layers = line.singular_values().map(|(name, values)| (one_line(name), values));
+    Spectrum { step: line.step().unwrap_or(0), layers: layers.collect() }
 }
 
 /// The newest of the files `samples/step-<step>.txt`, as far as it is shown.

@@ -1,13 +1,14 @@
-"""Event files as the real TensorBoard reads them, and metrics.csv as pandas does, against
+"""Event files as the real TensorBoard reads them, and metrics.csv as pandas and trackio do, against
 metrics.jsonl: a run that was stopped, torn at the end of its event file, and gone on with.
 
     cargo build --release --bin lrpt
-    python3 -m venv venv && venv/bin/pip install tensorboard pandas
+    python3 -m venv venv && venv/bin/pip install tensorboard pandas trackio
     venv/bin/python tests/tools/event_files.py
 """
 
 import json
 import math
+import os
 import pathlib
 import subprocess
 import tempfile
@@ -141,7 +142,25 @@ def compare_table(run):
     print(f"metrics.csv: {table.shape[0]} rows and {table.shape[1]} columns agree, every digit")
 
 
+def import_table(run, folder):
+    """What trackio.import_csv keeps of metrics.csv: it shortens names, and nothing else."""
+    os.environ["TRACKIO_DIR"] = str(folder / "trackio")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import trackio
+    from trackio.sqlite_storage import SQLiteStorage
+
+    trackio.import_csv(str(run / "metrics.csv"), project="project", name="small")
+    imported = SQLiteStorage.get_logs("project", "small")
+    table = pandas.read_csv(run / "metrics.csv")
+    assert [row["step"] for row in imported] == list(table["step"])
+    for row, (_, written) in zip(imported, table.drop(columns=["step", "time"]).iterrows()):
+        values = [value for key, value in row.items() if key not in ("step", "timestamp")]
+        assert values == list(written.dropna()), (row, written)
+    print(f"trackio.import_csv: {len(imported)} rows agree")
+
+
 with tempfile.TemporaryDirectory() as folder:
     run = train(pathlib.Path(folder))
     compare(run)
     compare_table(run)
+    import_table(run, pathlib.Path(folder))

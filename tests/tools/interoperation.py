@@ -8,7 +8,7 @@
 Trains small runs, exports them, loads each export with AutoModelForCausalLM and compares logits at
 every position and greedy continuations token for token; makes random GPT-2 and Llama models with
 transformers and compares their logits and losses with those of our import; adapters likewise, with
-PeftModel. Exits with 1 if anything disagrees.
+PeftModel; and the text and ids of conversations with those of tokenizer.apply_chat_template. Exits with 1 if anything disagrees.
 """
 
 import json
@@ -19,6 +19,7 @@ import sys
 import tempfile
 
 import peft
+import tokenizers
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -138,12 +139,35 @@ def imported(place, name, model, dtype=torch.float32):
     check(f"  its loss {found:.6f}", abs(found - expected), 1e-5)
 
 
+def returned(place, name, model):
+    """A model made there, in and out again without a step, has the same numbers bit for bit."""
+    folder, out = place / name, place / f"{name}-out"
+    model.save_pretrained(folder)
+    spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes", model="")
+    shape = next(line for line in spec.splitlines() if line.startswith("model:"))
+    spec = spec.replace(shape, f"init: {{hf: {folder}}}")
+    (place / "spec.yaml").write_text(spec)
+    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-run", "--stop-after", "0", cwd=place)
+    run(LRPT, "export", f"{name}-run", "--to", out, cwd=place)
+    ours = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    check(f"in and out {name}, {len(theirs)} tensors", 0.0, 0.0, same)
+
+
+def headless(place):
+    """A folder of the model without its head, whose names leave out `transformer.`."""
+    model = gpt2()
+    model.transformer.save_pretrained(place / "headless")
+    tokens = [3, 96, 0, 41, 7]
+    mine = ours("hf", place / "headless", tokens, place)
+    check("import headless", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE)
+
+
 def gpt2(**settings):
     torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=97, n_positions=24, n_embd=48, n_layer=3, n_head=4, **settings
-    )
-    return GPT2LMHeadModel(config).eval()
+    sizes = {"vocab_size": 97, "n_positions": 24, "n_embd": 48, "n_layer": 3, "n_head": 4}
+    return GPT2LMHeadModel(GPT2Config(**{**sizes, **settings})).eval()
 
 
 def llama(**settings):
@@ -252,6 +276,79 @@ def adapters(place):
     )
 
 
+CONVERSATION = [
+    {"role": "user", "content": "the rank of\na matrix?"},
+    {"role": "assistant", "content": "is small"},
+    {"role": "user", "content": "and <|im_end|> large"},
+    {"role": "assistant", "content": "or its tail"},
+]
+CHATML = """{%- for message in messages %}
+    {{- bos_token + '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + eos_token + '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+
+
+def of_conversations(place, name, tokenizer, template, flags=(), adapted=False):
+    """A run on conversations goes out whole and as an adapter: apply_chat_template there gives the
+    text and the ids that were trained on here."""
+    source = f"{{train: [{place}/chat.jsonl], val: [{place}/chat.jsonl]{template}}}"
+    text = "{text: {path: text.txt, val_fraction: 0.2}}"
+    spec = SPEC.format(weights="dense", bias="false", tokenizer=tokenizer, model=LLAMA)
+    spec = spec.replace(text, f"{{instructions: {source}}}").replace("block_size: 32", "block_size: 24")
+    spec = spec.replace("eval: {every: 40", "eval: {every: 2").replace("max_steps: 40", "max_steps: 2")
+    (place / "chat.yaml").write_text(spec.replace("warmup_steps: 4", "warmup_steps: 0"))
+    run(LRPT, "train", "chat.yaml", "--run-dir", name, *flags, cwd=place)
+    ids = json.loads(run(LOGITS, "data", place / name / "plan.yaml", cwd=place))
+    whole = (f"{name}-whole", ["--merge"] if adapted else [])
+    for folder, options in [whole, (f"{name}-adapter", [])] if adapted else [whole]:
+        run(LRPT, "export", name, "--to", folder, *options, cwd=place)
+        library = AutoTokenizer.from_pretrained(place / folder)
+        rendered = library.apply_chat_template(CONVERSATION, tokenize=False)
+        theirs = library.apply_chat_template(CONVERSATION, return_dict=False)
+        same = theirs == ids and library.decode(ids) == rendered
+        check(f"chat template of {folder}, {len(ids)} tokens", 0.0, 0.0, same)
+        if not same:
+            print(f"{rendered!r}\n{library.decode(ids)!r}\n{theirs}\n{ids}")
+        ends = json.loads((place / folder / "tokenizer_config.json").read_text())["eos_token"]
+        if not folder.endswith("adapter"):
+            generation = json.loads((place / folder / "generation_config.json").read_text())
+            known = generation["eos_token_id"] == library.eos_token_id and library.eos_token == ends
+            check(f"  its end {ends}", 0.0, 0.0, known)
+
+
+def conversations(place):
+    lines = json.dumps({"messages": CONVERSATION}) + "\n"
+    (place / "chat.jsonl").write_text(lines)
+    base = place / "chat-base"
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    names = ["<s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320, special_tokens=names, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train([str(place / "text.txt")], trainer)
+    library = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="<|im_end|>"
+    )
+    library.chat_template = CHATML
+    library.save_pretrained(base)
+    llama(vocab_size=len(library), max_position_embeddings=96, rms_norm_eps=1e-3).save_pretrained(base)
+    of_base = [
+        "--set", f"init={{hf: {base}}}", "--set", "model={arch: llama, n_layer: 3, n_head: 4, n_embd: 48, "
+        "n_inner: 100, rms_norm_eps: 1e-3, block_size: 64, weights: {adapter: {rank: 4}}}",
+    ]  # fmt: skip
+    own = f"{{file: {base}/tokenizer.json}}"
+    of_conversations(place, "chat-own", own, "", of_base, adapted=True)
+    named = place / "named.jinja"
+    named.write_text("\n{% for m in messages %}  {{ m.role[0] }}: {{ m.content }}{{ eos_token }}\n{% endfor %}")
+    of_conversations(place, "chat-named", own, f", chat_template: {named}", of_base, adapted=True)
+    of_conversations(place, "chat-default-bpe", "{bpe: {vocab_size: 300}}", "")
+    of_conversations(place, "chat-default-bytes", "bytes", "")
+
+
 def surprises(model, tokens, scored_from):
     """-ln p of the tokens from a place on, given all before them."""
     logits = theirs(model, tokens[:-1]).double().log_softmax(-1)
@@ -322,6 +419,7 @@ def main():
         exported(place, "usv-chars", "{factored: {rank: 8, form: usv}}", True, "chars")
         exported(place, "sharded", "dense", True, "bytes", "--max-shard-size", "0")
         exported(place, "bf16", "dense", True, "bytes", "--dtype", "bf16", tolerance=0.05)
+        exported(place, "f16", "dense", True, "bytes", "--dtype", "f16", tolerance=0.01)
         mixed = "{low_rank: {rank: 12, targets: {k: dense, down: 5}}}"
         exported(place, "kept-rank", mixed, True, "bytes", "--factored")
         exported(
@@ -342,13 +440,22 @@ def main():
         imported(place, "random-untied", gpt2(tie_word_embeddings=False))
         imported(place, "random-wide", gpt2(n_inner=72, layer_norm_epsilon=1e-3))
         imported(place, "random-bf16", gpt2(), dtype=torch.bfloat16)
+        imported(place, "random-f16", gpt2(), dtype=torch.float16)
+        headless(place)
         imported(place, "random-llama", llama())
         imported(place, "random-llama-tied", llama(tie_word_embeddings=True, rms_norm_eps=1e-3))
         imported(place, "random-llama-grouped", llama(num_key_value_heads=2, rope_theta=500.0))
         imported(place, "random-llama-bias", llama(attention_bias=True, mlp_bias=True))
         imported(place, "random-llama-bf16", llama(), dtype=torch.bfloat16)
+        imported(place, "random-llama-f16", llama(), dtype=torch.float16)
         imported(place, "random-llama-sharded", llama(num_key_value_heads=1))
+        returned(place, "returned", gpt2(vocab_size=256, n_positions=32))
+        returned(place, "returned-untied", gpt2(vocab_size=256, n_positions=32, tie_word_embeddings=False))
+        sizes = {"vocab_size": 256, "max_position_embeddings": 32, "rms_norm_eps": 1e-3}
+        returned(place, "returned-llama", llama(num_key_value_heads=2, **sizes))
+        returned(place, "returned-llama-tied", llama(tie_word_embeddings=True, mlp_bias=True, attention_bias=True, **sizes))
         adapters(place)
+        conversations(place)
     print(f"{failures} failed")
     sys.exit(1 if failures else 0)
 

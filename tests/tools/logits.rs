@@ -6,6 +6,7 @@
 //! cargo run --release --example logits -- gguf FILE 3,77,250      a file of llama.cpp
 //! cargo run --release --example logits -- gguf FILE 3,77,250 loss
 //! cargo run --release --example logits -- tokens FILE TEXT        what a tokenizer makes of a file
+//! cargo run --release --example logits -- data PLAN               what a plan is trained on
 //! ```
 //!
 //! Prints one JSON array a position, the logits of the token after it; or the mean loss in nats of
@@ -22,6 +23,10 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (kind, path, tokens, loss) = match arguments.as_slice() {
         ["tokens", tokenizer, text] => return print_tokens(tokenizer, text),
+        ["data", plan] => {
+            let plan = lrpt::spec::Plan::from_yaml(&std::fs::read_to_string(plan)?, plan)?;
+            return print_data(&plan.data);
+        }
         [kind, path, tokens] => (*kind, *path, *tokens, false),
         [kind, path, tokens, "loss"] => (*kind, *path, *tokens, true),
         _ => bail!("usage: logits run|hf|gguf PATH TOKEN,TOKEN,... [loss]"),
@@ -50,8 +55,12 @@ fn print_tokens(tokenizer: &str, text: &str) -> Result<()> {
     let spec = serde_json::from_value(serde_json::json!({
         "source": {"text": {"train": [text], "val": [text]}}, "tokenizer": {"file": tokenizer}
     }))?;
+    print_data(&spec)
+}
+
+fn print_data(spec: &lrpt::spec::DataSpec) -> Result<()> {
     let cache = std::env::temp_dir().join(format!("lrpt-tokens-{}", std::process::id()));
-    let data = lrpt::data::prepare(&spec, &cache)?;
+    let data = lrpt::data::prepare(spec, &cache)?;
     println!("{}", serde_json::to_string(&data.train.read(0, data.train.len()))?);
     Ok(std::fs::remove_dir_all(&cache)?)
 }

@@ -2,6 +2,7 @@
 
 use super::AttentionShape;
 use crate::ops::compute::widened;
+use crate::ops::documents::Documents;
 use crate::ops::pointwise::Dropout;
 use crate::ops::product::batched_product;
 use crate::ops::tape::{Tape, Value};
@@ -10,13 +11,14 @@ use candle_core::{DType, Device, Result, Tensor};
 /// [`causal_attention`](super::causal_attention) by candle operations: tiles of query rows against
 /// the keys up to the causal limit, probabilities computed again in the backward.
 ///
+/// A document in a row is one more thing that the mask says: what a device computes is the row's.
+///
 /// Products are in the inputs' type, softmax and everything element-wise in f32 or wider.
 pub fn attention(
     tape: &Tape,
-    q: &Value,
-    k: &Value,
-    v: &Value,
+    [q, k, v]: [&Value; 3],
     shape: AttentionShape,
+    documents: Option<&Documents>,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
     let AttentionShape { t, .. } = shape;
@@ -24,6 +26,7 @@ pub fn attention(
         q: shape.split(q.tensor())?,
         k: shape.repeat(&shape.of_keys().split(k.tensor())?)?,
         v: shape.repeat(&shape.of_keys().split(v.tensor())?)?,
+        starts: documents.map(|documents| documents.starts(q.tensor().device())).transpose()?,
         shape,
         dropout,
     };
@@ -110,6 +113,8 @@ struct Heads {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// The first token that each query's document has, (B, 1, T, 1) f32, where rows have several.
+    starts: Option<Tensor>,
     shape: AttentionShape,
     dropout: Option<Dropout>,
 }
@@ -124,10 +129,28 @@ impl Heads {
         let (q, k) =
             (Self::rows(&self.q, tile.first, tile.rows)?, Self::rows(&self.k, 0, tile.limit)?);
         let scores = (widened(&batched_product(&q, &k.t()?)?)? * self.shape.scale())?;
+        let mask = tile.mask.to_dtype(scores.dtype())?;
+        let masked = match &self.starts {
+            None => scores.broadcast_add(&mask)?,
+            Some(starts) => {
+                let shape = (self.shape.b, self.shape.heads, tile.rows, tile.limit);
+                let before = self.before_documents(tile, starts)?.to_dtype(scores.dtype())?;
+                let mask = mask.broadcast_add(&before)?;
+                scores.reshape(shape)?.broadcast_add(&mask)?.reshape(scores.shape())?
+            }
+        };
         // candle's fused softmax has no backward, and needs none here.
-        candle_nn::ops::softmax_last_dim(
-            &scores.broadcast_add(&tile.mask.to_dtype(scores.dtype())?)?,
-        )
+        candle_nn::ops::softmax_last_dim(&masked)
+    }
+
+    /// (B, 1, rows, limit) in f32: −∞ before the start of a row's document, else 0.
+    fn before_documents(&self, tile: &Tile, starts: &Tensor) -> Result<Tensor> {
+        let device = starts.device();
+        let starts = starts.narrow(2, tile.first, tile.rows)?;
+        let shape = (self.shape.b, 1, tile.rows, tile.limit);
+        let columns = Tensor::arange(0f32, tile.limit as f32, device)?.broadcast_as(shape)?;
+        let constant = |number: f32| Tensor::new(number, device)?.broadcast_as(shape);
+        columns.broadcast_lt(&starts)?.where_cond(&constant(f32::NEG_INFINITY)?, &constant(0.0)?)
     }
 
     /// Dropout factors of a tile's probabilities, those of [`Mask`] at the same (row, column).

@@ -45,7 +45,7 @@ fn a_run_with_changing_ranks_gets_a_table_and_all_panels() {
             layers: vec![(name(0), vec![2.0, 1.0]), (name(1), vec![1.0, 1.0])],
         })
         .into();
-    run.truncations = vec![TruncationAt {
+    run.truncations = vec![TruncationFigures {
         step: 80,
         name: name(0),
         relative_error: 0.1,

@@ -1,0 +1,51 @@
+//! The build script: which commit is built, for `lrpt --version`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    println!("cargo:rerun-if-env-changed=LRPT_COMMIT");
+    let told = std::env::var("LRPT_COMMIT").ok();
+    let told = told.and_then(|told| told.split_whitespace().next().map(str::to_owned));
+    let commit = told.unwrap_or_else(|| {
+        let checkout = Checkout::of(Path::new("."));
+        for file in checkout.iter().flat_map(|checkout| &checkout.moves_with) {
+            println!("cargo:rerun-if-changed={}", file.display());
+        }
+        checkout.map_or("unknown".to_owned(), |checkout| checkout.commit)
+    });
+    println!("cargo:rustc-env=LRPT_BUILT_FROM={commit}");
+}
+
+/// What is checked out in a folder.
+#[derive(Debug)]
+struct Checkout {
+    /// Short hash of the commit.
+    commit: String,
+    /// Files of git, one of which changes where another commit is checked out.
+    moves_with: Vec<PathBuf>,
+}
+
+impl Checkout {
+    /// What git says of a folder; none without git, or where the folder is not the top of a
+    /// checkout, as that of a copy within another repository is not.
+    fn of(folder: &Path) -> Option<Self> {
+        let git = |arguments: &[&str]| {
+            let output = Command::new("git").args(arguments).current_dir(folder).output().ok()?;
+            let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+            Some(text.trim_end().to_owned()).filter(|text| !text.is_empty())
+        };
+        let top = git(&["rev-parse", "--show-toplevel"])?;
+        if Path::new(&top).canonicalize().ok()? != folder.canonicalize().ok()? {
+            return None;
+        }
+        let commit = git(&["rev-parse", "--short", "HEAD"])?;
+        // A branch that is packed with others has no file of its own, but a log of HEAD.
+        let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
+        let names = ["HEAD", "logs/HEAD"].into_iter().chain(branch.as_deref());
+        let files = names.filter_map(|name| git(&["rev-parse", "--git-path", name]));
+        // Cargo takes a file that is not there for one that has changed.
+        let moves_with = files.map(PathBuf::from).filter(|file| folder.join(file).exists());
+        Some(Self { moves_with: moves_with.collect(), commit })
+    }
+}
