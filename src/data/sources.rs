@@ -244,7 +244,7 @@ mod tests {
             ("\"one\"\n", "jsonl:1: a JSON string"),
             ("{\"text\": \"one\"}", "no training documents; give more lines"),
         ] {
-            let error = format!("{:#}", read(content, "text").err().expect(content));
+            let error = format!("{:#}", read(content, "text").map(drop).expect_err(content));
             assert!(error.contains(expected), "{error}");
         }
         let marked = read("\u{feff}{\"text\": \"one\"}\n{\"text\": \"two\"}", "text").unwrap();
