@@ -98,8 +98,10 @@ fn a_folder_that_is_no_model_is_refused_by_name() {
     let wpe = "transformer.wpe.weight";
     exported.refuses_tensors(|all| drop(all.remove(wpe)), "wpe.weight");
     let strange = Tensor::zeros(2, DType::F32, &CPU).unwrap();
-    exported
-        .refuses_tensors(|all| drop(all.insert("strange".into(), strange.clone())), "`strange`");
+    exported.refuses_tensors(
+        |all| drop(all.insert("strange".into(), strange.clone())),
+        "`transformer.strange`",
+    );
     let bytes = b"version https://git-lfs.github.com/spec/v1\n";
     exported.refused_with("model.safetensors", bytes, "no safetensors file");
 

@@ -285,7 +285,7 @@ CONVERSATION = [
 CHATML = """{%- for message in messages %}
     {{- bos_token + '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + eos_token + '\n' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+{%- if add_generation_prompt %}{{- bos_token + '<|im_start|>assistant\n' }}{%- endif %}
 """
 
 
