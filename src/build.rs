@@ -19,17 +19,17 @@ fn main() {
 
 /// What is checked out in a folder.
 #[derive(Debug)]
-struct Checkout {
+pub struct Checkout {
     /// Short hash of the commit.
-    commit: String,
+    pub commit: String,
     /// Files of git, one of which changes where another commit is checked out.
-    moves_with: Vec<PathBuf>,
+    pub moves_with: Vec<PathBuf>,
 }
 
 impl Checkout {
     /// What git says of a folder; none without git, or where the folder is not the top of a
     /// checkout, as that of a copy within another repository is not.
-    fn of(folder: &Path) -> Option<Self> {
+    pub fn of(folder: &Path) -> Option<Self> {
         let git = |arguments: &[&str]| {
             let output = Command::new("git").args(arguments).current_dir(folder).output().ok()?;
             let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
