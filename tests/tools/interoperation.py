@@ -295,7 +295,7 @@ def of_conversations(place, name, tokenizer, template, flags=(), adapted=False):
     source = f"{{train: [{place}/chat.jsonl], val: [{place}/chat.jsonl]{template}}}"
     text = "{text: {path: text.txt, val_fraction: 0.2}}"
     spec = SPEC.format(weights="dense", bias="false", tokenizer=tokenizer, model=LLAMA)
-    spec = spec.replace(text, f"{{instructions: {source}}}").replace("block_size: 32", "block_size: 24")
+    spec = spec.replace(text, f"{{instructions: {source}}}").replace("block_size: 32", "block_size: 128")
     spec = spec.replace("eval: {every: 40", "eval: {every: 2").replace("max_steps: 40", "max_steps: 2")
     (place / "chat.yaml").write_text(spec.replace("warmup_steps: 4", "warmup_steps: 0"))
     run(LRPT, "train", "chat.yaml", "--run-dir", name, *flags, cwd=place)
