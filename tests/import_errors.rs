@@ -93,13 +93,15 @@ fn a_folder_that_is_no_model_is_refused_by_name() {
         |all| {
             drop(all.insert("lm_head.weight".into(), Tensor::zeros(3, DType::F32, &CPU).unwrap()))
         },
-        "`lm_head.weight` has shape [3], the token table [256, 16]",
+        "`lm_head.weight` has the shape [3], but config.json makes it [256, 16]",
     );
     let wpe = "transformer.wpe.weight";
     exported.refuses_tensors(|all| drop(all.remove(wpe)), "wpe.weight");
     let strange = Tensor::zeros(2, DType::F32, &CPU).unwrap();
-    exported
-        .refuses_tensors(|all| drop(all.insert("strange".into(), strange.clone())), "`strange`");
+    exported.refuses_tensors(
+        |all| drop(all.insert("strange".into(), strange.clone())),
+        "`transformer.strange`",
+    );
     let bytes = b"version https://git-lfs.github.com/spec/v1\n";
     exported.refused_with("model.safetensors", bytes, "no safetensors file");
 
@@ -238,7 +240,12 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     adapter.refuses_tensors(put("lora_A", 2, 15), said);
     let said = "`transformer.h.1.mlp.c_fc` has 60 rows, the base 64";
     adapter.refuses_tensors(put("lora_B", 60, 2), said);
-    adapter.refuses_tensors(put("lora_B", 64, 3), "`transformer.h.1.mlp.c_fc`");
+    adapter.refuses_tensors(put("lora_B", 64, 3), "c_fc`: lora_A has rank 2, lora_B 3");
+    let flat = Tensor::zeros(32, DType::F32, &CPU).expect("zeros");
+    adapter.refuses_tensors(
+        |all| drop(all.insert(name("lora_A"), flat.clone())),
+        "`transformer.h.1.mlp.c_fc`",
+    );
     adapter.refuses_tensors(put("lora_E", 1, 1), "lora_E.weight");
     adapter.refuses_tensors(|all| drop(all.remove(&name("lora_B"))), "lora_B.weight");
     adapter.refuses_tensors(put("lora_A", 3000, 16), "it is no adapter of this base");
@@ -311,7 +318,7 @@ fn a_file_of_llama_cpp_that_does_not_fit_is_refused_by_name() {
     gguf(&path, &[], &[table.clone(), ("blk.7.attn_q.weight", zeros(32, 32))]);
     refused("no place in a Llama of these settings: `blk.7.attn_q.weight`");
     gguf(&path, &[], &[table, ("output.weight", zeros(11, 32))]);
-    refused("output_norm");
+    refused("no tensor `model.layers.0.self_attn.q_proj.weight`");
 }
 
 /// A run that is none, has no checkpoint, or is damaged; sizes that differ.

@@ -157,7 +157,7 @@ impl ChatTemplate {
 fn with_marks(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut has_marks) = (String::with_capacity(source.len()), source, false);
     while let Some(at) = rest.find("{%") {
-        let end = rest[at..].find("%}").map_or(rest.len(), |length| at + length);
+        let end = rest[at + 2..].find("%}").map_or(rest.len(), |length| at + 2 + length);
         let block = &rest[at..end];
         let name = block[2..].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         out += &rest[..at];
@@ -253,7 +253,9 @@ mod tests {
         assert_eq!(text, "<s>b[{\"b\": 1, \"a\": \"ü\"}]2");
         let error = template.conversation(&messages(&[("system", "")]), &tools).unwrap_err();
         assert!(error.to_string().contains("no system"), "{error:#}");
-        assert!(ChatTemplate::new("{% if %}", "", "").is_err());
+        for wrong in ["{% if %}", "{%}", "{%", "a{% set x"] {
+            assert!(ChatTemplate::new(wrong, "", "").is_err(), "{wrong}");
+        }
     }
 
     /// A template may come from anyone: one that loops without end is not waited for.

@@ -4,7 +4,7 @@ use super::cargo_registry;
 use super::corpus::{Corpus, usage};
 use super::documents::{Documents, JoinedFiles};
 use super::files::expand;
-use super::json_lines::JsonLines;
+use super::json_lines::{JsonLines, object_of_line};
 use crate::spec::{JsonlSourceSpec, SourceSpec, TextSourceSpec};
 
 /// Share of the text that is validation where the spec does not say.
@@ -99,8 +99,15 @@ pub(super) fn read_lines(
         }
     };
     for (part, documents) in [("training", &train), ("validation", &val)] {
-        anyhow::ensure!(
-            documents.count() > 0,
+        if documents.count() > 0 {
+            continue;
+        }
+        // A file that is no JSON Lines, such as an array on one line, is named as what it is.
+        for lines in [&train, &val] {
+            let object = |line: &str| object_of_line(line, "a document");
+            lines.parsed(object).next().transpose()?;
+        }
+        anyhow::bail!(
             "data.source.{kind}: no {part} documents; give more lines, or another `val_fraction`"
         );
     }
@@ -229,6 +236,15 @@ mod tests {
                 .find_map(Result::err)
                 .expect("not such a line");
             let error = format!("{error:#}");
+            assert!(error.contains(expected), "{error}");
+        }
+        // The same where it is all there is, so that one of the parts is empty.
+        for (content, expected) in [
+            ("[{\"text\": \"one\"}, {\"text\": \"two\"}]", "jsonl:1: a JSON array"),
+            ("\"one\"\n", "jsonl:1: a JSON string"),
+            ("{\"text\": \"one\"}", "no training documents; give more lines"),
+        ] {
+            let error = format!("{:#}", read(content, "text").map(drop).expect_err(content));
             assert!(error.contains(expected), "{error}");
         }
         let marked = read("\u{feff}{\"text\": \"one\"}\n{\"text\": \"two\"}", "text").unwrap();

@@ -214,7 +214,10 @@ pub fn import_peft(
                 continue;
             }
             let (a, b) = (reader.take(&name("lora_A"))?, reader.take(&name("lora_B"))?);
-            let rank = a.dim(0)?;
+            let sizes = || format!("`{}`", module.name);
+            let (rank, columns) = a.dims2().with_context(sizes)?;
+            let (outputs, inner) = b.dims2().with_context(sizes)?;
+            ensure!(inner == rank, "`{}`: lora_A has rank {rank}, lora_B {inner}", module.name);
             let place = |site: &String| {
                 let weight = format!("{site}.weight");
                 let at = places.remove(&weight);
@@ -222,16 +225,14 @@ pub fn import_peft(
             };
             let parts = module.sites.iter().map(place).collect::<Result<Vec<usize>>>()?;
             // Before the product, which small factors can make as large as they like.
-            let columns = a.dim(1)?;
             let mut rows = 0;
             for at in &parts {
                 let (m, n) = tensors[*at].1.dims2()?;
                 ensure!(n == columns, "`{}` has {columns} columns, the base {n}", module.name);
                 rows += m;
             }
-            ensure!(b.dim(0)? == rows, "`{}` has {} rows, the base {rows}", module.name, b.dim(0)?);
-            let update = (b.matmul(&a)? * scale.of(&module.name, rank)?)
-                .with_context(|| format!("`{}`", module.name))?;
+            ensure!(outputs == rows, "`{}` has {outputs} rows, the base {rows}", module.name);
+            let update = (b.matmul(&a)? * scale.of(&module.name, rank)?)?;
             let mut above = 0;
             for at in parts {
                 let w = &tensors[at].1;

@@ -99,7 +99,7 @@ fn what_is_no_ordinary_file_is_not_read() {
     for (name, commands) in [
         ("plan.yaml", ["inspect", "eval", "resume", "report"].as_slice()),
         ("metrics.jsonl", &["resume", "report"]),
-        ("tokenizer.json", &["eval", "resume"]),
+        ("tokenizer.json", &["generate", "resume"]),
         (in_checkpoint, &["inspect"]),
     ] {
         let (path, aside) = (place.path("run").join(name), place.path("aside"));

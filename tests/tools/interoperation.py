@@ -139,12 +139,35 @@ def imported(place, name, model, dtype=torch.float32):
     check(f"  its loss {found:.6f}", abs(found - expected), 1e-5)
 
 
+def returned(place, name, model):
+    """A model made there, in and out again without a step, has the same numbers bit for bit."""
+    folder, out = place / name, place / f"{name}-out"
+    model.save_pretrained(folder)
+    spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes", model="")
+    shape = next(line for line in spec.splitlines() if line.startswith("model:"))
+    spec = spec.replace(shape, f"init: {{hf: {folder}}}")
+    (place / "spec.yaml").write_text(spec)
+    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-run", "--stop-after", "0", cwd=place)
+    run(LRPT, "export", f"{name}-run", "--to", out, cwd=place)
+    ours = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    check(f"in and out {name}, {len(theirs)} tensors", 0.0, 0.0, same)
+
+
+def headless(place):
+    """A folder of the model without its head, whose names leave out `transformer.`."""
+    model = gpt2()
+    model.transformer.save_pretrained(place / "headless")
+    tokens = [3, 96, 0, 41, 7]
+    mine = ours("hf", place / "headless", tokens, place)
+    check("import headless", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE)
+
+
 def gpt2(**settings):
     torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=97, n_positions=24, n_embd=48, n_layer=3, n_head=4, **settings
-    )
-    return GPT2LMHeadModel(config).eval()
+    sizes = {"vocab_size": 97, "n_positions": 24, "n_embd": 48, "n_layer": 3, "n_head": 4}
+    return GPT2LMHeadModel(GPT2Config(**{**sizes, **settings})).eval()
 
 
 def llama(**settings):
@@ -262,7 +285,7 @@ CONVERSATION = [
 CHATML = """{%- for message in messages %}
     {{- bos_token + '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + eos_token + '\n' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+{%- if add_generation_prompt %}{{- bos_token + '<|im_start|>assistant\n' }}{%- endif %}
 """
 
 
@@ -272,7 +295,7 @@ def of_conversations(place, name, tokenizer, template, flags=(), adapted=False):
     source = f"{{train: [{place}/chat.jsonl], val: [{place}/chat.jsonl]{template}}}"
     text = "{text: {path: text.txt, val_fraction: 0.2}}"
     spec = SPEC.format(weights="dense", bias="false", tokenizer=tokenizer, model=LLAMA)
-    spec = spec.replace(text, f"{{instructions: {source}}}").replace("block_size: 32", "block_size: 24")
+    spec = spec.replace(text, f"{{instructions: {source}}}").replace("block_size: 32", "block_size: 128")
     spec = spec.replace("eval: {every: 40", "eval: {every: 2").replace("max_steps: 40", "max_steps: 2")
     (place / "chat.yaml").write_text(spec.replace("warmup_steps: 4", "warmup_steps: 0"))
     run(LRPT, "train", "chat.yaml", "--run-dir", name, *flags, cwd=place)
@@ -396,6 +419,7 @@ def main():
         exported(place, "usv-chars", "{factored: {rank: 8, form: usv}}", True, "chars")
         exported(place, "sharded", "dense", True, "bytes", "--max-shard-size", "0")
         exported(place, "bf16", "dense", True, "bytes", "--dtype", "bf16", tolerance=0.05)
+        exported(place, "f16", "dense", True, "bytes", "--dtype", "f16", tolerance=0.01)
         mixed = "{low_rank: {rank: 12, targets: {k: dense, down: 5}}}"
         exported(place, "kept-rank", mixed, True, "bytes", "--factored")
         exported(
@@ -416,12 +440,20 @@ def main():
         imported(place, "random-untied", gpt2(tie_word_embeddings=False))
         imported(place, "random-wide", gpt2(n_inner=72, layer_norm_epsilon=1e-3))
         imported(place, "random-bf16", gpt2(), dtype=torch.bfloat16)
+        imported(place, "random-f16", gpt2(), dtype=torch.float16)
+        headless(place)
         imported(place, "random-llama", llama())
         imported(place, "random-llama-tied", llama(tie_word_embeddings=True, rms_norm_eps=1e-3))
         imported(place, "random-llama-grouped", llama(num_key_value_heads=2, rope_theta=500.0))
         imported(place, "random-llama-bias", llama(attention_bias=True, mlp_bias=True))
         imported(place, "random-llama-bf16", llama(), dtype=torch.bfloat16)
+        imported(place, "random-llama-f16", llama(), dtype=torch.float16)
         imported(place, "random-llama-sharded", llama(num_key_value_heads=1))
+        returned(place, "returned", gpt2(vocab_size=256, n_positions=32))
+        returned(place, "returned-untied", gpt2(vocab_size=256, n_positions=32, tie_word_embeddings=False))
+        sizes = {"vocab_size": 256, "max_position_embeddings": 32, "rms_norm_eps": 1e-3}
+        returned(place, "returned-llama", llama(num_key_value_heads=2, **sizes))
+        returned(place, "returned-llama-tied", llama(tie_word_embeddings=True, mlp_bias=True, attention_bias=True, **sizes))
         adapters(place)
         conversations(place)
     print(f"{failures} failed")

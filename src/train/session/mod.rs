@@ -359,15 +359,16 @@ impl<'a> Session<'a> {
 
     /// Saves a checkpoint of finite numbers into the folder that is still this run's.
     fn save(&mut self) -> Result<PathBuf> {
-        self.check_lock()?;
         let snapshot =
             self.trainer.snapshot(self.state.step, serde_json::to_value(&self.state)?)?;
         divergence::ensure_finite(&snapshot)?;
-        let path = self.checkpoints.save(&snapshot)?;
-        let noted = RunFolder::new(self.options.run_dir).note_checkpoint(self.state.step);
-        // A folder that has gone is told as that.
-        noted.or_else(|error| self.check_lock().and(Err(error)))?;
-        Ok(path)
+        self.check_lock()?;
+        let saved = self.checkpoints.save(&snapshot).and_then(|path| {
+            RunFolder::new(self.options.run_dir).note_checkpoint(self.state.step)?;
+            Ok(path)
+        });
+        // A folder that has gone meanwhile is told as that.
+        saved.or_else(|error| self.check_lock().and(Err(error)))
     }
 
     fn check_lock(&self) -> Result<()> {

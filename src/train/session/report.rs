@@ -125,6 +125,8 @@ impl Session<'_> {
             let (model, params) = (self.trainer.model.as_ref(), &self.trainer.params);
             let tokens = generate(model, params, request, &mut |_, _| true)?.concat();
             let text = self.tokenizer.show(&[prompt, tokens].concat())?;
+            // The file of a sample would make a folder that has gone anew.
+            self.check_lock()?;
             observers.on(&Event::Sample(Sample { step, text }))?;
         }
         Ok(loss)
