@@ -25,7 +25,7 @@ fn the_page_of_a_run_that_goes_on() {
     };
     place.run(&["train", spec, "--run-dir", "run", "--stop-after", "3"], 0);
     let early = page();
-    assert!(early.contains("Interrupted, step 3 of 12. Not validated yet."), "{early}");
+    assert!(early.contains("Interrupted, step 3 of 12. Never validated."), "{early}");
     place.run(&["train", spec, "--run-dir", "run", "--resume", "--stop-after", "6"], 0);
     let half = page();
     assert!(half.contains("Interrupted, step 6 of 12. Validation loss"), "{half}");

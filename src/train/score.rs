@@ -236,7 +236,7 @@ mod tests {
         assert!((twice.loss - scored.loss).abs() < 1e-12 && twice.tokens == 2 * scored.tokens);
         assert!(score(0).is_err() && score(9).is_err());
         let short = TextScore::of(model.as_ref(), &params, &Tokenizer::bytes(), "a", 8);
-        assert!(short.unwrap_err().to_string().contains("has 1 tokens"));
+        assert!(short.unwrap_err().to_string().contains("the text has 1 token; it takes two"));
     }
 
     #[test]

@@ -32,6 +32,11 @@ pub fn watch(views: Vec<View>) -> Result<()> {
     leave_at_signals(Arc::clone(&drawing)).context("cannot listen for signals")?;
     let mut terminal = ratatui::try_init().context("the terminal cannot be drawn on")?;
     let shown = show(&mut terminal, &mut screen, &drawing);
+    while shown.is_err() && !is_there() {
+        // The thread ends the process. Leaving here would write to a terminal that is gone, in the
+        // terminal's own end, which panics where standard error cannot be written to either.
+        sleep(WAIT);
+    }
     let restored = ratatui::try_restore().context("the terminal was not put back");
     shown.and(restored)
 }
@@ -60,16 +65,20 @@ fn show(terminal: &mut DefaultTerminal, screen: &mut Screen, drawing: &Mutex<()>
     }
 }
 
+/// Whether the terminal is still there.
+fn is_there() -> bool {
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+}
+
 /// Starts a thread that ends the process at the first signal that ends programs (Ctrl-C is a key
 /// here), or when the terminal is gone: the loop may then wait in a read that never returns.
 fn leave_at_signals(drawing: Arc<Mutex<()>>) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     let wait_and_leave = move || {
         let signal = loop {
-            let is_there = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
             match signals.pending().next() {
                 Some(signal) => break signal,
-                None if !is_there => break SIGHUP,
+                None if !is_there() => break SIGHUP,
                 None => sleep(WAIT),
             }
         };
