@@ -29,7 +29,7 @@ impl Terminal {
         let (mut user, mut program) = (-1, -1);
         let (name, modes) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: both places for descriptors and the size are valid for the call.
-        let opened = unsafe { libc::openpty(&mut user, &mut program, name, modes, &mut size) };
+        let opened = unsafe { libc::openpty(&mut user, &mut program, name, modes, &raw mut size) };
         assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
         // SAFETY: the call gave us the descriptors, and nobody else has them. A child that had the
         // user's side as well would keep its own terminal open.

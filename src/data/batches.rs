@@ -66,7 +66,7 @@ impl Batch {
 /// (`Examples`); those of a step are dealt to its micro-batches by length, which changes neither
 /// what the step sees nor its loss, only how much of a batch is filled up. Packed
 /// ([`Self::packed`]), the windows are rows of several examples, which ones a function of (seed, e)
-/// ([`Packing`]).
+/// (`Packing`).
 #[derive(Clone, Debug)]
 pub struct Batches {
     shard: Arc<TokenShard>,
