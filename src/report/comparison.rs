@@ -3,6 +3,7 @@
 use super::budget::{Spending, loss_at};
 use super::goal::Goal;
 use super::groups::{Group, Search};
+use super::missing::missing;
 use super::run_results::{Point, RunResults};
 use super::statistics::{Estimate, paired_difference};
 use crate::error::Failure;
@@ -81,11 +82,7 @@ pub fn compare(
         groups.into_iter().partition(|group| group.loss().is_some());
     refuse_unequal(&with)?;
     if with.is_empty() {
-        let reasons: Vec<String> = empty
-            .iter()
-            .flat_map(|group| &group.missing)
-            .map(|(id, why)| format!("  {id}: {why}"))
-            .collect();
+        let reasons = missing(empty.iter().flat_map(|group| &group.missing));
         return Err(usage(format!(
             "{name}: no run is finished yet, so there is nothing to compare\n{}",
             reasons.join("\n")

@@ -25,6 +25,7 @@ mod comparison;
 mod frontier;
 mod goal;
 mod groups;
+mod missing;
 mod page;
 mod run_charts;
 mod run_page;

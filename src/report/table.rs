@@ -3,6 +3,7 @@
 use super::columns::{Column, fitted, wrapped};
 use super::comparison::{Comparison, GroupSummary};
 use super::groups::Group;
+use super::missing::missing;
 use super::statistics::Estimate;
 use crate::error::printable;
 use crate::figures::{bytes, count, operations};
@@ -153,27 +154,6 @@ pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
     remarks.iter().map(|remark| one_line(remark)).collect()
 }
 
-/// Runs without a result that are named one by one for the same reason; of more, a count is given.
-const NAMED: usize = 3;
-
-/// Names of runs that have no result, each with the reason; many for one reason as one remark.
-fn missing<'a>(runs: impl Iterator<Item = &'a (String, String)>) -> Vec<String> {
-    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (id, why) in runs {
-        match reasons.iter_mut().find(|(known, _)| known == why) {
-            Some((_, ids)) => ids.push(id),
-            None => reasons.push((why, vec![id])),
-        }
-    }
-    let remarks = reasons.into_iter().flat_map(|(why, ids)| match ids.split_at_checked(NAMED) {
-        Some((named, rest)) if !rest.is_empty() => {
-            vec![format!("No result: {} and {} more: {why}.", named.join(", "), rest.len())]
-        }
-        _ => ids.into_iter().map(|id| format!("No result: {id}: {why}.")).collect(),
-    });
-    remarks.collect()
-}
-
 /// The comparison for a terminal of this width, or with every column where none is given.
 pub fn text_table(comparison: &Comparison, width: Option<usize>) -> String {
     let mut lines = fitted(&columns(comparison), width);
@@ -216,24 +196,4 @@ pub(super) fn html_table(comparison: &Comparison) -> String {
         "<table class=\"runs\"><thead>{}</thead><tbody>{body}</tbody></table>",
         row(header, "th")
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn many_runs_without_a_result_are_counted() {
-        let run = |id: &str, why: &str| (id.to_owned(), why.to_owned());
-        let mut runs = vec![run("a", "not begun"), run("b", "failed"), run("c", "not begun")];
-        assert_eq!(
-            missing(runs.iter()),
-            ["No result: a: not begun.", "No result: c: not begun.", "No result: b: failed."]
-        );
-        runs.extend(["d", "e", "f"].map(|id| run(id, "not begun")));
-        assert_eq!(
-            missing(runs.iter()),
-            ["No result: a, c, d and 2 more: not begun.", "No result: b: failed."]
-        );
-    }
 }
