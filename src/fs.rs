@@ -91,11 +91,11 @@ pub fn refuse_link(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The longest text that is read of what may come from anyone; tokenizers are the longest there are.
-const LONGEST_TEXT: u64 = 1 << 28;
+/// Most bytes that are read of a text that may come from anyone; tokenizers are the longest.
+pub const LONGEST_TEXT: u64 = 1 << 28;
 
-/// Opens a file that may come from anyone: a pipe, which could be waited for, or a device, which may
-/// never end, is refused and not opened.
+/// Opens a file that may come from anyone: a pipe, which could be waited for, or a device, which
+/// may never end, is refused and not opened.
 ///
 /// # Errors
 /// When it cannot be opened, or is no ordinary file.
@@ -310,8 +310,8 @@ mod tests {
         assert_eq!(size_on_disk(&folder.path().join("missing")), 0);
     }
 
-    /// What a stranger's folder may hold in the place of a file: nothing of it is waited for or read
-    /// without end.
+    /// What a stranger's folder may hold in the place of a file: nothing of it is waited for or
+    /// read without end.
     #[cfg(unix)]
     #[test]
     fn only_ordinary_files_of_a_sensible_length_are_read() {

@@ -1,6 +1,7 @@
 //! A GGUF file: its settings and its table of tensors, as candle reads them, with what its reader
 //! cannot bear refused before.
 
+use crate::fs::open_ordinary;
 use anyhow::{Context, Result, ensure};
 use candle_core::quantized::gguf_file::Content;
 use std::fs::File;
@@ -17,7 +18,7 @@ const MOST_DEPTH: usize = 64;
 /// # Errors
 /// When it cannot be read or is no sound GGUF file.
 pub fn open(path: &Path) -> Result<(BufReader<File>, Content)> {
-    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let file = open_ordinary(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let mut reader = BufReader::new(file);
     let unsound = || format!("{}: not a sound GGUF file", path.display());
     // What is wrong in another way, candle's reader says better.

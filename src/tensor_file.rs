@@ -1,6 +1,7 @@
 //! A safetensors file, its header read and checked before anything of the size it speaks of is
 //! allocated: eight bytes with the header's length n, the header, then the tensors' bytes.
 
+use crate::fs::open_ordinary;
 use anyhow::{Context, Result, ensure};
 use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
@@ -32,7 +33,7 @@ impl TensorFile {
     /// says; the message names the file.
     pub fn open(path: &Path) -> Result<Self> {
         let open = || -> Result<Self> {
-            let mut file = File::open(path)?;
+            let mut file = open_ordinary(path)?;
             let size = file.metadata()?.len();
             ensure!(
                 size >= LENGTH,

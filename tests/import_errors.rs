@@ -172,8 +172,8 @@ impl Adapter {
         let folder = base.place.path().join("adapter");
         let at = base.path();
         let tokenizer = Tokenizer::bytes();
-        let talker = (&tokenizer).into();
-        hub::export_peft(model.as_ref(), &params, talker, at.to_str(), DType::F32, &folder)
+        let with_tokenizer = (&tokenizer).into();
+        hub::export_peft(model.as_ref(), &params, with_tokenizer, at.to_str(), DType::F32, &folder)
             .expect("an export");
         hub::import_peft(&folder, None).expect("as it was, it is read");
         Self { base, folder }

@@ -6,7 +6,9 @@ mod support;
 use candle_core::{DType, Device, Result, Tensor};
 use lrpt::data::{Batch, Batches, Dataset, prepare};
 use lrpt::model::{Network, Sequences, build};
-use lrpt::ops::{self, AttentionHeads, Documents, Dropout, Gradients, Rotation, Tape, Targets};
+use lrpt::ops::{
+    self, AttentionHeads, Dropout, Gradients, PackedDocuments, Rotation, Tape, Targets,
+};
 use std::sync::Arc;
 use support::{Workplace, assert_same};
 
@@ -18,17 +20,18 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Documents of these lengths, one row each.
-fn documents(rows: &[&[usize]]) -> Documents {
+fn documents(rows: &[&[usize]]) -> PackedDocuments {
     let position = |row: &[usize]| row.iter().flat_map(|length| 0..*length as u32).collect();
     let positions: Vec<Vec<u32>> = rows.iter().map(|row| position(row)).collect();
-    Documents::new(&Tensor::new(positions, &CPU).expect("rows of one length")).expect("documents")
+    PackedDocuments::new(&Tensor::new(positions, &CPU).expect("rows of one length"))
+        .expect("documents")
 }
 
 /// Attention and its gradients, q, k and v as the slots 0, 1 and 2.
 fn attended(
     [q, k, v]: [&Tensor; 3],
     heads: AttentionHeads,
-    documents: Option<&Documents>,
+    documents: Option<&PackedDocuments>,
     dropout: Option<Dropout>,
     portable: bool,
 ) -> Result<[Tensor; 4]> {
@@ -162,7 +165,7 @@ fn loss_and_gradients_are_those_of_an_example_a_row() {
             let of = |batch: &Batch| -> Result<(f64, Gradients)> {
                 let tape = model.training_tape();
                 let tape = if portable { tape.portable() } else { tape };
-                let documents = batch.positions.as_ref().map(Documents::new).transpose()?;
+                let documents = batch.positions.as_ref().map(PackedDocuments::new).transpose()?;
                 let sequences = Sequences { tokens: &batch.inputs, documents: documents.as_ref() };
                 let trained = batch.trained.as_ref().expect("a mask");
                 let targets = Targets::only(&batch.targets, &trained.rows, trained.divisor);

@@ -40,7 +40,7 @@ pub(super) fn get(folder: &Path, name: &str) -> Option<u64> {
         Ok(target) => target.to_str()?.to_string(),
         // A copy that followed links (`cp -rL`, `scp -r`) has the checkpoint once more.
         Err(_) if place.is_dir() => folder_name(directory::step_of_manifest(&place)?),
-        Err(_) => std::fs::read_to_string(&place).ok()?.trim_end().to_string(),
+        Err(_) => crate::fs::read_text(&place).ok()?.trim_end().to_string(),
     };
     let step = step_of(&target)?;
     folder.join(target).is_dir().then_some(step)

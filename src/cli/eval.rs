@@ -31,8 +31,8 @@ pub struct EvalArgs {
     /// choice from 0; `-` is standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     choices: Option<PathBuf>,
-    /// Evaluate on the validation set of another run with the same tokenizer: after fine-tuning, that
-    /// of the run it began from tells what has been forgotten.
+    /// Evaluate on the validation set of another run with the same tokenizer: after fine-tuning,
+    /// that of the run it began from tells what has been forgotten.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["text", "choices"])]
     validation_of: Option<PathBuf>,
     /// Tokens of the validation set to evaluate (default: the `eval.tokens` of the run it is of).

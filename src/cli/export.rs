@@ -2,7 +2,7 @@
 
 use super::output;
 use crate::error::Failure;
-use crate::hub::{ExportOptions, Talker, export, export_peft};
+use crate::hub::{ChatTokenizer, ExportOptions, export, export_peft};
 use crate::spec::InitSpec;
 use crate::train::LoadedRun;
 use anyhow::Result;
@@ -47,7 +47,7 @@ enum ExportType {
 pub fn run(args: ExportArgs) -> Result<()> {
     let run = LoadedRun::open(&args.run, &Device::Cpu)?;
     let (tokenizer, chat) = (run.folder.tokenizer()?, run.folder.chat_settings()?);
-    let talker = Talker { tokenizer: &tokenizer, chat: Some(&chat) };
+    let tokenizer = ChatTokenizer { tokenizer: &tokenizer, chat: Some(&chat) };
     let dtype = match args.dtype {
         ExportType::F32 => DType::F32,
         ExportType::F16 => DType::F16,
@@ -68,9 +68,9 @@ pub fn run(args: ExportArgs) -> Result<()> {
             Some(InitSpec::Hf(path)) => Some(path),
             _ => None,
         };
-        export_peft(run.model.as_ref(), &run.params, talker, base.as_deref(), dtype, &args.to)?
+        export_peft(run.model.as_ref(), &run.params, tokenizer, base.as_deref(), dtype, &args.to)?
     } else {
-        export(run.model.as_ref(), &run.params, talker, options, &args.to)?
+        export(run.model.as_ref(), &run.params, tokenizer, options, &args.to)?
     };
     output::line(serde_json::json!({
         "run": args.run.display().to_string(),

@@ -34,8 +34,8 @@ pub fn run(args: RunsArgs) -> Result<()> {
         Ok(false) => {
             let folder = args.folder.display();
             let message = format!(
-                "{folder}: there is no such folder; runs lie in {RUNS}/ unless \
-                                   `--run-dir` says otherwise"
+                "{folder}: there is no such folder; runs lie in {RUNS}/ unless `--run-dir` says \
+                 otherwise"
             );
             return Err(Failure::Usage(message).into());
         }

@@ -6,6 +6,7 @@ use super::corpus::usage;
 use super::gguf_tokenizer;
 use super::hugging_face::END_OF_TEXT;
 use super::tokenizer::Tokenizer;
+use crate::fs::read_text;
 use crate::spec::{DataSpec, InstructionsSourceSpec, SourceSpec, TokenizerSpec};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -64,7 +65,7 @@ impl ChatSettings {
         let bos = settings.bos.filter(is_token);
         let (text, name) = match (&source.chat_template, settings.template) {
             (Some(path), _) => {
-                let text = std::fs::read_to_string(path).map_err(|error| {
+                let text = read_text(path).map_err(|error| {
                     usage(format!(
                         "data.source.instructions.chat_template: {}: {error}",
                         path.display()
@@ -124,15 +125,15 @@ impl ChatSettings {
         let config = folder.join("tokenizer_config.json");
         let mut settings = Self::default();
         if config.is_file() {
-            let text = std::fs::read_to_string(&config)
+            let text = read_text(&config)
                 .with_context(|| format!("{} cannot be read", config.display()))?;
             settings = Self::of_config(&text)
                 .map_err(|error| usage(format!("{}: {error:#}", config.display())))?;
         }
         let file = folder.join("chat_template.jinja");
         if file.is_file() {
-            let text = std::fs::read_to_string(&file)
-                .with_context(|| format!("{} cannot be read", file.display()))?;
+            let text =
+                read_text(&file).with_context(|| format!("{} cannot be read", file.display()))?;
             settings.template = Some(text);
         }
         Ok(settings)

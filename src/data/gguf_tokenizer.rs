@@ -2,13 +2,12 @@
 
 use super::chat_settings::ChatSettings;
 use super::corpus::usage;
-use crate::fs::is_failed_read;
+use crate::fs::{is_failed_read, open_ordinary};
 use crate::gguf_file;
 use anyhow::{Context, Result, bail};
 use candle_core::quantized::gguf_file::Value as Entry;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -61,7 +60,8 @@ impl Split {
 /// Whether a file begins as GGUF files do.
 pub(super) fn is_gguf(path: &Path) -> bool {
     let mut magic = [0; 4];
-    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
+    open_ordinary(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
+        && &magic == b"GGUF"
 }
 
 /// The `tokenizer.json` of the tokenizer in a GGUF file.

@@ -54,7 +54,7 @@ fn read(folder: &Path, description: &Path) -> Result<PreparedData> {
         let path = description.display();
         format!("{path}: not read; delete its folder and prepare the data again")
     };
-    let text = std::fs::read_to_string(description).with_context(failed)?;
+    let text = crate::fs::read_text(description).with_context(failed)?;
     Ok(PreparedData {
         folder: folder.to_path_buf(),
         summary: serde_json::from_str(&text).with_context(failed)?,

@@ -51,8 +51,8 @@ pub fn prepare(spec: &DataSpec, cache: &Path) -> anyhow::Result<Dataset> {
     prepare_or_find(spec, cache, None)
 }
 
-/// As [`prepare`]; what the cache does not have is looked for in another folder, in which nothing is
-/// ever written: who begun a run says where it is.
+/// As [`prepare`]; what the cache does not have is looked for in another folder, in which nothing
+/// is ever written: whoever began a run says where it is.
 ///
 /// # Errors
 /// As [`prepare`].

@@ -2,9 +2,9 @@
 
 use super::shard_file::{Document, HEADER_BYTES, Header, Width, documents_of, short, token_bytes};
 use super::target_mask::TargetMask;
+use crate::fs::open_ordinary;
 use anyhow::Context;
 use memmap2::Mmap;
-use std::fs::File;
 use std::path::Path;
 
 /// A sequence of tokens: a prepared shard, raw token files one after the other, or tokens in
@@ -45,7 +45,7 @@ impl TokenShard {
         tokenizer_hash: &blake3::Hash,
     ) -> anyhow::Result<(Self, Header)> {
         let open = || -> anyhow::Result<_> {
-            let header = Header::read(&mut File::open(path)?)?;
+            let header = Header::read(&mut open_ordinary(path)?)?;
             let map = map(path)?;
             anyhow::ensure!(
                 header.tokenizer_hash == *tokenizer_hash,
@@ -205,7 +205,7 @@ impl Storage {
 }
 
 pub(super) fn map(path: &Path) -> anyhow::Result<Mmap> {
-    let file = File::open(path)?;
+    let file = open_ordinary(path)?;
     // SAFETY: the map is only read. Prepared shards are replaced by renaming, never changed in
     // place; for the user's own token files the documentation asks for the same, as for any
     // memory-mapped data set.

@@ -62,7 +62,7 @@ impl TargetMask {
     /// When it is missing, damaged, or of another length.
     pub(super) fn read(path: &Path, tokens: usize) -> Result<Self> {
         let read = || -> Result<Self> {
-            let bytes = std::fs::read(path)?;
+            let bytes = crate::fs::read_ordinary(path, u64::MAX)?;
             ensure!(
                 bytes.len() >= BITS && bytes.starts_with(MAGIC),
                 "not a mask of tokens: it does not begin with {}",

@@ -6,14 +6,11 @@ use super::files::not_text;
 use super::gguf_tokenizer;
 use super::hugging_face::HuggingFace;
 use super::hugging_face_form;
-use crate::fs::read_ordinary;
+use crate::fs::{LONGEST_TEXT, read_ordinary};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
-
-/// Most bytes of a tokenizer's file that are read.
-const LONGEST: u64 = 1 << 28;
 
 /// A tokenizer: bytes, characters, or anything a Hugging Face `tokenizer.json` describes.
 #[derive(Debug)]
@@ -117,8 +114,8 @@ impl Tokenizer {
         if gguf_tokenizer::is_gguf(path) {
             return Self::from_json(&gguf_tokenizer::tokenizer_json(path)?).with_context(place);
         }
-        let bytes =
-            read_ordinary(path, LONGEST).with_context(|| format!("{} cannot be read", place()))?;
+        let bytes = read_ordinary(path, LONGEST_TEXT)
+            .with_context(|| format!("{} cannot be read", place()))?;
         if let Some(what) = not_text(&bytes) {
             return Err(usage(format!("{}: this is {what}", place())));
         }

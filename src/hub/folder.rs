@@ -4,7 +4,7 @@
 
 use super::factored;
 use super::format::{Format, format_of};
-use super::talker::{Talker, generation_config, write_tokenizer};
+use super::tokenizer::{ChatTokenizer, generation_config, write_tokenizer};
 use crate::fs::{read_text, write_directory_atomic};
 use crate::model::{ModelConfig, Network, merged};
 use crate::params::ParamStore;
@@ -51,7 +51,7 @@ pub struct Exported {
 pub fn export(
     model: &dyn Network,
     params: &ParamStore,
-    tokenizer: Talker,
+    tokenizer: ChatTokenizer,
     options: ExportOptions,
     to: &Path,
 ) -> Result<Exported> {

@@ -11,7 +11,7 @@
 //! gguf      llama.cpp's file of a Llama, its numbers widened
 //! factored  low-rank weights by rows of their own, with the code that transformers loads
 //! folder    config.json, safetensors in one file or many
-//! talker    the tokenizer and its chat template
+//! tokenizer the tokenizer and its chat template
 //! ```
 
 mod factored;
@@ -22,13 +22,13 @@ mod gpt2;
 mod llama;
 mod peft;
 mod settings;
-mod talker;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 mod weights;
 
 pub use folder::{ExportOptions, Exported, export, import, import_config};
 pub use gguf::{import as import_gguf, read_config as import_gguf_config};
 pub use peft::{export_peft, import_peft, peft_base};
-pub use talker::Talker;
+pub use tokenizer::ChatTokenizer;
 pub use weights::Named;

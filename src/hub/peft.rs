@@ -3,7 +3,7 @@
 
 use super::folder::{in_f32, read_json, write, write_json};
 use super::format::format_of;
-use super::talker::{Talker, write_tokenizer};
+use super::tokenizer::{ChatTokenizer, write_tokenizer};
 use super::{Exported, import};
 use crate::fs::write_directory_atomic;
 use crate::lowrank::Spectrum;
@@ -52,7 +52,7 @@ pub fn peft_base(adapter: &Path, base: Option<&Path>) -> Result<PathBuf> {
 pub fn export_peft(
     model: &dyn Network,
     params: &ParamStore,
-    talker: Talker,
+    tokenizer: ChatTokenizer,
     base: Option<&str>,
     dtype: DType,
     to: &Path,
@@ -93,7 +93,7 @@ pub fn export_peft(
         write_json(&folder.join(CONFIG), &settings)?;
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         write(&folder.join(WEIGHTS), &safetensors::serialize(tensors, Some(metadata))?)?;
-        write_tokenizer(folder, talker, config.block_size)
+        write_tokenizer(folder, tokenizer, config.block_size)
     })?;
     Ok(exported)
 }

@@ -7,7 +7,7 @@ use super::cache::KeyValueCache;
 use super::config::ModelConfig;
 use super::network::{DropoutKey, Site};
 use crate::lowrank::LowRank;
-use crate::ops::{self, AttentionHeads, Documents, Dropout, Tape, Value};
+use crate::ops::{self, AttentionHeads, Dropout, PackedDocuments, Tape, Value};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
 use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, Target, WeightForm};
@@ -300,7 +300,7 @@ pub struct Pass<'a> {
     /// The step's dropout; none in evaluation.
     pub key: Option<DropoutKey>,
     /// The documents that share the rows, where they do.
-    pub documents: Option<&'a Documents>,
+    pub documents: Option<&'a PackedDocuments>,
     /// The keys and values of the tokens before those of this pass, and where these add theirs;
     /// none where the pass is over whole sequences.
     pub cache: Option<&'a KeyValueCache>,

@@ -6,7 +6,7 @@ use super::config::ModelConfig;
 use super::gpt2::Gpt2;
 use super::layers::{Head, Pass};
 use super::llama::Llama;
-use crate::ops::{self, Compute, Documents, Tape, Targets, Value};
+use crate::ops::{self, Compute, PackedDocuments, Tape, Targets, Value};
 use crate::params::{Declared, ParamStore};
 use crate::spec::{Architecture, Target};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -29,7 +29,7 @@ pub struct Sequences<'a> {
     /// Tokens (B, T), u32.
     pub tokens: &'a Tensor,
     /// The documents that share the rows; without them a row is one.
-    pub documents: Option<&'a Documents>,
+    pub documents: Option<&'a PackedDocuments>,
 }
 
 /// A sequence in every row.

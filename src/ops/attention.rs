@@ -13,7 +13,7 @@ mod portable;
 pub use cached::cached_attention;
 
 use super::compute::{wide, widened};
-use super::documents::Documents;
+use super::documents::PackedDocuments;
 use super::pointwise::{Dropout, Mask};
 use super::product::multiply_at;
 use super::tape::{Tape, Value};
@@ -69,7 +69,7 @@ pub fn document_attention(
     tape: &Tape,
     [q, k, v]: [&Value; 3],
     heads: AttentionHeads,
-    documents: &Documents,
+    documents: &PackedDocuments,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
     let (b, t, _) = q.tensor().dims3()?;
@@ -81,7 +81,7 @@ fn attention(
     tape: &Tape,
     [q, k, v]: [&Value; 3],
     heads: AttentionHeads,
-    documents: Option<&Documents>,
+    documents: Option<&PackedDocuments>,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
     let (b, t, width) = q.tensor().dims3()?;
@@ -177,7 +177,7 @@ impl AttentionShape {
 fn forward<T: Real>(
     [q, k, v]: [&Tensor; 3],
     shape: AttentionShape,
-    documents: Option<&Documents>,
+    documents: Option<&PackedDocuments>,
     dropout: Option<Dropout>,
 ) -> Result<(Tensor, Tensor)> {
     let hosts = [Host::new(q)?, Host::new(k)?, Host::new(v)?];
@@ -230,7 +230,7 @@ fn forward<T: Real>(
 
 /// The documents of a row of a batch; without any, the row is one.
 fn parts_of<'a>(
-    documents: Option<&'a Documents>,
+    documents: Option<&'a PackedDocuments>,
     row: usize,
     whole: &'a Range<usize>,
 ) -> &'a [Range<usize>] {
@@ -268,7 +268,7 @@ fn drop_out<T: Real>(line: &mut [T], mask: Option<Mask<T>>, first_index: usize, 
 fn backward<T: Real>(
     tensors: [&Tensor; 6],
     shape: AttentionShape,
-    documents: Option<&Documents>,
+    documents: Option<&PackedDocuments>,
     dropout: Option<Dropout>,
 ) -> Result<[Tensor; 3]> {
     let mut hosts = Vec::with_capacity(6);

@@ -7,13 +7,13 @@ use std::sync::Arc;
 /// Documents that share the rows of a batch (B, T): a token sees those before it in its own
 /// document only, and positions count from that document's first token.
 #[derive(Clone, Debug)]
-pub struct Documents {
+pub struct PackedDocuments {
     positions: Tensor,
     rows: Arc<[Vec<Range<usize>>]>,
     longest: usize,
 }
 
-impl Documents {
+impl PackedDocuments {
     /// The documents of these positions (B, T), u32 in host memory: 0 begins one, and every other
     /// position is that before it and 1.
     ///
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn documents_begin_at_position_0() -> Result<()> {
         let positions = Tensor::new(&[[0u32, 1, 2, 0, 0], [0, 1, 0, 1, 2]], &Device::Cpu)?;
-        let documents = Documents::new(&positions)?;
+        let documents = PackedDocuments::new(&positions)?;
         assert_eq!(documents.of_row(0), [0..3, 3..4, 4..5]);
         assert_eq!(documents.of_row(1), [0..2, 2..5]);
         assert_eq!(documents.longest(), 3);
@@ -87,7 +87,8 @@ mod tests {
         assert_eq!(starts, [[0., 0., 0., 3., 4.], [0., 0., 2., 2., 2.]]);
         assert!(documents.check(2, 5).is_ok() && documents.check(5, 2).is_err());
         for wrong in [[1u32, 2], [0, 2]] {
-            let error = Documents::new(&Tensor::new(&[wrong], &Device::Cpu)?).expect_err("wrong");
+            let error =
+                PackedDocuments::new(&Tensor::new(&[wrong], &Device::Cpu)?).expect_err("wrong");
             assert!(error.to_string().contains("position"), "{error}");
         }
         Ok(())

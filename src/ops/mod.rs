@@ -28,7 +28,7 @@ pub(crate) use crate::kernels::work;
 pub use attention::{AttentionHeads, cached_attention, causal_attention, document_attention};
 pub use compute::Compute;
 pub use cross_entropy::{Targets, cross_entropies, cross_entropy_head, cross_entropy_sum, logits};
-pub use documents::Documents;
+pub use documents::PackedDocuments;
 pub use embedding::{embedding, token_embedding};
 pub use gradients::Gradients;
 pub use linear::{linear, low_rank_linear};

@@ -2,7 +2,7 @@
 //! d, numbers i and i + d/2 are a pair, which position p turns by the angle p θ^(−2i/d).
 
 use super::compute::{wide, widened};
-use super::documents::Documents;
+use super::documents::PackedDocuments;
 use super::tape::{Tape, Value};
 use crate::kernels::{Host, Real, build, vectorized, with_real};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
@@ -51,7 +51,7 @@ impl Rotation {
     ///
     /// # Errors
     /// If a document has more tokens than there are positions.
-    pub fn of_documents(&self, documents: &Documents) -> Result<Self> {
+    pub fn of_documents(&self, documents: &PackedDocuments) -> Result<Self> {
         let positions = self.cosines.dim(0)?;
         if documents.longest() > positions {
             bail!("rotary: {positions} positions for a document of {}", documents.longest())

@@ -5,7 +5,7 @@ use super::run_charts::run_charts;
 use super::run_results::RunResults;
 use crate::error::Failure;
 use crate::figures::{bytes, count, duration, operations};
-use crate::fs::{refuse_link, write_atomic};
+use crate::fs::{LONGEST_TEXT, read_ordinary, refuse_link, write_atomic};
 use crate::plot::escape;
 use crate::train::{RunFolder, RunState};
 use anyhow::{Context, Result};
@@ -48,7 +48,8 @@ fn samples(folder: &Path) -> Result<Vec<(u64, String)>> {
         let name = path.file_stem().map(|name| name.to_string_lossy().into_owned());
         let step = name.and_then(|name| name.strip_prefix("step-")?.parse().ok());
         if let Some(step) = step.filter(|_| path.is_file()) {
-            let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+            let text =
+                read_ordinary(&path, LONGEST_TEXT).with_context(|| path.display().to_string())?;
             samples.push((step, String::from_utf8_lossy(&text).into_owned()));
         }
     }

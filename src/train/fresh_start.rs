@@ -4,6 +4,7 @@
 use super::run_folder::RunFolder;
 use super::run_history::RECORDED;
 use crate::checkpoint::LOCK_FILE;
+use crate::fs::{LONGEST_TEXT, read_ordinary};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -82,9 +83,8 @@ impl FreshStart {
     /// A start in a folder that was `untouched` before its lock was taken.
     pub fn new(untouched: Untouched, overwrites: bool) -> Self {
         let root = &untouched.root;
-        let read = |name: &'static str| {
-            Some((name, crate::fs::read_ordinary(&root.join(name), 1 << 28).ok()?))
-        };
+        let read =
+            |name: &'static str| Some((name, read_ordinary(&root.join(name), LONGEST_TEXT).ok()?));
         Self {
             folder: RunFolder::new(root),
             description: DESCRIPTION.into_iter().filter_map(read).collect(),

@@ -9,7 +9,7 @@ use super::evaluate::targets_of;
 use crate::data::Batches;
 use crate::error::Failure;
 use crate::model::{DropoutKey, Network, Sequences};
-use crate::ops::{Documents, Gradients, Relay, Tape, Value, scalar};
+use crate::ops::{Gradients, PackedDocuments, Relay, Tape, Value, scalar};
 use crate::optim::{BatchLoss, GradientOracle};
 use crate::parallel::{Communicator, Tag, f32_bytes};
 use crate::params::ParamStore;
@@ -92,7 +92,7 @@ impl BatchOracle<'_> {
         let dropout = DropoutKey { seed: self.seed, step: self.step, micro: micro as u64 };
         let tape = self.model.training_tape();
         let targets = targets_of(&batch);
-        let documents = batch.positions.as_ref().map(Documents::new).transpose()?;
+        let documents = batch.positions.as_ref().map(PackedDocuments::new).transpose()?;
         let sequences = Sequences { tokens: &batch.inputs, documents: documents.as_ref() };
         let loss = self.model.loss_of(params, &tape, sequences, targets, Some(dropout))?;
         let value = scalar(loss.tensor())?;

@@ -1,6 +1,6 @@
 //! A run's folder: `spec.yaml`, `plan.yaml`, `env.json`, `data.json`, `tokenizer.json`,
-//! `tokenizer_config.json` where there is a chat template, `metrics.jsonl` (also as `metrics.csv`), `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`,
-//! `checkpoints/`, `first-checkpoint.json`.
+//! `tokenizer_config.json` where there is a chat template, `metrics.jsonl` (also as `metrics.csv`),
+//! `spectra.jsonl`, `tensorboard/`, `log.txt`, `samples/`, `checkpoints/`, `first-checkpoint.json`.
 
 use super::init_report::InitReport;
 use super::settings::compute;

@@ -3,10 +3,10 @@
 use super::run_folder::RunFolder;
 use crate::checkpoint::RunLock;
 use crate::error::Failure;
+use crate::fs::open_ordinary;
 use crate::record::MetricsLine;
 use serde_json::{Map, Value};
 use std::fmt;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
 /// Bytes at the end of a log in which its last line is looked for.
@@ -91,11 +91,7 @@ impl RunFolder {
     /// signal, killed, or ended well.
     fn last_error(&self) -> Option<String> {
         let path = self.root().join("log.txt");
-        // Opening a pipe would wait.
-        if !path.metadata().ok()?.is_file() {
-            return None;
-        }
-        let mut file = File::open(path).ok()?;
+        let mut file = open_ordinary(&path).ok()?;
         let length = file.metadata().ok()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(LOG_END))).ok()?;
         let mut end = Vec::new();

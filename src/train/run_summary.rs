@@ -2,7 +2,7 @@
 
 use super::run_folder::RunFolder;
 use super::run_state::{Progress, RunState};
-use crate::fs::size_on_disk;
+use crate::fs::{read_text, size_on_disk};
 use crate::record::Follower;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -90,9 +90,7 @@ fn search(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Res
 fn begun(run: &RunFolder) -> SystemTime {
     let plan = run.root().join("plan.yaml");
     let noted = || {
-        let path = run.root().join("env.json");
-        let is_file = path.metadata().ok()?.is_file();
-        let text = is_file.then(|| std::fs::read_to_string(path).ok())??;
+        let text = read_text(&run.root().join("env.json")).ok()?;
         let environment: serde_json::Value = serde_json::from_str(&text).ok()?;
         let seconds = environment.get("started_unix_seconds")?.as_u64()?;
         UNIX_EPOCH.checked_add(Duration::from_secs(seconds))

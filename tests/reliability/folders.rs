@@ -118,6 +118,52 @@ fn what_is_no_ordinary_file_is_not_read() {
     place.run(&["resume", "run"], 0);
 }
 
+/// A pipe in the place of a file would be waited for: wherever it stands in a folder of someone
+/// else's, it is not opened.
+#[cfg(unix)]
+#[test]
+fn pipes_are_not_waited_for() {
+    let place = Workplace::new();
+    place.spec("dense", EVERY_STEP);
+    train(&place, &["--stop-after", "2"], 0);
+    place.run(&["export", "run", "--to", "exported"], 0);
+    let prepared = fs::read_dir(place.path("data")).expect("a folder").next().expect("one");
+    let prepared = prepared.expect("an entry").path();
+    let from = |init: &str| {
+        let init = format!("init={init}");
+        ["train", "spec.yaml", "--run-dir", "other", "--set"]
+            .map(String::from)
+            .into_iter()
+            .chain([init])
+            .collect()
+    };
+    let words = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
+    fs::write(place.path("model.gguf"), "").expect("a file");
+    for (path, command, code, expected) in [
+        (place.path("run/checkpoints/latest"), words("inspect run"), 0, ""),
+        (prepared.join("dataset.json"), words("eval run"), 0, "preparing it again"),
+        (prepared.join("train.tokens"), words("eval run"), 0, "preparing it again"),
+        (prepared.join("val.tokens"), words("eval run"), 0, "preparing it again"),
+        (place.path("exported/config.json"), from("{hf: exported}"), 1, "no ordinary file"),
+        (place.path("exported/model.safetensors"), from("{hf: exported}"), 1, "no ordinary file"),
+        (place.path("model.gguf"), from("{gguf: model.gguf}"), 1, "no ordinary file"),
+    ] {
+        let aside = place.path("aside");
+        fs::rename(&path, &aside).expect("renamed");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.expect("mkfifo").success());
+        let binary = env!("CARGO_BIN_EXE_lrpt");
+        let mut ended = std::process::Command::new("timeout");
+        ended.current_dir(place.path(".")).args(["60", binary, "--threads", "2"]).args(&command);
+        let output = ended.output().expect("it runs");
+        let error = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{command:?} {path:?}: {error}");
+        assert!(error.contains(expected), "{command:?} {path:?}: {error}");
+        // Over the pipe, or over what was prepared again.
+        fs::rename(&aside, &path).expect("back");
+    }
+}
+
 /// Case 40: a run begun elsewhere says where its prepared data are, and nothing is written there.
 #[test]
 fn the_data_folder_that_a_run_names_is_not_written_to() {

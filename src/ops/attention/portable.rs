@@ -2,7 +2,7 @@
 
 use super::AttentionShape;
 use crate::ops::compute::widened;
-use crate::ops::documents::Documents;
+use crate::ops::documents::PackedDocuments;
 use crate::ops::pointwise::Dropout;
 use crate::ops::product::batched_product;
 use crate::ops::tape::{Tape, Value};
@@ -18,7 +18,7 @@ pub fn attention(
     tape: &Tape,
     [q, k, v]: [&Value; 3],
     shape: AttentionShape,
-    documents: Option<&Documents>,
+    documents: Option<&PackedDocuments>,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
     let AttentionShape { t, .. } = shape;

@@ -9,20 +9,20 @@ use std::path::Path;
 
 /// A tokenizer and how conversations become its text.
 #[derive(Clone, Copy, Debug)]
-pub struct Talker<'a> {
+pub struct ChatTokenizer<'a> {
     /// Text to tokens.
     pub tokenizer: &'a Tokenizer,
     /// Conversations to text, where the model knows any.
     pub chat: Option<&'a ChatSettings>,
 }
 
-impl<'a> From<&'a Tokenizer> for Talker<'a> {
+impl<'a> From<&'a Tokenizer> for ChatTokenizer<'a> {
     fn from(tokenizer: &'a Tokenizer) -> Self {
         Self { tokenizer, chat: None }
     }
 }
 
-impl Talker<'_> {
+impl ChatTokenizer<'_> {
     /// Names of the tokens that begin and end a text: those of the chat template, where there is
     /// one, else the end-of-text token for both.
     fn names(&self) -> [Option<String>; 2] {
@@ -39,9 +39,10 @@ impl Talker<'_> {
 
 /// `generation_config.json`: a text, or an answer, ends with the token that the template ends it
 /// with.
-pub(super) fn generation_config(talker: Talker) -> Value {
-    let end = talker.tokenizer.end_of_text();
-    let ids = talker.names().map(|name| name.and_then(|name| talker.tokenizer.token_of(&name)));
+pub(super) fn generation_config(tokenizer: ChatTokenizer) -> Value {
+    let end = tokenizer.tokenizer.end_of_text();
+    let ids =
+        tokenizer.names().map(|name| name.and_then(|name| tokenizer.tokenizer.token_of(&name)));
     let [bos, eos] = ids.map(|id| id.or(end));
     let mut config = json!({ "bos_token_id": bos, "eos_token_id": eos });
     if [bos, eos] == [end, end] {
@@ -57,10 +58,14 @@ pub(super) fn generation_config(talker: Talker) -> Value {
 ///
 /// # Errors
 /// If one cannot be written.
-pub(super) fn write_tokenizer(folder: &Path, talker: Talker, block_size: usize) -> Result<()> {
-    let json = talker.tokenizer.to_hugging_face_json()?;
+pub(super) fn write_tokenizer(
+    folder: &Path,
+    tokenizer: ChatTokenizer,
+    block_size: usize,
+) -> Result<()> {
+    let json = tokenizer.tokenizer.to_hugging_face_json()?;
     write(&folder.join("tokenizer.json"), json.as_bytes())?;
-    let [bos, eos] = talker.names();
+    let [bos, eos] = tokenizer.names();
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
@@ -69,7 +74,7 @@ pub(super) fn write_tokenizer(folder: &Path, talker: Talker, block_size: usize) 
         "eos_token": eos,
     });
     let names = [("bos_token", bos), ("eos_token", eos)];
-    if let Some(template) = talker.chat.and_then(|chat| chat.template_with(&names)) {
+    if let Some(template) = tokenizer.chat.and_then(|chat| chat.template_with(&names)) {
         write(&folder.join("chat_template.jinja"), template.as_bytes())?;
         config["chat_template"] = json!(template);
     }
