@@ -149,7 +149,8 @@ fn start(job: Job, terminal: Terminal, logging: &Logging) -> Result<()> {
     let communicator = processes.communicator();
     let ready = compute::local_device(plan.device, processes.local_rank()).and_then(|device| {
         if !until.force {
-            memory::refuse_unless_fits(plan, &device, processes.local_world())?;
+            let processes = (communicator.world(), processes.local_world());
+            memory::refuse_unless_fits(plan, &device, processes)?;
         }
         Ok(device)
     });

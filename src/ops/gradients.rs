@@ -24,6 +24,17 @@ pub struct Gradients {
     grams: BTreeMap<usize, Tensor>,
 }
 
+/// What a process has to do with a sum that is exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its numbers are the ones wanted.
+    Gives,
+    /// It gets those of another process.
+    Takes,
+    /// Nothing.
+    Neither,
+}
+
 #[derive(Debug, Default)]
 struct Slot {
     buffer: Option<Tensor>,
@@ -84,27 +95,35 @@ impl Gradients {
         Ok(())
     }
 
-    /// Replaces all sums by those of another process: `exchange` gets the numbers of each, in an
-    /// order that is the same on every process, and changes them unless they are the ones wanted.
+    /// Replaces sums by those of another process: `exchange` gets the number of each (2 × slot, or
+    /// 2 × slot + 1 for its Gram matrix) and its numbers, in an order that is the same on every
+    /// process, and changes them where this process takes them.
     ///
     /// # Errors
     /// If an exchange fails or a sum is not in f32.
     pub fn exchange(
         &mut self,
-        is_source: bool,
-        mut exchange: impl FnMut(&mut [f32]) -> Result<()>,
+        part: impl Fn(usize) -> Part,
+        mut exchange: impl FnMut(usize, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
-        let mut one = |sum: &mut Tensor| {
-            let mut sum_numbers = numbers(sum)?;
-            exchange(&mut sum_numbers)?;
-            if !is_source {
+        let mut one = |part: Part, number: usize, sum: &mut Tensor| {
+            let mut sum_numbers = match part {
+                Part::Neither => return Ok(()),
+                Part::Gives => numbers(sum)?,
+                Part::Takes => unwritten(sum.elem_count()),
+            };
+            exchange(number, &mut sum_numbers)?;
+            if part == Part::Takes {
                 *sum = Tensor::from_vec(sum_numbers, sum.shape(), sum.device())?;
             }
             Ok(())
         };
-        let slots = self.slots.iter_mut().filter(|slot| slot.filled);
-        slots.filter_map(|slot| slot.buffer.as_mut()).try_for_each(&mut one)?;
-        self.grams.values_mut().try_for_each(one)
+        for (index, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.filled) {
+            if let Some(sum) = &mut slot.buffer {
+                one(part(index), 2 * index, sum)?;
+            }
+        }
+        self.grams.iter_mut().try_for_each(|(slot, gram)| one(part(*slot), 2 * slot + 1, gram))
     }
 
     /// Whether Gram matrices are asked for.

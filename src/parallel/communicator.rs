@@ -111,6 +111,27 @@ pub trait Communicator: Send + Sync {
         Ok(bytes)
     }
 
+    /// Sends bytes of any length to a process that waits in [`receive_any`](Self::receive_any).
+    ///
+    /// # Errors
+    /// If the connection fails.
+    fn send_any(&self, to: usize, bytes: &[u8]) -> Result<()> {
+        self.send(to, Tag::COLLECTIVE, &(bytes.len() as u64).to_le_bytes())?;
+        self.send(to, Tag::COLLECTIVE, bytes)
+    }
+
+    /// Waits for the bytes of a process's [`send_any`](Self::send_any).
+    ///
+    /// # Errors
+    /// If the connection fails.
+    fn receive_any(&self, from: usize) -> Result<Vec<u8>> {
+        let mut length = [0; 8];
+        self.receive(from, Tag::COLLECTIVE, &mut length)?;
+        let mut bytes = vec![0; u64::from_le_bytes(length) as usize];
+        self.receive(from, Tag::COLLECTIVE, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// The bytes of all processes, of any length, in the order of their ranks, on every process.
     ///
     /// # Errors
@@ -127,15 +148,10 @@ pub trait Communicator: Send + Sync {
         if self.is_root() {
             put(own);
             for rank in 1..self.world() {
-                let mut length = [0; 8];
-                self.receive(rank, Tag::COLLECTIVE, &mut length)?;
-                let mut bytes = vec![0; u64::from_le_bytes(length) as usize];
-                self.receive(rank, Tag::COLLECTIVE, &mut bytes)?;
-                put(&bytes);
+                put(&self.receive_any(rank)?);
             }
         } else {
-            self.send(0, Tag::COLLECTIVE, &(own.len() as u64).to_le_bytes())?;
-            self.send(0, Tag::COLLECTIVE, own)?;
+            self.send_any(0, own)?;
         }
         let joined = self.broadcast_any(0, joined)?;
         let mut rest = joined.as_slice();

@@ -20,7 +20,7 @@ mod launcher;
 #[cfg(feature = "mpi")]
 mod mpi;
 
-pub use agreement::{OfRank, agree};
+pub use agreement::{OfRank, OfThisProcess, agree, gather_if_all_succeed};
 pub use alone::Alone;
 #[cfg(test)]
 pub(crate) use channels::Channels;

@@ -183,13 +183,17 @@ pub struct TrainSpec {
 pub struct DataParallelSpec {
     /// How they reach each other.
     pub backend: ProcessBackend,
+    /// Whether each process keeps the moments of its own share of the weights only, takes the
+    /// optimizer's step of these, and sends their new numbers to the others (ZeRO stage 1). Changes
+    /// no result.
+    pub shard_optimizer: bool,
     /// Seconds that one waits for another before the job ends.
     pub timeout_seconds: u64,
 }
 
 impl Default for DataParallelSpec {
     fn default() -> Self {
-        Self { backend: ProcessBackend::Auto, timeout_seconds: 600 }
+        Self { backend: ProcessBackend::Auto, shard_optimizer: false, timeout_seconds: 600 }
     }
 }
 

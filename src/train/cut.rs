@@ -125,6 +125,7 @@ fn second_moments(
         step: 1,
         micro_batches: count,
         processes: &Alone,
+        owners: None,
         sums_sent: 0,
         times: OracleTimes::default(),
     };

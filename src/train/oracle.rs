@@ -2,18 +2,18 @@
 //!
 //! Micro-batch i is computed by the process of rank i mod world. Sums pass from each micro-batch to
 //! the next ([`Relay`]), so that they are those of one process to the byte; the process that has
-//! the last micro-batch then sends the sums to all.
+//! the last micro-batch then sends the sums to all, or to those that own the parameters.
 
 use super::diagnose::first_non_finite;
 use super::evaluate::targets_of;
 use crate::data::Batches;
 use crate::error::Failure;
 use crate::model::{DropoutKey, Network, Sequences};
-use crate::ops::{Gradients, PackedDocuments, Relay, Tape, Value, scalar};
-use crate::optim::{BatchLoss, GradientOracle};
-use crate::parallel::{Communicator, Tag, f32_bytes};
+use crate::ops::{Gradients, PackedDocuments, Part, Relay, Tape, Value, scalar};
+use crate::optim::{BatchLoss, GradientOracle, Owners};
+use crate::parallel::{Communicator, OfThisProcess, Tag, f32_bytes};
 use crate::params::ParamStore;
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use candle_core::{Device, Result};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ pub struct BatchOracle<'a> {
     pub micro_batches: usize,
     /// The processes that share the micro-batches.
     pub processes: &'a dyn Communicator,
+    /// Which of them wants the sums of which parameter; none where all want all.
+    pub owners: Option<&'a Owners>,
     /// Bytes of sums that this process has sent so far.
     pub sums_sent: u64,
     /// Time spent so far.
@@ -69,8 +71,8 @@ impl GradientOracle for BatchOracle<'_> {
             let shared = self.share_out(params, gradients);
             // A failure of this process alone is nothing the others can act on, whatever it is.
             shared.map_err(|error| match error.downcast::<Failure>() {
-                Ok(failure) => failure.into(),
-                Err(error) => anyhow!("rank {rank}: {error:#}"),
+                Ok(failure) => anyhow::Error::from(failure),
+                Err(error) => OfThisProcess(format!("rank {rank}: {error:#}")).into(),
             })?
         };
         Ok(BatchLoss { loss: sum / self.micro_batches as f64, micro_batches: self.micro_batches })
@@ -128,7 +130,8 @@ impl BatchOracle<'_> {
         Ok(())
     }
 
-    /// The sum of all losses, with the sums of all gradients in `gradients`, on every process.
+    /// The sum of all losses, on every process, with the sums in `gradients` of all gradients that
+    /// the process wants.
     fn share_out(&mut self, params: &ParamStore, gradients: &mut Gradients) -> anyhow::Result<f64> {
         let processes = self.processes;
         let (rank, world, count) = (processes.rank(), processes.world(), self.micro_batches);
@@ -162,8 +165,20 @@ impl BatchOracle<'_> {
         }
         let before = processes.bytes_sent();
         let last = (count - 1) % world;
-        gradients.exchange(rank == last, |sum| {
-            processes.broadcast(last, f32_bytes(sum)).map_err(candle_core::Error::wrap)
+        let owner = |slot| self.owners.and_then(|owners| owners.of(ParamStore::of_slot(slot)));
+        let part = |slot| match owner(slot) {
+            _ if rank == last => Part::Gives,
+            Some(owner) if rank != owner => Part::Neither,
+            _ => Part::Takes,
+        };
+        let exchange = |number: usize, sum: &mut [f32]| match owner(number / 2) {
+            None => processes.broadcast(last, f32_bytes(sum)),
+            Some(owner) if owner == last => Ok(()),
+            Some(owner) if rank == last => processes.send(owner, Tag::sum(number), f32_bytes(sum)),
+            Some(_) => processes.receive(last, Tag::sum(number), f32_bytes(sum)),
+        };
+        gradients.exchange(part, |number, sum| {
+            exchange(number, sum).map_err(candle_core::Error::wrap)
         })?;
         processes.settle()?;
         self.sums_sent += processes.bytes_sent() - before;
