@@ -15,6 +15,7 @@ pub struct ShardLedger {
     rules: OptimizerPlan,
     parameters: Vec<Sharded>,
     micro_batches: u64,
+    is_deterministic: bool,
 }
 
 /// Numbers of one parameter.
@@ -44,6 +45,7 @@ impl ShardLedger {
             rules: plan.optimizer.clone(),
             parameters: movables.into_iter().map(|movable| Sharded::new(plan, movable)).collect(),
             micro_batches: plan.train.gradient_accumulation_steps as u64,
+            is_deterministic: plan.train.data_parallel.deterministic,
         })
     }
 
@@ -53,14 +55,18 @@ impl ShardLedger {
     }
 
     /// Bytes that all P processes together send in a step of M micro-batches: the sums M − 1 times,
-    /// once more those whose owner does not have the last micro-batch, and P − 1 times the weights.
+    /// once more those whose owner does not have the last micro-batch (or 2 (P − 1) times around a
+    /// ring), and P − 1 times the weights.
     pub(super) fn bytes_per_step(&self, processes: u64) -> u64 {
         if processes < 2 {
             return 0;
         }
         let last = ((self.micro_batches - 1) % processes) as usize;
         let of = |(one, owner): (&Sharded, usize)| {
-            let passes = self.micro_batches - 1 + u64::from(owner != last);
+            let passes = match self.is_deterministic {
+                true => self.micro_batches - 1 + u64::from(owner != last),
+                false => 2 * (processes - 1),
+            };
             passes * one.sums + (processes - 1) * one.spread
         };
         let parameters = self.parameters.iter().zip(self.owners(processes));

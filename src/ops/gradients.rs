@@ -2,7 +2,6 @@
 
 use super::compute::{Compute, is_half, widened};
 use super::product::{as_rows, product_by, product_into_by};
-use super::relay::numbers;
 use crate::kernels::{Host, PIECE, mutate, unwritten, with_real};
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -22,17 +21,6 @@ pub struct Gradients {
     slots: Vec<Slot>,
     wants_grams: bool,
     grams: BTreeMap<usize, Tensor>,
-}
-
-/// What a process has to do with a sum that is exchanged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// Its numbers are the ones wanted.
-    Gives,
-    /// It gets those of another process.
-    Takes,
-    /// Nothing.
-    Neither,
 }
 
 #[derive(Debug, Default)]
@@ -95,35 +83,28 @@ impl Gradients {
         Ok(())
     }
 
-    /// Replaces sums by those of another process: `exchange` gets the number of each (2 × slot, or
-    /// 2 × slot + 1 for its Gram matrix) and its numbers, in an order that is the same on every
-    /// process, and changes them where this process takes them.
+    /// Replaces sums by those of other processes: `exchange` gets the number of each (2 × slot, or
+    /// 2 × slot + 1 for its Gram matrix) and the sum, in an order that is the same on every process,
+    /// and returns what takes its place, if anything does.
     ///
     /// # Errors
-    /// If an exchange fails or a sum is not in f32.
+    /// As `exchange`.
     pub fn exchange(
         &mut self,
-        part: impl Fn(usize) -> Part,
-        mut exchange: impl FnMut(usize, &mut [f32]) -> Result<()>,
-    ) -> Result<()> {
-        let mut one = |part: Part, number: usize, sum: &mut Tensor| {
-            let mut sum_numbers = match part {
-                Part::Neither => return Ok(()),
-                Part::Gives => numbers(sum)?,
-                Part::Takes => unwritten(sum.elem_count()),
-            };
-            exchange(number, &mut sum_numbers)?;
-            if part == Part::Takes {
-                *sum = Tensor::from_vec(sum_numbers, sum.shape(), sum.device())?;
+        mut exchange: impl FnMut(usize, &Tensor) -> anyhow::Result<Option<Tensor>>,
+    ) -> anyhow::Result<()> {
+        let mut one = |number: usize, sum: &mut Tensor| -> anyhow::Result<()> {
+            if let Some(other) = exchange(number, sum)? {
+                *sum = other;
             }
             Ok(())
         };
         for (index, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.filled) {
             if let Some(sum) = &mut slot.buffer {
-                one(part(index), 2 * index, sum)?;
+                one(2 * index, sum)?;
             }
         }
-        self.grams.iter_mut().try_for_each(|(slot, gram)| one(part(*slot), 2 * slot + 1, gram))
+        self.grams.iter_mut().try_for_each(|(slot, gram)| one(2 * slot + 1, gram))
     }
 
     /// Whether Gram matrices are asked for.

@@ -30,7 +30,7 @@ pub use compute::Compute;
 pub use cross_entropy::{Targets, cross_entropies, cross_entropy_head, cross_entropy_sum, logits};
 pub use documents::PackedDocuments;
 pub use embedding::{embedding, token_embedding};
-pub use gradients::{Gradients, Part};
+pub use gradients::Gradients;
 pub use linear::{linear, low_rank_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use pointwise::{Dropout, add, dropout, gelu, scaled, swiglu};

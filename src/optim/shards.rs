@@ -6,7 +6,7 @@
 
 use super::owners::Owners;
 use crate::lowrank::{CutNorm, LowRank, Truncation};
-use crate::parallel::{Communicator, f32_bytes, f64_bytes, f64_numbers, gather_if_all_succeed};
+use crate::parallel::{Communicator, f64_bytes, f64_numbers, gather_if_all_succeed};
 use crate::params::{ParamId, ParamStore, Weight};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
@@ -110,15 +110,11 @@ impl<'a> Shards<'a> {
     /// The owner's tensor, which has this shape; `own` is what this process has in its place.
     fn broadcast(&self, id: ParamId, own: &Tensor, shape: Vec<usize>) -> Result<Tensor> {
         let owner = self.owners.of(id).context("a frozen parameter has no owner")?;
-        let mut numbers = match self.owns(id) {
-            true => own.flatten_all()?.to_vec1::<f32>()?,
-            false => vec![0.0; shape.iter().product()],
-        };
-        self.processes.broadcast(owner, f32_bytes(&mut numbers))?;
-        match self.owns(id) {
-            true => Ok(own.clone()),
-            false => Ok(Tensor::from_vec(numbers, shape, own.device())?),
+        if own.dims() == shape {
+            return self.processes.broadcast_tensor(owner, own);
         }
+        let place = Tensor::zeros(shape, own.dtype(), own.device())?;
+        self.processes.broadcast_tensor(owner, &place)
     }
 
     /// The truncations of these parameters, from those of this process's own.

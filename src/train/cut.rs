@@ -126,6 +126,7 @@ fn second_moments(
         micro_batches: count,
         processes: &Alone,
         owners: None,
+        is_deterministic: true,
         sums_sent: 0,
         times: OracleTimes::default(),
     };

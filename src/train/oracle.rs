@@ -2,19 +2,20 @@
 //!
 //! Micro-batch i is computed by the process of rank i mod world. Sums pass from each micro-batch to
 //! the next ([`Relay`]), so that they are those of one process to the byte; the process that has
-//! the last micro-batch then sends the sums to all, or to those that own the parameters.
+//! the last micro-batch then sends the sums to all, or to those that own the parameters. Where the
+//! order may be another, every process sums its own, and these are summed over processes.
 
 use super::diagnose::first_non_finite;
 use super::evaluate::targets_of;
 use crate::data::Batches;
 use crate::error::Failure;
 use crate::model::{DropoutKey, Network, Sequences};
-use crate::ops::{Gradients, PackedDocuments, Part, Relay, Tape, Value, scalar};
+use crate::ops::{Gradients, PackedDocuments, Relay, Tape, Value, scalar};
 use crate::optim::{BatchLoss, GradientOracle, Owners};
 use crate::parallel::{Communicator, OfThisProcess, Tag, f32_bytes};
 use crate::params::ParamStore;
 use anyhow::Context;
-use candle_core::{Device, Result};
+use candle_core::{Device, Result, Tensor};
 use std::time::{Duration, Instant};
 
 /// Evaluates the batch of one step; made anew for every step.
@@ -35,6 +36,8 @@ pub struct BatchOracle<'a> {
     pub processes: &'a dyn Communicator,
     /// Which of them wants the sums of which parameter; none where all want all.
     pub owners: Option<&'a Owners>,
+    /// Whether sums are taken in the order of one process.
+    pub is_deterministic: bool,
     /// Bytes of sums that this process has sent so far.
     pub sums_sent: u64,
     /// Time spent so far.
@@ -113,6 +116,36 @@ impl BatchOracle<'_> {
         Ok((loss, tape, value))
     }
 
+    /// The sum of this number over all micro-batches, where this process wants it and has another.
+    ///
+    /// In the order of one process, the process of the `last` micro-batch has it; otherwise every
+    /// process has the sum over its own micro-batches.
+    fn exchange(&self, last: usize, number: usize, sum: &Tensor) -> anyhow::Result<Option<Tensor>> {
+        let processes = self.processes;
+        if !self.is_deterministic {
+            return processes.sum_tensor(sum).map(Some);
+        }
+        let id = ParamStore::of_slot(number / 2);
+        let owner = self.owners.and_then(|owners| owners.of(id));
+        match (owner, processes.rank()) {
+            (None, rank) => {
+                let all = processes.broadcast_tensor(last, sum)?;
+                Ok((rank != last).then_some(all))
+            }
+            (Some(owner), rank) if owner == last || (rank != last && rank != owner) => Ok(None),
+            (Some(owner), rank) if rank == last => {
+                let mut numbers = sum.flatten_all()?.to_vec1::<f32>()?;
+                processes.send(owner, Tag::sum(number), f32_bytes(&mut numbers))?;
+                Ok(None)
+            }
+            (Some(_), _) => {
+                let mut numbers = vec![0f32; sum.elem_count()];
+                processes.receive(last, Tag::sum(number), f32_bytes(&mut numbers))?;
+                Ok(Some(Tensor::from_vec(numbers, sum.shape(), sum.device())?))
+            }
+        }
+    }
+
     fn backward(
         &mut self,
         tape: Tape,
@@ -147,7 +180,8 @@ impl BatchOracle<'_> {
                 not_finite.get_or_insert(message);
             }
             let mut chain = Chain { processes, micro, count };
-            self.backward(tape, &loss, gradients, Some(&mut chain))?;
+            let relay = self.is_deterministic.then_some(&mut chain as &mut dyn Relay);
+            self.backward(tape, &loss, gradients, relay)?;
         }
         self.sums_sent += processes.bytes_sent() - before;
         let losses = processes.gather_f64(&losses)?;
@@ -165,21 +199,7 @@ impl BatchOracle<'_> {
         }
         let before = processes.bytes_sent();
         let last = (count - 1) % world;
-        let owner = |slot| self.owners.and_then(|owners| owners.of(ParamStore::of_slot(slot)));
-        let part = |slot| match owner(slot) {
-            _ if rank == last => Part::Gives,
-            Some(owner) if rank != owner => Part::Neither,
-            _ => Part::Takes,
-        };
-        let exchange = |number: usize, sum: &mut [f32]| match owner(number / 2) {
-            None => processes.broadcast(last, f32_bytes(sum)),
-            Some(owner) if owner == last => Ok(()),
-            Some(owner) if rank == last => processes.send(owner, Tag::sum(number), f32_bytes(sum)),
-            Some(_) => processes.receive(last, Tag::sum(number), f32_bytes(sum)),
-        };
-        gradients.exchange(part, |number, sum| {
-            exchange(number, sum).map_err(candle_core::Error::wrap)
-        })?;
+        gradients.exchange(|number, sum| self.exchange(last, number, sum))?;
         processes.settle()?;
         self.sums_sent += processes.bytes_sent() - before;
         Ok(sum)

@@ -246,6 +246,7 @@ impl<'a> Trainer<'a> {
             micro_batches: self.plan.train.gradient_accumulation_steps,
             processes: self.processes,
             owners: owners.as_deref(),
+            is_deterministic: self.plan.train.data_parallel.deterministic,
             sums_sent: 0,
             times: OracleTimes::default(),
         };
