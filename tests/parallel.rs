@@ -65,7 +65,7 @@ fn trajectory(place: &Workplace, run: &str, step: u64) -> BTreeMap<String, Vec<u
 /// The bytes on the wire of each logged step.
 fn wire_bytes(place: &Workplace, run: &str) -> Vec<u64> {
     let text = std::fs::read_to_string(place.path(run).join("metrics.jsonl")).expect("metrics");
-    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line));
+    let lines = text.lines().map(serde_json::from_str::<serde_json::Value>);
     lines.filter_map(|line| line.expect("JSON")["train/wire_bytes"].as_u64()).collect()
 }
 
