@@ -13,6 +13,32 @@ use rayon::prelude::*;
 /// # Errors
 /// If the shapes do not fit.
 pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
+    dense_linear(tape, x, w, None, bias)
+}
+
+/// [`linear`] of a weight whose rank is to be cut: where [`Gradients`](super::Gradients) ask for
+/// Gram matrices, the slot of `inputs` gets xᵀ x, n × n, and that of w δᵀ δ, m × m.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn measured_linear(
+    tape: &Tape,
+    x: &Value,
+    w: &Value,
+    inputs: &Value,
+    bias: Option<&Value>,
+) -> Result<Value> {
+    dense_linear(tape, x, w, inputs.source(), bias)
+}
+
+/// y = x Wᵀ + b; the second moments are measured where those of the inputs have a place.
+fn dense_linear(
+    tape: &Tape,
+    x: &Value,
+    w: &Value,
+    to_inputs: Option<Source>,
+    bias: Option<&Value>,
+) -> Result<Value> {
     let (m, n) = w.tensor().dims2()?;
     check_width("linear", x, n)?;
     let compute = tape.compute();
@@ -24,10 +50,14 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     let input = Input::of(x);
     // A frozen weight needs no input kept for its gradient.
     let rows = to_w.map(|_| rows);
-    Ok(tape.record(&[to_x, to_w, to_bias], y, move |delta, flow| {
+    Ok(tape.record(&[to_x, to_w, to_inputs, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
         if let Some(rows) = rows {
             flow.add_product(to_w, weight.dims(), &delta.t()?, &rows)?;
+            if to_inputs.is_some() {
+                flow.add_gram(to_inputs, &rows)?;
+                flow.add_gram(to_w, &delta)?;
+            }
         }
         add_bias_gradient(flow, to_bias, &delta)?;
         input.add_product(flow, to_x, &delta, &weight)
