@@ -47,21 +47,17 @@ fn every_command_reads_both_kinds_of_checkpoint() {
     assert!(table.contains("32, dense") && table.contains("100.0%"), "{table}");
 
     let metrics = support::metrics(&place.path("run/metrics.jsonl"));
+    let lines: Vec<Value> =
+        metrics.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let at = |step: u64, key: &str| -> Option<f64> {
-        let lines = metrics.iter().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        let found = lines.filter(|line| line["step"] == step).find(|line| !line[key].is_null());
-        found.and_then(|line| line[key].as_f64())
+        lines.iter().filter(|line| line["step"] == step).find_map(|line| line[key].as_f64())
     };
-    let dense_parameters = at(4, "train/parameters").or(at(4, "parameters"));
-    assert!(dense_parameters > at(12, "train/parameters").or(at(12, "parameters")), "{metrics:?}");
-    let rank_keys = |step: u64| {
-        let of_step = metrics.iter().filter(|line| {
-            line.contains(&format!("\"step\":{step},"))
-                || line.contains(&format!("\"step\":{step}}}"))
-        });
-        of_step.map(|line| line.matches("rank/").count()).max()
-    };
-    assert_eq!((rank_keys(4), rank_keys(12)), (Some(12), Some(12)), "{metrics:?}");
+    assert!(at(4, "params") > at(12, "params"), "{metrics:?}");
+    assert_eq!((at(4, "rank/mean"), at(4, "lowrank/defect")), (Some(32.0), None));
+    assert!(at(12, "rank/mean") < Some(32.0) && at(12, "lowrank/defect").is_some());
+    let weight = dense[0]["name"].as_str().expect("a name");
+    assert_eq!(at(4, &format!("rank/{weight}")), Some(32.0));
+    assert_eq!(at(12, &format!("rank/{weight}")), factors[0]["rank"].as_f64(), "{metrics:?}");
 
     for (checkpoint, name) in [(before, "before"), (after, "after")] {
         place.run(&["eval", checkpoint], 0);

@@ -41,7 +41,8 @@ pub struct Report {
     pub seconds_per_step: SecondsPerStep,
     /// Mean seconds of the low-rank optimizer divided by mean seconds of the step.
     pub low_rank_optimizer_share: f64,
-    /// Seconds of the parts of a low-rank step; absent where nothing is low-rank.
+    /// Seconds of the parts of a low-rank step; absent where nothing is low-rank, or all of it is dense
+    /// until it is cut.
     pub low_rank_parts: Option<LowRankParts>,
     /// Operations counted, and their rate.
     pub operations: Operations,

@@ -51,6 +51,7 @@ pub fn measure(
     let low_rank_parts = plan
         .optimizer
         .dlra()
+        .filter(|_| trainer.params.low_rank().next().is_some())
         .map(|dlra| LowRankParts::measure(&trainer.params, dlra, stacked))
         .transpose()?;
     let dtype = trainer.model.compute().half.unwrap_or(DType::F32);

@@ -11,7 +11,7 @@ impl RuleCost for DlraSpec {
     ///
     /// A weight that is not cut yet has no rank, as any full one.
     fn kept(&self, weight: MovedWeight) -> u64 {
-        if weight.size.rank == 0 {
+        if is_uncut(weight) {
             return uncut::kept(self, weight);
         }
         weight.values + momentum_cost(self.momentum).values(weight.size)
@@ -20,25 +20,31 @@ impl RuleCost for DlraSpec {
     /// The tangent gradient, the new weight and the new moments; before a weight is cut there is no
     /// other gradient than the dense one.
     fn proposed(&self, weight: MovedWeight) -> u64 {
-        let tangent = if weight.size.rank == 0 { 0 } else { weight.values };
+        let tangent = if is_uncut(weight) { 0 } else { weight.values };
         tangent + weight.values + self.kept(weight)
     }
 
     fn in_hand(&self, weight: MovedWeight) -> u64 {
-        match weight.size.rank {
-            0 => uncut::in_hand(weight),
-            _ => augmentation_values(weight.size),
+        match is_uncut(weight) {
+            true => uncut::in_hand(weight),
+            false => augmentation_values(weight.size),
         }
     }
 
     fn flops(&self, weights: &[MovedWeight], phase: Option<CyclePhase>) -> u64 {
         let step = |weight: &MovedWeight| match phase {
-            _ if weight.size.rank == 0 => uncut::step_flops(self, weight.size),
+            _ if is_uncut(*weight) => uncut::step_flops(self, weight.size),
             None => step_flops(self, weight.size).total(),
             Some(phase) => cycle_flops(self, weight.size, phase).total(),
         };
         weights.iter().map(step).sum()
     }
+}
+
+/// Whether a weight is dense until it is cut; one without numbers, as of a matrix beside which
+/// nothing is trained, is not.
+fn is_uncut(MovedWeight { size, values }: MovedWeight) -> bool {
+    size.rank == 0 && values > 0
 }
 
 /// Numbers in hand while bases are augmented and cut: the direction and the new basis directions,
