@@ -137,9 +137,7 @@ impl Declared {
                 );
                 Weight::LowRank(point)
             }
-            _ => {
-                Weight::Dense(placed(reader.take_shaped(&self.name, &self.initial.dense_shape())?)?)
-            }
+            _ => Weight::Dense(placed(reader.take_shaped(&self.name, &self.initial.shape())?)?),
         };
         Ok(self.with(weight))
     }
@@ -153,7 +151,7 @@ impl Declared {
                 rank.saturating_mul(rows.saturating_add(columns).saturating_add(rank))
             }
             _ => {
-                let shape = self.initial.dense_shape();
+                let shape = self.initial.shape();
                 shape.iter().fold(1, |product: u64, size| product.saturating_mul(*size as u64))
             }
         }
@@ -169,6 +167,14 @@ impl Initial {
     pub fn is_adapter(self) -> bool {
         use Initial::{Adapter, LoraA, LoraB};
         matches!(self, Adapter { .. } | LoraB { .. } | LoraA { .. })
+    }
+
+    /// The rank of a point on the manifold; none for other parameters.
+    pub fn rank(self) -> Option<usize> {
+        match self {
+            Initial::LowRank { rank, .. } | Initial::Adapter { rank, .. } => Some(rank),
+            _ => None,
+        }
     }
 
     /// Numbers of the dense matrix in this parameter's place; the factors of one matrix count once,
@@ -189,7 +195,7 @@ impl Initial {
     }
 
     /// Shape of the tensor, or of the whole matrix where it is kept as U, S and V.
-    fn dense_shape(self) -> Vec<usize> {
+    pub fn shape(self) -> Vec<usize> {
         match self {
             Initial::Constant { size, .. } => vec![size],
             Initial::Normal { rows, columns, .. }

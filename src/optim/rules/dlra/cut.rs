@@ -4,13 +4,15 @@ use super::DlraUpdate;
 use crate::lowrank::Spectrum;
 use crate::ops::Gradients;
 use crate::optim::rank::Offer;
-use crate::params::{ParamId, ParamStore, Parameter, Role};
+use crate::optim::shards::Shards;
+use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
 use crate::spec::{DlraSpec, RankNorm, Target};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// The updates of these weights cut to the ranks that `ranks` chooses from what they offer.
+/// The updates cut to the ranks that `ranks` chooses from what all these weights offer; the updates
+/// are those of the weights that this process owns.
 ///
 /// In the Fisher norm the slots hold the second moments of the step's batch.
 ///
@@ -21,7 +23,7 @@ pub(super) fn cut(
     updates: Vec<DlraUpdate>,
     norm: RankNorm,
     slots: &Gradients,
-    spec: &DlraSpec,
+    (spec, shards): (&DlraSpec, Option<&Shards>),
     ranks: &dyn Fn(&[Offer]) -> Vec<usize>,
 ) -> Result<Vec<DlraUpdate>> {
     // A cut is rare and of small matrices: it is made in host memory, weight by weight.
@@ -30,18 +32,36 @@ pub(super) fn cut(
         updates.into_iter().map(|update| update.to_device(device)).collect()
     };
     let updates = on(&Device::Cpu, updates)?;
+    let owns = |id: ParamId| shards.is_none_or(|shards| shards.owns(id));
+    let own: Vec<_> = weights.iter().filter(|(id, _)| owns(*id)).copied().collect();
     let spectrum = |(weight, update)| spectrum(weight, update, norm, slots);
-    let spectra = weights.par_iter().zip(&updates).map(spectrum).collect::<Result<Vec<_>>>()?;
+    let spectra = own.par_iter().zip(&updates).map(spectrum).collect::<Result<Vec<_>>>();
+    let (spectra, values) = match spectra {
+        Ok(spectra) => {
+            let values = spectra.iter().map(|spectrum| spectrum.singular_values().to_vec());
+            let values = values.collect();
+            (spectra, Ok(values))
+        }
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    let values = match shards {
+        None => values?,
+        Some(shards) => {
+            let ids: Vec<ParamId> = weights.iter().map(|(id, _)| *id).collect();
+            shards.joined(&ids, values)?
+        }
+    };
     let mut offers = Vec::with_capacity(weights.len());
-    for (((_, parameter), update), spectrum) in weights.iter().zip(&updates).zip(&spectra) {
-        let target = target_of(parameter)
-            .with_context(|| format!("`{}` is low-rank outside the blocks", parameter.name))?;
-        let sides = update.point.rows() + update.point.columns();
-        let singular_values = spectrum.singular_values().to_vec();
-        offers.push(Offer { target, sides, singular_values });
+    for ((_, parameter), singular_values) in weights.iter().zip(values) {
+        let (Some(target), Weight::LowRank(point)) = (target_of(parameter), &parameter.weight)
+        else {
+            bail!("`{}` is low-rank outside the blocks", parameter.name)
+        };
+        offers.push(Offer { target, sides: point.rows() + point.columns(), singular_values });
     }
-    let ranks = ranks(&offers);
-    let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).zip(weights).map(
+    let ranks = ranks(&offers).into_iter().zip(weights).filter(|(_, (id, _))| owns(*id));
+    let ranks: Vec<usize> = ranks.map(|(rank, _)| rank).collect();
+    let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).zip(&own).map(
         |(((update, spectrum), rank), (_, parameter))| {
             update.cut(spectrum, rank, spec).with_context(|| failed(parameter))
         },

@@ -123,7 +123,7 @@ impl DlraRule {
     /// low-rank weights and all else as it was, and scaled by the first gradient's factor.
     fn augmented_bug(
         &self,
-        members: &[Member],
+        (members, everyone): (&[Member], &[ParamId]),
         params: &ParamStore,
         oracle: &mut dyn GradientOracle,
         step: &Step,
@@ -135,21 +135,28 @@ impl DlraRule {
             begun.with_context(|| {
                 format!("augmenting the bases of `{}` failed", member.parameter.name)
             })
-        })?;
+        });
         // Buffers of its own: those of the first evaluation hold the dense gradients, which are
         // still needed.
         let mut gradients = Gradients::new(params.slot_count());
         let mut evaluating = Duration::ZERO;
         for _ in 0..self.spec.coefficient_steps() {
             let mut augmented = params.clone();
-            for (galerkin, member) in steps.iter().zip(members) {
-                augmented.set(member.id, Weight::LowRank(galerkin.augmented_point()?));
+            let placed = steps.and_then(|steps| {
+                for (galerkin, member) in steps.iter().zip(members) {
+                    augmented.set(member.id, Weight::LowRank(galerkin.augmented_point()?));
+                }
+                Ok(steps)
+            });
+            let placed = step.agreed(placed)?;
+            if let Some(shards) = step.shards {
+                shards.spread(&mut augmented, everyone)?;
             }
             gradients.reset();
             let started = Instant::now();
             oracle.evaluate(&augmented, &mut gradients)?;
             evaluating += started.elapsed();
-            let pairs = steps.into_iter().zip(members).collect();
+            let pairs = placed.into_iter().zip(members).collect();
             steps = map_all(placement, pairs, |(galerkin, member): (GalerkinStep, &Member)| {
                 let k_gradient = gradients.get(ParamStore::slot(member.id));
                 let sum = coefficient_gradient(&galerkin, member, k_gradient, step)?;
@@ -157,9 +164,9 @@ impl DlraRule {
                 advanced.with_context(|| {
                     format!("a coefficient step of `{}` failed", member.parameter.name)
                 })
-            })?;
+            });
         }
-        let pairs = steps.into_iter().zip(members).collect();
+        let pairs = steps?.into_iter().zip(members).collect();
         let updates = map_all(placement, pairs, |(galerkin, member): (GalerkinStep, &Member)| {
             let rank = self.growth(member, step.rank);
             let update = galerkin.finish(&self.numbers(step, rank));
@@ -187,19 +194,23 @@ impl Rule for DlraRule {
         step: &Step,
     ) -> anyhow::Result<Duration> {
         let all = all_of(members, params, step)?;
-        let (updates, evaluating) = match self.spec.integrator {
-            Integrator::AugmentedBug => self.augmented_bug(&all, params, oracle, step)?,
+        let updates = match self.spec.integrator {
+            Integrator::AugmentedBug => {
+                self.augmented_bug((&all, &members.everyone), params, oracle, step)
+            }
             Integrator::Tangent | Integrator::CoefficientCycle => {
-                (self.one_gradient(&all, step)?, Duration::ZERO)
+                self.one_gradient(&all, step).map(|updates| (updates, Duration::ZERO))
             }
         };
+        // Before a cut, for which all have to be here.
+        let (updates, evaluating) = step.agreed(updates)?;
         let weights: Vec<(ParamId, &Parameter)> =
-            all.iter().map(|member| (member.id, member.parameter)).collect();
+            members.everyone.iter().map(|id| (*id, params.get(*id))).collect();
         let updates = match step.rank {
             RankEvent::None | RankEvent::Grow => updates,
             RankEvent::Cut { cut: place, norm } => {
                 let ranks = |offers: &[_]| self.ranks.cut(place, offers);
-                cut(&weights, updates, norm, step.slots, &self.spec, &ranks)?
+                cut(&weights, updates, norm, step.slots, (&self.spec, step.shards), &ranks)?
             }
         };
         self.truncations.clear();
