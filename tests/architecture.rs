@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Module -> modules of this crate it may import.
 const ALLOWED: &[(&str, &[&str])] = &[
+    ("allocator", &[]),
     ("error", &[]),
     ("figures", &[]),
     ("fs", &[]),
@@ -22,8 +23,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("params", &["lowrank", "rng", "spec"]),
     ("model", &["lowrank", "ops", "params", "rng", "spec"]),
     ("checkpoint", &["error", "fs", "rng"]),
-    ("optim", &["error", "kernels", "linalg", "lowrank", "ops", "params", "rng", "spec"]),
-    ("account", &["figures", "model", "ops", "optim", "spec"]),
+    (
+        "optim",
+        &["error", "kernels", "linalg", "lowrank", "ops", "parallel", "params", "rng", "spec"],
+    ),
+    ("account", &["figures", "model", "ops", "optim", "params", "spec"]),
     ("hub", &["data", "fs", "gguf_file", "lowrank", "model", "params", "spec", "tensor_file"]),
     ("data", &["error", "figures", "fs", "gguf_file", "rng", "spec"]),
     ("record", &["figures", "fs"]),

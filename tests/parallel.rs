@@ -19,6 +19,7 @@ const LOW_RANK: &str = "{low_rank: {rank: 6}}";
 const RANKS: &str = "rank: {budget: {final_rank: 5, norm: fisher, every: 6, settle: 3, grow_by: 4, start: 3, freeze: 12, max_rank: 12}}\n";
 const OFTEN: &str = "checkpoint: {every: 1, keep_last: 3}\n";
 const FOUR: &str = "train.gradient_accumulation_steps=4";
+const SHARDED: &str = "train.data_parallel.shard_optimizer=true";
 
 /// `mpirun` of this program with so many processes of one thread each.
 fn mpirun(place: &Workplace, processes: usize, arguments: &[&str]) -> Command {
@@ -128,13 +129,17 @@ fn every_method_gives_the_same_bytes_with_1_2_and_4_processes() {
             all
         };
         let texts = |run: &str| arguments(run);
-        let (one, more) = (format!("{name}-1"), [2usize, 4]);
+        let (one, more) = (format!("{name}-1"), [(2usize, false), (4, false), (3, true)]);
         let own = texts(&one);
         alone(&place, &own.iter().map(String::as_str).collect::<Vec<_>>(), 0);
         let expected = trajectory(&place, &one, 8);
-        for processes in more {
+        for (processes, is_sharded) in more {
             let run = format!("{name}-{processes}");
-            let own = texts(&run);
+            let mut own = texts(&run);
+            own.extend([
+                "--set".to_owned(),
+                format!("train.data_parallel.shard_optimizer={is_sharded}"),
+            ]);
             let own: Vec<&str> = own.iter().map(String::as_str).collect();
             let output = ended(mpirun(&place, processes, &own), 0);
             let stdout = String::from_utf8_lossy(&output.stdout);
@@ -181,17 +186,19 @@ fn the_account_has_the_bytes_that_are_sent() {
     let place = Workplace::new();
     let bug = "optimizer: {low_rank: {dlra: {integrator: augmented_bug, learning_rate: 1e-2}}}\n";
     let cases = [("dense", "dense", ""), ("low-rank", LOW_RANK, ""), ("bug", LOW_RANK, bug)];
-    for (name, weights, extra) in cases {
+    let cases = cases.iter().flat_map(|case| [(case, false), (case, true)]);
+    for (&(name, weights, extra), is_sharded) in cases {
         let spec = place.spec(weights, extra);
         let spec = spec.to_str().expect("UTF-8");
-        let settings = ["--set", FOUR, "--set", "train.max_steps=2"];
+        let sharded = format!("train.data_parallel.shard_optimizer={is_sharded}");
+        let settings = ["--set", FOUR, "--set", "train.max_steps=2", "--set", &sharded];
         let (_, plan) = lrpt::spec::load_plan(
             Path::new(spec),
-            &[FOUR.to_owned(), "train.max_steps=2".to_owned()],
+            &[FOUR.to_owned(), "train.max_steps=2".to_owned(), sharded.clone()],
         )
         .expect("a spec");
         for processes in [2, 3, 4] {
-            let run = format!("{name}-{processes}");
+            let run = format!("{name}-{processes}-{is_sharded}");
             let arguments = [&["train", spec, "--run-dir", &run][..], &settings].concat();
             ended(mpirun(&place, processes, &arguments), 0);
             let data = std::fs::read_to_string(place.path(&run).join("data.json"));
@@ -199,7 +206,7 @@ fn the_account_has_the_bytes_that_are_sent() {
                 serde_json::from_str(&data.expect("data.json")).expect("JSON");
             let vocabulary = data["vocab_size"].as_u64().expect("a size");
             let ledger = lrpt::account::Ledger::new(&plan, vocabulary as usize, 1);
-            let expected = ledger.wire.bytes_per_step(processes as u64);
+            let expected = ledger.wire_bytes_per_step(processes as u64);
             assert_eq!(wire_bytes(&place, &run), [expected; 2], "{run}");
         }
     }
@@ -271,11 +278,12 @@ fn a_run_is_resumed_on_any_number_of_processes() {
         ["train", spec, "--run-dir", "parts", "--set", FOUR, "--stop-after", stop]
     };
     ended(mpirun(&place, 2, &part("4")), 0);
-    ended(mpirun(&place, 4, &[&part("7")[..], &["--resume"]].concat()), 0);
+    ended(mpirun(&place, 4, &[&part("7")[..], &["--resume", "--set", SHARDED]].concat()), 0);
     alone(&place, &[&part("9")[..], &["--resume"]].concat(), 0);
+    ended(mpirun(&place, 2, &["resume", "parts", "--set", SHARDED, "--stop-after", "11"]), 0);
     ended(mpirun(&place, 3, &["resume", "parts"]), 0);
     let whole = trajectory(&place, "whole", 12);
-    assert_same(&whole, &trajectory(&place, "parts", 12), "2, 4, 1, then 3 processes");
+    assert_same(&whole, &trajectory(&place, "parts", 12), "2, 4 sharded, 1, 2, then 3 processes");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::spec::{
 };
 
 /// Bytes of a number in f32.
-const BYTES_PER_VALUE: u64 = 4;
+pub(super) const BYTES_PER_VALUE: u64 = 4;
 /// Bytes of a number in half precision.
 const BYTES_PER_HALF: u64 = 2;
 

@@ -14,6 +14,7 @@
 //! operations   of a token, of a step, of the optimizer's own linear algebra
 //! memory       bytes at once
 //! wire         what processes that train together send each other
+//! shards       what they hold and send where the optimizer is sharded over them
 //! moved        a matrix as its rule sees it
 //! ```
 
@@ -21,6 +22,7 @@ mod memory;
 mod moved;
 mod operations;
 mod parameters;
+mod shards;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -33,6 +35,7 @@ use crate::spec::{
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
 pub use operations::FlopLedger;
 pub use parameters::{ParameterLedger, TargetLedger};
+pub use shards::ShardLedger;
 use std::fmt;
 pub use wire::WireLedger;
 
@@ -49,6 +52,8 @@ pub struct Ledger {
     pub memory: MemoryLedger,
     /// Bytes between processes.
     pub wire: WireLedger,
+    /// The same, and what each holds, where the optimizer is sharded over them.
+    pub shards: Option<ShardLedger>,
     /// Tokens a step sees.
     pub tokens_per_step: u64,
     /// Steps of the run.
@@ -69,6 +74,7 @@ impl Ledger {
         Ledger {
             vocabulary_size: vocabulary,
             wire: WireLedger::new(plan, &parameters),
+            shards: ShardLedger::new(plan, vocabulary),
             after_cuts: after_cuts(plan, &parameters),
             parameters,
             flops: FlopLedger::new(plan, vocabulary),
@@ -82,6 +88,22 @@ impl Ledger {
     /// Tokens the run sees.
     pub fn total_tokens(&self) -> u64 {
         self.tokens_per_step.saturating_mul(self.max_steps)
+    }
+
+    /// Bytes that so many processes together send in a step.
+    pub fn wire_bytes_per_step(&self, processes: u64) -> u64 {
+        match &self.shards {
+            Some(shards) => shards.bytes_per_step(processes),
+            None => self.wire.bytes_per_step(processes),
+        }
+    }
+
+    /// Bytes at once of one of so many processes, the one that has the most.
+    pub fn peak_of_process(&self, processes: u64) -> u64 {
+        match &self.shards {
+            Some(shards) if processes > 1 => shards.peak(&self.memory, processes),
+            _ => self.memory.peak(),
+        }
     }
 
     /// Operations of one step: training on its tokens, then the low-rank optimizer.
@@ -214,11 +236,15 @@ impl fmt::Display for Ledger {
         if wire.micro_batches > 1 {
             let processes = wire.micro_batches;
             writeln!(f, "between {processes} processes (data_parallel)")?;
-            line(f, "a step in all", bytes(wire.bytes_per_step(processes)))?;
+            line(f, "a step in all", bytes(self.wire_bytes_per_step(processes)))?;
             let dense = wire.dense_bytes_per_step(processes);
             line(f, "the same network dense", bytes(dense))?;
             let share = wire.sums_per_step as f64 / wire.dense_sums_per_step as f64;
             line(f, "share of dense", format!("{share:.3}"))?;
+            if self.shards.is_some() {
+                let peak = bytes(self.peak_of_process(processes));
+                line(f, "peak of a process (shard_optimizer)", peak)?;
+            }
         }
 
         writeln!(f, "tokens")?;

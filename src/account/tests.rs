@@ -285,3 +285,40 @@ fn a_dense_start_is_counted_as_dense() {
     let factors = tiny("{low_rank: {rank: 2}}", "", false);
     assert_eq!(after, FlopLedger::at_step(&factors, 10, 7, &|_, _| None));
 }
+
+/// The parts of all processes are the whole, for every rule, and two processes hold less.
+#[test]
+fn shards_hold_what_one_process_does() {
+    let plans = [
+        tiny(LOW_RANK, "", true),
+        tiny("{factored: {rank: 2}}", "optimizer: {low_rank: {loro: {}}}", false),
+        tiny("dense", "optimizer: {matrices: {galore: {rank: 2}}}", false),
+        tiny("dense", "optimizer: {matrices: {muon: {}}}", false),
+        tiny(LOW_RANK, "optimizer: {low_rank: {dlra: {integrator: augmented_bug}}}", false),
+    ];
+    for mut plan in plans {
+        let whole = Ledger::new(&plan, 10, 1);
+        plan.train.data_parallel.shard_optimizer = true;
+        let sharded = Ledger::new(&plan, 10, 1);
+        assert_eq!(whole.memory, sharded.memory);
+        let shards = sharded.shards.as_ref().expect("shards");
+        assert_eq!(shards.peak(&sharded.memory, 1), whole.memory.peak(), "{:?}", plan.optimizer);
+        let state = |peak: u64| peak - whole.memory.weights - whole.memory.gradients;
+        let [one, two] = [1, 2].map(|processes| state(sharded.peak_of_process(processes)));
+        assert!(two < one, "{:?}: {two} of {one}", plan.optimizer);
+        assert_eq!(whole.peak_of_process(2), whole.memory.peak());
+    }
+}
+
+/// Two processes, two micro-batches: the sums go to the second, half of them back to the first, and
+/// every owner sends its weights to the other.
+#[test]
+fn shards_of_a_tiny_model_on_the_wire() {
+    let mut plan = tiny(LOW_RANK, "", false);
+    plan.train.data_parallel.shard_optimizer = true;
+    let ledger = Ledger::new(&plan, 10, 1);
+    let (sums, weights) = (ledger.wire.sums_per_step, ledger.parameters.trained());
+    let sent = ledger.wire_bytes_per_step(2);
+    assert!((4 * (sums + weights)..4 * (2 * sums + weights)).contains(&sent), "{sent}");
+    assert_eq!(ledger.wire_bytes_per_step(1), 0);
+}

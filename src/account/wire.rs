@@ -23,6 +23,8 @@ pub struct WireLedger {
     pub dense_sums_per_step: u64,
     /// Micro-batches per step, M.
     pub micro_batches: u64,
+    /// Whether sums go from micro-batch to micro-batch, or around a ring of the processes.
+    pub is_deterministic: bool,
 }
 
 impl WireLedger {
@@ -47,10 +49,12 @@ impl WireLedger {
             },
             dense_sums_per_step: parameters.dense_equivalent(),
             micro_batches: plan.train.gradient_accumulation_steps as u64,
+            is_deterministic: plan.train.data_parallel.deterministic,
         }
     }
 
-    /// Bytes that all processes together send in a step: (M − 1) + (P − 1) times the sums.
+    /// Bytes that all processes together send in a step: (M − 1) + (P − 1) times the sums, or
+    /// 2 (P − 1) times around a ring.
     pub fn bytes_per_step(&self, processes: u64) -> u64 {
         self.hops(processes).saturating_mul(self.sums_per_step).saturating_mul(BYTES)
     }
@@ -63,6 +67,7 @@ impl WireLedger {
     fn hops(&self, processes: u64) -> u64 {
         match processes {
             0 | 1 => 0,
+            _ if !self.is_deterministic => 2 * (processes - 1),
             _ => self.micro_batches - 1 + processes - 1,
         }
     }

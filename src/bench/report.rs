@@ -1,5 +1,6 @@
 //! The figures of a benchmark.
 
+use super::by_operation::OperationTable;
 use super::low_rank_parts::LowRankParts;
 use super::product_peak::ProductPeak;
 use crate::account::{Ledger, MemoryLedger};
@@ -48,6 +49,9 @@ pub struct Report {
     pub operations: Operations,
     /// Memory measured and predicted.
     pub memory: Memory,
+    /// Forward and backward operation by operation, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_operation: Option<OperationTable>,
 }
 
 /// Sizes that a comparison with another program needs.
@@ -288,7 +292,8 @@ impl fmt::Display for Report {
         if let Some(bytes_on_device) = memory.device_peak {
             line(f, "peak on the device", bytes(bytes_on_device))?;
         }
-        write!(f, "  {:<22}{}", "peak, the ledger's", bytes(memory.predicted_peak))
+        write!(f, "  {:<22}{}", "peak, the ledger's", bytes(memory.predicted_peak))?;
+        self.by_operation.iter().try_for_each(|table| write!(f, "\n\n{table}"))
     }
 }
 

@@ -30,6 +30,7 @@ pub use directory::{load, load_config, tensor_bytes, verify};
 pub use lock::{LOCK_FILE, RunLock};
 pub use manifest::{FileEntry, Manifest};
 pub use retention::to_delete;
+pub use tensors::{decode as tensors_from_bytes, encode as tensors_to_bytes};
 
 use candle_core::Tensor;
 

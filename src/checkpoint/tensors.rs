@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 /// # Errors
 /// When two tensors share a name, a type has no safetensors form in candle, or a tensor cannot be
 /// copied to the host.
-pub(super) fn encode(tensors: &[(String, Tensor)]) -> anyhow::Result<Vec<u8>> {
+pub fn encode(tensors: &[(String, Tensor)]) -> anyhow::Result<Vec<u8>> {
     let mut on_host = BTreeMap::new();
     for (name, tensor) in tensors {
         if matches!(tensor.dtype(), DType::F6E2M3 | DType::F6E3M2 | DType::F4 | DType::F8E8M0) {
@@ -38,7 +38,7 @@ pub(super) fn encode(tensors: &[(String, Tensor)]) -> anyhow::Result<Vec<u8>> {
 ///
 /// # Errors
 /// When the bytes are no safetensors file or hold a type that candle lacks.
-pub(super) fn decode(bytes: &[u8]) -> anyhow::Result<Vec<(String, Tensor)>> {
+pub fn decode(bytes: &[u8]) -> anyhow::Result<Vec<(String, Tensor)>> {
     let views: BTreeMap<_, _> = SafeTensors::deserialize(bytes)?.tensors().into_iter().collect();
     let load = |(name, view): (String, safetensors::tensor::TensorView)| {
         let tensor = view.load(&Device::Cpu).with_context(|| format!("tensor `{name}`"))?;

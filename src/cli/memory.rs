@@ -9,14 +9,19 @@ use crate::spec::Plan;
 use anyhow::Result;
 use candle_core::Device;
 
-/// Refuses a run whose ledger is larger than the free memory of its device, which `local` processes
-/// share where it is the CPU; a vocabulary that only the data can tell counts as empty.
+/// Refuses a run of `world` processes whose ledger is larger than the free memory of its device,
+/// which `local` of them share where it is the CPU; a vocabulary that only the data can tell counts as empty.
 ///
 /// # Errors
 /// [`Failure::Usage`] with both figures.
-pub fn refuse_unless_fits(plan: &Plan, device: &Device, local: usize) -> Result<()> {
+pub fn refuse_unless_fits(
+    plan: &Plan,
+    device: &Device,
+    (world, local): (usize, usize),
+) -> Result<()> {
     let vocabulary = super::spec::vocabulary_size(plan)?.unwrap_or(0);
-    let expected = Ledger::new(plan, vocabulary, rayon::current_num_threads()).memory.peak();
+    let ledger = Ledger::new(plan, vocabulary, rayon::current_num_threads());
+    let expected = ledger.peak_of_process(world as u64);
     let available = match device {
         Device::Cpu => available_memory().map(|memory| memory / local.max(1) as u64),
         _ => device::memory(device).map(|memory| memory.free),

@@ -1,9 +1,11 @@
 //! The processes that a launcher started: how this one joins them, and how it leaves.
 
 use crate::error::{Failure, exit_code};
-use crate::parallel::{self, Alone, Communicator, Launch, OfRank};
+use crate::parallel::{self, Alone, Communicator, Launch, Meeting, OfRank, Tcp};
 use crate::spec::{DataParallelSpec, ProcessBackend};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use candle_core::Device;
+use std::time::Duration;
 
 /// The processes of this run.
 pub struct Processes {
@@ -19,31 +21,60 @@ pub struct Processes {
 pub fn join(spec: &DataParallelSpec) -> Result<Processes> {
     let launch = Launch::detect().filter(|_| spec.backend != ProcessBackend::None);
     let communicator: Box<dyn Communicator> = match (&launch, spec.backend) {
-        (Some(launch), _) => connect(launch)?,
-        (None, ProcessBackend::Mpi) if !parallel::BUILT => return Err(not_built("asks for MPI")),
+        (Some(launch), _) => connect(launch, spec)?,
+        (None, ProcessBackend::Mpi) if !parallel::HAS_MPI => {
+            return Err(not_built("asks for MPI", "mpi"));
+        }
+        (None, ProcessBackend::Nccl) if !parallel::HAS_NCCL => {
+            return Err(not_built("asks for NCCL", "cuda,nccl"));
+        }
         (None, _) => Box::new(Alone),
     };
     Ok(Processes { communicator, launch })
 }
 
-fn not_built(why: &str) -> anyhow::Error {
+fn not_built(why: &str, features: &str) -> anyhow::Error {
     Failure::Usage(format!(
-        "train.data_parallel: {why}, but this build knows no MPI: build it with `cargo build \
-         --release --features mpi` (docs/scaling.md says what that needs), or start one process"
+        "train.data_parallel: {why}, which this build does not know: build it with `cargo build \
+         --release --features {features}` (docs/scaling.md says what that needs), or start one \
+         process, or several by a launcher that sets MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE"
     ))
     .into()
 }
 
+fn connect(launch: &Launch, spec: &DataParallelSpec) -> Result<Box<dyn Communicator>> {
+    let by_tcp = match spec.backend {
+        ProcessBackend::Tcp => true,
+        ProcessBackend::Mpi => false,
+        _ => launch.is_by_address(),
+    };
+    if !by_tcp {
+        return connect_by_mpi(launch);
+    }
+    let Some(address) = launch.address.clone() else {
+        return Err(Failure::Usage(format!(
+            "train.data_parallel.backend: tcp needs to know where rank 0 listens, but {} does not \
+             say it: set MASTER_ADDR to its machine and MASTER_PORT to a free port there",
+            launch.by
+        ))
+        .into());
+    };
+    let meeting = Meeting { address, rank: launch.rank, world: launch.world };
+    let joined = Tcp::connect(&meeting, Duration::from_secs(spec.timeout_seconds));
+    Ok(Box::new(joined.context("train.data_parallel: the processes do not meet")?))
+}
+
 #[cfg(not(feature = "mpi"))]
-fn connect(launch: &Launch) -> Result<Box<dyn Communicator>> {
-    Err(not_built(&format!(
-        "{} started {} processes, each of which would train the whole run by itself",
+fn connect_by_mpi(launch: &Launch) -> Result<Box<dyn Communicator>> {
+    let why = format!(
+        "{} started {} processes, each of which would train the whole run by itself; they need MPI",
         launch.by, launch.world
-    )))
+    );
+    Err(not_built(&why, "mpi"))
 }
 
 #[cfg(feature = "mpi")]
-fn connect(launch: &Launch) -> Result<Box<dyn Communicator>> {
+fn connect_by_mpi(launch: &Launch) -> Result<Box<dyn Communicator>> {
     let joined = parallel::Mpi::start()?;
     if joined.world() == launch.world {
         return Ok(Box::new(joined));
@@ -61,6 +92,31 @@ fn connect(launch: &Launch) -> Result<Box<dyn Communicator>> {
 }
 
 impl Processes {
+    /// Lets them exchange tensors from GPU to GPU, where they compute on GPUs and this build can.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] where the spec asks for it and it cannot be; or if NCCL fails.
+    pub fn connect_devices(&mut self, device: &Device, backend: ProcessBackend) -> Result<()> {
+        let asked = backend == ProcessBackend::Nccl;
+        if asked && !device.is_cuda() {
+            return Err(Failure::Usage(
+                "train.data_parallel.backend: nccl connects GPUs of NVIDIA's, and this run \
+                 computes elsewhere; set `device: cuda`, or another backend"
+                    .to_owned(),
+            )
+            .into());
+        }
+        if asked && !parallel::HAS_NCCL {
+            return Err(not_built("asks for NCCL", "cuda,nccl"));
+        }
+        #[cfg(feature = "nccl")]
+        if self.communicator.is_shared() && device.is_cuda() {
+            let messages = std::mem::replace(&mut self.communicator, Box::new(Alone));
+            self.communicator = Box::new(parallel::Nccl::connect(messages, device)?);
+        }
+        Ok(())
+    }
+
     /// What they say to each other.
     pub fn communicator(&self) -> &dyn Communicator {
         self.communicator.as_ref()

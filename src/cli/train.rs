@@ -145,15 +145,20 @@ pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result
 
 fn start(job: Job, terminal: Terminal, logging: &Logging) -> Result<()> {
     let Job { plan, run_dir, until, .. } = job;
-    let processes = processes::join(&plan.train.data_parallel)?;
-    let communicator = processes.communicator();
+    let mut processes = processes::join(&plan.train.data_parallel)?;
     let ready = compute::local_device(plan.device, processes.local_rank()).and_then(|device| {
         if !until.force {
-            memory::refuse_unless_fits(plan, &device, processes.local_world())?;
+            let count = (processes.communicator().world(), processes.local_world());
+            memory::refuse_unless_fits(plan, &device, count)?;
         }
         Ok(device)
     });
-    let outcome = agree(communicator, ready).and_then(|device| {
+    let ready = agree(processes.communicator(), ready).and_then(|device| {
+        processes.connect_devices(&device, plan.train.data_parallel.backend)?;
+        Ok(device)
+    });
+    let communicator = processes.communicator();
+    let outcome = ready.and_then(|device| {
         let options = TrainOptions {
             run_dir,
             data_cache: data::cache_dir(),

@@ -6,6 +6,7 @@
 
 mod host;
 mod matrix;
+pub mod profile;
 mod real;
 mod rows;
 mod simd;

@@ -2,7 +2,6 @@
 
 use super::compute::{Compute, is_half, widened};
 use super::product::{as_rows, product_by, product_into_by};
-use super::relay::numbers;
 use crate::kernels::{Host, PIECE, mutate, unwritten, with_real};
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -84,27 +83,28 @@ impl Gradients {
         Ok(())
     }
 
-    /// Replaces all sums by those of another process: `exchange` gets the numbers of each, in an
-    /// order that is the same on every process, and changes them unless they are the ones wanted.
+    /// Replaces sums by those of other processes: `exchange` gets the number of each (2 × slot, or
+    /// 2 × slot + 1 for its Gram matrix) and the sum, in an order that is the same on every process,
+    /// and returns what takes its place, if anything does.
     ///
     /// # Errors
-    /// If an exchange fails or a sum is not in f32.
+    /// As `exchange`.
     pub fn exchange(
         &mut self,
-        is_source: bool,
-        mut exchange: impl FnMut(&mut [f32]) -> Result<()>,
-    ) -> Result<()> {
-        let mut one = |sum: &mut Tensor| {
-            let mut sum_numbers = numbers(sum)?;
-            exchange(&mut sum_numbers)?;
-            if !is_source {
-                *sum = Tensor::from_vec(sum_numbers, sum.shape(), sum.device())?;
+        mut exchange: impl FnMut(usize, &Tensor) -> anyhow::Result<Option<Tensor>>,
+    ) -> anyhow::Result<()> {
+        let mut one = |number: usize, sum: &mut Tensor| -> anyhow::Result<()> {
+            if let Some(other) = exchange(number, sum)? {
+                *sum = other;
             }
             Ok(())
         };
-        let slots = self.slots.iter_mut().filter(|slot| slot.filled);
-        slots.filter_map(|slot| slot.buffer.as_mut()).try_for_each(&mut one)?;
-        self.grams.values_mut().try_for_each(one)
+        for (index, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.filled) {
+            if let Some(sum) = &mut slot.buffer {
+                one(2 * index, sum)?;
+            }
+        }
+        self.grams.iter_mut().try_for_each(|(slot, gram)| one(2 * slot + 1, gram))
     }
 
     /// Whether Gram matrices are asked for.

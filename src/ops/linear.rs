@@ -4,6 +4,7 @@
 use super::compute::{Compute, widened};
 use super::product::{as_rows, product_by, rows_of};
 use super::tape::{Flow, Source, Tape, Value};
+use crate::kernels::profile::{Cost, Work, span};
 use crate::kernels::{Host, Real, build, mutate, vectorized, with_real};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -41,6 +42,7 @@ fn dense_linear(
 ) -> Result<Value> {
     let (m, n) = w.tensor().dims2()?;
     check_width("linear", x, n)?;
+    let _span = span(|| bias_work("linear", x.tensor(), (m, n), bias));
     let compute = tape.compute();
     let rows = compute.narrowed(&as_rows(x.tensor())?)?;
     let weight = compute.narrowed(w.tensor())?;
@@ -88,6 +90,7 @@ pub fn low_rank_linear(
         bail!("low_rank_linear: U is {m} x {r}, S {:?}, V {n} x {r_v}", s.dims())
     }
     check_width("low_rank_linear", x, n)?;
+    let _span = span(|| bias_work("low_rank_linear", x.tensor(), (m, n), bias));
     let compute = tape.compute();
     let rows = compute.narrowed(&as_rows(x.tensor())?)?;
     let count = rows.dim(0)?;
@@ -134,6 +137,17 @@ pub fn low_rank_linear(
             }
         }
     }))
+}
+
+/// What a layer does beside its products: y + b, and the sum of δ over the rows.
+fn bias_work(name: &'static str, x: &Tensor, (m, n): (usize, usize), bias: Option<&Value>) -> Work {
+    let rows = x.elem_count() / n.max(1);
+    let bytes = match bias {
+        Some(_) => (rows * m * x.dtype().size_in_bytes()) as u64,
+        None => 0,
+    };
+    let cost = |times: u64| Cost { operations: 0, bytes: times * bytes };
+    Work { name, shape: [rows, n, m], forward: cost(2), backward: cost(1) }
 }
 
 /// Shape and type that the gradient of an input must have.

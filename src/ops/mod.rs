@@ -22,9 +22,9 @@ mod relay;
 mod rotary;
 mod tape;
 
-pub use crate::kernels::scalar;
 #[cfg(test)]
 pub(crate) use crate::kernels::work;
+pub use crate::kernels::{profile, scalar};
 pub use attention::{AttentionHeads, cached_attention, causal_attention, document_attention};
 pub use compute::Compute;
 pub use cross_entropy::{Targets, cross_entropies, cross_entropy_head, cross_entropy_sum, logits};

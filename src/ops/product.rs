@@ -5,6 +5,7 @@
 //! the number of threads.
 
 use super::compute::{Compute, is_half, widened};
+use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, Matrix, Real, SharedOut, build, mutate, with_real, work};
 use candle_core::{D, Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
@@ -52,6 +53,7 @@ pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: 
     let ((rows, inner), (inner_b, columns)) = (a.shape(), b.shape());
     assert_eq!(inner, inner_b, "inner dimensions of a product");
     assert_eq!(out.len(), rows * columns, "size of a product");
+    let _span = span(|| Work::product(&a, &b, accumulate));
     let shared = SharedOut::new(out);
     let (tile_rows, tile_columns) = tile_shape(rows, columns, inner);
     let tiles_across = columns.div_ceil(tile_columns);

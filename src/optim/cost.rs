@@ -5,7 +5,7 @@ use crate::spec::{CyclePhase, DenseOptimizerSpec, LowRankOptimizerSpec, MatrixOp
 use crate::spec::{OptimizerPlan, WeightForm};
 
 /// An m × n weight of rank r; r is 0 where the weight is full.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WeightSize {
     /// m.
     pub rows: u64,
@@ -28,7 +28,7 @@ impl WeightSize {
 }
 
 /// A weight that a rule moves.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MovedWeight {
     /// Its sides and rank.
     pub size: WeightSize,

@@ -3,6 +3,7 @@
 
 use super::elementwise::{decay_and_add, decay_and_add_square, sums_of_squares};
 use super::execution::{Execution, Placement, groups};
+use super::shards::Shards;
 use crate::error::Failure;
 use crate::lowrank::{LowRank, Tangent};
 use crate::ops::{Compute, Gradients};
@@ -111,7 +112,7 @@ impl Scaled<'_, Tangent> {
 /// All gradients of a step, with their norm.
 #[derive(Debug)]
 pub struct TrainedGradients {
-    /// One for each trained parameter.
+    /// One for each trained parameter that this process owns.
     gradients: BTreeMap<ParamId, Gradient>,
     /// The factor that turns the sums into the step's gradient.
     factor: f64,
@@ -124,7 +125,8 @@ impl TrainedGradients {
     /// `grad_clip` (0 turns that off).
     ///
     /// The norm covers what is trained: for a low-rank weight ‖P(W)G‖² = ‖UᵀGV‖² + ‖P‖² +
-    /// ‖Q‖², not the norms of the K- and L-gradient, which count UᵀGV twice.
+    /// ‖Q‖², not the norms of the K- and L-gradient, which count UᵀGV twice. Of parameters that
+    /// another process owns, only their part of the norm is known here.
     ///
     /// # Errors
     /// If a parameter received no gradient (naming all of them), or a gradient is not finite
@@ -135,6 +137,7 @@ impl TrainedGradients {
         micro_batches: usize,
         grad_clip: f64,
         execution: Execution,
+        shards: Option<&Shards>,
     ) -> anyhow::Result<Self> {
         let parameters: Vec<(ParamId, &Parameter)> =
             params.iter().filter(|(_, parameter)| parameter.trained).collect();
@@ -154,19 +157,25 @@ impl TrainedGradients {
                 missing.join(", ")
             )
         }
-        let gradients = match execution.linalg {
-            Placement::Host => parameters
-                .par_iter()
-                .map(|(id, parameter)| projected(*id, parameter, slots))
-                .collect::<Result<Vec<_>>>()?,
-            Placement::Device => projected_as_stacks(&parameters, slots)?,
-        };
-        let parts: Vec<&Tensor> = gradients.iter().flat_map(Gradient::parts).collect();
-        let mut squares = sums_of_squares(execution.compute, &parts)?.into_iter();
-        let squares: Vec<f64> = gradients
+        let own: Vec<(ParamId, &Parameter)> = parameters
             .iter()
-            .map(|gradient| squares.by_ref().take(gradient.parts().len()).sum())
+            .filter(|(id, _)| shards.is_none_or(|shards| shards.owns(*id)))
+            .copied()
             .collect();
+        let found = gradients_of(&own, slots, execution);
+        let (gradients, squares) = match shards {
+            None => found?,
+            Some(shards) => {
+                let (gradients, squares) = match found {
+                    Ok((gradients, squares)) => (gradients, Ok(squares)),
+                    Err(error) => (Vec::new(), Err(error.into())),
+                };
+                let ids: Vec<ParamId> = parameters.iter().map(|(id, _)| *id).collect();
+                let squares =
+                    squares.map(|squares| squares.into_iter().map(|square| vec![square]).collect());
+                (gradients, shards.joined(&ids, squares)?.concat())
+            }
+        };
         // After the parallel part, so that it is the first in the parameters' order that is named.
         if let Some(((_, parameter), _)) =
             parameters.iter().zip(&squares).find(|(_, square)| !square.is_finite())
@@ -176,14 +185,14 @@ impl TrainedGradients {
         }
         let mean = 1.0 / micro_batches as f64;
         let norm = squares.iter().sum::<f64>().sqrt() * mean;
-        let gradients = parameters.iter().map(|(id, _)| *id).zip(gradients).collect();
+        let gradients = own.iter().map(|(id, _)| *id).zip(gradients).collect();
         Ok(Self { gradients, factor: mean * clip_factor(norm, grad_clip), norm })
     }
 
     /// The gradient of a dense parameter.
     ///
     /// # Errors
-    /// If the parameter is low-rank or frozen.
+    /// If the parameter is low-rank, frozen or another process's.
     pub fn dense(&self, id: ParamId) -> anyhow::Result<Scaled<'_, Tensor>> {
         match self.gradients.get(&id) {
             Some(Gradient::Dense(sum)) => Ok(Scaled::new(sum, self.factor)),
@@ -194,7 +203,7 @@ impl TrainedGradients {
     /// The gradient of a low-rank weight, a tangent vector at its point.
     ///
     /// # Errors
-    /// If the parameter is dense or frozen.
+    /// If the parameter is dense, frozen or another process's.
     pub fn tangent(&self, id: ParamId) -> anyhow::Result<Scaled<'_, Tangent>> {
         match self.gradients.get(&id) {
             Some(Gradient::Tangent(sum)) => Ok(Scaled::new(sum, self.factor)),
@@ -215,6 +224,28 @@ impl Gradient {
 /// A slot that is known to be filled.
 fn filled(slots: &Gradients, slot: usize) -> Result<&Tensor> {
     slots.get(slot).ok_or_else(|| candle_core::Error::Msg(format!("gradient slot {slot} is empty")))
+}
+
+/// The gradients of these parameters, and the sum of squares of each.
+fn gradients_of(
+    parameters: &[(ParamId, &Parameter)],
+    slots: &Gradients,
+    execution: Execution,
+) -> Result<(Vec<Gradient>, Vec<f64>)> {
+    let gradients = match execution.linalg {
+        Placement::Host => parameters
+            .par_iter()
+            .map(|(id, parameter)| projected(*id, parameter, slots))
+            .collect::<Result<Vec<_>>>()?,
+        Placement::Device => projected_as_stacks(parameters, slots)?,
+    };
+    let parts: Vec<&Tensor> = gradients.iter().flat_map(Gradient::parts).collect();
+    let mut squares = sums_of_squares(execution.compute, &parts)?.into_iter();
+    let squares = gradients
+        .iter()
+        .map(|gradient| squares.by_ref().take(gradient.parts().len()).sum())
+        .collect();
+    Ok((gradients, squares))
 }
 
 /// The gradient of one parameter.

@@ -10,16 +10,19 @@ mod execution;
 mod gradient;
 mod leaves;
 mod optimizer;
+mod owners;
 mod rank;
 mod rule;
 mod rules;
 mod schedule;
+mod shards;
 
 pub use cost::{MovedWeight, RuleCost, WeightSize, rule_cost};
 pub use execution::{Execution, Placement};
 pub use gradient::{Scaled, TrainedGradients, clip_factor};
 pub use leaves::{LeafMap, Leaves};
 pub use optimizer::{BatchLoss, GradientOracle, Optimizer, OptimizerSettings, StepReport};
+pub use owners::{Movable, Owners, share_out};
 pub use rank::{Offer, RankDecision, RankEvent, cut_ranks};
 pub use rules::{
     AdamwState, AdamwStep, DlraState, DlraStep, DlraUpdate, GalerkinStep, GaloreState,

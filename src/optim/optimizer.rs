@@ -2,15 +2,19 @@
 
 use super::execution::{Execution, wait_for};
 use super::gradient::TrainedGradients;
+use super::owners::Owners;
 use super::rank::RankEvent;
 use super::rule::{Group, Step};
 use super::rules::{self, MomentClock};
 use super::schedule::Schedule;
+use super::shards::Shards;
 use crate::lowrank::Truncation;
 use crate::ops::Gradients;
+use crate::parallel::{Alone, Communicator};
 use crate::params::{ParamId, ParamStore, TensorReader};
 use crate::spec::{OptimizerPlan, RankNorm, RankPlan};
 use candle_core::Tensor;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Loss and gradients of the current step's batch, summed over its micro-batches.
@@ -68,6 +72,8 @@ impl OptimizerSettings {
 pub struct Optimizer {
     settings: OptimizerSettings,
     groups: Vec<Box<dyn Group>>,
+    /// Who moves which parameter, where not this process all of them.
+    owners: Option<Arc<Owners>>,
 }
 
 /// What a step did.
@@ -85,6 +91,8 @@ pub struct StepReport {
     pub dense_time: Duration,
     /// Time of all low-rank updates, factorisations included.
     pub low_rank_time: Duration,
+    /// Bytes of weights that this process sent to others that do not move them.
+    pub weights_sent: u64,
 }
 
 impl Optimizer {
@@ -94,12 +102,23 @@ impl Optimizer {
     /// If the device has no memory for it.
     pub fn new(settings: OptimizerSettings, params: &ParamStore) -> anyhow::Result<Self> {
         let groups = rules::groups(&settings, params)?;
-        Ok(Self { settings, groups })
+        Ok(Self { settings, groups, owners: None })
     }
 
     /// The rules in force.
     pub fn settings(&self) -> &OptimizerSettings {
         &self.settings
+    }
+
+    /// Moves only this process's own parameters from now on, and forgets the state of all others.
+    pub fn share_out(&mut self, owners: Owners) {
+        self.groups.iter_mut().for_each(|group| group.retain(&|id| owners.owns(id)));
+        self.owners = Some(Arc::new(owners));
+    }
+
+    /// Who moves which parameter; none where this process moves all of them.
+    pub fn owners(&self) -> Option<Arc<Owners>> {
+        self.owners.clone()
     }
 
     /// Multiplies every learning rate from now on.
@@ -124,6 +143,24 @@ impl Optimizer {
         gradients: &mut Gradients,
         step: u64,
     ) -> anyhow::Result<StepReport> {
+        self.step_among(params, oracle, gradients, step, &Alone)
+    }
+
+    /// The same step by the processes that the parameters were [shared out](Self::share_out) to,
+    /// which all call this with the same parameters.
+    ///
+    /// # Errors
+    /// As [`Self::step`], on all of them alike; or if the connection fails.
+    pub fn step_among(
+        &mut self,
+        params: &mut ParamStore,
+        oracle: &mut dyn GradientOracle,
+        gradients: &mut Gradients,
+        step: u64,
+        processes: &dyn Communicator,
+    ) -> anyhow::Result<StepReport> {
+        let shards = self.owners.as_deref().map(|owners| Shards::new(owners, processes));
+        let shards = shards.as_ref();
         let OptimizerSettings { schedule, grad_clip, execution, .. } = &self.settings;
         let rank = self.settings.rank_event(step);
         gradients.reset();
@@ -134,8 +171,9 @@ impl Optimizer {
 
         let started = Instant::now();
         let micro_batches = evaluation.micro_batches;
+        let (clip, execution) = (*grad_clip, *execution);
         let trained =
-            TrainedGradients::collect(params, gradients, micro_batches, *grad_clip, *execution)?;
+            TrainedGradients::collect(params, gradients, micro_batches, clip, execution, shards)?;
         let moments = MomentClock::at(self.settings.rules.loro(), step);
         let step = Step {
             number: step,
@@ -144,21 +182,30 @@ impl Optimizer {
             schedule_factor: schedule.factor(step) * moments.warmup,
             moments,
             rank,
-            execution: *execution,
+            execution,
+            shards,
         };
         let mut times = Times { dense: Duration::ZERO, low_rank: started.elapsed() };
         for group in &mut self.groups {
             let started = Instant::now();
-            let evaluating = group.propose(params, oracle, &step)?;
+            let evaluating = step.agreed(group.propose(params, oracle, &step))?;
             wait_for(params)?;
             times.add(group.is_low_rank(), started.elapsed().saturating_sub(evaluating));
         }
         let mut truncations = Vec::new();
         for group in &mut self.groups {
             let started = Instant::now();
-            truncations.extend(group.commit(params, &step)?);
+            truncations.extend(step.agreed(group.commit(params, &step))?);
             wait_for(params)?;
             times.add(group.is_low_rank(), started.elapsed());
+        }
+        if let Some(shards) = shards {
+            let trained = params.iter().filter(|(_, parameter)| parameter.trained);
+            let trained: Vec<ParamId> = trained.map(|(id, _)| id).collect();
+            shards.spread(params, &trained)?;
+            if step.rank != RankEvent::None {
+                truncations = shards.truncations(&trained, &truncations)?;
+            }
         }
         Ok(StepReport {
             loss: evaluation.loss,
@@ -167,10 +214,11 @@ impl Optimizer {
             truncations,
             dense_time: times.dense,
             low_rank_time: times.low_rank,
+            weights_sent: shards.map_or(0, Shards::sent),
         })
     }
 
-    /// All state as named tensors, `<parameter>/<leaf>`.
+    /// All state of this process's parameters as named tensors, `<parameter>/<leaf>`.
     ///
     /// # Errors
     /// If a number does not fit its form in a file.

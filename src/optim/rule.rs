@@ -6,6 +6,7 @@ use super::leaves::{Leaves, leaf_name};
 use super::optimizer::GradientOracle;
 use super::rank::RankEvent;
 use super::rules::MomentClock;
+use super::shards::Shards;
 use crate::lowrank::Truncation;
 use crate::ops::Gradients;
 use crate::params::TensorReader;
@@ -30,6 +31,21 @@ pub struct Step<'a> {
     pub rank: RankEvent,
     /// How to compute.
     pub execution: Execution,
+    /// The processes among which the members are shared out; none where all are this one's.
+    pub shards: Option<&'a Shards<'a>>,
+}
+
+impl Step<'_> {
+    /// A result of this process that all have come to, or the same error on all of them.
+    ///
+    /// # Errors
+    /// As said, or if the connection fails.
+    pub fn agreed<T>(&self, own: anyhow::Result<T>) -> anyhow::Result<T> {
+        match self.shards {
+            None => own,
+            Some(shards) => shards.agree(own),
+        }
+    }
 }
 
 /// How the members of a group move, with the settings it moves them by.
@@ -78,15 +94,20 @@ pub trait Rule: Debug + Send + Sync {
     fn is_low_rank(&self) -> bool {
         false
     }
+
+    /// Forgets what it keeps itself of members that `owns` does not hold for.
+    fn retain(&mut self, _: &[ParamId], _owns: &dyn Fn(ParamId) -> bool) {}
 }
 
 /// The members of a group, each with its state and, between proposal and commit, its next weight
 /// and state.
 #[derive(Debug)]
 pub struct Members<S> {
-    /// The parameters.
+    /// The parameters, of them those that this process moves.
     pub ids: Vec<ParamId>,
-    /// Their states, in the same order.
+    /// All of them, whichever process moves them.
+    pub everyone: Vec<ParamId>,
+    /// The states of `ids`, in the same order.
     pub states: Vec<S>,
     /// What the members become at the commit; empty outside a step and where a step is in place.
     pub proposed: Vec<(Weight, S)>,
@@ -96,6 +117,13 @@ impl<S: Leaves> Members<S> {
     /// The members with their states.
     pub fn iter(&self) -> impl Iterator<Item = (ParamId, &S)> {
         self.ids.iter().copied().zip(&self.states)
+    }
+
+    /// Forgets the members that `owns` does not hold for.
+    fn retain(&mut self, owns: &dyn Fn(ParamId) -> bool) {
+        let (ids, states) = (std::mem::take(&mut self.ids), std::mem::take(&mut self.states));
+        let kept = ids.into_iter().zip(states).filter(|(id, _)| owns(*id));
+        (self.ids, self.states) = kept.unzip();
     }
 
     /// Puts the proposed weights and states into force.
@@ -128,6 +156,9 @@ pub(super) trait Group: Debug + Send + Sync {
     /// As [`Rule::is_low_rank`].
     fn is_low_rank(&self) -> bool;
 
+    /// Moves only the members that `owns` holds for, and forgets the states of all others.
+    fn retain(&mut self, owns: &dyn Fn(ParamId) -> bool);
+
     /// The states as named tensors, `<parameter>/<leaf>`.
     ///
     /// # Errors
@@ -157,7 +188,7 @@ pub(super) fn group<R: Rule + 'static>(
     params: &ParamStore,
 ) -> anyhow::Result<Box<dyn Group>> {
     let states = ids.iter().map(|id| rule.fresh(params, *id)).collect::<anyhow::Result<_>>()?;
-    let members = Members { ids, states, proposed: Vec::new() };
+    let members = Members { everyone: ids.clone(), ids, states, proposed: Vec::new() };
     Ok(Box::new(RuleAndMembers { rule, members }))
 }
 
@@ -181,6 +212,11 @@ impl<R: Rule> Group for RuleAndMembers<R> {
 
     fn is_low_rank(&self) -> bool {
         self.rule.is_low_rank()
+    }
+
+    fn retain(&mut self, owns: &dyn Fn(ParamId) -> bool) {
+        self.rule.retain(&self.members.ids, owns);
+        self.members.retain(owns);
     }
 
     fn named_tensors(&self, params: &ParamStore) -> anyhow::Result<Vec<(String, Tensor)>> {

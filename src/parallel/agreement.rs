@@ -10,6 +10,19 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OfRank(pub usize);
 
+/// An error of this process alone that the others cannot be told of, since they wait for something
+/// else meanwhile: it ends all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfThisProcess(pub String);
+
+impl fmt::Display for OfThisProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for OfThisProcess {}
+
 impl fmt::Display for OfRank {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rank {}", self.0)
@@ -25,28 +38,63 @@ pub fn agree<T>(communicator: &dyn Communicator, own: Result<T>) -> Result<T> {
     if !communicator.is_shared() {
         return own;
     }
-    let told = match &own {
-        Ok(_) => Vec::new(),
-        Err(error) => {
-            let code = exit_code(error);
-            [&[code], format!("{error:#}").as_bytes()].concat()
-        }
-    };
+    let told = own.as_ref().map_or_else(told, |_| Vec::new());
     let all = communicator.gather(&told)?;
-    let failed = all.iter().enumerate().find_map(|(rank, told)| {
-        let (code, message) = told.split_first()?;
-        Some((rank, *code, String::from_utf8_lossy(message).into_owned()))
-    });
-    let Some((rank, code, message)) = failed else { return own };
+    let Some((rank, error)) = first_failure(&all) else { return own };
     if rank == communicator.rank() {
         return own.map_err(|error| error.context(OfRank(rank)));
     }
-    let error = match code {
-        2 => Failure::Usage(message).into(),
-        3 => Failure::Diverged(message).into(),
-        _ => anyhow!(message),
-    };
     Err(error.context(OfRank(rank)))
+}
+
+/// What all processes have to say, in the order of their ranks; else, on all of them alike, the
+/// error of the lowest rank that failed, which stays a divergence, or one of the tensor library, if
+/// it was that.
+///
+/// # Errors
+/// As said, or if the connection fails.
+pub fn gather_if_all_succeed(
+    communicator: &dyn Communicator,
+    own: Result<Vec<u8>>,
+) -> Result<Vec<Vec<u8>>> {
+    let said = match own {
+        Ok(said) => [&[0], said.as_slice()].concat(),
+        Err(error) if error.chain().any(|cause| cause.is::<OfThisProcess>()) => return Err(error),
+        Err(error) => told(&error),
+    };
+    let all = communicator.gather(&said)?;
+    if let Some((_, error)) = first_failure(&all) {
+        return Err(error);
+    }
+    Ok(all.into_iter().map(|said| said.get(1..).unwrap_or_default().to_vec()).collect())
+}
+
+/// Stands among exit codes for an error of the tensor library.
+const OF_TENSORS: u8 = 255;
+
+/// An error as others are told of it: its exit code and its text.
+fn told(error: &anyhow::Error) -> Vec<u8> {
+    let of_tensors = error.chain().any(|cause| cause.is::<candle_core::Error>());
+    let code = match exit_code(error) {
+        1 if of_tensors => OF_TENSORS,
+        code => code,
+    };
+    [&[code], format!("{error:#}").as_bytes()].concat()
+}
+
+/// The first failure of which processes told, and the rank of its process.
+fn first_failure(all: &[Vec<u8>]) -> Option<(usize, anyhow::Error)> {
+    all.iter().enumerate().find_map(|(rank, told)| {
+        let (code, message) = told.split_first().filter(|(code, _)| **code != 0)?;
+        let message = String::from_utf8_lossy(message).into_owned();
+        let error = match *code {
+            2 => Failure::Usage(message).into(),
+            3 => Failure::Diverged(message).into(),
+            OF_TENSORS => candle_core::Error::Msg(message).into(),
+            _ => anyhow!(message).context(OfRank(rank)),
+        };
+        Some((rank, error))
+    })
 }
 
 #[cfg(test)]
@@ -74,6 +122,24 @@ mod tests {
         });
         for result in results {
             assert_eq!(result, ("rank 1: no such file".into(), 2, Some(OfRank(1))));
+        }
+    }
+
+    #[test]
+    fn what_all_say_is_known_unless_one_fails() {
+        let results = Channels::run(3, |communicator| {
+            let rank = communicator.rank() as u8;
+            let said = gather_if_all_succeed(communicator, Ok(vec![rank; rank.into()])).unwrap();
+            assert_eq!(said, [vec![], vec![1], vec![2, 2]]);
+            let own = match rank {
+                2 => Err(candle_core::Error::Msg("the SVD did not converge".into()).into()),
+                _ => Ok(Vec::new()),
+            };
+            gather_if_all_succeed(communicator, own).unwrap_err()
+        });
+        for error in results {
+            assert!(error.is::<candle_core::Error>());
+            assert_eq!(format!("{error:#}"), "the SVD did not converge");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Messages between processes, and what is built of them.
 
 use anyhow::{Result, ensure};
+use candle_core::Tensor;
 use std::time::Duration;
 
 /// What a message is about. Messages from one process to another under one tag arrive in the order
@@ -111,6 +112,27 @@ pub trait Communicator: Send + Sync {
         Ok(bytes)
     }
 
+    /// Sends bytes of any length to a process that waits in [`receive_any`](Self::receive_any).
+    ///
+    /// # Errors
+    /// If the connection fails.
+    fn send_any(&self, to: usize, bytes: &[u8]) -> Result<()> {
+        self.send(to, Tag::COLLECTIVE, &(bytes.len() as u64).to_le_bytes())?;
+        self.send(to, Tag::COLLECTIVE, bytes)
+    }
+
+    /// Waits for the bytes of a process's [`send_any`](Self::send_any).
+    ///
+    /// # Errors
+    /// If the connection fails.
+    fn receive_any(&self, from: usize) -> Result<Vec<u8>> {
+        let mut length = [0; 8];
+        self.receive(from, Tag::COLLECTIVE, &mut length)?;
+        let mut bytes = vec![0; u64::from_le_bytes(length) as usize];
+        self.receive(from, Tag::COLLECTIVE, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// The bytes of all processes, of any length, in the order of their ranks, on every process.
     ///
     /// # Errors
@@ -127,15 +149,10 @@ pub trait Communicator: Send + Sync {
         if self.is_root() {
             put(own);
             for rank in 1..self.world() {
-                let mut length = [0; 8];
-                self.receive(rank, Tag::COLLECTIVE, &mut length)?;
-                let mut bytes = vec![0; u64::from_le_bytes(length) as usize];
-                self.receive(rank, Tag::COLLECTIVE, &mut bytes)?;
-                put(&bytes);
+                put(&self.receive_any(rank)?);
             }
         } else {
-            self.send(0, Tag::COLLECTIVE, &(own.len() as u64).to_le_bytes())?;
-            self.send(0, Tag::COLLECTIVE, own)?;
+            self.send_any(0, own)?;
         }
         let joined = self.broadcast_any(0, joined)?;
         let mut rest = joined.as_slice();
@@ -159,6 +176,65 @@ pub trait Communicator: Send + Sync {
         Ok(self.gather(&f64_bytes(own))?.iter().map(|bytes| f64_numbers(bytes)).collect())
     }
 
+    /// Replaces the numbers of every process by the sum over all processes, the same bytes on all of
+    /// them; the order of the summands depends on how many there are.
+    ///
+    /// Around a ring (Patarasuk & Yuan 2009): in P − 1 rounds each process adds its part of a piece
+    /// to what comes and passes it on, and in P − 1 more the sums go round: 2 n (P − 1) numbers in
+    /// all for n numbers.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    fn all_reduce(&self, numbers: &mut [f32]) -> Result<()> {
+        let (rank, world, count) = (self.rank(), self.world(), numbers.len());
+        let piece = |index: usize| {
+            let index = index % world;
+            index * count / world..(index + 1) * count / world
+        };
+        let (next, before) = ((rank + 1) % world, (rank + world - 1) % world);
+        let mut incoming = vec![0.0; count.div_ceil(world)];
+        for round in 0..2 * (world - 1) {
+            let (from, into) =
+                (piece(rank + 2 * world - round), piece(rank + 2 * world - round - 1));
+            self.send(next, Tag::COLLECTIVE, f32_bytes(&mut numbers[from]))?;
+            let incoming = &mut incoming[..into.len()];
+            self.receive(before, Tag::COLLECTIVE, f32_bytes(incoming))?;
+            match round < world - 1 {
+                true => numbers[into].iter_mut().zip(incoming).for_each(|(sum, x)| *sum += *x),
+                false => numbers[into].copy_from_slice(incoming),
+            }
+        }
+        Ok(())
+    }
+
+    /// The sum of the tensors of all processes, on the device of this one's; see
+    /// [`all_reduce`](Self::all_reduce).
+    ///
+    /// # Errors
+    /// If the connection fails or the tensor is not in f32.
+    fn sum_tensor(&self, own: &Tensor) -> Result<Tensor> {
+        let mut numbers = own.flatten_all()?.to_vec1::<f32>()?;
+        self.all_reduce(&mut numbers)?;
+        Ok(Tensor::from_vec(numbers, own.shape(), own.device())?)
+    }
+
+    /// The tensor of `root`, on the device of this process's own, which has the same shape.
+    ///
+    /// # Errors
+    /// If the connection fails or the tensor is not in f32.
+    fn broadcast_tensor(&self, root: usize, own: &Tensor) -> Result<Tensor> {
+        let is_root = self.rank() == root;
+        let mut numbers = match is_root {
+            true => own.flatten_all()?.to_vec1::<f32>()?,
+            false => vec![0.0; own.elem_count()],
+        };
+        self.broadcast(root, f32_bytes(&mut numbers))?;
+        match is_root {
+            true => Ok(own.clone()),
+            false => Ok(Tensor::from_vec(numbers, own.shape(), own.device())?),
+        }
+    }
+
     /// Waits until all processes are here.
     ///
     /// # Errors
@@ -166,6 +242,16 @@ pub trait Communicator: Send + Sync {
     fn barrier(&self) -> Result<()> {
         self.gather(&[]).map(drop)
     }
+}
+
+/// Says that a process has waited too long, before it ends the job.
+pub(super) fn tell_of_long_wait(rank: usize, waited: Duration, what: &str) {
+    tracing::error!(
+        "rank {rank} has waited {} s {what}: that process hangs, has died, or works longer than \
+         train.data_parallel.timeout_seconds allows; the job ends, and `--resume` goes on from the \
+         newest checkpoint with as many processes as there are",
+        waited.as_secs()
+    );
 }
 
 /// Numbers as bytes that may be changed, as they lie in memory: processes of one run are of one
@@ -217,6 +303,23 @@ mod tests {
                     assert_eq!(gathered.len(), world);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn sums_are_those_of_all_and_the_same_on_all() {
+        for (world, count) in [(1, 5), (2, 7), (3, 2), (4, 0), (5, 1000)] {
+            let results = Channels::run(world, |communicator| {
+                let rank = communicator.rank();
+                let mut numbers: Vec<f32> = (0..count).map(|i| (i * (rank + 1)) as f32).collect();
+                communicator.all_reduce(&mut numbers).unwrap();
+                (numbers, communicator.bytes_sent())
+            });
+            let ranks = world * (world + 1) / 2;
+            let expected: Vec<f32> = (0..count).map(|i| (i * ranks) as f32).collect();
+            assert!(results.iter().all(|(sum, _)| *sum == expected), "{count} over {world}");
+            let sent: u64 = results.iter().map(|(_, sent)| sent).sum();
+            assert_eq!(sent as usize, 2 * 4 * count * (world - 1));
         }
     }
 

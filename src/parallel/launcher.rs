@@ -19,10 +19,17 @@ pub struct Launch {
     pub threads: Option<usize>,
     /// Whether the launcher bound each process to cores of its own.
     pub is_bound: bool,
+    /// Host and port where rank 0 can be met, where the environment says it.
+    pub address: Option<String>,
 }
 
+/// What [`Launch::by`] is for `torchrun` and its like, whose processes have no library in common.
+const TORCHRUN: &str = "a launcher like torchrun";
+
 /// Variables of one launcher: its name, world, rank, local world, local rank.
-const VARIABLES: [(&str, [&str; 4]); 4] = [
+const VARIABLES: [(&str, [&str; 4]); 5] = [
+    // Before Slurm, in whose steps it may run.
+    (TORCHRUN, ["WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"]),
     (
         "mpirun of Open MPI",
         [
@@ -48,9 +55,13 @@ impl Launch {
     /// The launcher that variables speak of.
     fn from(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
+        let text = |name: &str| variable(name).filter(|text| !text.trim().is_empty());
+        let address = text("MASTER_ADDR").zip(text("MASTER_PORT"));
+        let address = address.map(|(host, port)| format!("{}:{}", host.trim(), port.trim()));
         VARIABLES.iter().find_map(|(by, [world, rank, local_world, local_rank])| {
             let (world, rank) = (number(world)?, number(rank)?);
-            if world < 2 || rank >= world {
+            // Anyone may have set a RANK for another reason.
+            if world < 2 || rank >= world || (*by == TORCHRUN && address.is_none()) {
                 return None;
             }
             // Slurm writes 4(x2),3: tasks of the nodes in turn; the first is near enough where
@@ -67,8 +78,14 @@ impl Launch {
                 local_rank: number(local_rank).unwrap_or(0),
                 threads: number("SLURM_CPUS_PER_TASK").filter(|threads| *threads > 0),
                 is_bound: variable("OMPI_MCA_orte_bound_at_launch").is_some(),
+                address: address.clone(),
             })
         })
+    }
+
+    /// Whether the processes have nothing in common but the address of rank 0.
+    pub fn is_by_address(&self) -> bool {
+        self.by == TORCHRUN
     }
 
     /// This process's share of the machine's `cores` that it may use, at least 1.
@@ -119,6 +136,27 @@ mod tests {
         .unwrap();
         assert_eq!((srun.by, srun.world, srun.rank), ("srun", 6, 4));
         assert_eq!((srun.local_world, srun.local_rank, srun.share_of(64).get()), (3, 1, 5));
+    }
+
+    #[test]
+    fn torchrun_is_known_by_where_rank_0_is_met_also_within_slurm() {
+        let torchrun = [
+            ("SLURM_STEP_NUM_TASKS", "2"),
+            ("SLURM_PROCID", "1"),
+            ("WORLD_SIZE", "8"),
+            ("RANK", "5"),
+            ("LOCAL_WORLD_SIZE", "4"),
+            ("LOCAL_RANK", "1"),
+            ("MASTER_ADDR", "node1"),
+            ("MASTER_PORT", "29500"),
+        ];
+        let found = launch(&torchrun).unwrap();
+        assert!(found.is_by_address());
+        assert_eq!((found.world, found.rank, found.local_rank), (8, 5, 1));
+        assert_eq!(found.address.as_deref(), Some("node1:29500"));
+        let srun = launch(&torchrun[..6]).unwrap();
+        assert_eq!((srun.by, srun.world, srun.address), ("srun", 2, None));
+        assert_eq!(launch(&torchrun[2..6]), None);
     }
 
     #[test]

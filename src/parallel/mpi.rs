@@ -4,7 +4,7 @@
 //! and leaves the cores to others meanwhile, as MPI's own does not. All calls come from the thread
 //! that trains.
 
-use super::communicator::{Communicator, Tag};
+use super::communicator::{Communicator, Tag, tell_of_long_wait};
 use anyhow::{Context, Result, bail};
 use mpi::environment::Universe;
 use mpi::ffi;
@@ -88,15 +88,7 @@ impl Mpi {
             if patience.is_some_and(|patience| waited > patience) {
                 // MPI may still write into the buffer of a message that comes late, so that there
                 // is no way back from here.
-                tracing::error!(
-                    "rank {} has waited {} s {}: that process hangs, has died, or works longer \
-                     than train.data_parallel.timeout_seconds allows; the job ends, and \
-                     `--resume` goes on from the newest checkpoint with as many processes as \
-                     there are",
-                    self.rank,
-                    waited.as_secs(),
-                    what()
-                );
+                tell_of_long_wait(self.rank, waited, &what());
                 self.abort(1);
             }
             if waited < SPIN {

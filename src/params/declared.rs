@@ -144,9 +144,7 @@ impl Declared {
                 );
                 Weight::LowRank(point)
             }
-            _ => {
-                Weight::Dense(placed(reader.take_shaped(&self.name, &self.initial.dense_shape())?)?)
-            }
+            _ => Weight::Dense(placed(reader.take_shaped(&self.name, &self.initial.shape())?)?),
         };
         Ok(self.with(weight))
     }
@@ -160,7 +158,7 @@ impl Declared {
                 rank.saturating_mul(rows.saturating_add(columns).saturating_add(rank))
             }
             _ => {
-                let shape = self.initial.dense_shape();
+                let shape = self.initial.shape();
                 shape.iter().fold(1, |product: u64, size| product.saturating_mul(*size as u64))
             }
         }
@@ -176,6 +174,19 @@ impl Initial {
     pub fn is_adapter(self) -> bool {
         use Initial::{Adapter, LoraA, LoraB};
         matches!(self, Adapter { .. } | LoraB { .. } | LoraA { .. })
+    }
+
+    /// Whether it is low-rank and dense until it is cut.
+    pub fn is_uncut(self) -> bool {
+        matches!(self, Initial::LowRank { start: LowRankStart::Dense, .. })
+    }
+
+    /// The rank of a point on the manifold; none for other parameters.
+    pub fn rank(self) -> Option<usize> {
+        match self {
+            Initial::LowRank { rank, .. } | Initial::Adapter { rank, .. } => Some(rank),
+            _ => None,
+        }
     }
 
     /// Numbers of the dense matrix in this parameter's place; the factors of one matrix count once,
@@ -196,7 +207,7 @@ impl Initial {
     }
 
     /// Shape of the tensor, or of the whole matrix where it is kept as U, S and V.
-    fn dense_shape(self) -> Vec<usize> {
+    pub fn shape(self) -> Vec<usize> {
         match self {
             Initial::Constant { size, .. } => vec![size],
             Initial::Normal { rows, columns, .. }

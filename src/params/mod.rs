@@ -341,6 +341,11 @@ impl ParamStore {
         2 * id.0 + 1
     }
 
+    /// The parameter that a gradient slot belongs to.
+    pub fn of_slot(slot: usize) -> ParamId {
+        ParamId(slot / 2)
+    }
+
     /// Number of gradient slots.
     pub fn slot_count(&self) -> usize {
         2 * self.len()

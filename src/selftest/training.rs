@@ -253,7 +253,7 @@ fn resumed(
         for step in 1..=5 {
             trainer.step(step)?;
         }
-        checkpoints.save(&trainer.snapshot(5, serde_json::Value::Null)?)?;
+        checkpoints.save(&trainer.snapshot(5, trainer.moments()?, serde_json::Value::Null)?)?;
     }
     let snapshot = crate::checkpoint::load(&checkpoints.path(5))?;
     let mut trainer = Trainer::restored(&second, after, snapshot, Arc::clone(text))?;

@@ -125,6 +125,8 @@ fn second_moments(
         step: 1,
         micro_batches: count,
         processes: &Alone,
+        owners: None,
+        is_deterministic: true,
         sums_sent: 0,
         times: OracleTimes::default(),
     };

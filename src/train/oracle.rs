@@ -2,7 +2,8 @@
 //!
 //! Micro-batch i is computed by the process of rank i mod world. Sums pass from each micro-batch to
 //! the next ([`Relay`]), so that they are those of one process to the byte; the process that has
-//! the last micro-batch then sends the sums to all.
+//! the last micro-batch then sends the sums to all, or to those that own the parameters. Where the
+//! order may be another, every process sums its own, and these are summed over processes.
 
 use super::diagnose::first_non_finite;
 use super::evaluate::targets_of;
@@ -10,11 +11,11 @@ use crate::data::Batches;
 use crate::error::Failure;
 use crate::model::{DropoutKey, Network, Sequences};
 use crate::ops::{Gradients, PackedDocuments, Relay, Tape, Value, scalar};
-use crate::optim::{BatchLoss, GradientOracle};
-use crate::parallel::{Communicator, Tag, f32_bytes};
+use crate::optim::{BatchLoss, GradientOracle, Owners};
+use crate::parallel::{Communicator, OfThisProcess, Tag, f32_bytes};
 use crate::params::ParamStore;
-use anyhow::{Context, anyhow};
-use candle_core::{Device, Result};
+use anyhow::Context;
+use candle_core::{Device, Result, Tensor};
 use std::time::{Duration, Instant};
 
 /// Evaluates the batch of one step; made anew for every step.
@@ -33,6 +34,10 @@ pub struct BatchOracle<'a> {
     pub micro_batches: usize,
     /// The processes that share the micro-batches.
     pub processes: &'a dyn Communicator,
+    /// Which of them wants the sums of which parameter; none where all want all.
+    pub owners: Option<&'a Owners>,
+    /// Whether sums are taken in the order of one process.
+    pub is_deterministic: bool,
     /// Bytes of sums that this process has sent so far.
     pub sums_sent: u64,
     /// Time spent so far.
@@ -69,8 +74,8 @@ impl GradientOracle for BatchOracle<'_> {
             let shared = self.share_out(params, gradients);
             // A failure of this process alone is nothing the others can act on, whatever it is.
             shared.map_err(|error| match error.downcast::<Failure>() {
-                Ok(failure) => failure.into(),
-                Err(error) => anyhow!("rank {rank}: {error:#}"),
+                Ok(failure) => anyhow::Error::from(failure),
+                Err(error) => OfThisProcess(format!("rank {rank}: {error:#}")).into(),
             })?
         };
         Ok(BatchLoss { loss: sum / self.micro_batches as f64, micro_batches: self.micro_batches })
@@ -111,6 +116,36 @@ impl BatchOracle<'_> {
         Ok((loss, tape, value))
     }
 
+    /// The sum of this number over all micro-batches, where this process wants it and has another.
+    ///
+    /// In the order of one process, the process of the `last` micro-batch has it; otherwise every
+    /// process has the sum over its own micro-batches.
+    fn exchange(&self, last: usize, number: usize, sum: &Tensor) -> anyhow::Result<Option<Tensor>> {
+        let processes = self.processes;
+        if !self.is_deterministic {
+            return processes.sum_tensor(sum).map(Some);
+        }
+        let id = ParamStore::of_slot(number / 2);
+        let owner = self.owners.and_then(|owners| owners.of(id));
+        match (owner, processes.rank()) {
+            (None, rank) => {
+                let all = processes.broadcast_tensor(last, sum)?;
+                Ok((rank != last).then_some(all))
+            }
+            (Some(owner), rank) if owner == last || (rank != last && rank != owner) => Ok(None),
+            (Some(owner), rank) if rank == last => {
+                let mut numbers = sum.flatten_all()?.to_vec1::<f32>()?;
+                processes.send(owner, Tag::sum(number), f32_bytes(&mut numbers))?;
+                Ok(None)
+            }
+            (Some(_), _) => {
+                let mut numbers = vec![0f32; sum.elem_count()];
+                processes.receive(last, Tag::sum(number), f32_bytes(&mut numbers))?;
+                Ok(Some(Tensor::from_vec(numbers, sum.shape(), sum.device())?))
+            }
+        }
+    }
+
     fn backward(
         &mut self,
         tape: Tape,
@@ -128,7 +163,8 @@ impl BatchOracle<'_> {
         Ok(())
     }
 
-    /// The sum of all losses, with the sums of all gradients in `gradients`, on every process.
+    /// The sum of all losses, on every process, with the sums in `gradients` of all gradients that
+    /// the process wants.
     fn share_out(&mut self, params: &ParamStore, gradients: &mut Gradients) -> anyhow::Result<f64> {
         let processes = self.processes;
         let (rank, world, count) = (processes.rank(), processes.world(), self.micro_batches);
@@ -144,7 +180,8 @@ impl BatchOracle<'_> {
                 not_finite.get_or_insert(message);
             }
             let mut chain = Chain { processes, micro, count };
-            self.backward(tape, &loss, gradients, Some(&mut chain))?;
+            let relay = self.is_deterministic.then_some(&mut chain as &mut dyn Relay);
+            self.backward(tape, &loss, gradients, relay)?;
         }
         self.sums_sent += processes.bytes_sent() - before;
         let losses = processes.gather_f64(&losses)?;
@@ -162,9 +199,7 @@ impl BatchOracle<'_> {
         }
         let before = processes.bytes_sent();
         let last = (count - 1) % world;
-        gradients.exchange(rank == last, |sum| {
-            processes.broadcast(last, f32_bytes(sum)).map_err(candle_core::Error::wrap)
-        })?;
+        gradients.exchange(|number, sum| self.exchange(last, number, sum))?;
         processes.settle()?;
         self.sums_sent += processes.bytes_sent() - before;
         Ok(sum)

@@ -6,11 +6,11 @@ use super::init_report::InitReport;
 use super::oracle::{BatchOracle, OracleTimes};
 use super::settings::{compute, model_config, optimizer_settings};
 use crate::account::FlopLedger;
-use crate::checkpoint::Snapshot;
+use crate::checkpoint::{Snapshot, tensors_from_bytes, tensors_to_bytes};
 use crate::data::{Batches, TokenShard};
 use crate::model::{Network, build, restore};
 use crate::ops::Gradients;
-use crate::optim::{Optimizer, StepReport, WeightSize, cut_flops};
+use crate::optim::{Optimizer, Owners, StepReport, WeightSize, cut_flops};
 use crate::parallel::{Alone, Communicator};
 use crate::params::{ParamStore, Place, Role, TensorReader, Weight};
 use crate::rng;
@@ -46,8 +46,8 @@ pub struct TimedStep {
     pub times: OracleTimes,
     /// Wall-clock seconds of the whole step.
     pub seconds: f64,
-    /// Bytes of gradient sums that this process has sent.
-    pub sums_sent: u64,
+    /// Bytes of gradient sums and of weights that this process has sent.
+    pub bytes_sent: u64,
 }
 
 impl<'a> Trainer<'a> {
@@ -111,8 +111,13 @@ impl<'a> Trainer<'a> {
     }
 
     /// The same, its micro-batches shared out over processes that all call this and hold the same
-    /// parameters and moments.
-    pub fn shared_over(self, processes: &'a dyn Communicator) -> Self {
+    /// parameters and moments; the plan may say that each keeps the moments of its own share only.
+    pub fn shared_over(mut self, processes: &'a dyn Communicator) -> Self {
+        if self.plan.train.data_parallel.shard_optimizer && processes.is_shared() {
+            let rules = &self.plan.optimizer;
+            let (rank, world) = (processes.rank(), processes.world());
+            self.optimizer.share_out(Owners::new(rules, &self.params, rank, world));
+        }
         Self { processes, ..self }
     }
 
@@ -168,23 +173,47 @@ impl<'a> Trainer<'a> {
             + cuts
     }
 
-    /// Network, parameters and moments after `step`, in host memory; `state` is what the caller
-    /// must know beside them.
+    /// The moments of all parameters, in host memory, on the process that writes; called by all
+    /// processes together, of which the others get nothing.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read from its device, or the connection fails.
+    pub fn moments(&self) -> Result<Vec<(String, Tensor)>> {
+        let processes = self.processes;
+        if self.optimizer.owners().is_none() && !processes.is_root() {
+            return Ok(Vec::new());
+        }
+        let mut own = host(self.optimizer.named_tensors(&self.params)?)?;
+        if self.optimizer.owners().is_none() {
+            return Ok(own);
+        }
+        if !processes.is_root() {
+            processes.send_any(0, &tensors_to_bytes(&own)?)?;
+            processes.settle()?;
+            return Ok(Vec::new());
+        }
+        for rank in 1..processes.world() {
+            own.extend(tensors_from_bytes(&processes.receive_any(rank)?)?);
+        }
+        Ok(own)
+    }
+
+    /// Network and parameters after `step`, in host memory, with these [moments](Self::moments);
+    /// `state` is what the caller must know beside them.
     ///
     /// # Errors
     /// If a tensor cannot be read from its device.
-    pub fn snapshot(&self, step: u64, state: serde_json::Value) -> Result<Snapshot> {
-        let host = |tensors: Vec<(String, Tensor)>| -> Result<Vec<(String, Tensor)>> {
-            tensors
-                .into_iter()
-                .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)))
-                .collect()
-        };
+    pub fn snapshot(
+        &self,
+        step: u64,
+        moments: Vec<(String, Tensor)>,
+        state: serde_json::Value,
+    ) -> Result<Snapshot> {
         Ok(Snapshot {
             step,
             config: serde_json::to_value(self.model.config())?,
             model: host(self.params.named_tensors())?,
-            optimizer: host(self.optimizer.named_tensors(&self.params)?)?,
+            optimizer: moments,
             state,
         })
     }
@@ -210,6 +239,7 @@ impl<'a> Trainer<'a> {
     /// finite; then nothing has changed.
     pub fn step(&mut self, step: u64) -> Result<TimedStep> {
         let started = Instant::now();
+        let owners = self.optimizer.owners();
         let mut oracle = BatchOracle {
             model: self.model.as_ref(),
             batches: &self.batches,
@@ -218,14 +248,25 @@ impl<'a> Trainer<'a> {
             step,
             micro_batches: self.plan.train.gradient_accumulation_steps,
             processes: self.processes,
+            owners: owners.as_deref(),
+            is_deterministic: self.plan.train.data_parallel.deterministic,
             sums_sent: 0,
             times: OracleTimes::default(),
         };
+        let (params, gradients) = (&mut self.params, &mut self.gradients);
         let report =
-            self.optimizer.step(&mut self.params, &mut oracle, &mut self.gradients, step)?;
+            self.optimizer.step_among(params, &mut oracle, gradients, step, self.processes)?;
         let BatchOracle { times, sums_sent, .. } = oracle;
-        Ok(TimedStep { report, times, seconds: started.elapsed().as_secs_f64(), sums_sent })
+        let (seconds, bytes_sent) =
+            (started.elapsed().as_secs_f64(), sums_sent + report.weights_sent);
+        Ok(TimedStep { report, times, seconds, bytes_sent })
     }
+}
+
+/// The same tensors in host memory.
+fn host(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
+    let host = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_device(&Device::Cpu)?));
+    tensors.into_iter().map(host).collect()
 }
 
 /// The plan's batches of a text, this many a step.

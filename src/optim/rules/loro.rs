@@ -192,6 +192,12 @@ impl Rule for LoroRule {
         }
         Ok(Vec::new())
     }
+
+    /// Both factors of a pair belong to one process.
+    fn retain(&mut self, ids: &[ParamId], owns: &dyn Fn(ParamId) -> bool) {
+        let shares = self.shares.iter().zip(ids.chunks_exact(2));
+        self.shares = shares.filter(|(_, pair)| owns(pair[0])).map(|(share, _)| *share).collect();
+    }
 }
 
 /// The exact step of W = B A (Algorithm 1, the branch t mod K = 0; equation 10): W − η P_W(G)

@@ -24,7 +24,7 @@ use crate::parallel::Communicator;
 use crate::record::{EndReason, Event, Observer, Observers};
 use crate::spec::Plan;
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use deadline::Deadline;
 use identity::Identity;
 use serde::{Deserialize, Serialize};
@@ -301,7 +301,7 @@ impl<'a> Session<'a> {
             self.last_loss = Some(report.loss);
             meter.add(tokens, timed);
             if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
-                let wire_bytes = self.bytes_on_the_wire(timed.sums_sent)?;
+                let wire_bytes = self.bytes_on_the_wire(timed.bytes_sent)?;
                 observers.on(&Event::Step(self.step_record(report, wire_bytes, meter)))?;
             }
             if !report.truncations.is_empty() {
@@ -328,10 +328,11 @@ impl<'a> Session<'a> {
         {
             let started = Instant::now();
             self.ensure_same_parameters()?;
+            let moments = self.of_this_process(self.trainer.moments())?;
             self.by_root(|session| {
                 // Whatever counts on figures comes after they are on the disk.
                 observers.on(&Event::CheckpointDue { step })?;
-                let path = session.save()?;
+                let path = session.save(moments)?;
                 if improved {
                     session.checkpoints.mark_best(step)?;
                 }
@@ -357,10 +358,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Saves a checkpoint of finite numbers into the folder that is still this run's.
-    fn save(&mut self) -> Result<PathBuf> {
-        let snapshot =
-            self.trainer.snapshot(self.state.step, serde_json::to_value(&self.state)?)?;
+    /// Saves a checkpoint of finite numbers, with these moments, into the folder that is still this
+    /// run's.
+    fn save(&mut self, moments: Vec<(String, Tensor)>) -> Result<PathBuf> {
+        let state = serde_json::to_value(&self.state)?;
+        let snapshot = self.trainer.snapshot(self.state.step, moments, state)?;
         divergence::ensure_finite(&snapshot)?;
         self.check_lock()?;
         let saved = self.checkpoints.save(&snapshot).and_then(|path| {

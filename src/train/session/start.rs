@@ -237,8 +237,9 @@ impl Session<'_> {
         if let Some(fresh) = self.fresh.take() {
             fresh.has_begun();
         }
+        let moments = self.of_this_process(self.trainer.moments())?;
         self.by_root(|session| {
-            let path = session.save()?;
+            let path = session.save(moments)?;
             observers.on(&Event::CheckpointSaved { step: 0, path })
         })?;
         observers.on(&Event::Finished {

@@ -122,7 +122,8 @@ impl Session<'_> {
         }))
     }
 
-    /// Bytes of gradient sums that all processes sent in a step together; none for one process.
+    /// Bytes of gradient sums and weights that all processes sent in a step together; none for one
+    /// process.
     pub(super) fn bytes_on_the_wire(&self, own: u64) -> Result<Option<u64>> {
         if !self.options.processes.is_shared() {
             return Ok(None);

@@ -6,9 +6,10 @@ use crate::lowrank::{LowRank, Spectrum, Truncation};
 use crate::ops::Gradients;
 use crate::optim::leaves::Leaves;
 use crate::optim::rank::{Cut, Offer, becomes_factors};
+use crate::optim::shards::Shards;
 use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
 use crate::spec::{DlraSpec, RankNorm, RankPlan, Target};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -126,7 +127,8 @@ impl Next {
     }
 }
 
-/// The updates of these weights cut to the ranks that the policy chooses from what they offer.
+/// The updates cut to the ranks that the policy chooses from what all these weights offer; the
+/// updates are those of the weights that this process owns.
 ///
 /// In the Fisher norm the slots hold the second moments of the step's batch.
 ///
@@ -137,7 +139,7 @@ pub(super) fn cut(
     updates: Vec<Update>,
     norm: RankNorm,
     slots: &Gradients,
-    spec: &DlraSpec,
+    (spec, shards): (&DlraSpec, Option<&Shards>),
     policy: &RankPlan,
     place: Cut,
 ) -> Result<Vec<Next>> {
@@ -145,18 +147,40 @@ pub(super) fn cut(
     let device = updates.first().map_or(Device::Cpu, |update| update.device().clone());
     let updates: Vec<Update> =
         updates.iter().map(|update| update.to_device(&Device::Cpu)).collect::<Result<_>>()?;
+    let owns = |id: ParamId| shards.is_none_or(|shards| shards.owns(id));
+    let own: Vec<_> = weights.iter().filter(|(id, _)| owns(*id)).copied().collect();
     let spectrum = |(weight, update)| spectrum(weight, update, norm, slots);
-    let spectra = weights.par_iter().zip(&updates).map(spectrum).collect::<Result<Vec<_>>>()?;
+    let spectra = own.par_iter().zip(&updates).map(spectrum).collect::<Result<Vec<_>>>();
+    let (spectra, values) = match spectra {
+        Ok(spectra) => {
+            let values = spectra.iter().map(|(_, found)| found.singular_values().to_vec());
+            let values = values.collect();
+            (spectra, Ok(values))
+        }
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    let values = match shards {
+        None => values?,
+        Some(shards) => {
+            let ids: Vec<ParamId> = weights.iter().map(|(id, _)| *id).collect();
+            shards.joined(&ids, values)?
+        }
+    };
     let mut offers = Vec::with_capacity(weights.len());
-    for (((_, parameter), update), (_, spectrum)) in weights.iter().zip(&updates).zip(&spectra) {
-        let target = target_of(parameter)
-            .with_context(|| format!("`{}` is low-rank outside the blocks", parameter.name))?;
-        let (rows, columns) = update.shape()?;
-        let singular_values = spectrum.singular_values().to_vec();
+    for ((_, parameter), singular_values) in weights.iter().zip(values) {
+        let shape = match &parameter.weight {
+            Weight::LowRank(point) => Some((point.rows(), point.columns())),
+            Weight::Uncut(tensor) => Some(tensor.dims2()?),
+            Weight::Dense(_) => None,
+        };
+        let (Some(target), Some((rows, columns))) = (target_of(parameter), shape) else {
+            bail!("`{}` is low-rank outside the blocks", parameter.name)
+        };
         offers.push(Offer { target, sides: rows + columns, singular_values });
     }
-    let ranks = policy.cut(place, &offers);
-    let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).zip(weights).map(
+    let ranks = policy.cut(place, &offers).into_iter().zip(weights);
+    let ranks: Vec<usize> = ranks.filter(|(_, (id, _))| owns(*id)).map(|(rank, _)| rank).collect();
+    let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).zip(&own).map(
         |(((update, (point, spectrum)), rank), (_, parameter))| {
             let cut = update.cut((point.clone(), spectrum), rank, place, spec);
             cut.with_context(|| failed(parameter))

@@ -167,7 +167,7 @@ impl DlraRule {
     /// low-rank weights and all else as it was, and scaled by the first gradient's factor.
     fn augmented_bug(
         &self,
-        members: &[Member],
+        (members, everyone): (&[Member], &[ParamId]),
         params: &ParamStore,
         oracle: &mut dyn GradientOracle,
         step: &Step,
@@ -179,21 +179,28 @@ impl DlraRule {
             begun.with_context(|| {
                 format!("augmenting the bases of `{}` failed", member.parameter.name)
             })
-        })?;
+        });
         // Buffers of its own: those of the first evaluation hold the dense gradients, which are
         // still needed.
         let mut gradients = Gradients::new(params.slot_count());
         let mut evaluating = Duration::ZERO;
         for _ in 0..self.spec.coefficient_steps() {
             let mut augmented = params.clone();
-            for (galerkin, member) in steps.iter().zip(members) {
-                augmented.set(member.id, Weight::LowRank(galerkin.augmented_point()?));
+            let placed = steps.and_then(|steps| {
+                for (galerkin, member) in steps.iter().zip(members) {
+                    augmented.set(member.id, Weight::LowRank(galerkin.augmented_point()?));
+                }
+                Ok(steps)
+            });
+            let placed = step.agreed(placed)?;
+            if let Some(shards) = step.shards {
+                shards.spread(&mut augmented, everyone)?;
             }
             gradients.reset();
             let started = Instant::now();
             oracle.evaluate(&augmented, &mut gradients)?;
             evaluating += started.elapsed();
-            let pairs = steps.into_iter().zip(members).collect();
+            let pairs = placed.into_iter().zip(members).collect();
             steps = map_all(placement, pairs, |(galerkin, member): (GalerkinStep, &Member)| {
                 let k_gradient = gradients.get(ParamStore::slot(member.id));
                 let sum = coefficient_gradient(&galerkin, member, k_gradient, step)?;
@@ -201,9 +208,9 @@ impl DlraRule {
                 advanced.with_context(|| {
                     format!("a coefficient step of `{}` failed", member.parameter.name)
                 })
-            })?;
+            });
         }
-        let pairs = steps.into_iter().zip(members).collect();
+        let pairs = steps?.into_iter().zip(members).collect();
         let updates = map_all(placement, pairs, |(galerkin, member): (GalerkinStep, &Member)| {
             let rank = self.growth(member, step.rank);
             let update = galerkin.finish(&self.numbers(step, rank));
@@ -234,14 +241,19 @@ impl Rule for DlraRule {
         step: &Step,
     ) -> anyhow::Result<Duration> {
         let points = points_of(members, params, step)?;
-        let (updates, evaluating) = match self.spec.integrator {
-            Integrator::AugmentedBug => self.augmented_bug(&points, params, oracle, step)?,
+        let updates = match self.spec.integrator {
+            Integrator::AugmentedBug => {
+                self.augmented_bug((&points, &members.everyone), params, oracle, step)
+            }
             Integrator::Tangent | Integrator::CoefficientCycle => {
-                (self.one_gradient(&points, step)?, Duration::ZERO)
+                self.one_gradient(&points, step).map(|updates| (updates, Duration::ZERO))
             }
         };
-        let mut of_points = updates.into_iter().map(Update::Point);
-        let mut of_uncut = self.uncut(members, params, step)?.into_iter();
+        let updates = updates.and_then(|updates| Ok((updates, self.uncut(members, params, step)?)));
+        // Before a cut, for which all have to be here.
+        let ((updates, evaluating), uncut) = step.agreed(updates)?;
+        let (mut of_points, mut of_uncut) =
+            (updates.into_iter().map(Update::Point), uncut.into_iter());
         let updates = members.states.iter().filter_map(|state| match state {
             MemberState::Point(_) => of_points.next(),
             MemberState::Uncut(_) => of_uncut.next(),
@@ -251,8 +263,9 @@ impl Rule for DlraRule {
             RankEvent::None | RankEvent::Grow => updates.into_iter().map(Update::uncut).collect(),
             RankEvent::Cut { cut: place, norm } => {
                 let weights: Vec<(ParamId, &Parameter)> =
-                    members.ids.iter().map(|id| (*id, params.get(*id))).collect();
-                cut(&weights, updates, norm, step.slots, &self.spec, &self.ranks, place)?
+                    members.everyone.iter().map(|id| (*id, params.get(*id))).collect();
+                let settings = (&self.spec, step.shards);
+                cut(&weights, updates, norm, step.slots, settings, &self.ranks, place)?
             }
         };
         self.truncations.clear();
