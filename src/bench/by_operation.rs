@@ -82,7 +82,7 @@ impl fmt::Display for OperationTable {
         writeln!(f, "forward and backward by operation (a product: rows x inner x columns)")?;
         writeln!(
             f,
-            "  {:<16}{:<9}{:<20}{:>6}{:>10}{:>8}{:>11}{:>10}{:>12}{:>7}",
+            "  {:<16}{:<9}{:<20}{:>6}{:>10}{:>8}{:>11}{:>10}{:>12}{:>9}",
             "operation",
             "pass",
             "shape",
@@ -112,7 +112,7 @@ impl fmt::Display for OperationTable {
                 0 => writeln!(f)?,
                 _ => writeln!(
                     f,
-                    "{:>12}{:>7.3}",
+                    "{:>12}{:>9.3}",
                     operations(row.flops_per_second),
                     row.share_of_product_peak
                 )?,
