@@ -30,6 +30,7 @@
 //! plot    charts as SVG       device  what a GPU says of itself
 //! figures numbers as people read them          tensor_file  a safetensors file, its header first
 //! gguf_file  a GGUF file, its settings first
+//! allocator  freed memory kept, large pages
 //! parallel  processes that train one run together: messages, agreement, launchers
 //! ```
 //!
@@ -57,6 +58,7 @@
 //! sequences, tokens, width, heads, vocabulary.
 
 pub mod account;
+pub mod allocator;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;

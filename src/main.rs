@@ -1,12 +1,17 @@
 //! The `lrpt` binary: parse, run, exit with the documented code.
 
 use clap::Parser;
+use lrpt::allocator::{LargePages, keep_freed_memory};
 use lrpt::cli::Cli;
 use lrpt::error::{exit_code, printable};
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: LargePages = LargePages;
+
 fn main() -> ExitCode {
+    keep_freed_memory();
     let cli = Cli::parse();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,

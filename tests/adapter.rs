@@ -80,6 +80,7 @@ fn filled(params: &mut ParamStore) {
                 let s = (draw(point.rank(), point.rank(), index as u64) * 0.1).expect("S");
                 Weight::LowRank(LowRank { s, ..point.clone() })
             }
+            Weight::Uncut(_) => panic!("adapters are factors"),
             Weight::Dense(w) => {
                 let (rows, columns) = w.dims2().expect("a factor");
                 Weight::Dense((draw(rows, columns, index as u64) * 0.1).expect("a factor"))

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Module -> modules of this crate it may import.
 const ALLOWED: &[(&str, &[&str])] = &[
+    ("allocator", &[]),
     ("error", &[]),
     ("figures", &[]),
     ("fs", &[]),

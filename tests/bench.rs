@@ -2,7 +2,7 @@
 
 mod support;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::Workplace;
 
 fn stdout(output: &std::process::Output) -> String {
@@ -85,6 +85,46 @@ fn bench_prints_a_table_and_asks_for_an_unknown_vocabulary() {
     assert!(!place.path("data").exists(), "no data were prepared");
 }
 
+/// The parts of a step are about the whole, and what they count is what the account counts.
+#[test]
+fn operations_add_up_to_the_passes_and_to_the_account() {
+    let place = Workplace::new();
+    let spec = place.spec("dense", "");
+    let spec = spec.to_str().expect("UTF-8");
+    for overrides in [&[][..], &["--set", "model.arch=llama", "--set", "model.n_kv_head=1"]] {
+        let arguments = ["bench", spec, "--vocab-size", "50", "--operations", "--json"];
+        let arguments: Vec<&str> = arguments.iter().chain(overrides).copied().collect();
+        let report: Value = serde_json::from_str(stdout(&place.run(&arguments, 0)).trim())
+            .expect("one JSON object on stdout");
+        let rows = report["by_operation"]["rows"].as_array().expect("rows");
+        let sum = |key: &str| -> f64 { rows.iter().map(|row| number(row, key)).sum() };
+        assert_eq!(sum("/flops"), number(&report, "/operations/flops_per_step"), "{report}");
+        let passes = number(&report, "/seconds_per_step/forward")
+            + number(&report, "/seconds_per_step/backward");
+        assert!((number(&report, "/by_operation/seconds") - passes).abs() < 1e-9);
+        let (parts, rest) = (sum("/seconds"), number(&report, "/by_operation/rest_seconds"));
+        assert!((parts + rest - passes).abs() < 1e-9 && rest >= 0.0, "{report}");
+        assert!(parts > 0.5 * passes, "{parts} of {passes}");
+        let find = |name: &str, pass: &str, shape: [u64; 3]| {
+            rows.iter()
+                .find(|row| {
+                    row["name"] == name && row["pass"] == pass && row["shape"] == json!(shape)
+                })
+                .unwrap_or_else(|| panic!("{name} {pass} {shape:?} in {report}"))
+        };
+        // Of two micro-batches and two blocks: o alone is 32 x 32 in both architectures.
+        assert!(number(find("a bᵀ", "forward", [64, 32, 32]), "/calls") >= 4.0);
+        assert!(number(find("aᵀ b", "backward", [32, 64, 32]), "/calls") >= 4.0);
+        assert!(number(find("attention", "backward", [8, 16, 16]), "/calls") == 4.0);
+    }
+    let table = stdout(
+        &place.run(&["bench", spec, "--vocab-size", "50", "--steps", "1", "--operations"], 0),
+    );
+    for part in ["of peak", "layer_norm", "gelu", "64 x 32 x 128", "loss", "rest", "in all"] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+}
+
 #[test]
 fn doctor_finds_this_build_and_machine() {
     let found = stdout(&Workplace::new().run(&["doctor"], 0));
@@ -93,4 +133,38 @@ fn doctor_finds_this_build_and_machine() {
     {
         assert!(found.contains(part), "{part} in {found}");
     }
+}
+
+/// The heap lies in large pages, and what is freed stays in it.
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn a_benchmark_asks_for_large_pages() {
+    if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        return eprintln!("this kernel has no large pages");
+    }
+    let place = Workplace::new();
+    let spec = place.spec("dense", "");
+    let mut child = place
+        .lrpt(&["bench", spec.to_str().expect("UTF-8"), "--vocab-size", "20000"])
+        .args(["--steps", "100000"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    let smaps = format!("/proc/{}/smaps", child.id());
+    let is_advised = || {
+        let text = std::fs::read_to_string(&smaps).unwrap_or_default();
+        let heap = text.split("[heap]").skip(1);
+        heap.filter_map(|mapping| mapping.split("VmFlags:").nth(1))
+            .any(|flags| flags.lines().next().is_some_and(|flags| flags.contains(" hg")))
+    };
+    let started = std::time::Instant::now();
+    let mut found = false;
+    while !found && started.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        found = is_advised();
+    }
+    child.kill().expect("the child runs still");
+    child.wait().expect("the child ends");
+    assert!(found, "the heap was not advised");
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+use candle_core::quantized::gguf_file;
 use candle_core::{DType, Device, Tensor};
 use lrpt::data::Tokenizer;
 use lrpt::hub::{self, ExportOptions};
@@ -12,8 +12,9 @@ use lrpt::params::ParamStore;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use support::Workplace;
+use support::gguf::llama as gguf;
 use tempfile::TempDir;
 
 const CPU: Device = Device::Cpu;
@@ -104,6 +105,11 @@ fn a_folder_that_is_no_model_is_refused_by_name() {
     );
     let bytes = b"version https://git-lfs.github.com/spec/v1\n";
     exported.refused_with("model.safetensors", bytes, "no safetensors file");
+    // A type of numbers that exists, but not in candle.
+    let header =
+        br#"{"transformer.wpe.weight":{"dtype":"F8_E5M2","shape":[6,16],"data_offsets":[0,96]}}"#;
+    let eight_bits = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 96]].concat();
+    exported.refused_with("model.safetensors", &eight_bits, "F8_E5M2");
 
     let config = exported.path().join("config.json");
     let sound = fs::read(&config).expect("there");
@@ -262,29 +268,6 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     adapter.refused("adapter_config.json: not JSON");
     fs::remove_file(adapter.folder.join("adapter_config.json")).expect("there");
     adapter.refused("adapter_config.json");
-}
-
-/// A file of llama.cpp with settings that are read before any tensor.
-fn gguf(path: &Path, more: &[(&str, gguf_file::Value)], tensors: &[(&str, Tensor)]) {
-    use gguf_file::Value::{F32, String, U32};
-    let mut settings = vec![
-        ("general.architecture", String("llama".into())),
-        ("llama.context_length", U32(6)),
-        ("llama.embedding_length", U32(32)),
-        ("llama.feed_forward_length", U32(64)),
-        ("llama.block_count", U32(1)),
-        ("llama.attention.head_count", U32(4)),
-        ("llama.attention.layer_norm_rms_epsilon", F32(1e-5)),
-    ];
-    settings.extend(more.iter().cloned());
-    let settings: Vec<(&str, &gguf_file::Value)> = settings.iter().map(|(k, v)| (*k, v)).collect();
-    let of = |(name, tensor): &(&str, Tensor)| {
-        (name.to_string(), QTensor::quantize(tensor, GgmlDType::F32).expect("numbers"))
-    };
-    let tensors: Vec<(std::string::String, QTensor)> = tensors.iter().map(of).collect();
-    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    let mut file = fs::File::create(path).expect("a file");
-    gguf_file::write(&mut file, &settings, &tensors).expect("written");
 }
 
 #[test]

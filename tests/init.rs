@@ -2,8 +2,9 @@
 
 mod support;
 
+use candle_core::{DType, Device, Tensor};
 use std::fs;
-use support::{Workplace, assert_same};
+use support::{Workplace, assert_same, gguf, textbook};
 
 /// Steps that move nothing that shows: the first validation is the source's.
 const STILL: [&str; 8] = [
@@ -131,19 +132,74 @@ fn a_cut_says_what_it_discards() {
     assert!(0.0 < energies[1] && energies[1] < energies[0] && energies[0] < 1.0, "{energies:?}");
 }
 
-/// Resume is exact, and needs the source no more.
+/// Trains whole and broken off after 5 of 12 steps, the source out of reach by then.
+fn resumes_without_its_source(place: &Workplace, init: &str, sources: &[&str]) {
+    train(place, "whole", init, &[], 0);
+    train(place, "broken", init, &["--stop-after", "5"], 0);
+    for source in sources {
+        fs::rename(place.path(source), place.path(&format!("no-{source}"))).expect("moved");
+    }
+    place.run(&["resume", "broken"], 0);
+    let (whole, broken) = (place.trajectory("whole", 12), place.trajectory("broken", 12));
+    assert_same(&whole, &broken, init);
+    for run in ["whole", "broken"] {
+        fs::remove_dir_all(place.path(run)).expect("removable");
+    }
+}
+
+/// Resume is exact, and needs the source no more, whatever the source.
 #[test]
 fn a_warm_start_resumes_exactly_without_its_source() {
     let place = Workplace::new();
     place.spec("dense", "");
     train(&place, "source", "", &[], 0);
+    place.run(&["export", "source", "--to", "base"], 0);
+    place.spec("{adapter: {rank: 3}}", "");
+    train(&place, "adapted", "{hf: base}", &["--stop-after", "4"], 0);
+    place.run(&["export", "adapted", "--to", "adapter"], 0);
     place.spec("{low_rank: {rank: 8}}", "");
-    let init = "{run: source}";
-    train(&place, "whole", init, &[], 0);
-    train(&place, "broken", init, &["--stop-after", "5"], 0);
-    fs::rename(place.path("source"), place.path("elsewhere")).expect("moved");
-    place.run(&["resume", "broken"], 0);
-    assert_same(&place.trajectory("whole", 12), &place.trajectory("broken", 12), "a warm start");
+    // What is moved away comes last.
+    resumes_without_its_source(&place, "{run: source}", &["source"]);
+    resumes_without_its_source(&place, "{peft: {adapter: adapter, base: base}}", &["adapter"]);
+    resumes_without_its_source(&place, "{hf: base}", &["base"]);
+}
+
+/// The same for a file of llama.cpp, its matrices cut and with an adapter beside them.
+#[test]
+fn a_start_from_llama_cpp_resumes_exactly_without_its_file() {
+    let place = Workplace::new();
+    let shape = "arch: llama, n_layer: 1, n_head: 4, n_inner: 64, rms_norm_eps: 1e-5, tie_word_embeddings: true";
+    for weights in ["{low_rank: {rank: 8}}", "{adapter: {rank: 3}}"] {
+        place.spec(weights, "");
+        let spec = fs::read_to_string(place.path("spec.yaml")).expect("the spec");
+        let spec = spec
+            .replace("n_layer: 2, n_head: 2", shape)
+            .replace("bias: true, ", "")
+            .replace("chars", "bytes");
+        fs::write(place.path("spec.yaml"), spec).expect("writable");
+        let vocabulary = 256;
+        let normal = |rows: usize, columns: usize| {
+            let index = (rows * 100 + columns) as u64;
+            let drawn = textbook::tensor(&textbook::random(rows, columns, "llama.cpp", index));
+            (drawn * 0.1).and_then(|drawn| drawn.to_dtype(DType::F32)).expect("a matrix")
+        };
+        let ones = Tensor::ones(32, DType::F32, &Device::Cpu).expect("gains");
+        let tensors = [
+            ("token_embd.weight", normal(vocabulary, 32)),
+            ("blk.0.attn_norm.weight", ones.clone()),
+            ("blk.0.attn_q.weight", normal(32, 32)),
+            ("blk.0.attn_k.weight", normal(32, 32)),
+            ("blk.0.attn_v.weight", normal(32, 32)),
+            ("blk.0.attn_output.weight", normal(32, 32)),
+            ("blk.0.ffn_norm.weight", ones.clone()),
+            ("blk.0.ffn_gate.weight", normal(64, 32)),
+            ("blk.0.ffn_up.weight", normal(64, 32)),
+            ("blk.0.ffn_down.weight", normal(32, 64)),
+            ("output_norm.weight", ones),
+        ];
+        gguf::llama(&place.path("model.gguf"), &[], &tensors);
+        resumes_without_its_source(&place, "{gguf: model.gguf}", &["model.gguf"]);
+    }
 }
 
 #[test]

@@ -4,7 +4,10 @@ use super::moved::{augmented, moved};
 use super::parameters::ParameterLedger;
 use crate::model::cost::{MatrixCost, backward_values, kept_values};
 use crate::optim::{augmented_values, rule_cost};
-use crate::spec::{ComputeType, DeviceSpec, Integrator, LinalgSpec, Plan};
+use crate::spec::{
+    BudgetPlan, ComputeType, DeviceSpec, Integrator, LinalgSpec, Plan, RankNorm, RankPlan,
+    TolerancePlan,
+};
 
 /// Bytes of a number in f32.
 pub(super) const BYTES_PER_VALUE: u64 = 4;
@@ -52,7 +55,9 @@ pub struct MemoryLedger {
     /// rank are in hand, and stacked: copies of weight, tangent gradient and moments. At LORO's
     /// exact steps the same is in hand, beside new factors and moments, 3 (m + n) r a pair. Under
     /// GaLore there are a new weight and new moments for every full matrix, and in hand the SVD in
-    /// f64: two copies of the gradient and both bases.
+    /// f64: two copies of the gradient and both bases. Of matrices that are dense until they are cut
+    /// there are a new weight and new moments, a cut in the Fisher norm has m² + n² second moments of
+    /// each, and in hand is the SVD as under GaLore.
     pub optimizer: u64,
     /// What `augmented_bug` holds while it evaluates in the augmented bases, beside the first
     /// evaluation's gradients: gradients of all parameters once more, now 2r wide; and per low-rank
@@ -100,6 +105,10 @@ impl MemoryLedger {
             let in_hand = matrices.iter().map(in_hand).filter(|values| *values > 0);
             in_hand.clone().max().unwrap_or(0) * threads.min(layers * in_hand.count() as u64)
         };
+        let grams = |matrix: &MatrixCost| match matrix.is_uncut && cuts_in_fisher_norm(plan) {
+            true => matrix.rows * matrix.rows + matrix.columns * matrix.columns,
+            false => 0,
+        };
         let trained_rest = if model.is_adapted() { 0 } else { parameters.dense_rest() };
         let values = MemoryLedger {
             weights: parameters.dense_rest()
@@ -110,7 +119,8 @@ impl MemoryLedger {
             head_gradient: if model.is_adapted() { 0 } else { parameters.token_embedding },
             backward: (backward_values(model) * tokens)
                 .max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
-            optimizer: of_blocks(&|matrix| rule(matrix).proposed(moved(matrix))) + in_hand,
+            optimizer: of_blocks(&|matrix| rule(matrix).proposed(moved(matrix)) + grams(matrix))
+                + in_hand,
             augmented: match is_augmented_bug {
                 true => {
                     let low_rank = |(narrow, wide): (&MatrixCost, &MatrixCost)| match narrow
@@ -160,6 +170,15 @@ impl MemoryLedger {
             .saturating_add(self.backward)
             .saturating_add(self.augmented);
         self.weights + self.gradients + self.moments + pass.max(self.optimizer)
+    }
+}
+
+/// Whether a plan's cuts go by second moments.
+fn cuts_in_fisher_norm(plan: &Plan) -> bool {
+    match plan.rank {
+        RankPlan::Fixed => false,
+        RankPlan::Tolerance(TolerancePlan { norm, .. })
+        | RankPlan::Budget(BudgetPlan { norm, .. }) => norm == RankNorm::Fisher,
     }
 }
 

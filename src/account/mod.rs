@@ -156,6 +156,7 @@ impl fmt::Display for Ledger {
         for target in &parameters.targets {
             let form = match target.form {
                 WeightForm::Dense => "dense".to_owned(),
+                WeightForm::LowRank { .. } if target.is_uncut => "dense until cut".to_owned(),
                 WeightForm::LowRank { rank } => format!("rank {rank}"),
                 WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
                     format!("frozen, adapter {rank}")

@@ -2,7 +2,7 @@
 
 use crate::model::cost::MatrixCost;
 use crate::optim::{MovedWeight, WeightSize, augmented_rank};
-use crate::spec::{Integrator, WeightForm};
+use crate::spec::Integrator;
 
 /// What moves of a matrix.
 pub(super) fn moved(matrix: &MatrixCost) -> MovedWeight {
@@ -16,11 +16,8 @@ fn size(matrix: &MatrixCost) -> WeightSize {
 
 /// The matrix in the augmented bases of this integrator, where it is low-rank.
 pub(super) fn augmented(matrix: MatrixCost, integrator: Integrator) -> MatrixCost {
-    match matrix.form {
-        WeightForm::LowRank { .. } => {
-            let rank = augmented_rank(integrator, size(&matrix)) as usize;
-            MatrixCost { form: WeightForm::LowRank { rank }, ..matrix }
-        }
-        _ => matrix,
+    match matrix.is_low_rank() {
+        true => matrix.of_rank(augmented_rank(integrator, size(&matrix)) as usize),
+        false => matrix,
     }
 }

@@ -53,7 +53,7 @@ impl FlopLedger {
     }
 
     /// The operations of a step (from 1) when low-rank matrices have these ranks (by block and
-    /// target) instead of those of the plan, as after truncations.
+    /// target) instead of those of the plan, as after truncations; none for one that is still dense.
     pub fn at_step(
         plan: &Plan,
         vocabulary: u64,
@@ -63,9 +63,7 @@ impl FlopLedger {
         let phase =
             plan.optimizer.dlra().and_then(|dlra| dlra.cycle_phase(step, plan.train.max_steps.0));
         Self::count(plan, vocabulary, phase, &|matrix, layer, target| match rank(layer, target) {
-            Some(rank) if matrix.is_low_rank() => {
-                MatrixCost { form: WeightForm::LowRank { rank }, ..matrix }
-            }
+            Some(rank) if matches!(matrix.form, WeightForm::LowRank { .. }) => matrix.of_rank(rank),
             _ => matrix,
         })
     }

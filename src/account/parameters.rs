@@ -85,6 +85,8 @@ pub struct TargetLedger {
     pub target: Target,
     /// Its form.
     pub form: WeightForm,
+    /// Whether it is low-rank and dense until it is cut; it counts as it is then.
+    pub is_uncut: bool,
     /// m.
     pub rows: u64,
     /// n.
@@ -107,6 +109,7 @@ impl TargetLedger {
         TargetLedger {
             target,
             form: model.form(target),
+            is_uncut: matrix.is_uncut,
             rows: matrix.rows,
             columns: matrix.columns,
             parameters: layers * (matrix.parameters() + matrix.frozen_values()),

@@ -250,6 +250,42 @@ fn galore_is_counted() {
     assert_eq!(plain.memory.optimizer, 0);
 }
 
+/// Until they are cut, weights count and cost what dense ones under the counterpart of their rule do.
+#[test]
+fn a_dense_start_is_counted_as_dense() {
+    let rule = |momentum: &str| {
+        format!(
+            "optimizer: {{low_rank: {{dlra: {{momentum: {momentum}}}}}}}\n\
+             rank: {{budget: {{final_rank: 2, norm: frobenius, every: 1, settle: 0, start: 1, freeze: 6}}}}"
+        )
+    };
+    let uncut = |momentum: &str| {
+        Ledger::new(&tiny("{low_rank: {rank: full, start: dense}}", &rule(momentum), false), 10, 1)
+    };
+    let dense = |rule: &str| Ledger::new(&tiny("dense", rule, false), 10, 1);
+    let (spectral, muon) = (uncut("spectral"), dense("optimizer: {matrices: {muon: {}}}"));
+    assert_eq!(spectral.parameters.total(), muon.parameters.total());
+    assert_eq!(spectral.parameters.manifold_dimension(), muon.parameters.total());
+    assert_eq!(spectral.flops_per_step(), muon.flops_per_step());
+    let state = |memory: &MemoryLedger| {
+        (memory.weights, memory.gradients, memory.moments, memory.activations)
+    };
+    assert_eq!(state(&spectral.memory), state(&muon.memory));
+    assert_eq!(spectral.wire.sums_per_step, spectral.wire.dense_sums_per_step);
+    // A new weight and moment of 2 (4 · 64 + 2 · 256) numbers each; in hand two copies of a matrix
+    // of 256 in f64 and bases of 40 · 8.
+    assert_eq!(spectral.memory.optimizer, 4 * (2 * 1536 + 2 * (2 * 256 + 320)));
+    let (adam, adamw) = (uncut("adam"), dense(""));
+    assert_eq!(state(&adam.memory), state(&adamw.memory));
+    assert_eq!(adam.flops_per_step(), adamw.flops_per_step());
+    assert!(spectral.to_string().contains("8 × 8, dense until cut"), "{spectral}");
+    // Once all are of rank 2, they cost what factors do that start so.
+    let plan = tiny("{low_rank: {rank: full, start: dense}}", &rule("spectral"), false);
+    let after = FlopLedger::at_step(&plan, 10, 7, &|_, _| Some(2));
+    let factors = tiny("{low_rank: {rank: 2}}", "", false);
+    assert_eq!(after, FlopLedger::at_step(&factors, 10, 7, &|_, _| None));
+}
+
 /// The parts of all processes are the whole, for every rule, and two processes hold less.
 #[test]
 fn shards_hold_what_one_process_does() {

@@ -4,12 +4,14 @@
 //! ```text
 //! steps          a plan's training steps on random tokens, timed -> Report
 //! report         the figures of a benchmark, as a table and as JSON
+//! by_operation   where the time of forward and backward goes, operation by operation
 //! low_rank_parts where the low-rank optimizer's time goes, part by part
 //! growth         seconds and operations of a step against one setting, with fitted exponents
 //! product_peak   the largest rate of matrix products in this process
 //! machine        threads, SIMD level, memory, devices, and what would slow training down
 //! ```
 
+mod by_operation;
 mod growth;
 mod low_rank_parts;
 mod machine;
@@ -17,6 +19,7 @@ mod product_peak;
 mod report;
 mod steps;
 
+pub use by_operation::{OperationRow, OperationTable};
 pub use growth::{Exponents, Growth, GrowthPoint, growth};
 pub use low_rank_parts::LowRankParts;
 pub use machine::{DeviceState, Machine, Simd, available_memory};

@@ -1,5 +1,6 @@
 //! The figures of a benchmark.
 
+use super::by_operation::OperationTable;
 use super::low_rank_parts::LowRankParts;
 use super::product_peak::ProductPeak;
 use crate::account::{Ledger, MemoryLedger};
@@ -41,12 +42,16 @@ pub struct Report {
     pub seconds_per_step: SecondsPerStep,
     /// Mean seconds of the low-rank optimizer divided by mean seconds of the step.
     pub low_rank_optimizer_share: f64,
-    /// Seconds of the parts of a low-rank step; absent where nothing is low-rank.
+    /// Seconds of the parts of a low-rank step; absent where nothing is low-rank, or all of it is dense
+    /// until it is cut.
     pub low_rank_parts: Option<LowRankParts>,
     /// Operations counted, and their rate.
     pub operations: Operations,
     /// Memory measured and predicted.
     pub memory: Memory,
+    /// Forward and backward operation by operation, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_operation: Option<OperationTable>,
 }
 
 /// Sizes that a comparison with another program needs.
@@ -287,7 +292,8 @@ impl fmt::Display for Report {
         if let Some(bytes_on_device) = memory.device_peak {
             line(f, "peak on the device", bytes(bytes_on_device))?;
         }
-        write!(f, "  {:<22}{}", "peak, the ledger's", bytes(memory.predicted_peak))
+        write!(f, "  {:<22}{}", "peak, the ledger's", bytes(memory.predicted_peak))?;
+        self.by_operation.iter().try_for_each(|table| write!(f, "\n\n{table}"))
     }
 }
 

@@ -1,11 +1,13 @@
 //! Training steps on random tokens, timed.
 
+use super::by_operation::OperationTable;
 use super::low_rank_parts::LowRankParts;
 use super::product_peak::product_peak;
 use super::report::{Memory, Operations, Report, SecondsPerStep, Shape, median};
 use crate::account::Ledger;
 use crate::data::TokenShard;
 use crate::device;
+use crate::ops::profile::{Profile, profiled};
 use crate::rng;
 use crate::spec::Plan;
 use crate::train::{Meter, Trainer, measured_memory};
@@ -24,6 +26,8 @@ pub struct StepCounts {
     pub warm_up: u64,
     /// Timed steps, at least one.
     pub timed: u64,
+    /// Whether the operations of the timed steps are timed one by one.
+    pub by_operation: bool,
 }
 
 /// Takes a plan's training steps on random tokens of a vocabulary of this size, then measures the
@@ -42,7 +46,7 @@ pub fn measure(
     device: &Device,
 ) -> Result<Report> {
     let resident_before = measured_memory(device).get("resident").copied();
-    let TimedSteps { trainer, seconds_per_step, loss } =
+    let TimedSteps { trainer, seconds_per_step, loss, profile } =
         time_steps(plan, vocabulary_size, counts, device)?;
     // Before the product peak, whose matrices are not part of the training.
     let memory = measured_memory(device);
@@ -51,9 +55,15 @@ pub fn measure(
     let low_rank_parts = plan
         .optimizer
         .dlra()
+        .filter(|_| trainer.params.low_rank().next().is_some())
         .map(|dlra| LowRankParts::measure(&trainer.params, dlra, stacked))
         .transpose()?;
+    let seconds = seconds_per_step.forward + seconds_per_step.backward;
     let dtype = trainer.model.compute().half.unwrap_or(DType::F32);
+    let product_peak = product_peak(device, dtype)?;
+    let by_operation = profile.map(|profile| {
+        OperationTable::new(&profile, counts.timed, seconds, product_peak.flops_per_second)
+    });
     Ok(Report {
         name: plan.name.clone(),
         device: device::describe(device)?.map_or_else(
@@ -68,13 +78,14 @@ pub fn measure(
         rank_mean: trainer.params.mean_rank(),
         timed_steps: counts.timed,
         loss,
-        operations: Operations::new(&ledger, &seconds_per_step, product_peak(device, dtype)?),
+        operations: Operations::new(&ledger, &seconds_per_step, product_peak),
         tokens_per_second: plan.tokens_per_step as f64 / seconds_per_step.median,
         tokens_per_second_best: plan.tokens_per_step as f64 / seconds_per_step.best,
         low_rank_optimizer_share: seconds_per_step.low_rank_optimizer / seconds_per_step.mean,
         seconds_per_step,
         low_rank_parts,
         memory: Memory::new(&ledger.memory, &memory, resident_before),
+        by_operation,
     })
 }
 
@@ -99,6 +110,8 @@ pub(super) struct TimedSteps<'a> {
     pub seconds_per_step: SecondsPerStep,
     /// Loss of the last step, in nats.
     pub loss: f64,
+    /// The operations of the timed steps, if they were to be timed.
+    pub profile: Option<Profile>,
 }
 
 /// Takes a plan's training steps on random tokens.
@@ -120,12 +133,23 @@ pub(super) fn time_steps<'a>(
     }
     let mut meter = Meter::default();
     let (mut seconds, mut loss) = (Vec::new(), f64::NAN);
-    for step in counts.warm_up + 1..=counts.warm_up + counts.timed {
-        let timed = trainer.step(step)?;
-        meter.add(plan.tokens_per_step, &timed);
-        seconds.push(timed.seconds);
-        loss = timed.report.loss;
-    }
+    let mut steps = || -> Result<()> {
+        for step in counts.warm_up + 1..=counts.warm_up + counts.timed {
+            let timed = trainer.step(step)?;
+            meter.add(plan.tokens_per_step, &timed);
+            seconds.push(timed.seconds);
+            loss = timed.report.loss;
+        }
+        Ok(())
+    };
+    let profile = if counts.by_operation {
+        let (result, profile) = profiled(&mut steps);
+        result?;
+        Some(profile)
+    } else {
+        steps()?;
+        None
+    };
     let means = meter.take();
     let time = |phase: &str| {
         means
@@ -144,7 +168,7 @@ pub(super) fn time_steps<'a>(
         median: median(&mut seconds),
         best: seconds[0],
     };
-    Ok(TimedSteps { trainer, seconds_per_step, loss })
+    Ok(TimedSteps { trainer, seconds_per_step, loss, profile })
 }
 
 /// Uniformly random tokens, as many as the steps read, up to [`MOST_TOKENS`].

@@ -35,6 +35,10 @@ pub struct BenchArgs {
     /// Tokens in the vocabulary (default: what the spec's tokenizer asks for).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     vocab_size: Option<u32>,
+    /// Time every operation of forward and backward: seconds, bytes, rate and share of the product
+    /// peak, by kind and shape.
+    #[arg(long, conflicts_with = "vary")]
+    operations: bool,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -46,6 +50,11 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let device = compute::device(plan.device)?;
     if cfg!(debug_assertions) {
         tracing::warn!("this is a debug build: its times say nothing; use `cargo run --release`");
+    }
+    if args.operations && !device.is_cpu() {
+        let problem = "--operations reads the clock around kernels of the CPU, and a device works \
+                       on by itself; add --set device=cpu";
+        return Err(Failure::Usage(problem.to_owned()).into());
     }
     if !args.vary.is_empty() {
         let found = args
@@ -68,7 +77,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
 
 impl BenchArgs {
     fn counts(&self) -> StepCounts {
-        StepCounts { warm_up: self.warm_up, timed: self.steps }
+        StepCounts { warm_up: self.warm_up, timed: self.steps, by_operation: self.operations }
     }
 }
 

@@ -50,7 +50,9 @@ pub const SPEC: &str = "Examples:
   lrpt spec check - < configs/gpt-small.yaml
   lrpt spec schema";
 pub const BENCH: &str = "Examples:
-  lrpt bench configs/gpt-small.yaml";
+  lrpt bench configs/gpt-small.yaml
+  lrpt bench configs/gpt-small.yaml --steps 3 --operations
+  lrpt bench configs/bench-s.yaml --vary model.block_size=64,128,256";
 pub const DOCTOR: &str = "Examples:
   lrpt doctor";
 pub const SELFTEST: &str = "Examples:

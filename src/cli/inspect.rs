@@ -47,8 +47,8 @@ pub fn run(args: InspectArgs) -> Result<()> {
 fn spectra(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     let now = run
         .params
-        .low_rank()
-        .map(|(_, parameter, point)| Ok((parameter.name.clone(), point.singular_values()?)));
+        .ranks()
+        .map(|(_, parameter, _)| Ok((parameter.name.clone(), parameter.weight.singular_values()?)));
     let now = now.collect::<Result<Vec<_>>>()?;
     if now.is_empty() {
         return Err(Failure::Usage(format!(
@@ -72,26 +72,31 @@ fn spectra(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
 }
 
 /// Prints per low-rank weight: shape, rank, leading and trailing singular values, orthonormality
-/// defect, parameters against dense.
+/// defect (of bases; one that is dense until it is cut has none), parameters against dense.
 fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
     let (mut stored, mut dense) = (0, 0);
     let is_adapted = run.model.config().is_adapted();
     let mut rows = Vec::new();
     for (_, parameter) in run.params.iter() {
-        let point = match &parameter.weight {
+        let ((m, n), r, defect) = match &parameter.weight {
             Weight::Dense(tensor) => {
                 stored += tensor.elem_count();
                 dense += tensor.elem_count();
                 continue;
             }
-            Weight::LowRank(point) => point,
+            Weight::LowRank(point) => {
+                let defect = point.orthonormality_defect()?;
+                ((point.rows(), point.columns()), point.rank(), Some(defect))
+            }
+            Weight::Uncut(tensor) => {
+                let (m, n) = tensor.dims2()?;
+                ((m, n), m.min(n), None)
+            }
         };
-        let (m, n, r) = (point.rows(), point.columns(), point.rank());
-        let sigma = point.singular_values()?;
+        let sigma = parameter.weight.singular_values()?;
         let shown = args.values.min(sigma.len());
         let (leading, trailing) = (&sigma[..shown], &sigma[sigma.len() - shown..]);
-        let (count, full) = (point.parameter_count(), m * n);
-        let defect = point.orthonormality_defect()?;
+        let (count, full) = (parameter.element_count(), m * n);
         stored += count;
         // An adapter stands beside its matrix, which has been counted.
         dense += if is_adapted { 0 } else { full };
@@ -107,10 +112,10 @@ fn weights(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
             rows.push([
                 parameter.name.clone(),
                 format!("{m} x {n}"),
-                r.to_string(),
+                if defect.is_some() { r.to_string() } else { format!("{r}, dense") },
                 list(leading),
                 list(trailing),
-                format!("{defect:.1e}"),
+                defect.map_or("-".to_owned(), |defect| format!("{defect:.1e}")),
                 figures::count(count as f64),
                 format!("{:.1}%", 100.0 * count as f64 / full as f64),
             ]);

@@ -58,7 +58,8 @@ pub(super) fn with_factors(
     }
     ensure!(
         !described.is_empty(),
-        "no weight of the model is a low-rank W = U S Vᵀ; leave --factored out"
+        "no weight of the model is a low-rank W = U S Vᵀ (yet: those of `start: dense` are dense until \
+         they are cut); leave --factored out"
     );
     let kind = model.arch.name();
     let [settings, network] = format.factored_classes();

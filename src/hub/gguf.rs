@@ -315,6 +315,16 @@ mod tests {
         }
     }
 
+    /// Shapes are held against the settings before, so that no file comes this far.
+    #[test]
+    fn rows_that_are_no_heads_of_pairs_are_refused() {
+        let rows = |count: usize| Tensor::arange(0f32, count as f32, &Device::Cpu).expect("rows");
+        let error = halves_together(&rows(6), 2).expect_err("three rows a head");
+        assert_eq!(error.to_string(), "6 rows are not 2 heads of pairs");
+        let sorted = halves_together(&rows(8), 2).expect("two pairs a head");
+        assert_eq!(sorted.to_vec1::<f32>().expect("rows"), [0., 2., 1., 3., 4., 6., 5., 7.]);
+    }
+
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
         let place = tempfile::tempdir().expect("a folder");

@@ -101,6 +101,9 @@ impl<'a> Named<'a> {
         if let Some(point) = self.point(site) {
             return Ok(point.to_device(&Device::Cpu)?.to_dense()?);
         }
+        if let Some(uncut) = self.uncut(site) {
+            return Ok(uncut.to_device(&Device::Cpu)?);
+        }
         if let Some(dense) = factor("weight")? {
             return Ok(dense);
         }
@@ -121,16 +124,29 @@ impl<'a> Named<'a> {
         }
     }
 
+    /// The matrix of a low-rank weight that is dense until it is cut; none where the site has another
+    /// form.
+    fn uncut(&self, site: &str) -> Option<&'a Tensor> {
+        match self.parameters.get(site).map(|parameter| &parameter.weight) {
+            Some(Weight::Uncut(tensor)) => Some(tensor),
+            _ => None,
+        }
+    }
+
     /// Whether a site has a weight matrix, in any form.
     pub fn has_matrix(&self, site: &str) -> bool {
         let is_there = |leaf: &str| self.parameters.contains_key(format!("{site}{leaf}").as_str());
-        self.point(site).is_some() || [".weight", ".b", ".u"].into_iter().any(is_there)
+        self.point(site).is_some()
+            || self.uncut(site).is_some()
+            || [".weight", ".b", ".u"].into_iter().any(is_there)
     }
 
     fn find(&self, name: &str) -> Result<Option<Tensor>> {
         match self.parameters.get(name).map(|parameter| &parameter.weight) {
             None => Ok(None),
-            Some(Weight::Dense(tensor)) => Ok(Some(tensor.to_device(&Device::Cpu)?)),
+            Some(Weight::Dense(tensor) | Weight::Uncut(tensor)) => {
+                Ok(Some(tensor.to_device(&Device::Cpu)?))
+            }
             Some(Weight::LowRank(_)) => {
                 anyhow::bail!("`{name}` is low-rank where a dense parameter is due")
             }

@@ -50,6 +50,11 @@ impl<'a, T: Real> Matrix<'a, T> {
         }
     }
 
+    /// Whether its columns lie without gaps and its rows do not.
+    pub fn is_transposed(&self) -> bool {
+        self.row_stride == 1 && self.column_stride != 1
+    }
+
     /// Rows and columns.
     pub fn shape(&self) -> (usize, usize) {
         (self.rows, self.columns)

@@ -6,7 +6,9 @@
 
 mod host;
 mod matrix;
+pub mod profile;
 mod real;
+mod row_copy;
 mod rows;
 mod simd;
 mod sums;
@@ -16,6 +18,7 @@ pub use host::{Host, SharedOut, build, has_kernel, mutate, scalar, unwritten};
 pub use matrix::Matrix;
 pub use real::Real;
 pub(crate) use real::with_real;
+pub use row_copy::rows_in_order;
 pub use rows::{dot_rows, weigh_rows};
 pub use simd::dispatch;
 pub(crate) use simd::vectorized;

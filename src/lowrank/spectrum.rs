@@ -51,6 +51,29 @@ impl Spectrum {
         })
     }
 
+    /// Of a dense W: m × n, with its thin SVD, a point of full rank: in the norm of A: m × m and C: n
+    /// × n or, without, in the Frobenius norm.
+    ///
+    /// The singular values of A^½ W C^½ need no root of A or C: they are those of the point in the
+    /// norm of UᵀAU and VᵀCV, whose bases span what W reaches.
+    ///
+    /// # Errors
+    /// As for [`Self::weighted`].
+    pub fn of_dense(w: &Tensor, moments: Option<[&Tensor; 2]>) -> Result<(LowRank, Self)> {
+        let (rows, columns) = w.dims2()?;
+        let point = LowRank::from_dense(w, rows.min(columns))?;
+        let seen = |gram: &Tensor, basis: &Tensor| {
+            multiply(&basis.t()?, &multiply(&gram.to_dtype(basis.dtype())?, basis)?)
+        };
+        let spectrum = match moments {
+            None => Self::new(&point)?,
+            Some([left, right]) => {
+                Self::weighted(&point, &seen(left, &point.u)?, &seen(right, &point.v)?)?
+            }
+        };
+        Ok((point, spectrum))
+    }
+
     /// The singular values in decreasing order.
     pub fn singular_values(&self) -> &[f64] {
         &self.svd.sigma
@@ -85,6 +108,14 @@ impl Spectrum {
             truncation: Some(Truncation::new(norm, sigma.clone(), rank)),
         })
     }
+}
+
+/// The singular values of a dense matrix, in decreasing order.
+///
+/// # Errors
+/// If it is no matrix or not finite, or the SVD does not converge.
+pub fn singular_values(w: &Tensor) -> Result<Vec<f64>> {
+    Ok(linalg::svd(w)?.sigma)
 }
 
 /// ‖W − W'‖_F of a point W = U S Vᵀ and what a cut of its spectrum made of it, W' = (U a) S'
@@ -192,6 +223,39 @@ mod tests {
             let other = (&cut.point.s + (normal(3, 3, 10 + draw) * 1e-3).unwrap()).unwrap();
             let other = LowRank { s: other, ..cut.point.clone() };
             assert!(error(&other.to_dense().unwrap()) >= weighted, "a neighbour is closer");
+        }
+    }
+
+    /// The textbook's cut of a dense W, A^{-½} [A^½ W C^½]_r C^{-½}, with roots of the whole A and C.
+    #[test]
+    fn a_dense_matrix_is_cut_as_the_textbook_has_it() {
+        let eye = |size: usize| Tensor::eye(size, DType::F64, &Device::Cpu).unwrap();
+        for (rows, columns) in [(12, 9), (9, 9), (7, 12)] {
+            let w = normal(rows, columns, 31);
+            let gram = |draw: u64, size: usize| linalg::gram(&normal(40, size, draw)).unwrap();
+            let (a, c) = (gram(32, rows), gram(33, columns));
+            let (point, spectrum) = Spectrum::of_dense(&w, Some([&a, &c])).unwrap();
+            let cut = spectrum.truncate(&point, 4).unwrap();
+            // The damping is a share of the mean eigenvalue that W's bases see.
+            let damped = |gram: &Tensor, basis: &Tensor, size: usize| {
+                let seen = basis.t().unwrap().matmul(&gram.matmul(basis).unwrap()).unwrap();
+                let rank = rows.min(columns);
+                let mean = linalg::inner(&seen, &eye(rank)).unwrap() / rank as f64;
+                square_roots(
+                    &(gram + (eye(size) * (RELATIVE_DAMPING * mean)).unwrap()).unwrap(),
+                    0.0,
+                )
+                .unwrap()
+            };
+            let (a, c) = (damped(&a, &point.u, rows), damped(&c, &point.v, columns));
+            let whitened = a.root.matmul(&w).unwrap().matmul(&c.root).unwrap();
+            let best = LowRank::from_dense(&whitened, 4).unwrap().to_dense().unwrap();
+            let textbook = a.inverse.matmul(&best).unwrap().matmul(&c.inverse).unwrap();
+            assert!(distance(&cut.point.to_dense().unwrap(), &textbook) < 1e-10);
+            let sigma = linalg::svd(&whitened).unwrap().sigma;
+            for (ours, theirs) in spectrum.singular_values().iter().zip(sigma) {
+                assert!((ours - theirs).abs() < 1e-10 * theirs, "{ours} {theirs}");
+            }
         }
     }
 

@@ -90,6 +90,30 @@ impl Tangent {
         Self::from_outer_gradients(point, &multiply(g, &point.v)?, &multiply(&g.t()?, &point.u)?)
     }
 
+    /// Element-wise second moments of a dense G: m × n, V, as those of the coordinates of its
+    /// projection, if its entries are independent.
+    ///
+    /// With squares taken element by element: v_M = (U²)ᵀ V V², v_P = ((I − UUᵀ)²) V V², v_Q = ((I −
+    /// VVᵀ)²) Vᵀ U². Of entries that all have the same second moment v, every entry of v_M is v, and
+    /// the mean of a column of v_P is v (m − r)/m, of v_Q v (n − r)/n.
+    ///
+    /// # Errors
+    /// If V's shape is not the point's.
+    pub fn project_second_moments(point: &LowRank, second: &Tensor) -> Result<Self> {
+        let (square_u, square_v) = (point.u.sqr()?, point.v.sqr()?);
+        let outside = |basis: &Tensor| -> Result<Tensor> {
+            let identity = Tensor::eye(basis.dim(0)?, basis.dtype(), basis.device())?;
+            add_product(1.0, &identity, -1.0, basis, &basis.t()?)?.sqr()
+        };
+        let right = multiply(second, &square_v)?;
+        let left = multiply(&second.t()?, &square_u)?;
+        Ok(Self {
+            m: multiply(&square_u.t()?, &right)?,
+            p: multiply(&outside(&point.u)?, &right)?,
+            q: multiply(&outside(&point.v)?, &left)?,
+        })
+    }
+
     /// With P and Q projected again to UᵀP = 0, VᵀQ = 0; the orthogonal projection, where the parts
     /// do not satisfy them.
     ///

@@ -3,7 +3,7 @@
 //! Legend: m × n a matrix, r its rank, C the width, H the heads, T the block size, V the vocabulary;
 //! a multiply-add is two operations.
 
-use crate::spec::{AdapterForm, FactorForm, ModelPlan, Target, WeightForm};
+use crate::spec::{AdapterForm, FactorForm, LowRankStart, ModelPlan, Target, WeightForm};
 
 /// One weight matrix of one block.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,9 @@ pub struct MatrixCost {
     pub columns: u64,
     /// Whether a frozen full matrix stands beside what is trained.
     pub is_beside_frozen: bool,
+    /// Whether it is low-rank and a dense matrix until it is cut: it costs what a dense one does, and
+    /// moves by the rule of low-rank ones.
+    pub is_uncut: bool,
 }
 
 impl MatrixCost {
@@ -23,17 +26,29 @@ impl MatrixCost {
     pub fn new(model: &ModelPlan, target: Target) -> Self {
         let (rows, columns) = model.shape(target);
         let (form, is_beside_frozen) = trained_form(model, target);
-        MatrixCost { form, rows: rows as u64, columns: columns as u64, is_beside_frozen }
+        let is_uncut =
+            model.start == LowRankStart::Dense && matches!(form, WeightForm::LowRank { .. });
+        MatrixCost { form, rows: rows as u64, columns: columns as u64, is_beside_frozen, is_uncut }
+    }
+
+    /// The matrix once it is a point of this rank on the manifold.
+    pub fn of_rank(self, rank: usize) -> Self {
+        MatrixCost { form: WeightForm::LowRank { rank }, is_uncut: false, ..self }
+    }
+
+    /// The form that its numbers have now.
+    fn present_form(&self) -> WeightForm {
+        if self.is_uncut { WeightForm::Dense } else { self.form }
     }
 
     /// r; 0 where it is full.
     pub fn rank(&self) -> u64 {
-        self.form.rank().unwrap_or(0) as u64
+        self.present_form().rank().unwrap_or(0) as u64
     }
 
     /// Whether it is a point on the manifold.
     pub fn is_low_rank(&self) -> bool {
-        matches!(self.form, WeightForm::LowRank { .. })
+        matches!(self.present_form(), WeightForm::LowRank { .. })
     }
 
     /// (m + n) r.
@@ -43,7 +58,7 @@ impl MatrixCost {
 
     /// Trained numbers.
     pub fn parameters(&self) -> u64 {
-        match self.form {
+        match self.present_form() {
             WeightForm::Dense | WeightForm::Adapter { .. } => self.rows * self.columns,
             WeightForm::LowRank { .. } | WeightForm::Factored { form: FactorForm::Usv, .. } => {
                 self.factor_values() + self.rank() * self.rank()
@@ -56,7 +71,7 @@ impl MatrixCost {
     /// form, whose factors store more numbers than they have degrees of freedom, and m n for a full
     /// one.
     pub fn manifold_dimension(&self) -> u64 {
-        match self.form {
+        match self.present_form() {
             WeightForm::Dense | WeightForm::Adapter { .. } => self.rows * self.columns,
             WeightForm::LowRank { .. } | WeightForm::Factored { .. } => {
                 self.factor_values() - self.rank() * self.rank()
@@ -66,7 +81,7 @@ impl MatrixCost {
 
     /// Rank-wide intermediates kept per token: x V, or with free factors also x V Sᵀ, or x Aᵀ.
     fn intermediate_values(&self) -> u64 {
-        match self.form {
+        match self.present_form() {
             WeightForm::Dense | WeightForm::Adapter { .. } => 0,
             WeightForm::Factored { form: FactorForm::Usv, .. } => 2 * self.rank(),
             WeightForm::LowRank { .. } | WeightForm::Factored { form: FactorForm::Ba, .. } => {

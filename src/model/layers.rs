@@ -10,7 +10,7 @@ use crate::lowrank::LowRank;
 use crate::ops::{self, AttentionHeads, Dropout, PackedDocuments, Tape, Value};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
-use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, Target, WeightForm};
+use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, LowRankStart, Target, WeightForm};
 use candle_core::{Result, Tensor, bail};
 
 /// Standard deviation of initial weights (Radford et al. 2019).
@@ -124,6 +124,8 @@ struct First {
     standard_deviation: f64,
     /// Singular values where it is low-rank.
     spectrum: InitialSpectrum,
+    /// What it is until it is cut, where it is low-rank.
+    start: LowRankStart,
 }
 
 /// y = x Wᵀ + b with W in one of its forms.
@@ -135,7 +137,7 @@ pub struct Linear {
 
 #[derive(Clone, Copy, Debug)]
 enum LinearWeight {
-    /// Dense or W = U S Vᵀ: the parameter store knows which.
+    /// Dense, W = U S Vᵀ, or the one until it is the other: the parameter store knows which.
     Matrix(ParamId),
     /// W = B A.
     TwoFactors { b: ParamId, a: ParamId },
@@ -167,7 +169,7 @@ impl Linear {
             true => INIT_STANDARD_DEVIATION / (2.0 * config.n_layer as f64).sqrt(),
             false => INIT_STANDARD_DEVIATION,
         };
-        let first = First { standard_deviation, spectrum: config.spectrum };
+        let first = First { standard_deviation, spectrum: config.spectrum, start: config.start };
         Self::declare(declarations, site, config.form(kind), config.bias, first)
     }
 
@@ -177,7 +179,7 @@ impl Linear {
         site: Site,
         form: WeightForm,
         bias: bool,
-        First { standard_deviation, spectrum }: First,
+        First { standard_deviation, spectrum, start }: First,
     ) -> Self {
         let place = Place { layer: site.layer, target: site.kind };
         let (name, rows, columns) = (site.name.clone(), site.rows, site.columns);
@@ -206,7 +208,7 @@ impl Linear {
             }
             WeightForm::LowRank { rank } => {
                 let initial =
-                    Initial::LowRank { rows, columns, rank, standard_deviation, spectrum };
+                    Initial::LowRank { rows, columns, rank, standard_deviation, spectrum, start };
                 LinearWeight::Matrix(declarations.add(name.clone(), Role::Matrix(place), initial))
             }
             WeightForm::Factored { rank, form } => {
@@ -243,6 +245,11 @@ impl Linear {
         match self.weight {
             LinearWeight::Matrix(id) => match &pass.params.get(id).weight {
                 Weight::Dense(_) => ops::linear(pass.tape, x, &pass.dense(id)?, bias.as_ref()),
+                Weight::Uncut(w) => {
+                    let to_inputs = pass.value(id, ParamStore::l_slot(id), w);
+                    let w = pass.dense(id)?;
+                    ops::measured_linear(pass.tape, x, &w, &to_inputs, bias.as_ref())
+                }
                 Weight::LowRank(LowRank { u, s, v }) => {
                     let u = pass.value(id, ParamStore::slot(id), u);
                     let v = pass.value(id, ParamStore::l_slot(id), v);

@@ -9,6 +9,7 @@
 
 mod cached;
 mod portable;
+mod shape;
 
 pub use cached::cached_attention;
 
@@ -17,11 +18,13 @@ use super::documents::PackedDocuments;
 use super::pointwise::{Dropout, Mask};
 use super::product::multiply_at;
 use super::tape::{Tape, Value};
+use crate::kernels::profile::span;
 use crate::kernels::{
     Host, Matrix, Real, SharedOut, build, lane_max, lane_sum, unwritten, vectorized, with_real,
 };
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
+use shape::AttentionShape;
 use std::ops::Range;
 
 /// Query rows per tile.
@@ -101,6 +104,7 @@ fn attention(
         )
     }
     let shape = AttentionShape { b, t, heads: queries, key_heads: keys, d: width / queries };
+    let _span = span(|| shape.work(documents, q.tensor().dtype()));
     let sources = [q.source(), k.source(), v.source()];
     let given = q.tensor().dtype();
     if !tape.compute().kernels
@@ -119,59 +123,6 @@ fn attention(
         let gradients = with_real!(q.dtype(), T => backward::<T>([&q, &k, &v, &saved, &log_sums, &delta], shape, documents.as_ref(), dropout)?);
         sources.into_iter().zip(gradients).try_for_each(|(to, gradient)| flow.add(to, gradient.to_dtype(given)?))
     }))
-}
-
-#[derive(Clone, Copy)]
-struct AttentionShape {
-    b: usize,
-    t: usize,
-    heads: usize,
-    key_heads: usize,
-    d: usize,
-}
-
-impl AttentionShape {
-    fn width(&self) -> usize {
-        self.heads * self.d
-    }
-    fn scale(&self) -> f64 {
-        1.0 / (self.d as f64).sqrt()
-    }
-    /// Heads of queries that share a head of keys.
-    fn group(&self) -> usize {
-        self.heads / self.key_heads
-    }
-    /// The (sequence, head of keys) that a (sequence, head of queries) sees.
-    fn key_task(&self, task: usize) -> usize {
-        task / self.heads * self.key_heads + task % self.heads / self.group()
-    }
-    /// The (sequence, head of queries) of a member of the group that sees a (sequence, head of
-    /// keys).
-    fn member(&self, key_task: usize, member: usize) -> usize {
-        let (sequence, head) = (key_task / self.key_heads, key_task % self.key_heads);
-        sequence * self.heads + head * self.group() + member
-    }
-    /// The same for keys and values.
-    fn of_keys(self) -> Self {
-        Self { heads: self.key_heads, ..self }
-    }
-    /// Offset of a token of (sequence, head) in a (B, T, C) tensor.
-    fn offset(&self, task: usize, token: usize) -> usize {
-        (task / self.heads * self.t + token) * self.width() + task % self.heads * self.d
-    }
-    /// The `rows` × d matrix of (sequence, head) from token `first` on.
-    fn rows<'a, T: Real>(
-        &self,
-        x: &'a [T],
-        task: usize,
-        first: usize,
-        rows: usize,
-    ) -> Matrix<'a, T> {
-        Matrix::strided(&x[self.offset(task, first)..], (rows, self.d), (self.width(), 1))
-    }
-    fn tensor(&self) -> (usize, usize, usize) {
-        (self.b, self.t, self.width())
-    }
 }
 
 fn forward<T: Real>(

@@ -5,6 +5,7 @@ use super::compute::{Compute, widened};
 use super::few_rows::few_rows_product;
 use super::product::{as_rows, multiply, product_by, wide_product_by};
 use super::tape::{Tape, Value};
+use crate::kernels::profile::{Cost, Work, span};
 use crate::kernels::{
     Host, Matrix, Real, build, lane_max, lane_sum, scalar, unwritten, vectorized, with_real,
 };
@@ -63,6 +64,7 @@ pub fn cross_entropy_head<'a>(
         each: false,
     };
     let counted = Counted::new(h.tensor(), targets.into())?;
+    let _span = span(|| loss_work(&counted.h, w.tensor()));
     let Summed { loss, dh, dw, .. } = summed(tape.compute(), &counted, w.tensor(), wanted)?;
     let mean = (loss / counted.divisor)?.to_dtype(w.tensor().dtype())?;
     let (shape, given) = (h.tensor().dims().to_vec(), h.tensor().dtype());
@@ -172,6 +174,14 @@ impl Wanted {
     fn gradients(self) -> bool {
         self.h || self.w
     }
+}
+
+/// What the head does beside its products: it reads the logits and writes their gradients.
+fn loss_work(h: &Tensor, w: &Tensor) -> Work {
+    let (rows, vocabulary) = (h.elem_count() / w.dim(1).unwrap_or(1).max(1), w.dim(0).unwrap_or(0));
+    let bytes = (2 * rows * vocabulary * w.dtype().size_in_bytes()) as u64;
+    let forward = Cost { operations: 0, bytes };
+    Work { name: "loss", shape: [rows, vocabulary, 0], forward, backward: Cost::default() }
 }
 
 /// Losses of all targets.

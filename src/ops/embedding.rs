@@ -2,6 +2,7 @@
 //! the latter.
 
 use super::tape::{Tape, Value};
+use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, Real, SharedOut, build, with_real};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -50,6 +51,7 @@ fn embedded(
             bail!("a sequence of {t} tokens exceeds the block size of {positions}")
         }
     }
+    let _span = span(|| Work::gathered("embedding", b * t, token_table.tensor()));
     let tokens = tokens.contiguous()?;
     let kernels = tape.uses_kernels(token_table.tensor());
     let (to_tokens, to_positions) = (token_table.source(), position_table.and_then(Value::source));

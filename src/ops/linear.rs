@@ -4,6 +4,7 @@
 use super::compute::{Compute, widened};
 use super::product::{as_rows, product_by, rows_of};
 use super::tape::{Flow, Source, Tape, Value};
+use crate::kernels::profile::{Cost, Work, span};
 use crate::kernels::{Host, Real, build, mutate, vectorized, with_real};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -13,8 +14,35 @@ use rayon::prelude::*;
 /// # Errors
 /// If the shapes do not fit.
 pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
+    dense_linear(tape, x, w, None, bias)
+}
+
+/// [`linear`] of a weight whose rank is to be cut: where [`Gradients`](super::Gradients) ask for
+/// Gram matrices, the slot of `inputs` gets xᵀ x, n × n, and that of w δᵀ δ, m × m.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn measured_linear(
+    tape: &Tape,
+    x: &Value,
+    w: &Value,
+    inputs: &Value,
+    bias: Option<&Value>,
+) -> Result<Value> {
+    dense_linear(tape, x, w, inputs.source(), bias)
+}
+
+/// y = x Wᵀ + b; the second moments are measured where those of the inputs have a place.
+fn dense_linear(
+    tape: &Tape,
+    x: &Value,
+    w: &Value,
+    to_inputs: Option<Source>,
+    bias: Option<&Value>,
+) -> Result<Value> {
     let (m, n) = w.tensor().dims2()?;
     check_width("linear", x, n)?;
+    let _span = span(|| bias_work("linear", x.tensor(), (m, n), bias));
     let compute = tape.compute();
     let rows = compute.narrowed(&as_rows(x.tensor())?)?;
     let weight = compute.narrowed(w.tensor())?;
@@ -24,10 +52,14 @@ pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result
     let input = Input::of(x);
     // A frozen weight needs no input kept for its gradient.
     let rows = to_w.map(|_| rows);
-    Ok(tape.record(&[to_x, to_w, to_bias], y, move |delta, flow| {
+    Ok(tape.record(&[to_x, to_w, to_inputs, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
         if let Some(rows) = rows {
             flow.add_product(to_w, weight.dims(), &delta.t()?, &rows)?;
+            if to_inputs.is_some() {
+                flow.add_gram(to_inputs, &rows)?;
+                flow.add_gram(to_w, &delta)?;
+            }
         }
         add_bias_gradient(flow, to_bias, &delta)?;
         input.add_product(flow, to_x, &delta, &weight)
@@ -58,6 +90,7 @@ pub fn low_rank_linear(
         bail!("low_rank_linear: U is {m} x {r}, S {:?}, V {n} x {r_v}", s.dims())
     }
     check_width("low_rank_linear", x, n)?;
+    let _span = span(|| bias_work("low_rank_linear", x.tensor(), (m, n), bias));
     let compute = tape.compute();
     let rows = compute.narrowed(&as_rows(x.tensor())?)?;
     let count = rows.dim(0)?;
@@ -104,6 +137,17 @@ pub fn low_rank_linear(
             }
         }
     }))
+}
+
+/// What a layer does beside its products: y + b, and the sum of δ over the rows.
+fn bias_work(name: &'static str, x: &Tensor, (m, n): (usize, usize), bias: Option<&Value>) -> Work {
+    let rows = x.elem_count() / n.max(1);
+    let bytes = match bias {
+        Some(_) => (rows * m * x.dtype().size_in_bytes()) as u64,
+        None => 0,
+    };
+    let cost = |times: u64| Cost { operations: 0, bytes: times * bytes };
+    Work { name, shape: [rows, n, m], forward: cost(2), backward: cost(1) }
 }
 
 /// Shape and type that the gradient of an input must have.

@@ -22,16 +22,16 @@ mod relay;
 mod rotary;
 mod tape;
 
-pub use crate::kernels::scalar;
 #[cfg(test)]
 pub(crate) use crate::kernels::work;
+pub use crate::kernels::{profile, scalar};
 pub use attention::{AttentionHeads, cached_attention, causal_attention, document_attention};
 pub use compute::Compute;
 pub use cross_entropy::{Targets, cross_entropies, cross_entropy_head, cross_entropy_sum, logits};
 pub use documents::PackedDocuments;
 pub use embedding::{embedding, token_embedding};
 pub use gradients::Gradients;
-pub use linear::{linear, low_rank_linear};
+pub use linear::{linear, low_rank_linear, measured_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use pointwise::{Dropout, add, dropout, gelu, scaled, swiglu};
 pub use product::{product, product_into};

@@ -6,6 +6,7 @@ use super::compute::widened;
 use super::linear::sum_rows;
 use super::product::{as_rows, rows_of};
 use super::tape::{Tape, Value};
+use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, Real, build, lane_sum, unwritten, vectorized, with_real};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -61,6 +62,7 @@ fn norm<const CENTERED: bool>(
     {
         bail!("{name}: the input is {width} wide, the bias has {:?}", bias.tensor().dims())
     }
+    let _span = span(|| Work::pass(name, x.tensor(), (2, 3)));
     let input = widened(x.tensor())?.contiguous()?;
     let kernels = tape.uses_kernels(&input);
     let normed = if kernels {

@@ -2,6 +2,7 @@
 
 use super::compute::widened;
 use super::tape::{Tape, Value};
+use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, PIECE, Real, build, unwritten, vectorized, with_real};
 use crate::rng;
 use candle_core::{Device, Result, Tensor, bail};
@@ -15,6 +16,7 @@ const CUBIC: f64 = 0.044_715;
 /// GELU in GPT-2's tanh form (Hendrycks & Gimpel 2016): ½x(1 + tanh u) = x σ(2u) with u = √(2/π)(x
 /// + 0.044715 x³).
 pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
+    let _span = span(|| Work::pass("gelu", x.tensor(), (2, 3)));
     let x_kept = x.tensor().clone();
     let input = widened(&x_kept)?.contiguous()?;
     let kernels = tape.uses_kernels(&input);
@@ -70,6 +72,7 @@ pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
     if gate.tensor().dims() != up.tensor().dims() {
         bail!("swiglu: shapes {:?} and {:?} differ", gate.tensor().dims(), up.tensor().dims())
     }
+    let _span = span(|| Work::pass("swiglu", gate.tensor(), (3, 5)));
     let given = gate.tensor().dtype();
     let wide = |x: &Tensor| widened(x)?.contiguous();
     let kept = (gate.tensor().clone(), up.tensor().clone());
@@ -140,6 +143,8 @@ pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
     if a.tensor().dims() != b.tensor().dims() {
         bail!("add: shapes {:?} and {:?} differ", a.tensor().dims(), b.tensor().dims())
     }
+    // Its gradient goes on to both as it is.
+    let _span = span(|| Work::pass("add", a.tensor(), (3, 0)));
     let (a_type, b_type) = (a.tensor().dtype(), b.tensor().dtype());
     let other = b.tensor().to_dtype(a_type)?;
     let sum = if tape.uses_kernels(a.tensor()) {
@@ -164,6 +169,7 @@ pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
 /// # Errors
 /// If the device has no memory for it.
 pub fn scaled(tape: &Tape, x: &Value, factor: f64) -> Result<Value> {
+    let _span = span(|| Work::pass("scaled", x.tensor(), (2, 2)));
     let to_x = x.source();
     let scaled = (x.tensor() * factor)?;
     Ok(tape.record(&[to_x], scaled, move |delta, flow| flow.add(to_x, (delta * factor)?)))
@@ -208,6 +214,7 @@ impl<T: Real> Mask<T> {
 /// x with elements dropped at random and the others scaled by 1/(1 − p) (Srivastava et al. 2014,
 /// inverted form).
 pub fn dropout(tape: &Tape, x: &Value, dropout: Dropout) -> Result<Value> {
+    let _span = span(|| Work::pass("dropout", x.tensor(), (2, 2)));
     let kernels = tape.uses_kernels(x.tensor());
     let y = masked(x.tensor(), dropout, kernels)?;
     let to_x = x.source();

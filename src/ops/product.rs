@@ -5,7 +5,10 @@
 //! the number of threads.
 
 use super::compute::{Compute, is_half, widened};
-use crate::kernels::{Host, Matrix, Real, SharedOut, build, mutate, with_real, work};
+use crate::kernels::profile::{Work, span};
+use crate::kernels::{
+    Host, Matrix, Real, SharedOut, build, mutate, rows_in_order, with_real, work,
+};
 use candle_core::{D, Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
 use faer::mat::MatMut;
@@ -14,6 +17,9 @@ use rayon::prelude::*;
 
 /// Rows and columns of an output tile, the fastest first.
 const TILES: [(usize, usize); 4] = [(512, 384), (256, 384), (192, 192), (96, 96)];
+
+/// Columns of an output tile from which a transposed left factor is worth a copy.
+const WORTH_A_COPY: usize = 192;
 
 /// Multiplications below which a product is not worth a second thread.
 const WORTH_SHARING: usize = 1 << 19;
@@ -52,6 +58,7 @@ pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: 
     let ((rows, inner), (inner_b, columns)) = (a.shape(), b.shape());
     assert_eq!(inner, inner_b, "inner dimensions of a product");
     assert_eq!(out.len(), rows * columns, "size of a product");
+    let _span = span(|| Work::product(&a, &b, accumulate));
     let shared = SharedOut::new(out);
     let (tile_rows, tile_columns) = tile_shape(rows, columns, inner);
     let tiles_across = columns.div_ceil(tile_columns);
@@ -59,6 +66,10 @@ pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: 
         let (row, column) = (index / tiles_across * tile_rows, index % tiles_across * tile_columns);
         let (height, width) = (tile_rows.min(rows - row), tile_columns.min(columns - column));
         let (a, b) = (a.part((row, 0), (height, inner)), b.part((0, column), (inner, width)));
+        let copied = if width >= WORTH_A_COPY { rows_in_order(&a) } else { None };
+        let a = copied
+            .as_ref()
+            .map_or(a, |(numbers, stride)| Matrix::strided(numbers, (height, inner), (*stride, 1)));
         // SAFETY: tiles are disjoint parts of `out`, which nothing else refers to until this
         // function returns.
         unsafe {

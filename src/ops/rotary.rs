@@ -4,6 +4,7 @@
 use super::compute::{wide, widened};
 use super::documents::PackedDocuments;
 use super::tape::{Tape, Value};
+use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, Real, build, vectorized, with_real};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -134,6 +135,7 @@ pub fn rotary(tape: &Tape, x: &Value, rotation: &Rotation) -> Result<Value> {
     if wide(given) != rotation.cosines.dtype() {
         bail!("rotary: {given:?} and angles for {:?}", rotation.cosines.dtype())
     }
+    let _span = span(|| Work::pass("rotary", x.tensor(), (2, 2)));
     let kernels = tape.compute().kernels && x.tensor().device().is_cpu();
     let y = rotation.turn(x.tensor(), kernels)?.to_dtype(given)?;
     let (to_x, rotation) = (x.source(), rotation.clone());

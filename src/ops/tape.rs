@@ -10,6 +10,7 @@ use super::few_rows::few_rows_product;
 use super::gradients::{Gradients, add_in_place};
 use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by, widened_view};
 use super::relay::{Contribution, Passing, Relay};
+use crate::kernels::profile::{Work, backward_span, innermost};
 use crate::kernels::{Real, mutate};
 use candle_core::{Result, Tensor, bail};
 use std::cell::RefCell;
@@ -48,6 +49,8 @@ struct Node {
     backward: Backward,
     /// The gradient slots among the operation's inputs.
     slots: Vec<usize>,
+    /// The operation, where its time is recorded.
+    work: Option<Work>,
 }
 
 /// A record of operations, or of nothing in inference.
@@ -144,7 +147,8 @@ impl Tape {
             Some(Source::Slot(slot)) => Some(*slot),
             Some(Source::Node(_)) | None => None,
         });
-        nodes.push(Node { backward: Box::new(backward), slots: slots.collect() });
+        let (backward, work) = (Box::new(backward), innermost());
+        nodes.push(Node { backward, slots: slots.collect(), work });
         Value { tensor: output, source: Some(Source::Node(nodes.len() - 1)) }
     }
 
@@ -189,8 +193,9 @@ impl Tape {
             passing: relay.map(|relay| Passing::new(relay, self.compute, used())),
         };
         flow.add(Some(source), loss.tensor.ones_like()?)?;
-        for (index, Node { backward, slots }) in nodes.into_iter().enumerate().rev() {
+        for (index, Node { backward, slots, work }) in nodes.into_iter().enumerate().rev() {
             if let Some(arrived) = flow.arrived[index].take() {
+                let _span = backward_span(work);
                 backward(arrived.tensor, &mut flow)?;
             }
             if let Some(passing) = &mut flow.passing {

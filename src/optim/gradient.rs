@@ -252,7 +252,7 @@ fn gradients_of(
 fn projected(id: ParamId, parameter: &Parameter, slots: &Gradients) -> Result<Gradient> {
     let gradient = filled(slots, ParamStore::slot(id))?;
     Ok(match &parameter.weight {
-        Weight::Dense(_) => Gradient::Dense(gradient.clone()),
+        Weight::Dense(_) | Weight::Uncut(_) => Gradient::Dense(gradient.clone()),
         Weight::LowRank(point) => Gradient::Tangent(Tangent::from_outer_gradients(
             point,
             gradient,
@@ -269,7 +269,7 @@ fn projected_as_stacks(
 ) -> Result<Vec<Gradient>> {
     let mut gradients: Vec<Option<Gradient>> = vec![None; parameters.len()];
     let key = |(id, parameter): &(ParamId, &Parameter)| match &parameter.weight {
-        Weight::Dense(_) => (id.0 + 1, 0, 0, 0),
+        Weight::Dense(_) | Weight::Uncut(_) => (id.0 + 1, 0, 0, 0),
         Weight::LowRank(point) => (0, point.rows(), point.columns(), point.rank()),
     };
     for group in groups(parameters.iter().map(key)) {
@@ -277,7 +277,7 @@ fn projected_as_stacks(
             .iter()
             .filter_map(|&index| match &parameters[index].1.weight {
                 Weight::LowRank(point) => Some(point),
-                Weight::Dense(_) => None,
+                Weight::Dense(_) | Weight::Uncut(_) => None,
             })
             .collect();
         if points.is_empty() {

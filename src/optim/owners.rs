@@ -18,6 +18,8 @@ pub struct Movable {
     pub role: Role,
     /// Its size; the rank is 0 unless it is a point on the manifold.
     pub weight: MovedWeight,
+    /// Whether it is low-rank and dense until it is cut.
+    pub is_uncut: bool,
 }
 
 impl Movable {
@@ -25,10 +27,12 @@ impl Movable {
     pub fn all(params: &ParamStore) -> Vec<Self> {
         let of = |(id, parameter): (ParamId, &Parameter)| {
             let (dims, rank) = match &parameter.weight {
-                Weight::Dense(tensor) => (tensor.dims().to_vec(), 0),
+                Weight::Dense(tensor) | Weight::Uncut(tensor) => (tensor.dims().to_vec(), 0),
                 Weight::LowRank(point) => (vec![point.rows(), point.columns()], point.rank()),
             };
-            parameter.trained.then(|| Self::new(id, parameter.role, &dims, rank))
+            let is_uncut = matches!(parameter.weight, Weight::Uncut(_));
+            let movable = || Self { is_uncut, ..Self::new(id, parameter.role, &dims, rank) };
+            parameter.trained.then(movable)
         };
         params.iter().filter_map(of).collect()
     }
@@ -36,8 +40,10 @@ impl Movable {
     /// The trained ones of parameters that have no numbers yet.
     pub fn all_declared(declared: &[Declared]) -> Vec<Self> {
         let of = |(index, declared): (usize, &Declared)| {
-            let (dims, rank) = (declared.initial.shape(), declared.initial.rank().unwrap_or(0));
-            declared.trained.then(|| Self::new(ParamId(index), declared.role, &dims, rank))
+            let (dims, is_uncut) = (declared.initial.shape(), declared.initial.is_uncut());
+            let rank = declared.initial.rank().filter(|_| !is_uncut).unwrap_or(0);
+            let new = || Self::new(ParamId(index), declared.role, &dims, rank);
+            declared.trained.then(|| Self { is_uncut, ..new() })
         };
         declared.iter().enumerate().filter_map(of).collect()
     }
@@ -46,13 +52,14 @@ impl Movable {
         let rows = dims.first().copied().unwrap_or(1) as u64;
         let (columns, rank) = (dims.iter().skip(1).product::<usize>() as u64, rank as u64);
         let values = if rank > 0 { rank * (rows + columns + rank) } else { rows * columns };
-        Self { id, role, weight: MovedWeight { size: WeightSize { rows, columns, rank }, values } }
+        let weight = MovedWeight { size: WeightSize { rows, columns, rank }, values };
+        Self { id, role, weight, is_uncut: false }
     }
 
     /// The rule that moves it.
     pub fn rule<'a>(&self, rules: &'a OptimizerPlan) -> &'a dyn RuleCost {
         let form = match (self.role, self.weight.size.rank) {
-            (Role::Matrix(_), 0) => WeightForm::Dense,
+            (Role::Matrix(_), 0) if !self.is_uncut => WeightForm::Dense,
             (Role::Matrix(_), rank) => WeightForm::LowRank { rank: rank as usize },
             (Role::Factor(..), _) => WeightForm::Factored { rank: 0, form: FactorForm::Ba },
             _ => {

@@ -74,29 +74,42 @@ impl<'a> Shards<'a> {
         all.context("the owner of a parameter has said nothing of it")
     }
 
-    /// Replaces these parameters' numbers by those of their owners, whose ranks may be others.
+    /// Replaces these parameters' numbers by those of their owners, whose ranks may be others, or
+    /// which may have been cut.
     ///
     /// # Errors
     /// If the connection fails or a parameter is not in f32.
     pub fn spread(&self, params: &mut ParamStore, ids: &[ParamId]) -> Result<()> {
         let rank = |id: &ParamId| match &params.get(*id).weight {
-            Weight::Dense(_) => Vec::new(),
+            Weight::Dense(_) | Weight::Uncut(_) => Vec::new(),
             Weight::LowRank(point) => vec![point.rank() as f64],
         };
         let own = ids.iter().filter(|id| self.owns(**id)).map(rank).collect();
         let ranks = self.joined(ids, Ok(own))?;
         let before = self.processes.bytes_sent();
         for (id, rank) in ids.iter().zip(ranks) {
-            let rank = rank.first().map_or(0, |rank| *rank as usize);
-            let weight = match &params.get(*id).weight {
-                Weight::Dense(tensor) => {
+            let rank = rank.first().map(|rank| *rank as usize);
+            let weight = match (&params.get(*id).weight, rank) {
+                (Weight::Dense(tensor), _) => {
                     Weight::Dense(self.broadcast(*id, tensor, tensor.dims().to_vec())?)
                 }
-                Weight::LowRank(LowRank { u, s, v }) => Weight::LowRank(LowRank {
-                    u: self.broadcast(*id, u, vec![u.dims2()?.0, rank])?,
-                    s: self.broadcast(*id, s, vec![rank, rank])?,
-                    v: self.broadcast(*id, v, vec![v.dims2()?.0, rank])?,
+                (Weight::Uncut(tensor), None) => {
+                    Weight::Uncut(self.broadcast(*id, tensor, tensor.dims().to_vec())?)
+                }
+                // The owner has cut what is still dense here.
+                (Weight::Uncut(w), Some(rank)) => Weight::LowRank(LowRank {
+                    u: self.broadcast(*id, w, vec![w.dims2()?.0, rank])?,
+                    s: self.broadcast(*id, w, vec![rank, rank])?,
+                    v: self.broadcast(*id, w, vec![w.dims2()?.1, rank])?,
                 }),
+                (Weight::LowRank(LowRank { u, s, v }), rank) => {
+                    let rank = rank.context("the owner of a low-rank weight has no rank for it")?;
+                    Weight::LowRank(LowRank {
+                        u: self.broadcast(*id, u, vec![u.dims2()?.0, rank])?,
+                        s: self.broadcast(*id, s, vec![rank, rank])?,
+                        v: self.broadcast(*id, v, vec![v.dims2()?.0, rank])?,
+                    })
+                }
             };
             if !self.owns(*id) {
                 params.set(*id, weight);

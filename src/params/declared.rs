@@ -3,7 +3,7 @@
 use super::{Factor, Parameter, Role, TensorReader, Weight};
 use crate::lowrank::LowRank;
 use crate::rng;
-use crate::spec::InitialSpectrum;
+use crate::spec::{InitialSpectrum, LowRankStart};
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Result, Tensor};
 use rand::Rng;
@@ -53,6 +53,8 @@ pub enum Initial {
         standard_deviation: f64,
         /// Singular values.
         spectrum: InitialSpectrum,
+        /// Whether it is the product, a dense matrix, until it is cut.
+        start: LowRankStart,
     },
     /// A free factor of the same W.
     Factor {
@@ -120,6 +122,11 @@ impl Declared {
     ) -> anyhow::Result<Parameter> {
         let placed = |tensor: Tensor| tensor.to_dtype(dtype)?.to_device(device);
         let weight = match self.initial {
+            Initial::LowRank { rows, columns, start: LowRankStart::Dense, .. }
+                if reader.contains(&self.name) =>
+            {
+                Weight::Uncut(placed(reader.take_shaped(&self.name, &[rows, columns])?)?)
+            }
             Initial::LowRank { rows, columns, .. } | Initial::Adapter { rows, columns, .. } => {
                 let mut part = |leaf: &str| -> anyhow::Result<Tensor> {
                     Ok(placed(reader.take(&format!("{}{leaf}", self.name))?)?)
@@ -167,6 +174,11 @@ impl Initial {
     pub fn is_adapter(self) -> bool {
         use Initial::{Adapter, LoraA, LoraB};
         matches!(self, Adapter { .. } | LoraB { .. } | LoraA { .. })
+    }
+
+    /// Whether it is low-rank and dense until it is cut.
+    pub fn is_uncut(self) -> bool {
+        matches!(self, Initial::LowRank { start: LowRankStart::Dense, .. })
     }
 
     /// The rank of a point on the manifold; none for other parameters.
@@ -232,19 +244,22 @@ impl Initial {
                     .to_dtype(dtype)?
                     .to_device(device)?,
             ),
-            Initial::LowRank { rows, columns, rank, standard_deviation, spectrum } => {
-                Weight::LowRank(match spectrum {
-                    // A matrix of zeros has no singular vectors of its own.
-                    InitialSpectrum::Gaussian if standard_deviation > 0.0 => {
-                        let w = normal(name, rows, columns, standard_deviation)?;
-                        let LowRank { u, s, v } = LowRank::from_dense(&w, rank)?;
-                        let placed = |part: Tensor| part.to_dtype(dtype)?.to_device(device);
-                        LowRank::from_parts(placed(u)?, placed(s)?, placed(v)?)?
+            Initial::LowRank { rows, columns, rank, standard_deviation, spectrum, start } => {
+                let placed = |part: Tensor| part.to_dtype(dtype)?.to_device(device);
+                let flat = || orthonormal(name, rows, columns, rank, standard_deviation);
+                // A matrix of zeros has no singular vectors of its own.
+                let is_drawn = spectrum == InitialSpectrum::Gaussian && standard_deviation > 0.0;
+                let drawn = || normal(name, rows, columns, standard_deviation);
+                match start {
+                    LowRankStart::Factors if is_drawn => {
+                        let LowRank { u, s, v } = LowRank::from_dense(&drawn()?, rank)?;
+                        let point = LowRank::from_parts(placed(u)?, placed(s)?, placed(v)?)?;
+                        Weight::LowRank(point)
                     }
-                    InitialSpectrum::Flat | InitialSpectrum::Gaussian => {
-                        orthonormal(name, rows, columns, rank, standard_deviation)?
-                    }
-                })
+                    LowRankStart::Factors => Weight::LowRank(flat()?),
+                    LowRankStart::Dense if is_drawn => Weight::Uncut(placed(drawn()?)?),
+                    LowRankStart::Dense => Weight::Uncut(flat()?.to_dense()?),
+                }
             }
             Initial::Adapter { rows, columns, rank } => {
                 Weight::LowRank(orthonormal(name, rows, columns, rank, 0.0)?)

@@ -12,7 +12,7 @@ mod tests;
 pub use declared::{Declared, Initial};
 pub use reader::TensorReader;
 
-use crate::lowrank::LowRank;
+use crate::lowrank::{LowRank, singular_values};
 use crate::spec::Target;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeSet;
@@ -28,14 +28,37 @@ pub enum Weight {
     Dense(Tensor),
     /// A matrix W = U S Vᵀ.
     LowRank(LowRank),
+    /// A matrix that becomes a W = U S Vᵀ at a cut of its rank and is dense, m × n, until then.
+    Uncut(Tensor),
 }
 
 impl Weight {
     /// Names and tensors of the parts: the tensor itself under `""`, or `.u`, `.s`, `.v`.
     pub fn leaves(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
-            Weight::Dense(tensor) => vec![("", tensor)],
+            Weight::Dense(tensor) | Weight::Uncut(tensor) => vec![("", tensor)],
             Weight::LowRank(point) => vec![(".u", &point.u), (".s", &point.s), (".v", &point.v)],
+        }
+    }
+
+    /// The rank that a rank policy decides: r of W = U S Vᵀ, and min(m, n) until it is cut; none of
+    /// a weight that stays dense.
+    pub fn rank(&self) -> Option<usize> {
+        match self {
+            Weight::Dense(_) => None,
+            Weight::LowRank(point) => Some(point.rank()),
+            Weight::Uncut(tensor) => tensor.dims().iter().min().copied(),
+        }
+    }
+
+    /// The singular values of a matrix in any form, in decreasing order.
+    ///
+    /// # Errors
+    /// If it is no matrix or not finite, or the SVD does not converge.
+    pub fn singular_values(&self) -> Result<Vec<f64>> {
+        match self {
+            Weight::LowRank(point) => point.singular_values(),
+            Weight::Dense(tensor) | Weight::Uncut(tensor) => singular_values(tensor),
         }
     }
 }
@@ -212,7 +235,7 @@ impl ParamStore {
     /// If the parameter is low-rank.
     pub fn dense(&self, id: ParamId) -> Result<&Tensor> {
         match &self.get(id).weight {
-            Weight::Dense(tensor) => Ok(tensor),
+            Weight::Dense(tensor) | Weight::Uncut(tensor) => Ok(tensor),
             Weight::LowRank(_) => {
                 bail!("`{}` is low-rank where a dense tensor is needed", self.get(id).name)
             }
@@ -226,7 +249,7 @@ impl ParamStore {
     pub fn point(&self, id: ParamId) -> Result<&LowRank> {
         match &self.get(id).weight {
             Weight::LowRank(point) => Ok(point),
-            Weight::Dense(_) => {
+            Weight::Dense(_) | Weight::Uncut(_) => {
                 bail!("`{}` is dense where a low-rank weight is needed", self.get(id).name)
             }
         }
@@ -252,12 +275,25 @@ impl ParamStore {
         self.total_element_count() - self.element_count()
     }
 
-    /// The low-rank weights.
+    /// The low-rank weights that are factors.
     pub fn low_rank(&self) -> impl Iterator<Item = (ParamId, &Parameter, &LowRank)> {
         self.iter().filter_map(|(id, parameter)| match &parameter.weight {
             Weight::LowRank(point) => Some((id, parameter, point)),
-            Weight::Dense(_) => None,
+            Weight::Dense(_) | Weight::Uncut(_) => None,
         })
+    }
+
+    /// The low-rank weights that are dense until they are cut.
+    pub fn uncut(&self) -> impl Iterator<Item = (ParamId, &Parameter, &Tensor)> {
+        self.iter().filter_map(|(id, parameter)| match &parameter.weight {
+            Weight::Uncut(tensor) => Some((id, parameter, tensor)),
+            Weight::Dense(_) | Weight::LowRank(_) => None,
+        })
+    }
+
+    /// The low-rank weights, cut or not, with their ranks ([`Weight::rank`]).
+    pub fn ranks(&self) -> impl Iterator<Item = (ParamId, &Parameter, usize)> {
+        self.iter().filter_map(|(id, parameter)| Some((id, parameter, parameter.weight.rank()?)))
     }
 
     /// The factors (B, A) of every matrix W = B A.
@@ -274,9 +310,9 @@ impl ParamStore {
         self.iter().filter_map(pair).collect()
     }
 
-    /// Mean rank of the low-rank weights, or `None` where there are none.
+    /// Mean rank of the low-rank weights, cut or not, or `None` where there are none.
     pub fn mean_rank(&self) -> Option<f64> {
-        let ranks: Vec<usize> = self.low_rank().map(|(_, _, point)| point.rank()).collect();
+        let ranks: Vec<usize> = self.ranks().map(|(_, _, rank)| rank).collect();
         (!ranks.is_empty()).then(|| ranks.iter().sum::<usize>() as f64 / ranks.len() as f64)
     }
 
@@ -293,12 +329,14 @@ impl ParamStore {
         self.parameters.iter().flat_map(leaves).collect()
     }
 
-    /// The gradient slot of a dense parameter, or of a low-rank weight's U (its K-gradient).
+    /// The gradient slot of a dense parameter, cut later or never, or of a low-rank weight's U (its
+    /// K-gradient).
     pub fn slot(id: ParamId) -> usize {
         2 * id.0
     }
 
-    /// The gradient slot of a low-rank weight's V (its L-gradient).
+    /// The gradient slot of a low-rank weight's V (its L-gradient); until the weight is cut, only
+    /// the second moment of its inputs is there.
     pub fn l_slot(id: ParamId) -> usize {
         2 * id.0 + 1
     }

@@ -1,10 +1,11 @@
 use super::*;
-use crate::spec::InitialSpectrum;
+use crate::spec::{InitialSpectrum, LowRankStart};
 
 const DTYPE: DType = DType::F64;
 
 fn low_rank(spectrum: InitialSpectrum, standard_deviation: f64) -> Initial {
-    Initial::LowRank { rows: 6, columns: 5, rank: 2, standard_deviation, spectrum }
+    let start = LowRankStart::Factors;
+    Initial::LowRank { rows: 6, columns: 5, rank: 2, standard_deviation, spectrum, start }
 }
 
 /// The weight that a form of parameter `q` begins with.
@@ -23,7 +24,7 @@ fn a_gaussian_spectrum_is_cut_from_the_dense_draw() {
     let Weight::Dense(dense) = first(dense) else { panic!("a dense weight") };
     let point = |spectrum, deviation| match first(low_rank(spectrum, deviation)) {
         Weight::LowRank(point) => point,
-        Weight::Dense(_) => panic!("a low-rank weight"),
+        Weight::Dense(_) | Weight::Uncut(_) => panic!("a low-rank weight"),
     };
     let norm = |w: &Tensor| -> f64 {
         let sum = w.sqr().and_then(|w| w.sum_all()).and_then(|sum| sum.to_scalar::<f64>());
@@ -130,5 +131,45 @@ fn a_missing_a_misshaped_and_a_leftover_tensor_are_errors() {
     ];
     for (message, parts) in refused {
         assert!(parts.iter().all(|part| message.contains(part)), "{message}\n{parts:?}");
+    }
+}
+
+/// A weight that is dense until it is cut is the product of what its factors would be, or the dense
+/// draw itself; and is read in the form that it was saved in.
+#[test]
+fn a_dense_start_is_the_same_matrix_in_one_piece() {
+    let draw = |spectrum, start| {
+        let initial = Initial::LowRank {
+            rows: 6,
+            columns: 5,
+            rank: 5,
+            standard_deviation: 0.5,
+            spectrum,
+            start,
+        };
+        let declared = Declared::trained("w".into(), Role::Bias, initial);
+        let parameter = declared.draw(3, DType::F64, &Device::Cpu).expect("a parameter");
+        let dense = match &parameter.weight {
+            Weight::LowRank(point) => point.to_dense().expect("a product"),
+            Weight::Uncut(tensor) => tensor.clone(),
+            Weight::Dense(_) => panic!("a low-rank weight"),
+        };
+        (declared, parameter, dense)
+    };
+    for spectrum in [InitialSpectrum::Flat, InitialSpectrum::Gaussian] {
+        let (declared, uncut, dense) = draw(spectrum, LowRankStart::Dense);
+        let (_, factors, product) = draw(spectrum, LowRankStart::Factors);
+        let difference = (dense - product).and_then(|x| x.abs()?.max_all()).expect("equal shapes");
+        assert!(difference.to_scalar::<f64>().expect("a number") < 1e-12);
+        assert_eq!((uncut.weight.rank(), factors.weight.rank()), (Some(5), Some(5)));
+        assert_eq!((uncut.element_count(), factors.element_count()), (30, 80));
+        for saved in [uncut, factors] {
+            let leaves = saved.weight.leaves().into_iter();
+            let leaves = leaves.map(|(leaf, tensor)| (format!("w{leaf}"), tensor.clone()));
+            let mut reader = TensorReader::new("a file", leaves.collect());
+            let read = declared.read(&mut reader, DType::F64, &Device::Cpu).expect("a weight");
+            reader.finish().expect("all of it");
+            assert_eq!(read.weight.leaves().len(), saved.weight.leaves().len());
+        }
     }
 }

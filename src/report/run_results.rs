@@ -5,7 +5,7 @@ use crate::account::Ledger;
 use crate::data::DatasetSummary;
 use crate::fs::{read_ordinary, read_text};
 use crate::record::{MetricsLine, StepFigures, TruncationFigures};
-use crate::spec::{AdapterForm, FactorForm, Plan, RankPlan, Target, WeightForm};
+use crate::spec::{AdapterForm, FactorForm, LowRankStart, Plan, RankPlan, Target, WeightForm};
 use crate::train::{Progress, RunFolder, RunState};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
@@ -178,7 +178,17 @@ impl RunResults {
             (RankPlan::Fixed, _) => {
                 model.n_layer * model.arch.targets().iter().map(redundant).sum::<usize>()
             }
-            (_, Some(last)) => last.layers.iter().map(|(_, rank)| 2 * rank * rank).sum(),
+            (_, Some(last)) => {
+                // A weight of full rank is dense there.
+                let is_uncut = |name: &str, rank: usize| {
+                    let target = name.rsplit('.').next().and_then(Target::named);
+                    let full = target.map(|target| model.shape(target));
+                    model.start == LowRankStart::Dense
+                        && full.is_some_and(|(rows, columns)| rank == rows.min(columns))
+                };
+                let factors = last.layers.iter().filter(|(name, rank)| !is_uncut(name, *rank));
+                factors.map(|(_, rank)| 2 * rank * rank).sum()
+            }
             (_, None) => return None,
         };
         Some(self.validations.last()?.parameters - redundant as f64)

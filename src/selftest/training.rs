@@ -183,7 +183,7 @@ fn weights(trainer: &Trainer) -> Result<Vec<f64>> {
     let mut all = Vec::new();
     for (_, parameter) in trainer.params.iter() {
         all.extend(numbers(&match &parameter.weight {
-            Weight::Dense(tensor) => tensor.clone(),
+            Weight::Dense(tensor) | Weight::Uncut(tensor) => tensor.clone(),
             Weight::LowRank(point) => point.to_dense()?,
         })?);
     }

@@ -14,6 +14,7 @@ use super::problem::Problem;
 use super::rank_rules::check_rank;
 use super::run_spec::{RunSpec, check_sample, check_train};
 use super::schedule_spec::check_schedule;
+use super::start_rules::check_start;
 
 /// Everything that is wrong with a spec whose types are right; `plan` is what was derived from it.
 pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
@@ -31,6 +32,7 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
     check_packing(&mut found, spec.train.packing, &spec.data.source);
     check_optimizer(&mut found, &spec.optimizer, &spec.model.weights, plan);
     check_rank(&mut found, spec, plan);
+    check_start(&mut found, plan);
     check_schedule(&mut found, &spec.schedule, spec.train.max_steps.0);
     found.require(spec.eval.every.0 >= 1, "eval.every", || {
         "is 0; give the steps between two validations, at least 1".into()

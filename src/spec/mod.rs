@@ -38,6 +38,7 @@ mod run_spec;
 mod scalar;
 mod schedule_spec;
 mod schema;
+mod start_rules;
 mod unused;
 
 pub use adapter_spec::{AdapterForm, AdapterTargets, AdapterWeightsSpec};

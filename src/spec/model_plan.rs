@@ -2,7 +2,7 @@
 
 use super::architecture::{Architecture, BlockWidths, ROPE_THETA, Target, key_width};
 use super::bounds;
-use super::model_spec::InitialSpectrum;
+use super::model_spec::{InitialSpectrum, LowRankStart};
 use super::plan::WeightForm;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,6 +50,9 @@ pub struct ModelPlan {
     /// First singular values of low-rank weights.
     #[serde(default, skip_serializing_if = "InitialSpectrum::is_default")]
     pub spectrum: InitialSpectrum,
+    /// What low-rank weights are until they are cut.
+    #[serde(default, skip_serializing_if = "LowRankStart::is_default")]
+    pub start: LowRankStart,
     /// Form of each matrix of a block, the same in all blocks; has every target of the
     /// architecture.
     pub weights: BTreeMap<Target, WeightForm>,
@@ -76,6 +79,7 @@ impl ModelPlan {
             rms_norm_eps: None,
             zero_outputs: false,
             spectrum: InitialSpectrum::Flat,
+            start: LowRankStart::Factors,
             weights,
         }
     }

@@ -130,6 +130,9 @@ pub struct LowRankWeightsSpec {
     /// How the weights of `init` are cut, to ranks of up to `rank`; default: each to `rank`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<CutSpec>,
+    /// What each weight is until a cut of `rank:` brings it below its full rank.
+    #[serde(default, skip_serializing_if = "LowRankStart::is_default")]
+    pub start: LowRankStart,
     /// Singular values at the start of training.
     #[serde(default, skip_serializing_if = "InitialSpectrum::is_default")]
     pub spectrum: InitialSpectrum,
@@ -153,6 +156,26 @@ pub enum InitialSpectrum {
 }
 
 impl InitialSpectrum {
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a low-rank weight is at the start of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LowRankStart {
+    /// W = U S Vᵀ from the first step on.
+    #[default]
+    Factors,
+    /// One dense matrix W: m × n, until a cut gives it a rank r at which U S Vᵀ has fewer numbers,
+    /// r (m + n + r) < m n, or the last cut any rank below the full one. Until then it moves by the
+    /// dense counterpart of `dlra`'s momentum: Muon's step, AdamW's or heavy ball's. For `rank:
+    /// full`, `integrator: tangent` and ranks that are cut.
+    Dense,
+}
+
+impl LowRankStart {
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -11,7 +11,7 @@ use super::findings::problems;
 use super::init_spec::InitSpec;
 use super::model_plan::ModelPlan;
 use super::model_spec::{
-    FactorForm, InitialSpectrum, ModelSpec, StartRank, TargetRank, WeightsSpec,
+    FactorForm, InitialSpectrum, LowRankStart, ModelSpec, StartRank, TargetRank, WeightsSpec,
 };
 use super::optimizer_plan::{OptimizerPlan, optimizer_plan};
 use super::rank_plan::{RankPlan, rank_plan};
@@ -286,6 +286,10 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         spectrum: match &spec.weights {
             WeightsSpec::LowRank(low_rank) => low_rank.spectrum,
             _ => InitialSpectrum::default(),
+        },
+        start: match &spec.weights {
+            WeightsSpec::LowRank(low_rank) => low_rank.start,
+            _ => LowRankStart::default(),
         },
         weights: BTreeMap::new(),
     };

@@ -131,6 +131,7 @@ fn weights(model: &ModelPlan, cut: Option<CutSpec>) -> Result<WeightsSpec, Probl
         None => WeightsSpec::LowRank(LowRankWeightsSpec {
             rank: StartRank::Rank(rank),
             cut,
+            start: model.start,
             spectrum: model.spectrum,
             targets,
         }),

@@ -65,7 +65,8 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     };
     if let (Some(policy), false) = (policy, trained == TrainedForm::LowRank) {
         unused.push(format!(
-            "rank.{policy}: unused, only `model.weights: {{low_rank: ...}}` have ranks that change"
+            "rank.{policy}: unused, only `model.weights: {{low_rank: ...}}` and adapters but LoRA's \
+             have ranks that change"
         ));
     }
     let (warmup, steps) = (warmup_steps(&spec.schedule), spec.train.max_steps.0);

@@ -15,7 +15,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 /// Steps of a calibration.
-const COUNTS: StepCounts = StepCounts { warm_up: 1, timed: 2 };
+const COUNTS: StepCounts = StepCounts { warm_up: 1, timed: 2, by_operation: false };
 
 /// Seconds of a step by kind of plan, in a sweep's folder.
 const FILE: &str = "calibration.json";

@@ -2,7 +2,7 @@
 
 use super::sweep_spec::{Budget, Equal, Unknown};
 use crate::account::Ledger;
-use crate::spec::{Plan, RampShape, RankCount, RankPlan, Target, WeightForm, bounds};
+use crate::spec::{LowRankStart, Plan, RampShape, RankCount, RankPlan, Target, WeightForm, bounds};
 use anyhow::{Context, Result, bail, ensure};
 
 /// Narrowest head that a solved width may have, unless the spec's own are narrower: below, scores
@@ -219,6 +219,7 @@ fn at_the_end(plan: &Plan) -> Plan {
     let RankPlan::Budget(budget) = &plan.rank else { return plan.clone() };
     let with_rank = |rank: usize| {
         let mut ending = plan.clone();
+        ending.model.start = LowRankStart::Factors;
         for form in ending.model.weights.values_mut() {
             if let WeightForm::LowRank { rank: own } | WeightForm::Adapter { rank: own, .. } = form
             {

@@ -30,8 +30,10 @@ fn shape_of(init: &InitSpec) -> Result<ImportedShape> {
         serde_json::Value::Object(model) => model,
         other => anyhow::bail!("a model's configuration is {other}, no mapping"),
     };
-    for not_of_the_shape in ["weights", "vocab_size", "dropout", "spectrum", "zero_outputs"] {
-        model.remove(not_of_the_shape);
+    let not_of_the_shape =
+        ["weights", "vocab_size", "dropout", "spectrum", "start", "zero_outputs"];
+    for key in not_of_the_shape {
+        model.remove(key);
     }
     let tokenizer = tokenizer.map(|file| {
         file.to_str().map(str::to_owned).with_context(|| format!("{}: not UTF-8", file.display()))

@@ -32,6 +32,10 @@ struct Case {
 
 const LOW_RANK: &str = "model.weights.low_rank.rank=8";
 const LLAMA: &[&str] = &["model.arch=llama", "model.n_kv_head=1"];
+const DENSE_START: &[&str] = &[
+    "model.weights={low_rank: {rank: full, start: dense}}",
+    "rank={budget: {final_rank: 8, every: 4, start: 5, freeze: 20}}",
+];
 const FACTORED: &str = "model.weights.factored.rank=8";
 
 const CASES: &[Case] = &[
@@ -103,6 +107,8 @@ const CASES: &[Case] = &[
         overrides: &[LOW_RANK, "optimizer.low_rank.dlra.coefficient_steps=3"],
         cubes: 12,
     },
+    // Dense until a cut, which these steps do not reach.
+    Case { method: "dlra-budget", steps: 2, overrides: DENSE_START, cubes: 0 },
     Case { method: "dense-adamw", steps: 1, overrides: LLAMA, cubes: 0 },
     Case { method: "dense-muon", steps: 1, overrides: LLAMA, cubes: 0 },
     Case {

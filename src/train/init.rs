@@ -7,7 +7,7 @@ use crate::hub::Named;
 use crate::lowrank::LowRank;
 use crate::model::{ModelConfig, Network};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Parameter, Role, Weight};
-use crate::spec::Plan;
+use crate::spec::{LowRankStart, Plan};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -111,6 +111,9 @@ fn place(declared: &Declared, source: &Named, device: &Device) -> Result<Placed>
         Ok((point, Some(cut)))
     };
     let (weight, found) = match declared.initial {
+        Initial::LowRank { start: LowRankStart::Dense, .. } => {
+            (Weight::Uncut(source.matrix(name)?.to_device(device)?), None)
+        }
         Initial::LowRank { rank, .. } => {
             // A point of this rank is taken as it is, bit for bit.
             let same = source.point(name).filter(|point| point.rank() == rank);

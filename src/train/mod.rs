@@ -6,6 +6,8 @@ mod complete;
 #[cfg(test)]
 mod counted_operations;
 mod cut;
+#[cfg(test)]
+mod dense_start;
 mod diagnose;
 mod elsewhere;
 mod evaluate;

@@ -15,6 +15,11 @@ const STEPS: u64 = 9;
 /// A method's spec, smaller, with rare events in its first steps and ranks that change where they
 /// can: they grow at step 2 and 6 and are cut at step 4 and 8.
 fn small(spec: &str, portable: bool) -> Plan {
+    small_with(spec, portable, &[])
+}
+
+/// The same with settings laid over it.
+fn small_with(spec: &str, portable: bool, settings: &[&str]) -> Plan {
     let path = format!("{}/configs/methods/{spec}", env!("CARGO_MANIFEST_DIR"));
     let common = [
         "model.n_layer=2",
@@ -51,6 +56,7 @@ fn small(spec: &str, portable: bool) -> Plan {
     if portable {
         overrides.extend(["linalg=device".to_owned(), "kernels=portable".to_owned()]);
     }
+    overrides.extend(settings.iter().map(|text| (*text).to_owned()));
     load_plan(Path::new(&path), &overrides).expect(spec).1
 }
 
@@ -98,7 +104,10 @@ fn trained(plan: &Plan, processes: &dyn Communicator) -> Trained {
 }
 
 fn check(spec: &str, portable: bool) {
-    let mut plan = small(spec, portable);
+    check_plan(spec, portable, small(spec, portable));
+}
+
+fn check_plan(spec: &str, portable: bool, mut plan: Plan) {
     let Trained { figures, tensors, sent } = trained(&plan, &Alone);
     assert_eq!(sent, 0);
     for (world, shard_optimizer) in [(2, false), (3, false), (5, false), (2, true), (5, true)] {
@@ -167,4 +176,20 @@ fn so_does_the_path_of_a_device() {
     ["dense-adamw.yaml", "dlra-budget.yaml", "dlra-augmented-bug.yaml"]
         .into_iter()
         .for_each(|spec| check(spec, true));
+}
+
+/// Dense gradients on the way, then second moments of whole weights at the cuts of steps 3, 6 and 9,
+/// and the gradients of factors as weights become them.
+#[test]
+fn weights_that_are_dense_until_they_are_cut() {
+    let settings = [
+        "model.weights={low_rank: {rank: full, start: dense}}",
+        "rank={budget: {final_rank: 4, schedule: cubic, norm: fisher, every: 3, settle: 1, start: 2, freeze: 9}}",
+    ];
+    for portable in [false, true] {
+        let plan = small_with("dlra-budget.yaml", portable, &settings);
+        let tensors = trained(&plan, &Alone).tensors;
+        assert!(tensors.iter().any(|(name, _)| name.ends_with(".attn.q.u")), "factors at the end");
+        check_plan("dense until cut", portable, plan);
+    }
 }

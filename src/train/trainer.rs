@@ -8,12 +8,11 @@ use super::settings::{compute, model_config, optimizer_settings};
 use crate::account::FlopLedger;
 use crate::checkpoint::{Snapshot, tensors_from_bytes, tensors_to_bytes};
 use crate::data::{Batches, TokenShard};
-use crate::lowrank::LowRank;
 use crate::model::{Network, build, restore};
 use crate::ops::Gradients;
 use crate::optim::{Optimizer, Owners, StepReport, WeightSize, cut_flops};
 use crate::parallel::{Alone, Communicator};
-use crate::params::{ParamStore, Place, Role, TensorReader};
+use crate::params::{ParamStore, Place, Role, TensorReader, Weight};
 use crate::rng;
 use crate::spec::Plan;
 use anyhow::Result;
@@ -157,12 +156,16 @@ impl<'a> Trainer<'a> {
         };
         let tokens = self.plan.tokens_per_step;
         let cut = |norm| -> u64 {
-            let of = |point: &LowRank| {
-                let [rows, columns, rank] =
-                    [point.rows(), point.columns(), point.rank()].map(|size| size as u64);
+            let of = |rows: usize, columns: usize, rank: usize| {
+                let [rows, columns, rank] = [rows, columns, rank].map(|size| size as u64);
                 cut_flops(norm, WeightSize { rows, columns, rank }, tokens)
             };
-            self.params.low_rank().map(|(_, _, point)| of(point)).sum()
+            let cut = |weight: &Weight| match weight {
+                Weight::Dense(_) => 0,
+                Weight::LowRank(point) => of(point.rows(), point.columns(), point.rank()),
+                Weight::Uncut(w) => w.dims2().map_or(0, |(rows, columns)| of(rows, columns, 0)),
+            };
+            self.params.iter().map(|(_, parameter)| cut(&parameter.weight)).sum()
         };
         let cuts = self.optimizer.cut_norm(step).map_or(0, cut);
         FlopLedger::at_step(self.plan, self.model.config().vocab_size as u64, step, &rank)

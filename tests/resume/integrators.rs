@@ -131,3 +131,18 @@ fn operations_of_cuts_are_counted() {
         "{fisher} and {frobenius} after {frobenius_before}"
     );
 }
+
+/// Dense weights that a budget makes factors of, some at step 5 and all by step 11: breaks before
+/// the first cut, right after it, and where both kinds are trained.
+#[test]
+fn weights_that_are_dense_until_they_are_cut() {
+    let weights = "{low_rank: {rank: full, start: dense}}";
+    let budget = "rank: {budget: {final_rank: 8, schedule: cubic, every: 3, settle: 2, start: 3, freeze: 12}}\n";
+    for keys in ["spectral, nesterov: true", "adam", "heavy_ball"] {
+        let rule = integrator(&format!("momentum: {keys}"));
+        check(&format!("dense start, {keys}"), weights, &format!("{rule}{budget}"), &[2, 4, 5, 9]);
+    }
+    let path = "linalg: device\nkernels: portable\ndtype: {compute: bf16}\n";
+    let rule = integrator("momentum: adam");
+    check("dense start, on the device path", weights, &format!("{path}{rule}{budget}"), &[5]);
+}

@@ -58,13 +58,13 @@ fn settings_without_effect_are_warnings() {
     let (message, plan) = unused(&["model.weights=dense"]);
     insta::assert_snapshot!(message, @r"
     optimizer.low_rank: unused with `model.weights: dense`
-    rank.tolerance: unused, only `model.weights: {low_rank: ...}` have ranks that change
+    rank.tolerance: unused, only `model.weights: {low_rank: ...}` and adapters but LoRA's have ranks that change
     ");
     assert_eq!((plan.optimizer.low_rank, plan.rank), (None, RankPlan::Fixed));
     let (message, plan) = unused(&["model.weights={factored: {rank: 8}}", "train.max_steps=20"]);
     insta::assert_snapshot!(message, @r"
     optimizer.low_rank.dlra: unused with factored weights, which move by `optimizer.dense`'s rule
-    rank.tolerance: unused, only `model.weights: {low_rank: ...}` have ranks that change
+    rank.tolerance: unused, only `model.weights: {low_rank: ...}` and adapters but LoRA's have ranks that change
     schedule: the warm-up of 100 steps is longer than the run of 20; it ends before the full learning rate
     ");
     assert_eq!(plan.optimizer.factored_adamw().map(|adamw| adamw.learning_rate), Some(0.5));
@@ -78,7 +78,7 @@ fn unknown_keys_and_choices() {
     insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored, adapter)");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored, adapter)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, gate, up, down)");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, cut, spectrum, targets)");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, cut, start, spectrum, targets)");
     insta::assert_snapshot!(message("train:", "rank: {fixed: {tau: 0.1}}\ntrain:"), @"run.yaml:9:16: rank.fixed.tau: unknown key; nothing is set here, remove it");
 }
 

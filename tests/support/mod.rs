@@ -1,6 +1,7 @@
 //! A small workplace for tests that run the binary: a text, a spec, a run.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod gguf;
 pub mod textbook;
 
 use std::collections::BTreeMap;

@@ -13,6 +13,22 @@ use crate::spec::{
 use budget::{BudgetCandidate, allocate};
 use cycle::{CycleEvent, ramp};
 
+impl Cut {
+    /// Whether ranks stay as this cut leaves them.
+    pub fn is_last(self) -> bool {
+        self.index + 1 == self.count
+    }
+}
+
+/// Whether a dense weight W: m × n is brought to the rank that a cut finds for it. Where it is below
+/// the full one, the last cut always does; one before only if the factors have fewer numbers than
+/// W, r (m + n + r) < m n: otherwise they cost more than W, whose directions are all still there at
+/// the next cut.
+pub fn becomes_factors(cut: Cut, (rows, columns): (usize, usize), rank: usize) -> bool {
+    let pays = rank * (rows + columns + rank) < rows * columns;
+    rank < rows.min(columns) && (pays || cut.is_last())
+}
+
 /// What a step does to the rank of one weight before any cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RankDecision {

@@ -46,7 +46,7 @@ pub(super) fn groups(
     let (mut points, mut matrices, mut factors, mut dense) = (vec![], vec![], vec![], vec![]);
     for (id, parameter) in params.iter().filter(|(_, parameter)| parameter.trained) {
         match (&parameter.weight, parameter.role) {
-            (Weight::LowRank(_), _) => points.push(id),
+            (Weight::LowRank(_) | Weight::Uncut(_), _) => points.push(id),
             (Weight::Dense(_), Role::Matrix(_)) => matrices.push(id),
             (Weight::Dense(_), Role::Factor(..)) => factors.push(id),
             (Weight::Dense(_), _) => dense.push(id),

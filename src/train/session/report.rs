@@ -1,7 +1,7 @@
 //! What a session tells its observers: figures, ranks, spectra, validation, samples.
 
 use super::{Session, divergence};
-use crate::lowrank::{LowRank, Truncation};
+use crate::lowrank::Truncation;
 use crate::model::{Request, Sampling, generate};
 use crate::optim::StepReport;
 use crate::params::{ParamId, Parameter};
@@ -27,7 +27,7 @@ impl Session<'_> {
     ) -> Step {
         let settings = self.trainer.optimizer.settings();
         let DenseOptimizerSpec::Adamw(dense) = &settings.rules.dense;
-        let has_low_rank = self.trainer.params.low_rank().next().is_some();
+        let has_low_rank = self.trainer.params.ranks().next().is_some();
         let means = meter.take();
         Step {
             step: self.state.step,
@@ -58,9 +58,9 @@ impl Session<'_> {
     ) -> Ranks {
         let truncations: BTreeMap<_, _> =
             truncations.iter().map(|(id, truncation)| (*id, truncation)).collect();
-        let layers = self.trainer.params.low_rank().map(|(id, parameter, point)| LayerRank {
+        let layers = self.trainer.params.ranks().map(|(id, parameter, rank)| LayerRank {
             name: parameter.name.clone(),
-            rank: point.rank(),
+            rank,
             truncation_error: truncations.get(&id).map(|truncation| truncation.relative_error),
             discarded_energy: truncations.get(&id).map(|truncation| truncation.error.powi(2)),
         });
@@ -69,9 +69,9 @@ impl Session<'_> {
 
     /// The singular values of every low-rank weight.
     fn spectra(&self) -> Result<Spectra> {
-        let weights: Vec<_> = self.trainer.params.low_rank().collect();
-        let layer = |(_, parameter, point): &(ParamId, &Parameter, &LowRank)| {
-            Ok((parameter.name.clone(), point.singular_values()?))
+        let weights: Vec<_> = self.trainer.params.ranks().collect();
+        let layer = |(_, parameter, _): &(ParamId, &Parameter, usize)| {
+            Ok((parameter.name.clone(), parameter.weight.singular_values()?))
         };
         Ok(Spectra {
             step: self.state.step,
@@ -103,8 +103,8 @@ impl Session<'_> {
         if !self.writes() {
             return Ok(loss);
         }
-        if let Some(defect) = self.worst_defect()? {
-            observers.on(&Event::Ranks(self.ranks(truncations, Some(defect))))?;
+        if self.trainer.params.ranks().next().is_some() {
+            observers.on(&Event::Ranks(self.ranks(truncations, self.worst_defect()?)))?;
             observers.on(&Event::Spectra(self.spectra()?))?;
         }
         let sample = &self.plan.sample;
@@ -132,7 +132,7 @@ impl Session<'_> {
         Ok(loss)
     }
 
-    /// Largest ‖UᵀU − I‖_F or ‖VᵀV − I‖_F over the low-rank weights.
+    /// Largest ‖UᵀU − I‖_F or ‖VᵀV − I‖_F over the low-rank weights; none where all are still dense.
     fn worst_defect(&self) -> Result<Option<f64>> {
         let mut worst: Option<f64> = None;
         for (_, _, point) in self.trainer.params.low_rank() {

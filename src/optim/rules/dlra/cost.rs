@@ -2,31 +2,49 @@
 //! same wherever it runs.
 
 use super::momenta::momentum_cost;
+use super::uncut;
 use crate::optim::cost::{MovedWeight, RuleCost, WeightSize};
 use crate::spec::{CyclePhase, DlraSpec, Integrator, RankNorm, RetractionSpec};
 
 impl RuleCost for DlraSpec {
     /// The first moment, of the shape of U, S and V, and what the momentum keeps beside it.
+    ///
+    /// A weight that is not cut yet has no rank, as any full one.
     fn kept(&self, weight: MovedWeight) -> u64 {
+        if is_uncut(weight) {
+            return uncut::kept(self, weight);
+        }
         weight.values + momentum_cost(self.momentum).values(weight.size)
     }
 
-    /// The tangent gradient, the new weight and the new moments.
+    /// The tangent gradient, the new weight and the new moments; before a weight is cut there is no
+    /// other gradient than the dense one.
     fn proposed(&self, weight: MovedWeight) -> u64 {
-        2 * weight.values + self.kept(weight)
+        let tangent = if is_uncut(weight) { 0 } else { weight.values };
+        tangent + weight.values + self.kept(weight)
     }
 
     fn in_hand(&self, weight: MovedWeight) -> u64 {
-        augmentation_values(weight.size)
+        match is_uncut(weight) {
+            true => uncut::in_hand(weight),
+            false => augmentation_values(weight.size),
+        }
     }
 
     fn flops(&self, weights: &[MovedWeight], phase: Option<CyclePhase>) -> u64 {
         let step = |weight: &MovedWeight| match phase {
+            _ if is_uncut(*weight) => uncut::step_flops(self, weight.size),
             None => step_flops(self, weight.size).total(),
             Some(phase) => cycle_flops(self, weight.size, phase).total(),
         };
         weights.iter().map(step).sum()
     }
+}
+
+/// Whether a weight is dense until it is cut; one without numbers, as of a matrix beside which
+/// nothing is trained, is not.
+fn is_uncut(MovedWeight { size, values }: MovedWeight) -> bool {
+    size.rank == 0 && values > 0
 }
 
 /// Numbers in hand while bases are augmented and cut: the direction and the new basis directions,
@@ -198,7 +216,13 @@ fn projection_flops(dlra: &DlraSpec, size: WeightSize) -> u64 {
 /// the bases of the step's end, 8 r³; two inverse roots by symmetric eigenvalues, 11 r³ each; the
 /// roots and S between them, 8 r³; and the return to orthonormal bases, four products, 8 r³, two
 /// QRs, 16/3 r³, a second SVD, 21 r³, and two products, 4 r³.
+///
+/// Of a weight that is not cut yet, whose rank is 0 here as that of any full one, see
+/// [`uncut::cut_flops`].
 pub fn cut_flops(norm: RankNorm, size: WeightSize, tokens: u64) -> u64 {
+    if size.rank == 0 {
+        return uncut::cut_flops(norm, size, tokens);
+    }
     let (square, cube) = (size.rank * size.rank, size.cube());
     let frobenius = 21 * cube + 2 * size.sides() + 8 * size.sides() + 8 * cube;
     match norm {

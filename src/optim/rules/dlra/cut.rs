@@ -1,18 +1,134 @@
 //! A cut: the ranks of all weights decided together, from their singular values.
 
-use super::DlraUpdate;
-use crate::lowrank::Spectrum;
+use super::rule::MemberState;
+use super::{DlraUpdate, UncutState};
+use crate::lowrank::{LowRank, Spectrum, Truncation};
 use crate::ops::Gradients;
-use crate::optim::rank::Offer;
+use crate::optim::leaves::Leaves;
+use crate::optim::rank::{Cut, Offer, becomes_factors};
 use crate::optim::shards::Shards;
 use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
-use crate::spec::{DlraSpec, RankNorm, Target};
+use crate::spec::{DlraSpec, RankNorm, RankPlan, Target};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// The updates cut to the ranks that `ranks` chooses from what all these weights offer; the updates
-/// are those of the weights that this process owns.
+/// What a step made of a weight, before any cut.
+pub(super) enum Update {
+    /// Of a point on the manifold.
+    Point(DlraUpdate),
+    /// Of a weight that is not cut yet.
+    Uncut {
+        /// The new W: m × n.
+        weight: Tensor,
+        /// The new moments.
+        state: UncutState,
+        /// Steps taken.
+        step: u64,
+    },
+}
+
+/// What a step, and a cut where there is one, makes of a weight.
+pub(super) struct Next {
+    pub weight: Weight,
+    pub state: MemberState,
+    /// The truncation, where one decided the rank.
+    pub truncation: Option<Truncation>,
+}
+
+impl Update {
+    /// The update as it is, at a step without a cut.
+    pub fn uncut(self) -> Next {
+        match self {
+            Update::Point(DlraUpdate { point, state, truncation, .. }) => Next {
+                weight: Weight::LowRank(point),
+                state: MemberState::Point(state),
+                truncation,
+            },
+            Update::Uncut { weight, state, .. } => Next {
+                weight: Weight::Uncut(weight),
+                state: MemberState::Uncut(state),
+                truncation: None,
+            },
+        }
+    }
+
+    fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Update::Point(update) => Update::Point(update.to_device(device)?),
+            Update::Uncut { weight, state, step } => Update::Uncut {
+                weight: weight.to_device(device)?,
+                state: state.to_device(device)?,
+                step: *step,
+            },
+        })
+    }
+
+    fn device(&self) -> &Device {
+        match self {
+            Update::Point(update) => update.point.u.device(),
+            Update::Uncut { weight, .. } => weight.device(),
+        }
+    }
+
+    /// Rows and columns of the weight.
+    fn shape(&self) -> Result<(usize, usize)> {
+        Ok(match self {
+            Update::Point(DlraUpdate { point, .. }) => (point.rows(), point.columns()),
+            Update::Uncut { weight, .. } => weight.dims2()?,
+        })
+    }
+
+    /// The singular values in this norm, and the thin SVD of a dense matrix.
+    fn spectrum(&self, moments: Option<[&Tensor; 2]>) -> Result<(Option<LowRank>, Spectrum)> {
+        Ok(match self {
+            Update::Point(update) => (None, update.spectrum(moments)?),
+            Update::Uncut { weight, .. } => {
+                let (point, spectrum) = Spectrum::of_dense(weight, moments)?;
+                (Some(point), spectrum)
+            }
+        })
+    }
+
+    /// The weight at this rank; a dense one where it becomes factors.
+    fn cut(
+        self,
+        (point, spectrum): (Option<LowRank>, &Spectrum),
+        rank: usize,
+        place: Cut,
+        spec: &DlraSpec,
+    ) -> Result<Next> {
+        let shape = self.shape()?;
+        match (self, point) {
+            (Update::Point(update), _) => {
+                Ok(Update::Point(update.cut(spectrum, rank, spec)?).uncut())
+            }
+            (Update::Uncut { state, step, .. }, Some(point))
+                if becomes_factors(place, shape, rank) =>
+            {
+                let cut = spectrum.truncate(&point, rank)?;
+                let state = MemberState::Point(state.carried_to(&cut.point, step, spec)?);
+                Ok(Next { weight: Weight::LowRank(cut.point), state, truncation: cut.truncation })
+            }
+            (uncut, _) => Ok(uncut.uncut()),
+        }
+    }
+}
+
+impl Next {
+    fn to_device(&self, device: &Device) -> Result<Self> {
+        let weight = match &self.weight {
+            Weight::LowRank(point) => Weight::LowRank(point.to_device(device)?),
+            Weight::Uncut(tensor) => Weight::Uncut(tensor.to_device(device)?),
+            Weight::Dense(tensor) => Weight::Dense(tensor.to_device(device)?),
+        };
+        let state = self.state.to_device(device)?;
+        Ok(Self { weight, state, truncation: self.truncation.clone() })
+    }
+}
+
+/// The updates cut to the ranks that the policy chooses from what all these weights offer; the
+/// updates are those of the weights that this process owns.
 ///
 /// In the Fisher norm the slots hold the second moments of the step's batch.
 ///
@@ -20,25 +136,24 @@ use rayon::prelude::*;
 /// If a second moment is missing, or a factorisation does not converge, naming the weight.
 pub(super) fn cut(
     weights: &[(ParamId, &Parameter)],
-    updates: Vec<DlraUpdate>,
+    updates: Vec<Update>,
     norm: RankNorm,
     slots: &Gradients,
     (spec, shards): (&DlraSpec, Option<&Shards>),
-    ranks: &dyn Fn(&[Offer]) -> Vec<usize>,
-) -> Result<Vec<DlraUpdate>> {
-    // A cut is rare and of small matrices: it is made in host memory, weight by weight.
-    let device = updates.first().map_or(Device::Cpu, |update| update.point.u.device().clone());
-    let on = |device: &Device, updates: Vec<DlraUpdate>| -> Result<Vec<DlraUpdate>> {
-        updates.into_iter().map(|update| update.to_device(device)).collect()
-    };
-    let updates = on(&Device::Cpu, updates)?;
+    policy: &RankPlan,
+    place: Cut,
+) -> Result<Vec<Next>> {
+    // A cut is rare: it is made in host memory, weight by weight.
+    let device = updates.first().map_or(Device::Cpu, |update| update.device().clone());
+    let updates: Vec<Update> =
+        updates.iter().map(|update| update.to_device(&Device::Cpu)).collect::<Result<_>>()?;
     let owns = |id: ParamId| shards.is_none_or(|shards| shards.owns(id));
     let own: Vec<_> = weights.iter().filter(|(id, _)| owns(*id)).copied().collect();
     let spectrum = |(weight, update)| spectrum(weight, update, norm, slots);
     let spectra = own.par_iter().zip(&updates).map(spectrum).collect::<Result<Vec<_>>>();
     let (spectra, values) = match spectra {
         Ok(spectra) => {
-            let values = spectra.iter().map(|spectrum| spectrum.singular_values().to_vec());
+            let values = spectra.iter().map(|(_, found)| found.singular_values().to_vec());
             let values = values.collect();
             (spectra, Ok(values))
         }
@@ -53,29 +168,35 @@ pub(super) fn cut(
     };
     let mut offers = Vec::with_capacity(weights.len());
     for ((_, parameter), singular_values) in weights.iter().zip(values) {
-        let (Some(target), Weight::LowRank(point)) = (target_of(parameter), &parameter.weight)
-        else {
+        let shape = match &parameter.weight {
+            Weight::LowRank(point) => Some((point.rows(), point.columns())),
+            Weight::Uncut(tensor) => Some(tensor.dims2()?),
+            Weight::Dense(_) => None,
+        };
+        let (Some(target), Some((rows, columns))) = (target_of(parameter), shape) else {
             bail!("`{}` is low-rank outside the blocks", parameter.name)
         };
-        offers.push(Offer { target, sides: point.rows() + point.columns(), singular_values });
+        offers.push(Offer { target, sides: rows + columns, singular_values });
     }
-    let ranks = ranks(&offers).into_iter().zip(weights).filter(|(_, (id, _))| owns(*id));
-    let ranks: Vec<usize> = ranks.map(|(rank, _)| rank).collect();
+    let ranks = policy.cut(place, &offers).into_iter().zip(weights);
+    let ranks: Vec<usize> = ranks.filter(|(_, (id, _))| owns(*id)).map(|(rank, _)| rank).collect();
     let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).zip(&own).map(
-        |(((update, spectrum), rank), (_, parameter))| {
-            update.cut(spectrum, rank, spec).with_context(|| failed(parameter))
+        |(((update, (point, spectrum)), rank), (_, parameter))| {
+            let cut = update.cut((point.clone(), spectrum), rank, place, spec);
+            cut.with_context(|| failed(parameter))
         },
     );
-    on(&device, cuts.collect::<Result<Vec<_>>>()?)
+    let cuts = cuts.collect::<Result<Vec<Next>>>()?;
+    cuts.iter().map(|next| next.to_device(&device)).collect()
 }
 
 /// The singular values of one weight in this norm.
 fn spectrum(
     (id, parameter): &(ParamId, &Parameter),
-    update: &DlraUpdate,
+    update: &Update,
     norm: RankNorm,
     slots: &Gradients,
-) -> Result<Spectrum> {
+) -> Result<(Option<LowRank>, Spectrum)> {
     let moments = match norm {
         RankNorm::Frobenius => None,
         RankNorm::Fisher => {

@@ -13,6 +13,7 @@
 //! momenta             what makes a direction of the first moment, one file each
 //! side_by_side        many weights at once
 //! conditioning        the spectral regulariser
+//! uncut               weights that are dense until a cut
 //! ```
 
 mod augmented_bug;
@@ -23,6 +24,7 @@ mod cut;
 mod momenta;
 mod rule;
 mod side_by_side;
+mod uncut;
 
 use super::{SPECTRAL_SCALE, gathered};
 use crate::linalg;
@@ -40,6 +42,7 @@ pub(super) use cost::augmentation_values;
 pub use cost::{augmented_rank, augmented_values, cut_flops};
 use momenta::{TangentMomentum, map_tangent};
 pub(in crate::optim) use rule::DlraRule;
+pub use uncut::UncutState;
 
 /// Numbers of one DLRA step.
 #[derive(Clone, Copy, Debug)]

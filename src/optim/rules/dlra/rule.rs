@@ -1,14 +1,15 @@
 //! The group of all low-rank weights: the integrator's passes over them, growth and cuts.
 
-use super::cut::{cut, target_of};
+use super::cut::{Next, Update, cut, target_of};
 use super::side_by_side::{Item, step_all};
-use super::{DlraState, DlraStep, DlraUpdate, GalerkinStep};
+use super::{DlraState, DlraStep, DlraUpdate, GalerkinStep, UncutState};
 use crate::error::Failure;
 use crate::lowrank::{LowRank, Tangent, Truncation};
 use crate::ops::Gradients;
 use crate::optim::elementwise::sums_of_squares;
 use crate::optim::execution::{Placement, map_all};
 use crate::optim::gradient::Scaled;
+use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::{GradientOracle, OptimizerSettings};
 use crate::optim::rank::{RankDecision, RankEvent};
 use crate::optim::rule::{Members, Rule, Step};
@@ -26,6 +27,24 @@ pub struct DlraRule {
     last_step: u64,
     /// Truncations of the proposed step that decided ranks.
     truncations: Vec<(ParamId, Truncation)>,
+}
+
+/// What is kept for a weight.
+#[derive(Clone, Debug)]
+pub enum MemberState {
+    /// On the manifold.
+    Point(DlraState),
+    /// Dense until it is cut.
+    Uncut(UncutState),
+}
+
+impl Leaves for MemberState {
+    fn map_leaves(&self, map: &mut dyn LeafMap) -> anyhow::Result<Self> {
+        Ok(match self {
+            MemberState::Point(state) => MemberState::Point(state.map_leaves(map)?),
+            MemberState::Uncut(state) => MemberState::Uncut(state.map_leaves(map)?),
+        })
+    }
 }
 
 /// A low-rank weight with what its step needs.
@@ -50,17 +69,21 @@ impl DlraRule {
     }
 }
 
-/// The members with what their step needs.
-fn all_of<'a>(
-    members: &'a Members<DlraState>,
+/// The members on the manifold with what their step needs.
+fn points_of<'a>(
+    members: &'a Members<MemberState>,
     params: &'a ParamStore,
     step: &'a Step,
 ) -> anyhow::Result<Vec<Member<'a>>> {
-    let member = |(id, state)| -> anyhow::Result<Member<'a>> {
-        let (parameter, point) = (params.get(id), params.point(id)?);
-        Ok(Member { id, parameter, point, state, gradient: step.gradients.tangent(id)? })
+    let member = |(id, state): (ParamId, &'a MemberState)| {
+        let MemberState::Point(state) = state else { return None };
+        let member = || -> anyhow::Result<Member<'a>> {
+            let (parameter, point) = (params.get(id), params.point(id)?);
+            Ok(Member { id, parameter, point, state, gradient: step.gradients.tangent(id)? })
+        };
+        Some(member())
     };
-    members.iter().map(member).collect()
+    members.iter().filter_map(member).collect()
 }
 
 impl DlraRule {
@@ -80,6 +103,27 @@ impl DlraRule {
             }
             _ => RankDecision::Keep,
         }
+    }
+
+    /// The steps of the weights that are not cut yet, in their order.
+    fn uncut(
+        &self,
+        members: &Members<MemberState>,
+        params: &ParamStore,
+        step: &Step,
+    ) -> anyhow::Result<Vec<Update>> {
+        let hyper = self.numbers(step, RankDecision::Keep);
+        let uncut = members.iter().filter_map(|(id, state)| match state {
+            MemberState::Uncut(state) => Some((id, state)),
+            MemberState::Point(_) => None,
+        });
+        map_all(step.execution.linalg, uncut.collect(), |(id, state): (ParamId, &UncutState)| {
+            let (weight, gradient) = (params.dense(id)?, step.gradients.dense(id)?);
+            let next = state.step(weight, gradient, &hyper, step.execution.compute);
+            let place = || format!("the step of `{}` failed", params.get(id).name);
+            let (weight, state) = next.with_context(place)?;
+            Ok(Update::Uncut { weight, state, step: step.number })
+        })
     }
 
     /// The updates of all weights, computed side by side, by one gradient each.
@@ -180,10 +224,13 @@ impl DlraRule {
 }
 
 impl Rule for DlraRule {
-    type State = DlraState;
+    type State = MemberState;
 
-    fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<DlraState> {
-        Ok(DlraState::new(params.point(id)?, &self.spec)?)
+    fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<MemberState> {
+        Ok(match &params.get(id).weight {
+            Weight::Uncut(weight) => MemberState::Uncut(UncutState::new(weight, &self.spec)?),
+            _ => MemberState::Point(DlraState::new(params.point(id)?, &self.spec)?),
+        })
     }
 
     fn propose(
@@ -193,31 +240,39 @@ impl Rule for DlraRule {
         oracle: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<Duration> {
-        let all = all_of(members, params, step)?;
+        let points = points_of(members, params, step)?;
         let updates = match self.spec.integrator {
             Integrator::AugmentedBug => {
-                self.augmented_bug((&all, &members.everyone), params, oracle, step)
+                self.augmented_bug((&points, &members.everyone), params, oracle, step)
             }
             Integrator::Tangent | Integrator::CoefficientCycle => {
-                self.one_gradient(&all, step).map(|updates| (updates, Duration::ZERO))
+                self.one_gradient(&points, step).map(|updates| (updates, Duration::ZERO))
             }
         };
+        let updates = updates.and_then(|updates| Ok((updates, self.uncut(members, params, step)?)));
         // Before a cut, for which all have to be here.
-        let (updates, evaluating) = step.agreed(updates)?;
-        let weights: Vec<(ParamId, &Parameter)> =
-            members.everyone.iter().map(|id| (*id, params.get(*id))).collect();
-        let updates = match step.rank {
-            RankEvent::None | RankEvent::Grow => updates,
+        let ((updates, evaluating), uncut) = step.agreed(updates)?;
+        let (mut of_points, mut of_uncut) =
+            (updates.into_iter().map(Update::Point), uncut.into_iter());
+        let updates = members.states.iter().filter_map(|state| match state {
+            MemberState::Point(_) => of_points.next(),
+            MemberState::Uncut(_) => of_uncut.next(),
+        });
+        let updates: Vec<Update> = updates.collect();
+        let next = match step.rank {
+            RankEvent::None | RankEvent::Grow => updates.into_iter().map(Update::uncut).collect(),
             RankEvent::Cut { cut: place, norm } => {
-                let ranks = |offers: &[_]| self.ranks.cut(place, offers);
-                cut(&weights, updates, norm, step.slots, (&self.spec, step.shards), &ranks)?
+                let weights: Vec<(ParamId, &Parameter)> =
+                    members.everyone.iter().map(|id| (*id, params.get(*id))).collect();
+                let settings = (&self.spec, step.shards);
+                cut(&weights, updates, norm, step.slots, settings, &self.ranks, place)?
             }
         };
         self.truncations.clear();
         members.proposed.clear();
-        for (&id, update) in members.ids.iter().zip(updates) {
-            self.truncations.extend(update.truncation.map(|truncation| (id, truncation)));
-            members.proposed.push((Weight::LowRank(update.point), update.state));
+        for (&id, Next { weight, state, truncation }) in members.ids.iter().zip(next) {
+            self.truncations.extend(truncation.map(|truncation| (id, truncation)));
+            members.proposed.push((weight, state));
         }
         Ok(evaluating)
     }

@@ -33,6 +33,23 @@ impl Adam {
         Ok(Self { sum: Tangent::zeros(point)?, weight })
     }
 
+    /// What a dense matrix's second moments, of weights that add up to `gathered`, are at a point that
+    /// it was cut to. Nothing has been gathered for what lies outside a basis that spans its whole
+    /// side, where nothing is either.
+    pub fn carried(point: &LowRank, second: &Tensor, gathered: f64) -> Result<Self> {
+        let rank = point.rank();
+        let row = |side: usize| -> Result<Tensor> {
+            let outside = (side - rank) as f64 / side as f64;
+            point.s.narrow(D::Minus2, 0, 1)?.zeros_like()?.affine(1.0, gathered * outside)
+        };
+        let weight = Tangent {
+            m: point.s.zeros_like()?.affine(1.0, gathered)?,
+            p: row(point.rows())?,
+            q: row(point.columns())?,
+        };
+        Ok(Self { sum: Tangent::project_second_moments(point, second)?, weight })
+    }
+
     /// m̂ / (√v̂ + ε) block by block, m̂ = m / `gathered` and v̂ = v/c; the parts are not yet in
     /// the tangent space.
     fn quotient(&self, mean: &Tangent, gathered: f64, epsilon: f64) -> Result<Tangent> {

@@ -109,6 +109,21 @@ pub(super) fn new(point: &LowRank, settings: &DlraSpec) -> Result<Box<dyn Tangen
     })
 }
 
+/// The momentum of the settings at a point that a dense matrix was cut to, with what `second`, the
+/// matrix's element-wise second moments, have gathered where there are any: weights that add up to
+/// `gathered`.
+pub(super) fn carried(
+    point: &LowRank,
+    second: Option<&Tensor>,
+    gathered: f64,
+    settings: &DlraSpec,
+) -> Result<Box<dyn TangentMomentum>> {
+    match second {
+        None => new(point, settings),
+        Some(second) => Ok(Box::new(adam::Adam::carried(point, second, gathered)?)),
+    }
+}
+
 /// What the momentum costs.
 pub(super) fn momentum_cost(momentum: Momentum) -> &'static dyn MomentumCost {
     match momentum {

@@ -1,0 +1,185 @@
+//! The program's allocator: the system's, asked to keep what is freed and to use large pages.
+//!
+//! A training step takes and frees the same blocks of megabytes again and again. By default the C
+//! library hands them back to the system, which zeroes them page by page when they are next
+//! touched; and in pages of 4 KiB a product that walks down a column misses the processor's table of
+//! pages (the TLB) at almost every step. Linux gives pages of 2 MiB to who asks for them
+//! (`madvise`), unless `/sys/kernel/mm/transparent_hugepage/enabled` says `never`; but a range of
+//! 2 MiB in which one small page was touched stays small, so the heap is advised as it grows.
+//!
+//! All of this is a wish: where a system does not know it, memory is as it always was.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// Bytes from which a block asks for large pages: smaller ones are not worth a look.
+const LARGE: usize = 256 << 10;
+
+/// The system's allocator, which asks for large pages behind blocks of 256 KiB and more.
+///
+/// Values are the same as with any other allocator.
+pub struct LargePages;
+
+#[inline]
+fn wish(block: *mut u8, size: usize) {
+    if size >= LARGE && !block.is_null() {
+        pages::ask(block as usize, size);
+    }
+}
+
+/// Has the C library keep freed memory for the next block; to be called once, before other threads
+/// are started.
+pub fn keep_freed_memory() {
+    pages::keep_freed_memory();
+}
+
+// SAFETY: every call is the system allocator's own; nothing is done to the blocks it returns.
+unsafe impl GlobalAlloc for LargePages {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        let block = unsafe { System.alloc(layout) };
+        wish(block, layout.size());
+        block
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        let block = unsafe { System.alloc_zeroed(layout) };
+        wish(block, layout.size());
+        block
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        let block = unsafe { System.realloc(block, layout, size) };
+        wish(block, size);
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod pages {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    const PAGE: usize = 4096;
+    /// Largest block that lies in the heap, and stays with the process when it is freed: the most
+    /// that the C library allows. It comes to the same by itself, block by block.
+    #[cfg(target_env = "gnu")]
+    const LARGEST_IN_HEAP: libc::c_int = 32 << 20;
+    /// Steps in which the heap grows, so that almost none of it is touched before it is advised;
+    /// what nobody touches takes no memory.
+    #[cfg(target_env = "gnu")]
+    const GROWTH: libc::c_int = 64 << 20;
+
+    /// First address of the heap; the last of all until [`keep_freed_memory`] has found it.
+    static HEAP: AtomicUsize = AtomicUsize::new(usize::MAX);
+    /// End of what has been advised of it.
+    static ADVISED: AtomicUsize = AtomicUsize::new(0);
+
+    /// Asks for large pages behind a block.
+    #[cold]
+    pub fn ask(block: usize, size: usize) {
+        let heap = HEAP.load(Relaxed);
+        if block < heap {
+            return advise(block, block + size);
+        }
+        let end = heap_end();
+        if block >= end {
+            return advise(block, block + size);
+        }
+        // Two threads may advise the same part; nobody misses one.
+        let advised = ADVISED.fetch_max(end, Relaxed);
+        if advised < end {
+            advise(advised.max(heap), end);
+        }
+    }
+
+    fn advise(from: usize, to: usize) {
+        let start = from / PAGE * PAGE;
+        let length = to.next_multiple_of(PAGE) - start;
+        // SAFETY: this advice changes no byte of the pages, whoever owns what lies beside the block
+        // on the first and the last one; a range that the system does not take is an error that we
+        // pass over.
+        unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
+    }
+
+    fn heap_end() -> usize {
+        // SAFETY: an increment of 0 moves nothing.
+        unsafe { libc::sbrk(0) as usize }
+    }
+
+    #[cfg(target_env = "gnu")]
+    pub fn keep_freed_memory() {
+        // SAFETY: these set bounds that the C library reads under its own locks when it next
+        // allocates or frees; values that it does not take change nothing.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_IN_HEAP);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+            libc::mallopt(libc::M_TOP_PAD, GROWTH);
+        }
+        let end = heap_end();
+        ADVISED.store(end, Relaxed);
+        HEAP.store(end, Relaxed);
+    }
+
+    #[cfg(not(target_env = "gnu"))]
+    pub fn keep_freed_memory() {}
+}
+
+#[cfg(not(target_os = "linux"))]
+mod pages {
+    pub fn ask(_block: usize, _size: usize) {}
+    pub fn keep_freed_memory() {}
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Flags of the mapping that an address lies in, as the kernel tells them; `hg` is the wish.
+    fn flags(address: usize) -> String {
+        let text = std::fs::read_to_string("/proc/self/smaps").expect("the mappings");
+        let mut inside = false;
+        for line in text.lines() {
+            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+            let bounds = range.and_then(|(from, to)| {
+                let hex = |text| usize::from_str_radix(text, 16).ok();
+                Some((hex(from)?, hex(to)?))
+            });
+            if let Some((from, to)) = bounds {
+                inside = (from..to).contains(&address);
+            }
+            if let (true, Some(flags)) = (inside, line.strip_prefix("VmFlags:")) {
+                return flags.to_owned();
+            }
+        }
+        panic!("{address:x} lies in no mapping")
+    }
+
+    #[test]
+    fn large_blocks_ask_for_large_pages_and_hold_what_is_written() {
+        let has_large_pages = Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+        for size in [1, LARGE - 1, LARGE, 40 << 20] {
+            let layout = Layout::from_size_align(size, 8).expect("a layout");
+            // SAFETY: the layout is not empty, the block is used within it and freed with it.
+            unsafe {
+                let block = LargePages.alloc_zeroed(layout);
+                assert_eq!((*block, *block.add(size - 1)), (0, 0));
+                block.add(size - 1).write(7);
+                if size >= LARGE && has_large_pages {
+                    let flags = flags(block as usize + size / 2);
+                    assert!(flags.contains(" hg"), "{size}: {flags}");
+                }
+                let block = LargePages.realloc(block, layout, size + LARGE);
+                assert_eq!(*block.add(size - 1), 7);
+                let grown = Layout::from_size_align(size + LARGE, 8).expect("a layout");
+                LargePages.dealloc(block, grown);
+            }
+        }
+    }
+}
