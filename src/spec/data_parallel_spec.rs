@@ -14,10 +14,12 @@ pub struct DataParallelSpec {
     /// Whether each process keeps the moments of its own share of the weights only, takes the
     /// optimizer's step of these, and sends their new numbers to the others (ZeRO stage 1). Changes
     /// no result.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shard_optimizer: bool,
     /// Whether gradients are summed over the micro-batches in the order of one process, so that
     /// the run is the same for any number of processes. Otherwise each sums its own and one
     /// all-reduce sums these: faster with many processes, and equal up to rounding.
+    #[serde(skip_serializing_if = "is_true")]
     pub deterministic: bool,
     /// Seconds that one waits for another before the job ends.
     pub timeout_seconds: u64,
@@ -38,6 +40,10 @@ impl DataParallelSpec {
     pub(super) fn is_default(&self) -> bool {
         *self == Self::default()
     }
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// How processes reach each other.
