@@ -75,6 +75,11 @@ mod pages {
     #[cfg(target_env = "gnu")]
     const GROWTH: libc::c_int = 64 << 20;
 
+    /// Cores that share an arena. By default every thread has one of its own, and what is freed in it
+    /// is of no use to the others; one for all of many cores would have them wait for each other.
+    #[cfg(target_env = "gnu")]
+    const CORES_PER_ARENA: usize = 4;
+
     /// First address of the heap; the last of all until [`keep_freed_memory`] has found it.
     static HEAP: AtomicUsize = AtomicUsize::new(usize::MAX);
     /// End of what has been advised of it.
@@ -114,9 +119,12 @@ mod pages {
 
     #[cfg(target_env = "gnu")]
     pub fn keep_freed_memory() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let arenas = cores.div_ceil(CORES_PER_ARENA).min(1 << 10) as libc::c_int;
         // SAFETY: these set bounds that the C library reads under its own locks when it next
         // allocates or frees; values that it does not take change nothing.
         unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, arenas);
             libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_IN_HEAP);
             libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
             libc::mallopt(libc::M_TOP_PAD, GROWTH);
