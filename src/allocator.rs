@@ -2,8 +2,8 @@
 //!
 //! A training step takes and frees the same blocks of megabytes again and again. By default the C
 //! library hands them back to the system, which zeroes them page by page when they are next
-//! touched; and in pages of 4 KiB a product that walks down a column misses the processor's table of
-//! pages (the TLB) at almost every step. Linux gives pages of 2 MiB to who asks for them
+//! touched; and in pages of 4 KiB a product that walks down a column misses the processor's table
+//! of pages (the TLB) at almost every step. Linux gives pages of 2 MiB to who asks for them
 //! (`madvise`), unless `/sys/kernel/mm/transparent_hugepage/enabled` says `never`; but a range of
 //! 2 MiB in which one small page was touched stays small, so the heap is advised as it grows.
 //!
@@ -75,8 +75,8 @@ mod pages {
     #[cfg(target_env = "gnu")]
     const GROWTH: libc::c_int = 64 << 20;
 
-    /// Cores that share an arena. By default every thread has one of its own, and what is freed in it
-    /// is of no use to the others; one for all of many cores would have them wait for each other.
+    /// Cores that share an arena. By default every thread has one of its own, and what is freed in
+    /// it is of no use to the others; one for all of many cores would have them wait for each other.
     #[cfg(target_env = "gnu")]
     const CORES_PER_ARENA: usize = 4;
 

@@ -20,9 +20,9 @@ pub(super) const DEFAULT: &str = "\
 /// them out of text.
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 const NAME: &str = "chat template";
-/// Instructions after which a template is not rendered further, a second or so: it may come from
-/// anyone, and one that loops is not waited for.
-const MOST_INSTRUCTIONS: u64 = 10_000_000;
+/// Instructions after which a template is not rendered further, half a second or so: it may come
+/// from anyone, and one that loops is not waited for.
+const MOST_INSTRUCTIONS: u64 = 1_000_000;
 
 /// A text and its parts that are trained on, in bytes, in order.
 #[derive(Clone, Debug, Default, PartialEq)]
