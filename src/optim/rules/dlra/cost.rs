@@ -218,7 +218,7 @@ fn projection_flops(dlra: &DlraSpec, size: WeightSize) -> u64 {
 /// QRs, 16/3 r³, a second SVD, 21 r³, and two products, 4 r³.
 ///
 /// Of a weight that is not cut yet, whose rank is 0 here as that of any full one, see
-/// [`uncut::cut_flops`].
+/// `uncut::cut_flops`.
 pub fn cut_flops(norm: RankNorm, size: WeightSize, tokens: u64) -> u64 {
     if size.rank == 0 {
         return uncut::cut_flops(norm, size, tokens);
