@@ -1,9 +1,9 @@
 //! Copies of transposed matrices that lie row by row.
 //!
 //! On a processor with AVX2 faer's product reads a transposed left factor four numbers here and
-//! four there, a row of its memory apart each, and loses a fifth of its rate to it; copied into
-//! blocks that lie row by row it is as fast as any other. The sums are the same to the bit, since
-//! only the place of the numbers differs. With AVX-512 there is nothing to mend.
+//! four there, a row of its memory apart each, which costs it part of its rate; so the factor is
+//! copied into blocks that lie row by row. The sums are the same to the bit, since only the place of
+//! the numbers differs. With AVX-512 there is nothing to mend.
 
 use super::{Matrix, Real};
 
