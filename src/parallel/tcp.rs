@@ -133,9 +133,13 @@ impl Shared {
             let (mut tag, mut length) = ([0; 4], [0; 8]);
             socket.read_exact(&mut tag)?;
             socket.read_exact(&mut length)?;
-            let mut bytes = vec![0; u64::from_le_bytes(length) as usize];
-            socket.read_exact(&mut bytes)?;
-            Ok((u32::from_le_bytes(tag), bytes))
+            // Memory is taken for what comes, not for what is announced.
+            let (length, mut bytes) = (u64::from_le_bytes(length), Vec::new());
+            (&mut socket).take(length).read_to_end(&mut bytes)?;
+            match bytes.len() as u64 == length {
+                true => Ok((u32::from_le_bytes(tag), bytes)),
+                false => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            }
         };
         while let Ok(message) = message() {
             self.change(|state| state.arrived.push_back(message));
@@ -281,6 +285,21 @@ mod tests {
             assert_eq!((byte, gathered), (2, vec![vec![0], vec![1], vec![2], vec![3]]));
         }
         stranger.join().unwrap();
+    }
+
+    #[test]
+    fn a_length_that_nothing_follows_ends_the_connection_and_takes_no_memory() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut other = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let peer = Peer::new(listener.accept().unwrap().0).unwrap();
+        other.write_all(&[[0; 4].as_slice(), &u64::MAX.to_le_bytes(), &[7; 9]].concat()).unwrap();
+        drop(other);
+        let started = Instant::now();
+        while !locked(&peer.shared.state).has_ended {
+            assert!(started.elapsed() < Duration::from_secs(20), "the reader has died");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(locked(&peer.shared.state).arrived.is_empty());
     }
 
     #[test]
