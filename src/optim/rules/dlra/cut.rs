@@ -145,19 +145,23 @@ pub(super) fn cut(
 ) -> Result<Vec<Next>> {
     // A cut is rare: it is made in host memory, weight by weight.
     let device = updates.first().map_or(Device::Cpu, |update| update.device().clone());
-    let updates: Vec<Update> =
-        updates.iter().map(|update| update.to_device(&Device::Cpu)).collect::<Result<_>>()?;
     let owns = |id: ParamId| shards.is_none_or(|shards| shards.owns(id));
     let own: Vec<_> = weights.iter().filter(|(id, _)| owns(*id)).copied().collect();
-    let spectrum = |(weight, update)| spectrum(weight, update, norm, slots);
-    let spectra = own.par_iter().zip(&updates).map(spectrum).collect::<Result<Vec<_>>>();
-    let (spectra, values) = match spectra {
-        Ok(spectra) => {
+    // What fails here fails on this process alone, and the others are waiting to be told.
+    let found = || -> Result<(Vec<Update>, Vec<_>)> {
+        let on_host = updates.iter().map(|update| update.to_device(&Device::Cpu));
+        let updates = on_host.collect::<Result<Vec<_>>>()?;
+        let spectrum = |(weight, update)| spectrum(weight, update, norm, slots);
+        let spectra = own.par_iter().zip(&updates).map(spectrum).collect::<Result<_>>()?;
+        Ok((updates, spectra))
+    };
+    let (updates, spectra, values) = match found() {
+        Ok((updates, spectra)) => {
             let values = spectra.iter().map(|(_, found)| found.singular_values().to_vec());
             let values = values.collect();
-            (spectra, Ok(values))
+            (updates, spectra, Ok(values))
         }
-        Err(error) => (Vec::new(), Err(error)),
+        Err(error) => (Vec::new(), Vec::new(), Err(error)),
     };
     let values = match shards {
         None => values?,
