@@ -73,7 +73,7 @@ const KEYS: &[(&str, Decides)] = &[
     ("train.max_rollbacks", Decides::Weights),
     ("train.data_parallel.backend", Decides::Nothing),
     ("train.data_parallel.shard_optimizer", Decides::Nothing),
-    ("train.data_parallel.deterministic", Decides::Nothing),
+    ("train.data_parallel.deterministic", Decides::Roundings),
     ("train.data_parallel.timeout_seconds", Decides::Nothing),
     ("optimizer", Decides::Weights),
     ("rank", Decides::Weights),
