@@ -4,8 +4,9 @@
 //! No matrix of size m × n is formed, except by [`LowRank::to_dense`], [`LowRank::from_dense`],
 //! [`Tangent::project`], [`Tangent::project_second_moments`], [`Tangent::to_dense`] and
 //! [`Spectrum::of_dense`], which are for initialisation, inspection, tests, and weights that come
-//! to the manifold from a dense matrix. All values are immutable: operations return new ones. Points and vectors may be stacks,
-//! which work on many weights of one shape side by side ([`LowRank::stack`]).
+//! to the manifold from a dense matrix. All values are immutable: operations return new ones. Points
+//! and vectors may be stacks, which work on many weights of one shape side by side
+//! ([`LowRank::stack`]).
 
 mod galerkin;
 mod interpolation;

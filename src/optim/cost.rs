@@ -25,6 +25,25 @@ impl WeightSize {
     pub fn cube(self) -> u64 {
         self.rank * self.rank * self.rank
     }
+
+    /// min(m, n) and max(m, n).
+    pub fn short_and_long(self) -> (u64, u64) {
+        (self.rows.min(self.columns), self.rows.max(self.columns))
+    }
+
+    /// Operations of the thin SVD of a dense m × n matrix, 14 a² b + 8 a³ for a ≤ b the sides
+    /// (Golub & Van Loan, §8.6).
+    pub fn dense_svd_flops(self) -> u64 {
+        let (short, long) = self.short_and_long();
+        14 * short * short * long + 8 * short * short * short
+    }
+
+    /// Numbers of f32 that take the room of that SVD in f64: two copies of the matrix and both
+    /// bases.
+    pub fn dense_svd_values(self) -> u64 {
+        let (short, long) = self.short_and_long();
+        2 * (2 * short * long + (short + long) * short)
+    }
 }
 
 /// A weight that a rule moves.

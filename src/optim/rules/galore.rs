@@ -19,7 +19,7 @@ use std::time::Duration;
 impl RuleCost for GaloreSpec {
     /// Both moments of the projected gradient and the projector, (2 max(m, n) + min(m, n)) r.
     fn kept(&self, weight: MovedWeight) -> u64 {
-        let (short, long) = sides(weight);
+        let (short, long) = weight.size.short_and_long();
         self.rank as u64 * (short + 2 * long)
     }
 
@@ -28,27 +28,19 @@ impl RuleCost for GaloreSpec {
         weight.values + self.kept(weight)
     }
 
-    /// The SVD in f64: two copies of the gradient and both bases.
+    /// The SVD of the gradient.
     fn in_hand(&self, weight: MovedWeight) -> u64 {
-        let (short, long) = sides(weight);
-        2 * (2 * weight.values + (short + long) * short)
+        weight.size.dense_svd_values()
     }
 
-    /// The projection and its way back, 4 m n r, and the SVD, 14 a² b + 8 a³ for a ≤ b the sides
-    /// (Golub & Van Loan, §8.6), spread over the steps until the next.
+    /// The projection and its way back, 4 m n r, and the SVD, spread over the steps until the next.
     fn flops(&self, weights: &[MovedWeight], _: Option<CyclePhase>) -> u64 {
-        let step = |weight: &MovedWeight| {
-            let (short, long) = sides(*weight);
-            let decomposition = 14 * short * short * long + 8 * short * short * short;
-            4 * short * long * self.rank as u64 + decomposition / self.refresh_every.0.max(1)
+        let step = |MovedWeight { size, .. }: &MovedWeight| {
+            let products = 4 * size.rows * size.columns * self.rank as u64;
+            products + size.dense_svd_flops() / self.refresh_every.0.max(1)
         };
         weights.iter().map(step).sum()
     }
-}
-
-/// min(m, n) and max(m, n).
-fn sides(MovedWeight { size, .. }: MovedWeight) -> (u64, u64) {
-    (size.rows.min(size.columns), size.rows.max(size.columns))
 }
 
 /// Projector and moments of one full matrix W: m × n at rank r.

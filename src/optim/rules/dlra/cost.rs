@@ -26,7 +26,8 @@ impl RuleCost for DlraSpec {
 
     fn in_hand(&self, weight: MovedWeight) -> u64 {
         match is_uncut(weight) {
-            true => uncut::in_hand(weight),
+            // The SVD of a cut.
+            true => weight.size.dense_svd_values(),
             false => augmentation_values(weight.size),
         }
     }

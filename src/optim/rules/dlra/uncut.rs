@@ -119,12 +119,6 @@ pub(super) fn kept(settings: &DlraSpec, weight: MovedWeight) -> u64 {
     if settings.momentum == Momentum::Adam { 2 * weight.values } else { weight.values }
 }
 
-/// Numbers of the SVD of a cut in f64: two copies of W and both bases.
-pub(super) fn in_hand(weight: MovedWeight) -> u64 {
-    let (short, long) = sides(weight.size);
-    2 * (2 * weight.values + (short + long) * short)
-}
-
 /// Operations of a step: the polar factor of `spectral`.
 pub(super) fn step_flops(settings: &DlraSpec, size: WeightSize) -> u64 {
     match settings.momentum {
@@ -136,17 +130,16 @@ pub(super) fn step_flops(settings: &DlraSpec, size: WeightSize) -> u64 {
 /// Operations of a cut beside the step that it ends, which has this many tokens, counted as if all
 /// directions stayed; k is the shorter side.
 ///
-/// The thin SVD of W, 14 k² max(m, n) + 8 k³ (Golub & Van Loan, §8.6), and of its diagonal, 21 k³;
-/// the new bases, 2 (m + n) k², and the projection of the first moment, 4 m n k + 4 m k² + 2 n k².
+/// The thin SVD of W and that of its diagonal, 21 k³; the new bases, 2 (m + n) k², and the projection of the first moment, 4 m n k + 4 m k² + 2 n k².
 /// In the Fisher norm besides: second moments, 2 (m² + n²) a token; as seen in the bases, 2 (m² + n²)
 /// k + 2 (m + n) k²; and what a cut of factors of rank k takes beyond its moments and their way, 22
 /// k³ + 8 k³ + 8 k³ + 16/3 k³ + 21 k³ + 4 k³.
 pub(super) fn cut_flops(norm: RankNorm, size: WeightSize, tokens: u64) -> u64 {
     let WeightSize { rows, columns, .. } = size;
-    let (short, long) = sides(size);
+    let (short, _) = size.short_and_long();
     let (square, cube) = (short * short, short * short * short);
-    let frobenius = 14 * square * long
-        + (8 + 21) * cube
+    let frobenius = size.dense_svd_flops()
+        + 21 * cube
         + 2 * (rows + columns) * square
         + 4 * rows * columns * short
         + (4 * rows + 2 * columns) * square;
@@ -159,11 +152,6 @@ pub(super) fn cut_flops(norm: RankNorm, size: WeightSize, tokens: u64) -> u64 {
         RankNorm::Frobenius => frobenius,
         RankNorm::Fisher => frobenius + fisher,
     }
-}
-
-/// min(m, n) and max(m, n).
-fn sides(WeightSize { rows, columns, .. }: WeightSize) -> (u64, u64) {
-    (rows.min(columns), rows.max(columns))
 }
 
 #[cfg(test)]
