@@ -105,9 +105,16 @@ impl MemoryLedger {
             let in_hand = matrices.iter().map(in_hand).filter(|values| *values > 0);
             in_hand.clone().max().unwrap_or(0) * threads.min(layers * in_hand.count() as u64)
         };
-        let grams = |matrix: &MatrixCost| match matrix.is_uncut && cuts_in_fisher_norm(plan) {
-            true => matrix.rows * matrix.rows + matrix.columns * matrix.columns,
-            false => 0,
+        let (grams, grams_put_by) = match fisher_batches(plan) {
+            None => (0, 0),
+            Some(batches) => {
+                let squares = |matrix: &MatrixCost| match matrix.is_uncut {
+                    true => matrix.rows * matrix.rows + matrix.columns * matrix.columns,
+                    false => 0,
+                };
+                let all = of_blocks(&squares);
+                (all, if batches > 1 { all } else { 0 })
+            }
         };
         let trained_rest = if model.is_adapted() { 0 } else { parameters.dense_rest() };
         let values = MemoryLedger {
@@ -118,8 +125,10 @@ impl MemoryLedger {
             activations: 0,
             head_gradient: if model.is_adapted() { 0 } else { parameters.token_embedding },
             backward: (backward_values(model) * tokens)
-                .max(LOGITS_PER_CHUNK.min(tokens * vocabulary)),
-            optimizer: of_blocks(&|matrix| rule(matrix).proposed(moved(matrix)) + grams(matrix))
+                .max(LOGITS_PER_CHUNK.min(tokens * vocabulary))
+                + grams_put_by,
+            optimizer: of_blocks(&|matrix| rule(matrix).proposed(moved(matrix)))
+                + grams
                 + in_hand,
             augmented: match is_augmented_bug {
                 true => {
@@ -173,12 +182,14 @@ impl MemoryLedger {
     }
 }
 
-/// Whether a plan's cuts go by second moments.
-fn cuts_in_fisher_norm(plan: &Plan) -> bool {
+/// The batches over which a plan's cuts take second moments, if they go by those.
+fn fisher_batches(plan: &Plan) -> Option<usize> {
     match plan.rank {
-        RankPlan::Fixed => false,
-        RankPlan::Tolerance(TolerancePlan { norm, .. })
-        | RankPlan::Budget(BudgetPlan { norm, .. }) => norm == RankNorm::Fisher,
+        RankPlan::Fixed => None,
+        RankPlan::Tolerance(TolerancePlan { norm, batches, .. })
+        | RankPlan::Budget(BudgetPlan { norm, batches, .. }) => {
+            (norm == RankNorm::Fisher).then_some(batches)
+        }
     }
 }
 

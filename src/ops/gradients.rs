@@ -21,6 +21,8 @@ pub struct Gradients {
     slots: Vec<Slot>,
     wants_grams: bool,
     grams: BTreeMap<usize, Tensor>,
+    /// Gram matrices of earlier evaluations, until they join those of the last.
+    earlier_grams: BTreeMap<usize, Tensor>,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +38,7 @@ impl Gradients {
             slots: (0..count).map(|_| Slot::default()).collect(),
             wants_grams: false,
             grams: BTreeMap::new(),
+            earlier_grams: BTreeMap::new(),
         }
     }
 
@@ -50,6 +53,7 @@ impl Gradients {
         self.slots.iter_mut().for_each(|slot| slot.filled = false);
         self.wants_grams = false;
         self.grams.clear();
+        self.earlier_grams.clear();
     }
 
     /// Forgets the sums of an earlier micro-batch, and keeps what is asked for.
@@ -121,6 +125,33 @@ impl Gradients {
     /// The sum of xᵀ x over the rows x that passed a slot, if one was asked for and has arrived.
     pub fn gram(&self, slot: usize) -> Option<&Tensor> {
         self.grams.get(&slot)
+    }
+
+    /// Puts the Gram matrices of an evaluation by, and forgets its gradients: what the next one adds
+    /// is summed by itself first, as processes that share it have it.
+    ///
+    /// # Errors
+    /// If Gram matrices of a slot have different shapes.
+    pub fn set_grams_by(&mut self) -> Result<()> {
+        self.slots.iter_mut().for_each(|slot| slot.filled = false);
+        self.join_grams()?;
+        self.earlier_grams = std::mem::take(&mut self.grams);
+        Ok(())
+    }
+
+    /// Adds the Gram matrices that were put by to those of the last evaluation.
+    ///
+    /// # Errors
+    /// If Gram matrices of a slot have different shapes.
+    pub fn join_grams(&mut self) -> Result<()> {
+        for (slot, earlier) in std::mem::take(&mut self.earlier_grams) {
+            let sum = match self.grams.get(&slot) {
+                Some(gram) => (earlier + gram)?,
+                None => earlier,
+            };
+            self.grams.insert(slot, sum);
+        }
+        Ok(())
     }
 
     pub(super) fn add_gram(&mut self, compute: Compute, slot: usize, x: &Tensor) -> Result<()> {
@@ -245,6 +276,31 @@ mod tests {
         assert!(error.contains("[2, 3] and [3, 2]"), "{error}");
         gradients.reset();
         assert_eq!(gradients.zeroed(0, &zeros((40, 3))?)?.dims(), [40, 3]);
+        Ok(())
+    }
+
+    /// Of x₁ᵀx₁ + x₂ᵀx₂ + x₃ᵀx₃ the first two are put by; gradients are those of the last alone.
+    #[test]
+    fn gram_matrices_of_several_evaluations_are_summed() -> Result<()> {
+        let rows = |numbers: [f32; 2]| Tensor::new(&[numbers], &Device::Cpu);
+        let compute = Compute::default();
+        let mut gradients = Gradients::new(1);
+        for numbers in [[1.0, 2.0], [3.0, -1.0]] {
+            gradients.add(compute, 0, rows(numbers)?, true)?;
+            gradients.add_gram(compute, 0, &rows(numbers)?)?;
+            gradients.set_grams_by()?;
+            assert!(gradients.get(0).is_none() && gradients.gram(0).is_none());
+        }
+        gradients.add(compute, 0, rows([0.5, 4.0])?, true)?;
+        gradients.add_gram(compute, 0, &rows([0.5, 4.0])?)?;
+        gradients.join_grams()?;
+        let gram = gradients.gram(0).map(Tensor::to_vec2::<f32>).transpose()?;
+        assert_eq!(gram, Some(vec![vec![10.25, 1.0], vec![1.0, 21.0]]));
+        let sum = gradients.get(0).map(Tensor::to_vec2::<f32>).transpose()?;
+        assert_eq!(sum, Some(vec![vec![0.5, 4.0]]));
+        gradients.reset();
+        gradients.join_grams()?;
+        assert!(gradients.gram(0).is_none(), "what was put by is forgotten with the rest");
         Ok(())
     }
 }

@@ -29,6 +29,18 @@ pub trait GradientOracle {
         params: &ParamStore,
         gradients: &mut Gradients,
     ) -> anyhow::Result<BatchLoss>;
+
+    /// The same of the batch of the step that lies this many steps before this one, at these
+    /// parameters.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`]; or if there is no such step.
+    fn evaluate_earlier(
+        &mut self,
+        steps_before: u64,
+        params: &ParamStore,
+        gradients: &mut Gradients,
+    ) -> anyhow::Result<BatchLoss>;
 }
 
 /// The result of one gradient evaluation.
@@ -131,6 +143,11 @@ impl Optimizer {
         self.settings.rank_event(step).cut_norm()
     }
 
+    /// The batches that a rank cut at a step (counted from 1) goes by, its own among them.
+    pub fn cut_batches(&self, step: u64) -> u64 {
+        self.settings.ranks.batches_at(step)
+    }
+
     /// One step, counted from 1.
     ///
     /// # Errors
@@ -166,8 +183,13 @@ impl Optimizer {
         gradients.reset();
         if rank.cut_norm() == Some(RankNorm::Fisher) {
             gradients.want_grams();
+            for before in (1..self.cut_batches(step)).rev() {
+                oracle.evaluate_earlier(before, params, gradients)?;
+                gradients.set_grams_by()?;
+            }
         }
         let evaluation = oracle.evaluate(params, gradients)?;
+        gradients.join_grams()?;
 
         let started = Instant::now();
         let micro_batches = evaluation.micro_batches;

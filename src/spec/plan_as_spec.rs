@@ -159,6 +159,7 @@ fn tolerance(plan: &TolerancePlan) -> Result<ToleranceSpec, Problem> {
     Ok(ToleranceSpec {
         tau: first.tau,
         norm: plan.norm,
+        batches: plan.batches,
         final_tau: Some(first.final_tau),
         tau_schedule: plan.tau_schedule,
         min_rank: first.min_rank,
@@ -208,6 +209,7 @@ fn budget(plan: &BudgetPlan, model: &ModelPlan) -> Result<BudgetSpec, Problem> {
         },
         final_share: plan.final_share,
         norm: plan.norm,
+        batches: plan.batches,
         schedule: plan.schedule,
         min_rank: Some(first.min_rank),
         max_rank: Some(first.max_rank),

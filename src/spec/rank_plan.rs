@@ -4,7 +4,9 @@ use super::architecture::Target;
 use super::count::Count;
 use super::model_plan::ModelPlan;
 use super::model_spec::TrainedForm;
-use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
+use super::rank_spec::{
+    BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec, one_batch,
+};
 use super::run_spec::RunSpec;
 use super::schedule_spec::warmup_steps;
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,9 @@ pub struct TolerancePlan {
     pub cycle: RankCyclePlan,
     /// The norm in which tails are measured.
     pub norm: RankNorm,
+    /// Batches over which the Fisher norm takes its moments.
+    #[serde(default = "one_batch", skip_serializing_if = "is_one")]
+    pub batches: usize,
     /// The way from `tau` to `final_tau`.
     pub tau_schedule: RampShape,
     /// Tolerance and bounds of every low-rank target.
@@ -76,6 +81,9 @@ pub struct BudgetPlan {
     pub schedule: RampShape,
     /// The norm in which directions are compared.
     pub norm: RankNorm,
+    /// Batches over which the Fisher norm takes its moments.
+    #[serde(default = "one_batch", skip_serializing_if = "is_one")]
+    pub batches: usize,
     /// Numbers of all low-rank weights at the start.
     pub initial_parameters: u64,
     /// The most they may have from the last cut on.
@@ -98,6 +106,10 @@ pub struct RankBoundsPlan {
     pub max_rank: usize,
 }
 
+fn is_one(batches: &usize) -> bool {
+    *batches == 1
+}
+
 /// Decides everything that `rank:` leaves open.
 pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
     if spec.model.weights.trained_form() != TrainedForm::LowRank {
@@ -116,6 +128,7 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
                 tolerance.freeze,
             ),
             norm: tolerance.norm,
+            batches: tolerance.batches,
             tau_schedule: tolerance.tau_schedule,
             targets: low_rank
                 .iter()
@@ -141,6 +154,7 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
                 ),
                 schedule: budget.schedule,
                 norm: budget.norm,
+                batches: budget.batches,
                 initial_parameters: parameters(&|start| start),
                 final_parameters: match budget.final_share {
                     Some(share) => share_of_dense(model, targets(), share),

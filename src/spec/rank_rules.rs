@@ -28,6 +28,7 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
                 [tolerance.start.is_some(), tolerance.freeze.is_some()],
             );
             check_tau(found, tolerance, resolved);
+            check_batches(found, resolved.batches, path);
             let exceptions = tolerance
                 .targets
                 .iter()
@@ -59,9 +60,14 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             };
             check_rank_bounds(found, path, exceptions.collect(), &bounds, plan);
             check_final(found, budget, resolved, plan);
+            check_batches(found, resolved.batches, path);
         }
         _ => {}
     }
+}
+
+fn check_batches(found: &mut Findings, batches: usize, path: &str) {
+    found.require_size(batches as u64, bounds::MAX_BATCH, &format!("{path}.batches"));
 }
 
 /// The budget at the end is given once, is no larger than the one at the start, and has room for

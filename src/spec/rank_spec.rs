@@ -40,6 +40,10 @@ pub struct ToleranceSpec {
     /// The norm.
     #[serde(default = "default_tolerance_norm")]
     pub norm: RankNorm,
+    /// Batches over which the norm `fisher` takes its moments: the step's own, and those of the
+    /// steps before it, evaluated once more at the weights of the cut.
+    #[serde(default = "one_batch")]
+    pub batches: usize,
     /// Tolerance at the last truncation; default: `tau` throughout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_tau: Option<f64>,
@@ -73,6 +77,9 @@ pub struct ToleranceSpec {
     pub targets: BTreeMap<Target, ToleranceTargetSpec>,
 }
 
+pub(super) fn one_batch() -> usize {
+    1
+}
 fn default_tolerance_norm() -> RankNorm {
     RankNorm::Frobenius
 }
@@ -128,6 +135,10 @@ pub struct BudgetSpec {
     /// The norm in which directions are compared.
     #[serde(default)]
     pub norm: RankNorm,
+    /// Batches over which the norm `fisher` takes its moments: the step's own, and those of the
+    /// steps before it, evaluated once more at the weights of the cut.
+    #[serde(default = "one_batch")]
+    pub batches: usize,
     /// Smallest rank; default: a quarter of `final_rank`, or of the rank with which the weight
     /// alone would have `final_share`, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,7 +206,7 @@ pub enum RankNorm {
     /// ‖W‖_F.
     Frobenius,
     /// ‖A^½ W C^½‖_F with the second moments C of the weight's inputs and A of its output gradients
-    /// in the step's batch: the loss that giving up a direction costs to second order
+    /// over `batches`: the loss that giving up a direction costs to second order
     /// (Kronecker-factored Fisher approximation), comparable between weights.
     #[default]
     Fisher,

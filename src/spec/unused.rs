@@ -5,7 +5,7 @@ use super::dlra_spec::{Momentum, SecondMomentTransport, unused_of_integrator};
 use super::model_spec::{TrainedForm, WeightsSpec};
 use super::optimizer_spec::LowRankOptimizerSpec;
 use super::plan::Plan;
-use super::rank_spec::RankSpec;
+use super::rank_spec::{RankNorm, RankSpec};
 use super::run_spec::{DeviceSpec, KernelsSpec, LinalgSpec, RunSpec};
 use super::schedule_spec::warmup_steps;
 
@@ -58,11 +58,16 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     {
         unused_of_integrator(&mut unused, dlra, spec.train.max_steps.0);
     }
-    let policy = match spec.rank {
-        RankSpec::Fixed(_) => None,
-        RankSpec::Tolerance(_) => Some("tolerance"),
-        RankSpec::Budget(_) => Some("budget"),
+    let (policy, norm, batches) = match &spec.rank {
+        RankSpec::Fixed(_) => (None, RankNorm::Frobenius, 1),
+        RankSpec::Tolerance(spec) => (Some("tolerance"), spec.norm, spec.batches),
+        RankSpec::Budget(spec) => (Some("budget"), spec.norm, spec.batches),
     };
+    if let (Some(policy), RankNorm::Frobenius, 2..) = (policy, norm, batches) {
+        unused.push(format!(
+            "rank.{policy}.batches: unused, only cuts in the Fisher norm read a batch"
+        ));
+    }
     if let (Some(policy), false) = (policy, trained == TrainedForm::LowRank) {
         unused.push(format!(
             "rank.{policy}: unused, only `model.weights: {{low_rank: ...}}` and adapters but LoRA's \

@@ -1,10 +1,13 @@
 //! Weights that are dense until they are cut: trained as dense ones are, then as factors.
 
 use super::Trainer;
+use super::oracle::{BatchOracle, OracleTimes};
 use super::settings::optimizer_settings;
-use crate::data::TokenShard;
+use crate::data::{Batches, TokenShard};
 use crate::lowrank::{CutNorm, Spectrum};
-use crate::optim::Optimizer;
+use crate::ops::Gradients;
+use crate::optim::{GradientOracle, Optimizer};
+use crate::parallel::Alone;
 use crate::params::{ParamStore, Weight};
 use crate::spec::{Plan, load_plan};
 use candle_core::{Device, Tensor};
@@ -115,6 +118,75 @@ fn weights_are_cut_once_factors_pay() {
     for (_, _, point) in trainer.params.low_rank() {
         assert!(point.orthonormality_defect().expect("a number") < 1e-4);
     }
+}
+
+/// With three batches a cut goes by the sum of the second moments of its own step's batch and of
+/// those of the two steps before it, all at the weights before the step; the step itself is as it
+/// was, and the further evaluations are counted.
+#[test]
+fn a_cut_goes_by_as_many_batches_as_it_is_told() {
+    let of = |batches: &str| {
+        let cuts = CUTS.replace("norm: fisher", &format!("norm: fisher, batches: {batches}"));
+        plan(&[DENSE_START, &cuts])
+    };
+    let later = plan(&[DENSE_START, &CUTS.replace("start: 2", "start: 4")]);
+    let (one, three, many) = (of("1"), of("3"), of("50"));
+    let [mut one, mut three, mut many, mut uncut] = [&one, &three, &many, &later].map(trainer);
+    for step in 1..=2 {
+        assert_eq!(one.flops_of_step(step), three.flops_of_step(step));
+        let all = [&mut one, &mut three, &mut many, &mut uncut];
+        let [a, b, c, d] = all.map(|t| t.step(step).expect("a step").report.loss.to_bits());
+        assert_eq!([a, a, a], [b, c, d]);
+    }
+    let further = three.flops_of_step(3) - one.flops_of_step(3);
+    let step = one.flops_of_step(2);
+    assert!((step..2 * step).contains(&further), "{further} for two evaluations, step {step}");
+    let moments = [1, 2, 3].map(|step| second_moments(&later, &uncut, step));
+
+    let all = [&mut one, &mut three, &mut many, &mut uncut];
+    let [a, b, c, _] = all.map(|t| t.step(3).expect("a step").report);
+    assert_eq!(a.loss.to_bits(), b.loss.to_bits(), "the loss is that of the step's own batch");
+    assert_eq!(a.gradient_norm.to_bits(), b.gradient_norm.to_bits());
+    assert_eq!(bits(&three.params), bits(&many.params), "there are no more steps than three");
+    for ((id, found), (_, alone)) in b.truncations.iter().zip(&a.truncations) {
+        let Weight::Uncut(w) = &uncut.params.get(*id).weight else { panic!("it is not cut") };
+        let sum = |slot: usize| -> Tensor {
+            let [a, b, c] = [0, 1, 2].map(|step| moments[step].gram(slot).expect("a moment"));
+            ((a + b).expect("a sum") + c).expect("a sum")
+        };
+        let (left, right) = (sum(ParamStore::slot(*id)), sum(ParamStore::l_slot(*id)));
+        let (_, spectrum) = Spectrum::of_dense(w, Some([&left, &right])).expect("a spectrum");
+        let expected = spectrum.singular_values();
+        let largest = expected[0];
+        for (found, expected) in found.singular_values.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-5 * largest, "{found} beside {expected}");
+        }
+        assert_ne!(found.singular_values, alone.singular_values);
+    }
+}
+
+/// Second moments of one step's batch at the trainer's weights, by themselves.
+fn second_moments(plan: &Plan, trainer: &Trainer, step: u64) -> Gradients {
+    let (block_size, batch_size) = (plan.model.block_size, plan.train.batch_size);
+    let micro_batches = plan.train.gradient_accumulation_steps;
+    let batches = Batches::new(trainer.text(), block_size, batch_size, micro_batches, plan.seed);
+    let mut oracle = BatchOracle {
+        model: trainer.model.as_ref(),
+        batches: &batches.expect("batches"),
+        device: &Device::Cpu,
+        seed: plan.seed,
+        step,
+        micro_batches,
+        processes: &Alone,
+        owners: None,
+        is_deterministic: true,
+        sums_sent: 0,
+        times: OracleTimes::default(),
+    };
+    let mut moments = Gradients::new(trainer.params.slot_count());
+    moments.want_grams();
+    oracle.evaluate(&trainer.params, &mut moments).expect("moments");
+    moments
 }
 
 /// A cut in the Fisher norm that leaves nothing out changes nothing: neither a weight, nor what the

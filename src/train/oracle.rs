@@ -80,6 +80,20 @@ impl GradientOracle for BatchOracle<'_> {
         };
         Ok(BatchLoss { loss: sum / self.micro_batches as f64, micro_batches: self.micro_batches })
     }
+
+    fn evaluate_earlier(
+        &mut self,
+        steps_before: u64,
+        params: &ParamStore,
+        gradients: &mut Gradients,
+    ) -> anyhow::Result<BatchLoss> {
+        let step = self.step;
+        let earlier = step.checked_sub(steps_before).filter(|earlier| *earlier > 0);
+        self.step = earlier.with_context(|| format!("no step lies {steps_before} before {step}"))?;
+        let found = self.evaluate(params, gradients);
+        self.step = step;
+        found
+    }
 }
 
 impl BatchOracle<'_> {

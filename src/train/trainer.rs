@@ -155,10 +155,11 @@ impl<'a> Trainer<'a> {
             Some(point.rank())
         };
         let tokens = self.plan.tokens_per_step;
+        let batches = self.optimizer.cut_batches(step);
         let cut = |norm| -> u64 {
             let of = |rows: usize, columns: usize, rank: usize| {
                 let [rows, columns, rank] = [rows, columns, rank].map(|size| size as u64);
-                cut_flops(norm, WeightSize { rows, columns, rank }, tokens)
+                cut_flops(norm, WeightSize { rows, columns, rank }, batches * tokens)
             };
             let cut = |weight: &Weight| match weight {
                 Weight::Dense(_) => 0,
@@ -167,10 +168,12 @@ impl<'a> Trainer<'a> {
             };
             self.params.iter().map(|(_, parameter)| cut(&parameter.weight)).sum()
         };
-        let cuts = self.optimizer.cut_norm(step).map_or(0, cut);
-        FlopLedger::at_step(self.plan, self.model.config().vocab_size as u64, step, &rank)
-            .per_step(tokens)
-            + cuts
+        let vocabulary = self.model.config().vocab_size as u64;
+        let ledger = FlopLedger::at_step(self.plan, vocabulary, step, &rank);
+        let cuts = self.optimizer.cut_norm(step).map_or(0, |norm| {
+            cut(norm) + (batches - 1) * tokens * ledger.training_per_token
+        });
+        ledger.per_step(tokens) + cuts
     }
 
     /// The moments of all parameters, in host memory, on the process that writes; called by all

@@ -8,6 +8,7 @@ fn ranks_follow_the_policy() {
     let schedule = RankPlan::Tolerance(TolerancePlan {
         cycle: RankCyclePlan { every: 8, settle: 4, grow_by: 2, start: 2, freeze: 12 },
         norm: RankNorm::Frobenius,
+        batches: 1,
         tau_schedule: RampShape::Linear,
         targets: BTreeMap::from([(
             Target::UP,

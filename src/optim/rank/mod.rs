@@ -120,6 +120,17 @@ impl RankPlan {
         }
     }
 
+    /// The batches that a cut at a step, counted from 1, goes by: its own and, for the moments of the
+    /// Fisher norm, those of the steps before it, as far as there are any.
+    pub fn batches_at(&self, step: u64) -> u64 {
+        let batches = match self {
+            RankPlan::Tolerance(TolerancePlan { norm: RankNorm::Fisher, batches, .. })
+            | RankPlan::Budget(BudgetPlan { norm: RankNorm::Fisher, batches, .. }) => *batches,
+            _ => 1,
+        };
+        (batches as u64).clamp(1, step.max(1))
+    }
+
     /// The event that counts among those of the steps from `first` to `last`: the last cut or,
     /// without one, a growth.
     pub fn event_within(&self, first: u64, last: u64) -> RankEvent {
@@ -228,6 +239,7 @@ mod tests {
         RankPlan::Tolerance(TolerancePlan {
             cycle: CYCLE,
             norm: RankNorm::Frobenius,
+            batches: 1,
             tau_schedule: RampShape::Linear,
             targets,
         })
@@ -294,6 +306,7 @@ mod tests {
             cycle: RankCyclePlan { grow_by: 0, ..CYCLE },
             schedule: RampShape::Linear,
             norm: RankNorm::Fisher,
+            batches: 4,
             initial_parameters: 832,
             final_parameters: 408,
             final_share: None,
