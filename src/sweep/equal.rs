@@ -2,12 +2,17 @@
 
 use super::sweep_spec::{Budget, Equal, Unknown};
 use crate::account::Ledger;
-use crate::spec::{LowRankStart, Plan, RampShape, RankCount, RankPlan, Target, WeightForm, bounds};
+use crate::spec::{
+    BudgetPlan, LowRankStart, Plan, RampShape, RankCount, RankPlan, Target, WeightForm, bounds,
+};
 use anyhow::{Context, Result, bail, ensure};
 
 /// Narrowest head that a solved width may have, unless the spec's own are narrower: below, scores
 /// of attention are sums of a handful of products, and no table of models has such heads.
 const NARROWEST_HEAD: usize = 8;
+
+/// Into how many parts a share of the dense numbers is divided where it is solved for.
+const SHARES: usize = 1000;
 
 /// A budget may be missed by this share where a setting has come to its end.
 const MISS: f64 = 0.02;
@@ -55,7 +60,7 @@ pub trait Solver {
                      made equal beforehand; use `rank: budget`, or `equal: {{flops: …}}`"
                 );
                 let vocabulary = self.vocabulary_size(plan)?;
-                Ledger::new(&at_the_end(plan), vocabulary, 1).parameters.manifold_dimension() as f64
+                parameters(plan, vocabulary) as f64
             }
             Equal::Flops(_) => operations(plan, self.vocabulary_size(plan)?),
             Equal::Seconds(_) => steps * self.seconds_per_step(plan)?,
@@ -123,10 +128,10 @@ pub trait Solver {
             bail!(
                 "{what} {} spends {least:.4e}, more than the budget of {amount:.4e}; raise the \
                  budget",
-                grid.unit * grid.first
+                grid.value(grid.first)
             );
         }
-        let (setting, number) = (grid.setting(low), grid.unit * low);
+        let (setting, number) = (grid.setting(low), grid.value(low));
         let plan = load(&setting).with_context(|| {
             format!(
                 "{what} {number} is the largest within the budget of {amount:.4e}, and is not \
@@ -144,11 +149,12 @@ pub trait Solver {
     }
 }
 
-/// Values of a setting in increasing order: `unit` times each of `first` to `last`.
+/// Values of a setting in increasing order: `unit` / `parts` times each of `first` to `last`.
 pub struct Grid {
     what: &'static str,
     key: &'static str,
     unit: usize,
+    parts: usize,
     first: usize,
     last: usize,
     /// Where the spec stands.
@@ -156,8 +162,12 @@ pub struct Grid {
 }
 
 impl Grid {
+    fn value(&self, index: usize) -> f64 {
+        (self.unit * index) as f64 / self.parts as f64
+    }
+
     fn setting(&self, index: usize) -> String {
-        format!("{}={}", self.key, self.unit * index)
+        format!("{}={}", self.key, self.value(index))
     }
 }
 
@@ -172,18 +182,22 @@ impl Equal {
     }
 }
 
-/// The rank of all weights whose rank is not written for their target alone.
+/// The rank of all weights whose rank is not written for their target alone; where a budget ends at
+/// a share of the dense numbers, that share.
 fn ranks(plan: &Plan) -> Result<Grid> {
     let low_rank = || plan.model.weights.iter().filter(|(_, form)| form.rank().is_some());
     let (is_budget, form) =
         (matches!(plan.rank, RankPlan::Budget(_)), low_rank().map(|(_, form)| form).next());
+    if let (RankPlan::Budget(BudgetPlan { final_share: Some(share), .. }), Some(_)) =
+        (&plan.rank, form)
+    {
+        let present = ((share * SHARES as f64).round() as usize).clamp(1, SHARES);
+        let (what, key) = ("final_share", "rank.budget.final_share");
+        return Ok(Grid { what, key, unit: 1, parts: SHARES, first: 1, last: SHARES, present });
+    }
     let key = match form {
         None | Some(WeightForm::Dense) => {
             bail!("its weights are dense, so there is no rank to solve for; use `solve: width`")
-        }
-        Some(_) if matches!(&plan.rank, RankPlan::Budget(budget) if budget.final_share.is_some()) =>
-        {
-            bail!("its budget ends at a share; write `final_rank` in place of `final_share`")
         }
         Some(WeightForm::LowRank { .. } | WeightForm::Adapter { .. }) if is_budget => {
             "rank.budget.final_rank"
@@ -200,7 +214,7 @@ fn ranks(plan: &Plan) -> Result<Grid> {
     let smallest_side = low_rank().map(|(target, _)| side(target)).min().unwrap_or(1);
     // A budget of ranks ends below where it starts.
     let last = if is_budget { present.saturating_sub(1).max(1) } else { smallest_side };
-    Ok(Grid { what: "rank", key, unit: 1, first: 1, last, present: present.min(last) })
+    Ok(Grid { what: "rank", key, unit: 1, parts: 1, first: 1, last, present: present.min(last) })
 }
 
 /// Widths that the heads share out, no head narrower than is sensible.
@@ -211,7 +225,7 @@ fn widths(plan: &Plan) -> Grid {
     let (unit, present) = (heads * pair, model.n_embd / (heads * pair));
     let first = (NARROWEST_HEAD / pair).min(present).max(1);
     let last = (bounds::MAX_WIDTH as usize / unit).max(first);
-    Grid { what: "n_embd", key: "model.n_embd", unit, first, last, present }
+    Grid { what: "n_embd", key: "model.n_embd", unit, parts: 1, first, last, present }
 }
 
 /// The plan with the ranks that a budget of ranks ends with, taken as equal in all weights.
@@ -241,6 +255,22 @@ fn at_the_end(plan: &Plan) -> Plan {
         if stored(middle) <= budget.final_parameters { low = middle } else { high = middle }
     }
     with_rank(low)
+}
+
+/// Numbers of the trained model, r (m + n − r) for a weight of rank r: at the end of the run, where
+/// ranks may fall.
+fn parameters(plan: &Plan, vocabulary: usize) -> u64 {
+    let ending = at_the_end(plan);
+    let numbers = Ledger::new(&ending, vocabulary, 1).parameters.manifold_dimension();
+    match &plan.rank {
+        RankPlan::Budget(budget) if budget.final_share.is_some() => {
+            let forms = ending.model.weights.iter();
+            let ranks = forms.filter_map(|(target, form)| Some((*target, form.rank()?)));
+            // A share lies between those of two ranks that all weights have.
+            numbers - RankCount::Exported.of_all(&ending.model, ranks) + budget.final_parameters
+        }
+        _ => numbers,
+    }
 }
 
 /// Operations of the whole run. Under a budget of ranks, where a step costs about in proportion to

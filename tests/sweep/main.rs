@@ -196,6 +196,32 @@ fn equal_budgets_are_solved() {
     assert!(refused.contains("neither rank nor width changes tokens"), "{refused}");
 }
 
+/// A budget of ranks that ends at a share of the dense numbers has its share solved, in thousandths.
+#[test]
+fn equal_budgets_are_solved_for_the_share_of_a_budget() {
+    let place = Workplace::new();
+    let body = "equal: {parameters: {share_of_baseline: 0.6}}\nseeds: [1]\nbaseline: dense\nvariants:\n  \
+         - {name: dense, solve: nothing, set: {model.weights: dense}}\n  \
+         - {name: budget, set: {model.weights: {low_rank: {rank: full, start: dense}}, rank: {budget: {final_share: 0.3, start: 1, every: 2}}}}\n";
+    place.run(&["sweep", &sweep(&place, body), "--launcher", "slurm"], 0);
+    let file = place.path("runs/small/specs/budget-seed-1.yaml");
+    let spec: Value =
+        serde_yaml::from_str(&std::fs::read_to_string(file).expect("a spec")).expect("YAML");
+    let share = spec["rank"]["budget"]["final_share"].as_f64().expect("a share");
+    let thousandths = (1000.0 * share).round();
+    assert!((1000.0 * share - thousandths).abs() < 1e-9 && share > 0.3, "{share}");
+
+    let (width, blocks) = (&spec["model"]["n_embd"], &spec["model"]["n_layer"]);
+    let (width, blocks) = (width.as_f64().expect("a width"), blocks.as_f64().expect("blocks"));
+    let matrices = 12.0 * blocks * width * width;
+    let dense = bench(&place, "dense")["parameters"].as_f64().expect("a count");
+    let at = |share: f64| dense - matrices + (share * matrices).round();
+    assert!(
+        at(share) <= 0.6 * dense && 0.6 * dense < at((thousandths + 1.0) / 1000.0),
+        "{share} of {matrices} beside {dense}"
+    );
+}
+
 /// The narrower dense model that a table of low rank needs beside it: the width is a multiple of
 /// the heads, the largest whose numbers, or operations, are within what the low-rank run spends.
 #[test]
