@@ -46,7 +46,8 @@ fn connect(launch: &Launch, spec: &DataParallelSpec) -> Result<Box<dyn Communica
     let by_tcp = match spec.backend {
         ProcessBackend::Tcp => true,
         ProcessBackend::Mpi => false,
-        _ => launch.is_by_address(),
+        // Under srun, an address is enough where there is no MPI.
+        _ => launch.is_by_address() || (!parallel::HAS_MPI && launch.address.is_some()),
     };
     if !by_tcp {
         return connect_by_mpi(launch);
