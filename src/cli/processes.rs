@@ -37,7 +37,8 @@ fn not_built(why: &str, features: &str) -> anyhow::Error {
     Failure::Usage(format!(
         "train.data_parallel: {why}, which this build does not know: build it with `cargo build \
          --release --features {features}` (docs/scaling.md says what that needs), or start one \
-         process, or several by a launcher that sets MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE"
+         process, or several with --processes or a launcher that sets MASTER_ADDR, MASTER_PORT, RANK \
+         and WORLD_SIZE"
     ))
     .into()
 }

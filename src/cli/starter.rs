@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::process::Command;
 
 /// Asks a process to stop when the one that started it dies.
@@ -69,11 +70,12 @@ pub fn refuse_unless_shared(plan: &Plan, processes: usize) -> Result<()> {
     }
 }
 
-/// Trains by so many processes with this one's arguments; each takes its share of the threads.
+/// Trains the run in this folder by so many processes with this one's arguments; each takes its
+/// share of the threads.
 ///
 /// # Errors
 /// What ended them, where none of them has said it.
-pub fn train_by(processes: usize, stop: &StopSignal) -> Result<()> {
+pub fn train_by(processes: usize, run_dir: &Path, stop: &StopSignal) -> Result<()> {
     stop.preparation_ends();
     stop.is_answered_by_others();
     let program = std::env::current_exe().context("cannot find this program to start it again")?;
@@ -92,7 +94,16 @@ pub fn train_by(processes: usize, stop: &StopSignal) -> Result<()> {
             std::process::exit(exit_code_of_signal(signal).into())
         }
         (_, Some(code)) if ended.rank == 0 => std::process::exit(code),
-        _ => Err(failure(&ended, processes)),
+        _ => {
+            if run_dir.join("checkpoints").join("latest").exists() {
+                let run = run_dir.display();
+                tracing::info!(
+                    "the checkpoints are whole; `lrpt resume {run} --processes {processes}` goes \
+                     on from the newest one"
+                );
+            }
+            Err(failure(&ended, processes))
+        }
     }
 }
 
@@ -108,8 +119,8 @@ fn arguments(own: impl Iterator<Item = OsString>) -> Vec<OsString> {
 
 fn failure(ended: &Ended, processes: usize) -> anyhow::Error {
     let Ended { rank, status, last_words, .. } = ended;
-    let words = match last_words.as_str() {
-        "" => "it said nothing",
+    let words = match last_words.trim_start_matches("error: ") {
+        "" => "it said nothing, as where the system kills a process for its memory",
         words => words,
     };
     let message = format!("rank {rank} of {processes} has ended the run ({status}): {words}");

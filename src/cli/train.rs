@@ -107,13 +107,13 @@ pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()>
         .into());
     }
     let (written, plan) = load_plan(&args.spec, &args.overrides)?;
+    let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
     let stop = stop_signal(&args.until)?;
     if let Some(processes) = to_start {
         starter::refuse_unless_shared(&plan, processes)?;
-        return starter::train_by(processes, &stop);
+        return starter::train_by(processes, &run_dir, &stop);
     }
     spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
-    let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
     let beginning = match (args.resume, args.restart, args.overwrite) {
         (true, ..) => Beginning::Resume { extend: false },
         (_, true, _) => Beginning::Restart,
@@ -158,7 +158,7 @@ pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result
     let stop = stop_signal(&args.until)?;
     if let Some(processes) = args.processes.to_start()? {
         starter::refuse_unless_shared(&plan, processes)?;
-        return starter::train_by(processes, &stop);
+        return starter::train_by(processes, &args.run, &stop);
     }
     let (run_dir, until) = (&args.run, &args.until);
     let job = Job { plan: &plan, spec_yaml: &spec_yaml, run_dir, beginning, until, started, stop };

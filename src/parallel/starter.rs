@@ -23,9 +23,18 @@ pub struct Group {
 
 struct Member {
     child: Child,
-    /// Reads what it says to stderr, and has its last line in the end; of all but rank 0.
-    listener: Option<JoinHandle<String>>,
+    /// Reads what it says to stderr; of all but rank 0.
+    listener: Option<JoinHandle<Said>>,
     has_ended: bool,
+}
+
+/// What a process has said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Said {
+    /// Its last error, or else its last line.
+    last_words: String,
+    /// Whether it has spoken of the end of another.
+    tells_of_another: bool,
 }
 
 /// A process that did not succeed: the one that ended the others.
@@ -35,8 +44,9 @@ pub struct Ended {
     pub rank: usize,
     /// How it ended.
     pub status: ExitStatus,
-    /// The last line that it wrote to stderr; empty for rank 0, which has that of this process.
+    /// Its last error, or else its last line; empty for rank 0, which has this process's stderr.
     pub last_words: String,
+    tells_of_another: bool,
     was_killed_here: bool,
 }
 
@@ -88,16 +98,23 @@ impl Group {
                 };
                 let Some(status) = status else { continue };
                 member.has_ended = true;
-                let last_words = member.listener.take().and_then(|listener| listener.join().ok());
+                let said = member.listener.take().and_then(|listener| listener.join().ok());
                 if !status.success() {
-                    let last_words = last_words.unwrap_or_default();
-                    failed.push(Ended { rank, status, last_words, was_killed_here: is_killed });
+                    let Said { last_words, tells_of_another } = said.unwrap_or_default();
+                    let was_killed_here = is_killed;
+                    failed.push(Ended {
+                        rank,
+                        status,
+                        last_words,
+                        tells_of_another,
+                        was_killed_here,
+                    });
                     first_failure.get_or_insert_with(Instant::now);
                 }
             }
             if !was_asked && is_to_stop() {
                 was_asked = true;
-                self.running().for_each(|member| terminate(&member.child));
+                self.running().for_each(|member| terminate(&mut member.child));
             }
             if first_failure.is_some_and(|at: Instant| at.elapsed() > GRACE) {
                 is_killed = true;
@@ -137,26 +154,33 @@ impl Ended {
             _ if self.was_killed_here => 4,
             _ if self.status.code().is_none() => 0,
             Self { rank: 0, .. } => 2,
-            _ if tells_of_the_end_of_another(&self.last_words) => 3,
+            _ if self.tells_of_another => 3,
             _ => 1,
         }
     }
 }
 
-/// Passes on what a process says, and keeps its last words.
-fn pass_on(said: ChildStderr) -> String {
-    let mut last = String::new();
+/// Passes on what a process says, less that another has ended, and keeps its last words.
+fn pass_on(said: ChildStderr) -> Said {
+    let (mut last_line, mut last_error, mut tells_of_another) = (String::new(), None, false);
     for line in BufReader::new(said).split(b'\n').map_while(std::io::Result::ok) {
         let line = String::from_utf8_lossy(&line);
-        if !tells_of_the_end_of_another(&line) {
+        if tells_of_the_end_of_another(&line) {
+            tells_of_another = true;
+        } else {
             // Whoever reads it may have gone.
             let _ = writeln!(std::io::stderr(), "{line}");
         }
-        if !line.trim().is_empty() {
-            last = line.trim().to_owned();
+        let line = line.trim();
+        // A backtrace may come after it.
+        if line.starts_with("error: ") {
+            last_error = Some(line.to_owned());
+        }
+        if !line.is_empty() {
+            last_line = line.to_owned();
         }
     }
-    last
+    Said { last_words: last_error.unwrap_or(last_line), tells_of_another }
 }
 
 /// A port that is free; processes that look at the same time begin at different places.
@@ -169,7 +193,7 @@ fn free_port() -> Option<u16> {
 
 /// Asks a process to stop with a checkpoint.
 #[cfg(unix)]
-fn terminate(child: &Child) {
+fn terminate(child: &mut Child) {
     if let Ok(id) = i32::try_from(child.id()) {
         // SAFETY: no memory is involved; the process has not been waited for, so that the number is
         // still its own.
@@ -177,8 +201,11 @@ fn terminate(child: &Child) {
     }
 }
 
+/// Asks a process to stop with a checkpoint, by the end of its stdin where there are no signals.
 #[cfg(not(unix))]
-fn terminate(_: &Child) {}
+fn terminate(child: &mut Child) {
+    drop(child.stdin.take());
+}
 
 #[cfg(all(test, unix))]
 mod tests {
@@ -212,8 +239,11 @@ mod tests {
             (ended.rank, ended.status.code(), ended.last_words)
         };
         let words = "if test $RANK = 1; then sleep 0.1; echo too large >&2; exit 2; fi; \
-                     echo rank $RANK ends all processes: rank 1 has ended >&2; exit 1";
+                     echo rank $RANK ends all processes: rank 1 has ended >&2; echo at >&2; exit 1";
         assert_eq!(blamed(words), (1, Some(2), "too large".to_owned()));
+        let traced =
+            "test $RANK = 2 || exit 0; echo error: no memory >&2; echo at main >&2; exit 1";
+        assert_eq!(blamed(traced), (2, Some(1), "error: no memory".to_owned()));
         let killed = "test $RANK = 2 && kill -9 $$; echo ERROR rank 2 has ended >&2; exit 1";
         assert_eq!(blamed(killed), (2, None, String::new()));
         let first = "test $RANK = 0 && exit 3; echo rank 0 has ended in vain >&2; exit 1";
