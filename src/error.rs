@@ -22,7 +22,7 @@ impl Failure {
         match self {
             Failure::Usage(_) => 2,
             Failure::Diverged(_) => 3,
-            Failure::Interrupted(signal) => (128 + signal) as u8,
+            Failure::Interrupted(signal) => exit_code_of_signal(*signal),
         }
     }
 }
@@ -39,6 +39,11 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// The exit code of a process that a signal ended.
+pub fn exit_code_of_signal(signal: i32) -> u8 {
+    (128 + signal) as u8
+}
 
 /// The exit code for an error: that of the [`Failure`] in its chain, or 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {

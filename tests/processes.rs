@@ -149,6 +149,79 @@ fn a_killed_process_ends_the_others_and_the_run_goes_on_without_it() {
     all_succeed(&ended(start(&place, 2, &goes_on)));
 }
 
+/// Without a launcher: `--processes` starts them, and its results are those of one process.
+#[test]
+fn processes_that_the_program_starts_give_the_bytes_of_one() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, RANKS);
+    let spec = spec.to_str().expect("UTF-8");
+    let port = free_port();
+    let one = process(&place, &port, (0, 1), &["train", spec, "--run-dir", "one"]);
+    all_succeed(&ended(vec![{ one }.spawn().expect("it starts")]));
+    // Two threads, one for each.
+    let two = |more: &[&'static str]| {
+        [&["train", spec, "--run-dir", "two", "--processes", "2"], more].concat()
+    };
+    let begun = place.run(&two(&["--stop-after", "5"]), 0);
+    assert!(begun.stdout.is_empty());
+    let gone_on = place.run(&["resume", "two", "--num-processes", "2"], 0);
+    assert_eq!(String::from_utf8_lossy(&gone_on.stdout).lines().count(), 1);
+    assert_same(&trajectory(&place, "one"), &trajectory(&place, "two"), "two processes");
+    let refused = |arguments: &[&str], with: &[(&str, &str)]| {
+        let mut command = place.lrpt(arguments);
+        let output = command.envs(with.iter().copied()).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let three = refused(&["train", spec, "--run-dir", "no", "--processes", "3"], &[]);
+    assert!(three.contains("gradient_accumulation_steps: is 2, but 3 processes"), "{three}");
+    let apart = [two(&["--set", "train.data_parallel.backend=mpi"])].concat();
+    let apart = refused(&apart, &[]);
+    assert!(apart.contains("backend: is mpi, but --processes 2"), "{apart}");
+    let slurm = [("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_PROCID", "0")];
+    let launched = refused(&two(&[]), &slurm);
+    assert!(launched.contains("srun has started this program as one of 4"), "{launched}");
+    assert!(!place.path("no").exists(), "nothing was begun");
+}
+
+/// The one that died is named last; a signal to the one that started them stops all.
+#[cfg(target_os = "linux")]
+#[test]
+fn processes_that_the_program_starts_end_together() {
+    let place = Workplace::new();
+    let spec = place.spec(LOW_RANK, "checkpoint: {every: 1, keep_last: 2}\n");
+    let spec = spec.to_str().expect("UTF-8");
+    let endless = ["--set", "train.max_steps=100k", "--set", "eval.every=100k"];
+    let train = ["train", spec, "--run-dir", "run", "--processes", "2"];
+    let begin = |more: &[&str], lines: usize| {
+        let mut command = place.lrpt(&[&train[..], &endless, more].concat());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let started = Instant::now();
+        while place.metric_lines("run") < lines {
+            assert!(started.elapsed() < Duration::from_secs(60), "step {lines} does not come");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.expect("it starts")
+    };
+    let child = begin(&[], 3);
+    support::kill(place.process_of_rank(1).expect("rank 1"), "KILL");
+    let output = &ended(vec![child])[0];
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let last = told.trim().lines().last().expect("an error");
+    assert!(last.contains("rank 1 of 2 has ended the run (signal: 9"), "{told}");
+
+    let child = begin(&["--resume"], place.metric_lines("run") + 2);
+    support::kill(child.id(), "TERM");
+    let output = &ended(vec![child])[0];
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(143), "{told}");
+    let last = told.trim().lines().last().expect("an error");
+    assert!(last.contains("continue with `lrpt resume run`"), "{told}");
+    assert_eq!(told.matches("and writing a checkpoint").count(), 1, "said once: {told}");
+    assert_eq!(place.process_of_rank(0).or(place.process_of_rank(1)), None);
+}
+
 #[test]
 fn what_is_missing_is_said() {
     let place = Workplace::new();

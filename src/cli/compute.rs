@@ -33,6 +33,16 @@ pub fn set_threads(threads: Option<NonZeroUsize>) -> Result<()> {
         .context("cannot start the computing threads")
 }
 
+/// Threads of each of so many processes on this machine: as many as were asked for, else an equal
+/// share of all.
+pub fn threads_of_each(processes: usize) -> usize {
+    match std::env::var_os("RAYON_NUM_THREADS") {
+        // Set by `--threads`, too.
+        Some(_) => rayon::current_num_threads(),
+        None => (rayon::current_num_threads() / processes).max(1),
+    }
+}
+
 /// The computing threads start by this variable where no number is given.
 fn check_environment() -> Result<()> {
     let given = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());

@@ -4,6 +4,7 @@ pub const TRAIN: &str = "Examples:
   lrpt train configs/gpt-small.yaml
   lrpt train configs/gpt-small.yaml --set seed=2 --run-dir runs/second
   lrpt train configs/gpt-small.yaml --resume
+  lrpt train configs/gpt-small.yaml --processes 2 --set train.gradient_accumulation_steps=2
   lrpt train configs/gpt-small.yaml --overwrite --stop-within 50m";
 pub const RESUME: &str = "Examples:
   lrpt resume runs/gpt-small

@@ -271,15 +271,8 @@ mod tests {
             device: "cpu".into(),
             threads: 1,
         };
-        let step = |step| {
-            Happening::Step(Step {
-                step,
-                loss: 3.0,
-                tokens_per_second: 128.0,
-                learning_rate: 1e-3,
-                ..Step::default()
-            })
-        };
+        let figures = || Step { loss: 3.0, tokens_per_second: 128.0, ..Step::default() };
+        let step = |step| Happening::Step(Step { step, learning_rate: 1e-3, ..figures() });
         vec![
             Happening::RunStarted(run),
             Happening::Progress { step: 1 },
@@ -297,7 +290,12 @@ mod tests {
                 path: "runs/tiny/checkpoints/step-00000020".into(),
             },
             Happening::Warning { message: "mind the gap".into() },
-            Happening::Finished { step: 20, reason: EndReason::Completed, seconds: 61.0 },
+            Happening::Finished {
+                step: 20,
+                reason: EndReason::Completed,
+                seconds: 61.0,
+                peak_memory: Vec::new(),
+            },
         ]
     }
 

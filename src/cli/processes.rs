@@ -37,7 +37,8 @@ fn not_built(why: &str, features: &str) -> anyhow::Error {
     Failure::Usage(format!(
         "train.data_parallel: {why}, which this build does not know: build it with `cargo build \
          --release --features {features}` (docs/scaling.md says what that needs), or start one \
-         process, or several by a launcher that sets MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE"
+         process, or several with --processes or a launcher that sets MASTER_ADDR, MASTER_PORT, RANK \
+         and WORLD_SIZE"
     ))
     .into()
 }
@@ -46,7 +47,8 @@ fn connect(launch: &Launch, spec: &DataParallelSpec) -> Result<Box<dyn Communica
     let by_tcp = match spec.backend {
         ProcessBackend::Tcp => true,
         ProcessBackend::Mpi => false,
-        _ => launch.is_by_address(),
+        // Under srun, an address is enough where there is no MPI.
+        _ => launch.is_by_address() || (!parallel::HAS_MPI && launch.address.is_some()),
     };
     if !by_tcp {
         return connect_by_mpi(launch);

@@ -1,6 +1,7 @@
 //! `lrpt sweep`: many runs from one file.
 
-use super::{compute, memory, output};
+use super::starter::{self, ProcessesArgs};
+use super::{compute, memory, output, slurm};
 use crate::account::Ledger;
 use crate::bench::available_memory;
 use crate::checkpoint::RunLock;
@@ -10,15 +11,14 @@ use crate::record::Terminal;
 use crate::report::{Column, fitted};
 use crate::spec::DeviceSpec;
 use crate::sweep::{
-    Calibration, LaunchOptions, Launched, RunState, SlurmOptions, Solver, Stage, Sweep,
-    SweepManifest, launch, read_sweep, refuse_links, slurm_scripts,
+    Calibration, LaunchOptions, Launched, Solver, Sweep, SweepManifest, launch, read_sweep,
+    refuse_links,
 };
 use crate::train::StopSignal;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use globset::{Glob, GlobMatcher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Arguments of `lrpt sweep`.
 #[derive(Debug, Args)]
@@ -33,13 +33,18 @@ pub struct SweepArgs {
     wide: bool,
     /// Most runs at a time; they share the threads.
     #[arg(long, value_name = "N", default_value = "1")]
-    jobs: std::num::NonZeroUsize,
+    pub(super) jobs: std::num::NonZeroUsize,
+    #[command(flatten)]
+    pub(super) processes: ProcessesArgs,
+    /// Machines over which Slurm spreads the processes of each run.
+    #[arg(long, value_name = "N", requires = "processes")]
+    pub(super) nodes: Option<std::num::NonZeroUsize>,
     /// Only runs whose name matches this pattern: --only 'spectral-*'.
     #[arg(long, value_name = "GLOB")]
-    only: Option<String>,
+    pub(super) only: Option<String>,
     /// Try runs again that failed.
     #[arg(long)]
-    retry_failed: bool,
+    pub(super) retry_failed: bool,
     /// Try runs even where more memory is expected to be needed than is available.
     #[arg(long)]
     force: bool,
@@ -49,7 +54,7 @@ pub struct SweepArgs {
     launcher: Launcher,
     /// Submit the Slurm script.
     #[arg(long)]
-    submit: bool,
+    pub(super) submit: bool,
     /// Run the run of this index in the sweep's manifest, as a Slurm task does.
     #[arg(long, value_name = "INDEX", conflicts_with_all = ["dry_run", "submit", "only"])]
     run_index: Option<usize>,
@@ -66,20 +71,26 @@ enum Launcher {
 
 /// Runs a sweep, or says what it would run.
 pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
+    let processes = args.processes.count();
     if let Some(index) = args.run_index {
-        return run_one(&args.sweep, index);
+        return slurm::run_one(&args.sweep, index, processes);
     }
+    args.processes.to_start()?;
     if args.submit && args.launcher == Launcher::Local {
         return Err(usage("--submit goes with --launcher slurm".into()));
     }
+    if args.nodes.is_some() && args.launcher == Launcher::Local {
+        return Err(usage("--nodes goes with --launcher slurm".into()));
+    }
     let spec = read_sweep(&args.sweep)?;
     let folder = Path::new("runs").join(&spec.name);
-    let threads = threads(&folder, args.jobs.get());
+    let threads = threads(&folder, args.jobs.get() * processes);
     // The sweep's budgets and times are for the machine it is started on; a device is opened by the
     // runs.
     let mut calibration = Calibration::new(threads, compute::device(DeviceSpec::Cpu)?, &folder)?;
     let sweep = Sweep::expand(&spec, &args.sweep, &mut calibration)?;
     let only = Only::new(args.only.as_deref(), &sweep)?;
+    refuse_unless_shared(&sweep, &only, processes)?;
     if args.dry_run {
         return dry_run(&sweep, &only, args.wide, &mut calibration);
     }
@@ -96,18 +107,24 @@ pub fn run(args: SweepArgs, terminal: Terminal) -> Result<()> {
     let manifest = SweepManifest::lay_out(&sweep, &written, threads, &folder)?;
     let expected = sweep.runs.iter().map(|run| {
         let vocabulary = calibration.vocabulary_size(&run.plan)?;
-        Ok(Ledger::new(&run.plan, vocabulary, threads).memory.peak())
+        Ok(Ledger::new(&run.plan, vocabulary, threads).peak_of_process(processes as u64))
     });
     let memory = expected.collect::<Result<Vec<u64>>>()?;
     match args.launcher {
-        Launcher::Slurm => slurm(&args, &sweep, &manifest, &folder, &memory, &mut calibration),
-        Launcher::Local => local(&args, &only, &manifest, &folder, &memory, &terminal),
+        Launcher::Slurm => {
+            slurm::write_scripts(&args, &sweep, &manifest, &folder, &memory, &mut calibration)
+        }
+        Launcher::Local => {
+            let of_all = memory.iter().map(|of_one| of_one.saturating_mul(processes as u64));
+            let of_all: Vec<u64> = of_all.collect();
+            local(&args, &only, &manifest, &folder, &of_all, &terminal)
+        }
     }
 }
 
-/// Threads of each run: those the sweep began with, or an equal share.
-fn threads(folder: &Path, jobs: usize) -> usize {
-    let share = (rayon::current_num_threads() / jobs).max(1);
+/// Threads of each of so many processes: those the sweep began with, or an equal share.
+fn threads(folder: &Path, processes: usize) -> usize {
+    let share = (rayon::current_num_threads() / processes).max(1);
     match SweepManifest::read(folder) {
         Ok(manifest) if manifest.threads != share => {
             tracing::info!(
@@ -119,6 +136,14 @@ fn threads(folder: &Path, jobs: usize) -> usize {
         }
         _ => share,
     }
+}
+
+/// Refuses a sweep with a run that so many processes cannot train together.
+fn refuse_unless_shared(sweep: &Sweep, only: &Only, processes: usize) -> Result<()> {
+    sweep.runs.iter().filter(|run| only.wants(&run.id)).try_for_each(|run| {
+        let check = starter::refuse_unless_shared(&run.plan, processes);
+        check.map_err(|error| usage(format!("{}: {error:#}", run.id)))
+    })
 }
 
 /// The runs that `--only` leaves.
@@ -220,6 +245,7 @@ fn local(
     }
     let options = LaunchOptions {
         jobs: args.jobs.get(),
+        processes: args.processes.count(),
         retry_failed: args.retry_failed,
         memory: expected,
         available_memory,
@@ -260,6 +286,9 @@ fn startable_again(error: anyhow::Error, args: &SweepArgs) -> anyhow::Error {
     if args.jobs.get() > 1 {
         command.push_str(&format!(" --jobs {}", args.jobs));
     }
+    if args.processes.count() > 1 {
+        command.push_str(&format!(" --processes {}", args.processes.count()));
+    }
     if let Some(pattern) = &args.only {
         command.push_str(&format!(" --only '{pattern}'"));
     }
@@ -267,114 +296,6 @@ fn startable_again(error: anyhow::Error, args: &SweepArgs) -> anyhow::Error {
     if is_interrupted(&error) { error.context(remedy) } else { error }
 }
 
-fn slurm(
-    args: &SweepArgs,
-    sweep: &Sweep,
-    manifest: &SweepManifest,
-    folder: &Path,
-    memory: &[u64],
-    calibration: &mut Calibration,
-) -> Result<()> {
-    if args.only.is_some() || args.retry_failed {
-        return Err(usage(
-            "--only and --retry-failed go with --launcher local; a Slurm array has all runs and tries failed ones again".into(),
-        ));
-    }
-    let mut longest: f64 = 0.0;
-    for run in &sweep.runs {
-        longest = longest
-            .max(run.plan.train.max_steps.0 as f64 * calibration.seconds_per_step(&run.plan)?);
-    }
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let working_folder = std::env::current_dir().context("cannot find the current folder")?;
-    let options = SlurmOptions {
-        program: &program,
-        folder,
-        working_folder: &working_folder,
-        jobs: args.jobs.get(),
-        memory: memory.iter().copied().max().unwrap_or(0),
-        seconds: longest,
-    };
-    let mut before: Option<String> = None;
-    for script in slurm_scripts(manifest, &options)? {
-        let path = folder.join(script.name);
-        crate::fs::write_atomic(&path, script.text.as_bytes())?;
-        if !args.submit {
-            output::line(path.display())?;
-            continue;
-        }
-        let mut sbatch = Command::new("sbatch");
-        sbatch.arg("--parsable");
-        if let Some(job) = before.take().filter(|_| script.waits) {
-            sbatch.arg(format!("--dependency=afterany:{job}"));
-        }
-        let submitted =
-            sbatch.arg(&path).output().context("cannot run sbatch; is Slurm on this machine?")?;
-        ensure!(
-            submitted.status.success(),
-            "sbatch {}: {}",
-            path.display(),
-            String::from_utf8_lossy(&submitted.stderr).trim()
-        );
-        let job = String::from_utf8_lossy(&submitted.stdout)
-            .trim()
-            .split(';')
-            .next()
-            .unwrap_or("")
-            .to_owned();
-        output::line(format!("{} submitted as job {job}", path.display()))?;
-        before = Some(job);
-    }
-    Ok(())
-}
-
-/// Becomes the training of one run, so that signals reach it.
-fn run_one(folder: &Path, index: usize) -> Result<()> {
-    let manifest = SweepManifest::read(folder)
-        .map_err(|error| usage(format!("{error:#}; with --run-index give the sweep's folder")))?;
-    let Some(run) = manifest.runs.get(index) else {
-        return Err(usage(format!(
-            "the sweep in {} has {} runs, counted from 0; there is no {index}",
-            folder.display(),
-            manifest.runs.len()
-        )));
-    };
-    run.forget_failure(folder);
-    let states = manifest.states(folder)?;
-    if let RunState::Finished(loss) = states[index] {
-        tracing::info!("{} is finished already, val/loss {loss:.4}", run.id);
-        return Ok(());
-    }
-    match manifest.stage(index, &states) {
-        Stage::Ready => {}
-        Stage::NotNeeded => {
-            tracing::info!("{} is not needed: its values were not the best of the search", run.id);
-            return Ok(());
-        }
-        Stage::Waiting => bail!(
-            "{} waits for the runs that search its values; run those of a lower index first",
-            run.id
-        ),
-    }
-    become_training(&manifest, folder, index)
-}
-
-#[cfg(unix)]
-fn become_training(manifest: &SweepManifest, folder: &Path, index: usize) -> Result<()> {
-    use std::os::unix::process::CommandExt;
-    Err(crate::sweep::training(manifest, folder, index)?.exec())
-        .context("cannot start the training")
-}
-
-#[cfg(not(unix))]
-fn become_training(manifest: &SweepManifest, folder: &Path, index: usize) -> Result<()> {
-    let status = crate::sweep::training(manifest, folder, index)?
-        .status()
-        .context("cannot start the training")?;
-    ensure!(status.success(), "the training ended with {status}");
-    Ok(())
-}
-
-fn usage(message: String) -> anyhow::Error {
+pub(super) fn usage(message: String) -> anyhow::Error {
     Failure::Usage(message).into()
 }

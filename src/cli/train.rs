@@ -1,6 +1,7 @@
 //! `lrpt train` and `lrpt resume`.
 
 use super::logging::Logging;
+use super::starter::{self, ProcessesArgs};
 use super::{compute, memory, output, processes};
 use crate::data;
 use crate::error::{Failure, is_interrupted};
@@ -37,10 +38,9 @@ pub struct TrainArgs {
     #[arg(long, conflicts_with_all = ["resume", "restart"])]
     overwrite: bool,
     #[command(flatten)]
+    processes: ProcessesArgs,
+    #[command(flatten)]
     until: Until,
-    /// Stop cleanly when stdin closes, as it does when the process that started this one dies.
-    #[arg(long, hide = true)]
-    until_stdin_closes: bool,
 }
 
 /// Arguments of `lrpt resume`.
@@ -61,6 +61,8 @@ pub struct ResumeArgs {
     #[arg(long)]
     restart: bool,
     #[command(flatten)]
+    processes: ProcessesArgs,
+    #[command(flatten)]
     until: Until,
 }
 
@@ -78,6 +80,9 @@ struct Until {
     /// Try even where more memory is expected to be needed than is available.
     #[arg(long)]
     force: bool,
+    /// Stop cleanly when stdin closes, as it does when the process that started this one dies.
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
 }
 
 /// A run to be trained.
@@ -94,13 +99,21 @@ struct Job<'a> {
 /// Trains as a spec says.
 pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()> {
     let started = Instant::now();
-    let (written, plan) = load_plan(&args.spec, &args.overrides)?;
-    spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
-    let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
-    let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
-    if args.until_stdin_closes {
-        stop_with_stdin(stop.clone());
+    let to_start = args.processes.to_start()?;
+    if to_start.is_some() && args.spec == Path::new("-") {
+        return Err(Failure::Usage(
+            "-: several processes cannot read the spec from standard input; give a file".into(),
+        )
+        .into());
     }
+    let (written, plan) = load_plan(&args.spec, &args.overrides)?;
+    let run_dir = args.run_dir.unwrap_or_else(|| Path::new("runs").join(&plan.name));
+    let stop = stop_signal(&args.until)?;
+    if let Some(processes) = to_start {
+        starter::refuse_unless_shared(&plan, processes)?;
+        return starter::train_by(processes, &run_dir, &stop);
+    }
+    spec::unused_settings(&written).iter().for_each(|setting| tracing::warn!("{setting}"));
     let beginning = match (args.resume, args.restart, args.overwrite) {
         (true, ..) => Beginning::Resume { extend: false },
         (_, true, _) => Beginning::Restart,
@@ -112,13 +125,18 @@ pub fn run(args: TrainArgs, terminal: Terminal, logging: &Logging) -> Result<()>
     start(job, terminal, logging)
 }
 
-/// Asks for a stop, as SIGTERM does, once stdin is at its end.
-fn stop_with_stdin(stop: StopSignal) {
-    std::thread::spawn(move || {
-        // Nothing is expected on it; an error is an end, too.
-        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        stop.request(SIGTERM);
-    });
+/// What asks for a clean stop: signals and, as SIGTERM does, the end of stdin where it counts.
+fn stop_signal(until: &Until) -> Result<StopSignal> {
+    let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
+    if until.until_stdin_closes {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            // Nothing is expected on it; an error is an end, too.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            stop.request(SIGTERM);
+        });
+    }
+    Ok(stop)
 }
 
 /// Continues a run with the plan it was started with, less what may change and is asked for.
@@ -137,7 +155,11 @@ pub fn resume(args: ResumeArgs, terminal: Terminal, logging: &Logging) -> Result
         true => Beginning::Restart,
         false => Beginning::Resume { extend: extend.is_some() },
     };
-    let stop = StopSignal::install().context("cannot listen for Ctrl-C")?;
+    let stop = stop_signal(&args.until)?;
+    if let Some(processes) = args.processes.to_start()? {
+        starter::refuse_unless_shared(&plan, processes)?;
+        return starter::train_by(processes, &args.run, &stop);
+    }
     let (run_dir, until) = (&args.run, &args.until);
     let job = Job { plan: &plan, spec_yaml: &spec_yaml, run_dir, beginning, until, started, stop };
     start(job, terminal, logging)

@@ -244,6 +244,18 @@ pub trait Communicator: Send + Sync {
     }
 }
 
+/// What is said where the connection to a process has closed.
+pub(super) fn end_of_another(rank: usize) -> String {
+    format!("rank {rank} has ended")
+}
+
+/// Whether a line says [`end_of_another`].
+pub(super) fn tells_of_the_end_of_another(line: &str) -> bool {
+    line.split("rank ")
+        .skip(1)
+        .any(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()).starts_with(" has ended"))
+}
+
 /// Says that a process has waited too long, before it ends the job.
 pub(super) fn tell_of_long_wait(rank: usize, waited: Duration, what: &str) {
     tracing::error!(

@@ -5,6 +5,7 @@
 //! agreement      a result of one process that becomes the result of all
 //! alone          one process: no message is ever sent
 //! launcher       which launcher started this process, as which of how many
+//! starter        processes started and watched here, as `torchrun` does it
 //! meeting, tcp   messages by TCP, between processes that know the address of rank 0
 //! mpi            messages by MPI (Cargo feature `mpi`)
 //! nccl           sums and broadcasts of tensors by NCCL, from GPU to GPU (Cargo feature `nccl`)
@@ -24,6 +25,7 @@ mod meeting;
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod starter;
 mod tcp;
 
 pub use agreement::{OfRank, OfThisProcess, agree, gather_if_all_succeed};
@@ -37,6 +39,7 @@ pub use meeting::Meeting;
 pub use mpi::Mpi;
 #[cfg(feature = "nccl")]
 pub use nccl::Nccl;
+pub use starter::{Ended, Group};
 pub use tcp::Tcp;
 
 /// Whether this build knows MPI.

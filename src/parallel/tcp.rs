@@ -12,7 +12,7 @@
 //! side to receive. Whoever reaches the port and knows the greeting can take part: it is meant for
 //! machines that trust each other, as those of MPI and NCCL do.
 
-use super::communicator::{Communicator, Tag, tell_of_long_wait};
+use super::communicator::{Communicator, Tag, end_of_another, tell_of_long_wait};
 use super::meeting::{Connections, Meeting};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::VecDeque;
@@ -172,7 +172,7 @@ impl Communicator for Tcp {
         let message = [&tag.number().to_le_bytes(), length.as_slice(), bytes].concat();
         peer.shared.change(|state| state.leaving += 1);
         let sent = locked(&peer.outbox).send(message);
-        sent.ok().with_context(|| format!("rank {to} has ended"))?;
+        sent.ok().with_context(|| end_of_another(to))?;
         self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -183,7 +183,7 @@ impl Communicator for Tcp {
             let place = state.arrived.iter().position(|(other, _)| *other == tag.number());
             match place.and_then(|place| state.arrived.remove(place)) {
                 Some((_, bytes)) => Ok(Some(bytes)),
-                None if state.has_ended => bail!("rank {from} has ended"),
+                None if state.has_ended => bail!(end_of_another(from)),
                 None => Ok(None),
             }
         })?;
@@ -203,7 +203,7 @@ impl Communicator for Tcp {
             let what = || format!("for rank {rank} to take messages");
             self.wait(&peer.shared, &what, |state| match state.leaving {
                 0 => Ok(Some(())),
-                _ if state.has_ended => bail!("rank {rank} has ended"),
+                _ if state.has_ended => bail!(end_of_another(rank)),
                 _ => Ok(None),
             })?;
         }

@@ -1,10 +1,10 @@
 //! Progress for people: a bar on a terminal, log lines elsewhere.
 
 use super::format::{
-    bar_message, evaluation_line, ranks_line, recovered_line, run_started, seconds_left, step_line,
+    bar_message, evaluation_line, finished_line, ranks_line, recovered_line, run_started,
+    seconds_left, step_line,
 };
 use super::{Event, Observer, RunStarted, Step, Terminal};
-use crate::figures::duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Target of the log lines about single steps, which are not shown on a terminal with a bar.
@@ -120,9 +120,16 @@ impl Observer for Console {
                 tracing::warn!(target: TARGET, step = recovered.step, "{}", recovered_line(recovered));
             }
             Event::Warning { message } => tracing::warn!(target: TARGET, "{message}"),
-            Event::Finished { step, reason, seconds } => {
+            Event::Finished { step, reason, seconds, peak_memory } => {
                 self.bar.finish_and_clear();
-                tracing::info!(target: TARGET, step, seconds, "{reason} at step {step} after {}", duration(*seconds));
+                tracing::info!(
+                    target: TARGET,
+                    step,
+                    seconds,
+                    peak_memory = (!peak_memory.is_empty()).then(|| format!("{peak_memory:?}")),
+                    "{}",
+                    finished_line(*step, *reason, *seconds, peak_memory)
+                );
             }
         }
         Ok(())

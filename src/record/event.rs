@@ -58,6 +58,8 @@ pub enum Event {
         reason: EndReason,
         /// Seconds since [`Event::RunStarted`].
         seconds: f64,
+        /// Largest resident memory in bytes of each process, by rank; empty where it is not known.
+        peak_memory: Vec<u64>,
     },
 }
 

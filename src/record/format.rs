@@ -1,7 +1,10 @@
 //! Events as lines for people. Pure functions.
 
-use super::{Evaluation, Ranks, Recovered, RunStarted, Step};
-use crate::figures::{count, duration};
+use super::{EndReason, Evaluation, Ranks, Recovered, RunStarted, Step};
+use crate::figures::{bytes, count, duration};
+
+/// Most processes whose memory is listed one by one.
+const LISTED: usize = 8;
 
 /// A line that describes a run.
 pub(super) fn run_started(run: &RunStarted) -> String {
@@ -107,6 +110,27 @@ pub(super) fn recovered_line(recovered: &Recovered) -> String {
     }
 }
 
+/// How a run ended, and the most memory that each of its processes had, by rank.
+pub(super) fn finished_line(
+    step: u64,
+    reason: EndReason,
+    seconds: f64,
+    peak_memory: &[u64],
+) -> String {
+    let list = |peaks: &[u64]| peaks.iter().map(|peak| bytes(*peak)).collect::<Vec<_>>().join(", ");
+    let memory = match peak_memory {
+        [] => String::new(),
+        [peak] => format!("; peak memory {}", bytes(*peak)),
+        peaks if peaks.len() <= LISTED => format!("; peak memory by rank {}", list(peaks)),
+        peaks => {
+            let (least, most) = (peaks.iter().min(), peaks.iter().max());
+            let range = least.zip(most).map(|(least, most)| [*least, *most]).unwrap_or_default();
+            format!("; peak memory of {} processes {}", peaks.len(), range.map(bytes).join(" to "))
+        }
+    };
+    format!("{reason} at step {step} after {}{memory}", duration(seconds))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +166,19 @@ mod tests {
         insta::assert_snapshot!(
             evaluation_line(&evaluation),
             @"validation at step 100: loss 2.0000  perplexity 7.39  bits/byte 0.9000  (65.5k tokens, 3s)"
+        );
+
+        let finished = |peaks: &[u64]| finished_line(12, EndReason::Completed, 3.0, peaks);
+        assert_eq!(finished(&[]), "completed at step 12 after 3s");
+        assert_eq!(finished(&[41_000_000]), "completed at step 12 after 3s; peak memory 41 MB");
+        assert_eq!(
+            finished(&[41_000_000, 39_500_000]),
+            "completed at step 12 after 3s; peak memory by rank 41 MB, 39.5 MB"
+        );
+        let many: Vec<u64> = (1..=9).map(|index| index * 1_000_000).collect();
+        assert_eq!(
+            finished(&many),
+            "completed at step 12 after 3s; peak memory of 9 processes 1 MB to 9 MB"
         );
 
         let run = RunStarted {

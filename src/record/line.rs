@@ -28,7 +28,7 @@ pub struct StepFigures {
     pub rank_mean: Option<f64>,
     /// Bytes of memory of the process.
     pub resident_memory: Option<u64>,
-    /// Largest of them so far.
+    /// Largest of them so far; of several processes, that of the one that had most.
     pub peak_memory: Option<u64>,
     /// Bytes of tensors on the device, where it has a memory of its own.
     pub device_memory: Option<u64>,
@@ -87,7 +87,7 @@ impl<'a> MetricsLine<'a> {
             tokens_per_second: self.number("train/tok_per_sec").unwrap_or(f64::NAN),
             rank_mean: self.number("rank/mean"),
             resident_memory: self.count("mem/resident"),
-            peak_memory: self.count("mem/peak"),
+            peak_memory: self.count("mem/peak_largest").or_else(|| self.count("mem/peak")),
             device_memory: self.count("mem/device"),
         })
     }
@@ -190,6 +190,10 @@ mod tests {
             memory: [("resident", 1 << 30), ("peak", 1 << 31), ("device", 7)].into(),
             ..Step::default()
         }));
+        let shared = Step { memory: [("peak", 5), ("peak_largest", 9)].into(), ..Step::default() };
+        let shared = written(Event::Step(shared));
+        let shared = MetricsLine::from(&shared).training().expect("figures of a step");
+        assert_eq!(shared.peak_memory, Some(9));
         let read = MetricsLine::from(&line);
         assert_eq!(
             read.training(),
@@ -257,7 +261,7 @@ mod tests {
         assert_eq!((read.step(), read.skipped_steps(), read.rollbacks()), (Some(7), 3, 1));
         assert!(!read.is_divergence());
         let reason = EndReason::Diverged;
-        let line = written(Event::Finished { step: 8, reason, seconds: 1.0 });
+        let line = written(Event::Finished { step: 8, reason, seconds: 1.0, peak_memory: vec![] });
         assert!(MetricsLine::from(&line).is_divergence());
         assert!(MetricsLine::from(&Map::new()).step().is_none());
     }

@@ -19,6 +19,8 @@ use std::time::Duration;
 pub struct LaunchOptions<'a> {
     /// Most runs at a time.
     pub jobs: usize,
+    /// Processes that train each run together.
+    pub processes: usize,
     /// Whether runs that failed are tried again.
     pub retry_failed: bool,
     /// Bytes each run is expected to need, in the manifest's order.
@@ -208,7 +210,7 @@ fn start(
         .append(true)
         .open(log_path(folder, &run.id))
         .context("cannot open the log of a run")?;
-    let mut command = training(manifest, folder, index)?;
+    let mut command = training(manifest, folder, index, options.processes)?;
     command.arg("--until-stdin-closes").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
     let child = command.spawn().context("cannot start a run")?;
     tracing::info!("{}: started", run.id);
@@ -220,11 +222,17 @@ fn start(
     Ok(Some(Running { index, child, bar, asked_to_stop: false }))
 }
 
-/// The training of a run from where it stands: `lrpt train` on its spec in its folder.
+/// The training of a run from where it stands: `lrpt train` on its spec in its folder, by so many
+/// processes that it starts.
 ///
 /// # Errors
 /// If this program cannot be found to be started again.
-pub fn training(manifest: &SweepManifest, folder: &Path, index: usize) -> Result<Command> {
+pub fn training(
+    manifest: &SweepManifest,
+    folder: &Path,
+    index: usize,
+    processes: usize,
+) -> Result<Command> {
     let run_dir = folder.join(&manifest.runs[index].id);
     let mut command = Command::new(
         std::env::current_exe().context("cannot find this program to start it again")?,
@@ -237,6 +245,9 @@ pub fn training(manifest: &SweepManifest, folder: &Path, index: usize) -> Result
     command.arg("--force").arg("--run-dir").arg(&run_dir);
     if RunFolder::new(&run_dir).holds_a_run() {
         command.arg("--resume");
+    }
+    if processes > 1 {
+        command.args(["--processes", &processes.to_string()]);
     }
     Ok(command)
 }

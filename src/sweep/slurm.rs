@@ -1,5 +1,5 @@
-//! A sweep as Slurm array jobs on a shared folder: each task runs one run of the manifest and
-//! leaves it resumable when its time is over.
+//! A sweep as Slurm array jobs on a shared folder: each job of an array runs one run of the
+//! manifest, by one process or several, and leaves it resumable when its time is over.
 
 use super::manifest::SweepManifest;
 use anyhow::{Result, ensure};
@@ -14,9 +14,15 @@ pub struct SlurmOptions<'a> {
     pub folder: &'a Path,
     /// Where the sweep was started: relative paths in specs begin there.
     pub working_folder: &'a Path,
-    /// Most tasks at a time.
+    /// Most jobs at a time.
     pub jobs: usize,
-    /// Bytes the largest run is expected to need.
+    /// Processes that train each run together, a task each.
+    pub processes: usize,
+    /// Machines they are spread over, where that is asked for.
+    pub nodes: Option<usize>,
+    /// Whether the program reaches them by MPI.
+    pub by_mpi: bool,
+    /// Bytes a process of the largest run is expected to need.
     pub memory: u64,
     /// Seconds the longest run is expected to take.
     pub seconds: f64,
@@ -61,12 +67,31 @@ pub fn slurm_scripts(manifest: &SweepManifest, options: &SlurmOptions) -> Result
 }
 
 fn script(manifest: &SweepManifest, options: &SlurmOptions, first: usize, last: usize) -> String {
-    let (jobs, threads, name) = (options.jobs, manifest.threads, &manifest.name);
+    let (jobs, processes, threads) = (options.jobs, options.processes, manifest.threads);
+    let name = &manifest.name;
     // Twice the expected time and half as much memory again: expectations are from an idle machine.
     let minutes = (2.0 * options.seconds / 60.0).ceil().max(5.0) as u64 + u64::from(GRACE / 60);
     let megabytes = (options.memory as f64 * 1.5 / f64::from(1 << 20)).ceil() as u64 + 256;
-    let (working, program, folder) =
-        (quoted(options.working_folder), quoted(options.program), quoted(options.folder));
+    let (working, folder) = (quoted(options.working_folder), quoted(options.folder));
+    let run =
+        format!("{} sweep {folder} --run-index \"$SLURM_ARRAY_TASK_ID\"", quoted(options.program));
+    let (resources, body) = match processes {
+        1 => {
+            (format!("#SBATCH --mem={megabytes}M\n#SBATCH --signal=B:TERM@{GRACE}\n"), alone(&run))
+        }
+        _ => {
+            let nodes = options.nodes.map(|nodes| format!("#SBATCH --nodes={nodes}\n"));
+            let of_core = megabytes.div_ceil(threads as u64);
+            let resources = format!(
+                "{}#SBATCH --mem-per-cpu={of_core}M\n\
+                 #SBATCH --signal=USR1@{GRACE}\n\
+                 #SBATCH --requeue\n\
+                 #SBATCH --open-mode=append\n",
+                nodes.unwrap_or_default()
+            );
+            (resources, together(&run, threads, options.by_mpi))
+        }
+    };
     let data = match crate::data::cache_dir() {
         folder if folder == Path::new("data") => String::new(),
         folder => format!("export LRPT_DATA={}\n", quoted(folder)),
@@ -77,20 +102,48 @@ fn script(manifest: &SweepManifest, options: &SlurmOptions, first: usize, last: 
          # Runs {first} to {last} of the sweep `{name}`; written by `lrpt sweep --launcher slurm`. Submitted again, it goes on where it stopped.\n\
          #SBATCH --job-name=lrpt-{name}\n\
          #SBATCH --array={first}-{last}%{jobs}\n\
-         #SBATCH --ntasks=1\n\
+         #SBATCH --ntasks={processes}\n\
          #SBATCH --cpus-per-task={threads}\n\
-         #SBATCH --mem={megabytes}M\n\
+         {resources}\
          #SBATCH --time={:02}:{:02}:00\n\
-         #SBATCH --signal=B:TERM@{GRACE}\n\
          #SBATCH --output={}\n\
          set -eu\n\
          cd {working}\n\
-         {data}\
-         # exec, so that Slurm's signal reaches the program, which then saves its state.\n\
-         exec {program} sweep {folder} --run-index \"$SLURM_ARRAY_TASK_ID\"\n",
+         {data}{body}",
         minutes / 60,
         minutes % 60,
         logs.display()
+    )
+}
+
+/// One process, which gets Slurm's signal by itself.
+fn alone(run: &str) -> String {
+    format!(
+        "# exec, so that Slurm's signal reaches the program, which then saves its state.\n\
+         exec {run}\n"
+    )
+}
+
+/// A task for each process; the job puts itself back into the queue once they have saved their
+/// state before its end.
+fn together(run: &str, threads: usize, by_mpi: bool) -> String {
+    let mpi = if by_mpi { " --mpi=pmix" } else { "" };
+    format!(
+        "# Where rank 0 listens, if processes meet over TCP; no port of outgoing connections.\n\
+         MASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)\n\
+         MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))\n\
+         export MASTER_ADDR MASTER_PORT\n\
+         # Slurm's signals reach this shell, too, which waits for the program to save its state.\n\
+         trap : TERM USR1\n\
+         code=0\n\
+         srun --cpus-per-task={threads}{mpi} {run} || code=$?\n\
+         # Stopped with its state saved: by USR1 before its time is over, or by the SIGTERM of a\n\
+         # preemption. scancel sends SIGTERM, too, and is to end the job.\n\
+         is_preempted() {{ scontrol show job \"$SLURM_JOB_ID\" | grep -q 'PreemptTime=[0-9]'; }}\n\
+         if [ $code -eq 138 ] || {{ [ $code -eq 143 ] && is_preempted; }}; then\n    \
+             scontrol requeue \"$SLURM_JOB_ID\"\n\
+         fi\n\
+         exit $code\n"
     )
 }
 

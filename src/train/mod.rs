@@ -41,6 +41,6 @@ pub use run_folder::{LoadedRun, RunFolder};
 pub use run_state::{Progress, RunState};
 pub use run_summary::{RunSummary, runs_in};
 pub use score::TextScore;
-pub use session::{Beginning, Outcome, TrainOptions, train};
+pub use session::{Beginning, Outcome, TrainOptions, refuse_idle_processes, train};
 pub use stop::StopSignal;
 pub use trainer::{TimedStep, Trainer};

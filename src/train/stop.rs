@@ -14,6 +14,7 @@ pub struct StopSignal {
     signal: Arc<AtomicUsize>,
     step: Arc<AtomicU64>,
     preparation: Arc<Mutex<Preparation>>,
+    is_answered: Arc<AtomicBool>,
 }
 
 /// The time before there is anything to be saved.
@@ -55,7 +56,11 @@ impl StopSignal {
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             for signal in signals.forever() {
                 answers.leave_while_preparing(signal);
-                tracing::warn!("{}", answers.answer(signal));
+                // A second one of another kind, as whoever started this process may send after a
+                // Ctrl-C that reached both, asks for nothing new.
+                if !answers.is_answered.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("{}", answers.answer(signal));
+                }
             }
         })?;
         Ok(stop)
@@ -69,6 +74,11 @@ impl StopSignal {
     /// From now on the first signal asks for a clean stop.
     pub fn preparation_ends(&self) {
         *self.preparation() = Preparation { is_over: true, before_leaving: None };
+    }
+
+    /// From now on processes that this one has started answer signals, which reach them, too.
+    pub fn is_answered_by_others(&self) {
+        self.is_answered.store(true, Ordering::Relaxed);
     }
 
     /// Which step is being taken, for the answer to a signal.

@@ -100,6 +100,22 @@ impl Workplace {
         })
     }
 
+    /// The process of this rank that runs in this folder, as Linux tells.
+    pub fn process_of_rank(&self, rank: usize) -> Option<u32> {
+        let here = self.folder.path().canonicalize().expect("a folder");
+        let said = format!("RANK={rank}");
+        let is_wanted = |process: &Path| {
+            let environment = std::fs::read(process.join("environ")).unwrap_or_default();
+            std::fs::read_link(process.join("cwd")).is_ok_and(|folder| folder == here)
+                && environment.split(|byte| *byte == 0).any(|set| set == said.as_bytes())
+        };
+        let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let mut numbered = processes.filter_map(|entry| {
+            Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path()))
+        });
+        numbered.find(|(_, process)| is_wanted(process)).map(|(number, _)| number)
+    }
+
     /// Lines of a run's metrics; 0 where there are none yet.
     pub fn metric_lines(&self, run: &str) -> usize {
         let bytes = std::fs::read(self.path(run).join("metrics.jsonl")).unwrap_or_default();
@@ -127,6 +143,13 @@ impl Workplace {
         );
         found
     }
+}
+
+/// Sends a signal of this name to a process.
+pub fn kill(process: u32, signal: &str) {
+    let signal = format!("-{signal}");
+    let sent = Command::new("kill").args([signal, process.to_string()]).status().expect("kill");
+    assert!(sent.success(), "the process {process} has gone");
 }
 
 /// The lines of a metrics file without the keys that tell the time or memory.

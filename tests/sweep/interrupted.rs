@@ -224,6 +224,52 @@ fn a_slurm_array_runs_the_same_runs() {
     assert!(text(&beyond.stderr).contains("has 8 runs"), "{}", text(&beyond.stderr));
 }
 
+/// Several processes a run: a task for each, which meet over TCP or MPI, and the job goes back into
+/// the queue by itself.
+#[test]
+fn a_slurm_array_of_data_parallel_runs_has_a_task_for_each_process() {
+    let place = Workplace::new();
+    let path = sweep(&place, "seeds: [1]\nvariants: [{name: one}]\n");
+    let slurm = ["sweep", path.as_str(), "--launcher", "slurm", "--nodes", "2", "--processes"];
+    let refused = text(&place.run(&[&slurm[..], &["3"]].concat(), 2).stderr);
+    assert!(refused.contains("start at most 2 processes"), "{refused}");
+    place.run(&[&slurm[..], &["2"]].concat(), 0);
+    let script = std::fs::read_to_string(place.path("runs/small/slurm.sh")).expect("the script");
+    let has_mpi = lrpt::parallel::HAS_MPI;
+    let srun = format!("srun --cpus-per-task=1{} '", if has_mpi { " --mpi=pmix" } else { "" });
+    for line in [
+        "#SBATCH --ntasks=2\n#SBATCH --cpus-per-task=1\n#SBATCH --nodes=2\n#SBATCH --mem-per-cpu=",
+        "#SBATCH --signal=USR1@120\n#SBATCH --requeue\n#SBATCH --open-mode=append\n",
+        "MASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)\n",
+        "trap : TERM USR1\ncode=0\n",
+        srun.as_str(),
+        "--run-index \"$SLURM_ARRAY_TASK_ID\" || code=$?\n",
+    ] {
+        assert!(script.contains(line), "{line} in {script}");
+    }
+    // The commands of Slurm, as far as the script uses them.
+    let commands = "scontrol() { case \"$1 $2\" in 'show job') echo \"PreemptTime=$PREEMPTED\" ;; \
+                    'show hostnames') echo here; echo there ;; *) echo \"$@\" ;; esac; }\n\
+                    srun() { echo \"$MASTER_ADDR:$MASTER_PORT\"; return $CODE; }\n\
+                    SLURM_JOB_ID=12007 SLURM_JOB_NODELIST=x SLURM_ARRAY_TASK_ID=0\n";
+    let is_requeued = |code: &str, preempted: &str| {
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["-c", &format!("{commands}{script}")]);
+        let output = bash.env("CODE", code).env("PREEMPTED", preempted).output().expect("bash");
+        assert_eq!(output.status.code().map(|code| code.to_string()).as_deref(), Some(code));
+        let printed = text(&output.stdout);
+        let after = printed.strip_prefix("here:20007\n").expect("where they meet");
+        assert!(matches!(after, "" | "requeue 12007\n"), "{after}");
+        !after.is_empty()
+    };
+    assert!(is_requeued("138", "None"), "its time is over soon");
+    assert!(is_requeued("143", "2026-11-26T10:24:30"), "preempted");
+    assert!(!is_requeued("143", "None"), "cancelled");
+    for code in ["0", "1", "137"] {
+        assert!(!is_requeued(code, "None"), "ended with {code}");
+    }
+}
+
 /// Case 24: axes whose product is 40⁵ are refused before anything is expanded.
 #[test]
 fn a_sweep_of_too_many_runs_is_refused_at_once() {

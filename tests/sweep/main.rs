@@ -2,6 +2,7 @@
 //! interruption, failure, refusal, Slurm's script.
 
 mod interrupted;
+mod processes;
 #[path = "../support/mod.rs"]
 mod support;
 

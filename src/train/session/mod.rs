@@ -10,6 +10,7 @@ mod start;
 mod together;
 
 pub use start::train;
+pub use together::refuse_idle_processes;
 
 use super::evaluate::{ValidationLoss, evaluate_shared};
 use super::fresh_start::FreshStart;
@@ -210,6 +211,7 @@ impl<'a> Session<'a> {
                 step: self.attempted,
                 reason: EndReason::Diverged,
                 seconds: started.elapsed().as_secs_f64(),
+                peak_memory: Vec::new(),
             })?;
             Err(error)
         })
@@ -245,6 +247,7 @@ impl<'a> Session<'a> {
                         step,
                         reason: EndReason::Interrupted,
                         seconds: started.elapsed().as_secs_f64(),
+                        peak_memory: self.peaks()?,
                     })?;
                     return match asked {
                         Some(Asked::BySignal(signal)) => Err(Failure::Interrupted(signal).into()),
@@ -259,6 +262,7 @@ impl<'a> Session<'a> {
             step: last,
             reason: EndReason::Completed,
             seconds: started.elapsed().as_secs_f64(),
+            peak_memory: self.peaks()?,
         })?;
         // A finished run that is resumed has nothing to do but to say where it stands.
         let validation = match validation {
@@ -301,8 +305,8 @@ impl<'a> Session<'a> {
             self.last_loss = Some(report.loss);
             meter.add(tokens, timed);
             if step == 1 || is_last || step.is_multiple_of(self.plan.train.log_every.0) {
-                let wire_bytes = self.bytes_on_the_wire(timed.bytes_sent)?;
-                observers.on(&Event::Step(self.step_record(report, wire_bytes, meter)))?;
+                let of_all = self.of_all_processes(timed.bytes_sent)?;
+                observers.on(&Event::Step(self.step_record(report, of_all, meter)))?;
             }
             if !report.truncations.is_empty() {
                 observers.on(&Event::Ranks(self.ranks(&report.truncations, None)))?;

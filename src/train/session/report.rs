@@ -1,5 +1,6 @@
 //! What a session tells its observers: figures, ranks, spectra, validation, samples.
 
+use super::together::OfAllProcesses;
 use super::{Session, divergence};
 use crate::lowrank::Truncation;
 use crate::model::{Request, Sampling, generate};
@@ -22,13 +23,16 @@ impl Session<'_> {
     pub(super) fn step_record(
         &self,
         report: &StepReport,
-        wire_bytes: Option<u64>,
+        of_all: Option<OfAllProcesses>,
         meter: &mut Meter,
     ) -> Step {
         let settings = self.trainer.optimizer.settings();
         let DenseOptimizerSpec::Adamw(dense) = &settings.rules.dense;
         let has_low_rank = self.trainer.params.ranks().next().is_some();
         let means = meter.take();
+        let mut memory = memory::measured(self.options.device);
+        let largest = of_all.map(|of_all| of_all.largest_peak).filter(|peak| *peak > 0);
+        memory.extend(largest.map(|peak| ("peak_largest", peak)));
         Step {
             step: self.state.step,
             tokens: self.state.tokens,
@@ -44,9 +48,9 @@ impl Session<'_> {
                 .map(|dlra| dlra.learning_rate * report.schedule_factor),
             tokens_per_second: means.tokens_per_second,
             rank_mean: self.trainer.params.mean_rank(),
-            wire_bytes,
+            wire_bytes: of_all.map(|of_all| of_all.wire_bytes),
             times: means.times,
-            memory: memory::measured(self.options.device),
+            memory,
         }
     }
 

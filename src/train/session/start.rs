@@ -246,6 +246,7 @@ impl Session<'_> {
             step: 0,
             reason: EndReason::Interrupted,
             seconds: started.elapsed().as_secs_f64(),
+            peak_memory: self.peaks()?,
         })?;
         Ok(Outcome { step: 0, validation: Some(validation) })
     }

@@ -10,6 +10,7 @@ use crate::checkpoint::Snapshot;
 use crate::error::Failure;
 use crate::parallel::{Communicator, agree};
 use crate::spec::Plan;
+use crate::train::memory;
 use anyhow::{Context, Result, bail};
 
 /// What asked for a clean stop.
@@ -21,6 +22,15 @@ pub(super) enum Asked {
     ByDeadline,
 }
 
+/// What a step came to on all processes together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OfAllProcesses {
+    /// Bytes of gradient sums and weights that they sent.
+    pub wire_bytes: u64,
+    /// Largest resident memory of one of them so far, in bytes; 0 where no system tells.
+    pub largest_peak: u64,
+}
+
 /// Stands among the numbers of signals for the deadline.
 const DEADLINE: i32 = -1;
 
@@ -28,22 +38,24 @@ const DEADLINE: i32 = -1;
 ///
 /// # Errors
 /// [`Failure::Usage`] with the remedy.
+pub fn refuse_idle_processes(plan: &Plan, world: usize) -> Result<()> {
+    let micro_batches = plan.train.gradient_accumulation_steps;
+    if world <= micro_batches {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "train.gradient_accumulation_steps: is {micro_batches}, but {world} processes share the \
+         micro-batches of a step; set at least {world}, with a train.batch_size (now {}) smaller \
+         by as much to keep the step's batch, or start at most {micro_batches} processes",
+        plan.train.batch_size
+    ))
+    .into())
+}
+
+/// Refuses more processes than there are micro-batches, and warns where some have less to do.
 pub(super) fn check_world(plan: &Plan, processes: &dyn Communicator) -> Result<()> {
-    let (world, train) = (processes.world(), &plan.train);
-    let micro_batches = train.gradient_accumulation_steps;
-    let check = if world <= micro_batches {
-        Ok(())
-    } else {
-        Err(Failure::Usage(format!(
-            "train.gradient_accumulation_steps: is {micro_batches}, but {world} processes share \
-             the micro-batches of a step; set at least {world}, with a train.batch_size (now {}) \
-             smaller by as much to keep the step's batch, or start at most {micro_batches} \
-             processes",
-            train.batch_size
-        ))
-        .into())
-    };
-    agree(processes, check)?;
+    let (world, micro_batches) = (processes.world(), plan.train.gradient_accumulation_steps);
+    agree(processes, refuse_idle_processes(plan, world))?;
     if micro_batches % world != 0 && processes.is_root() {
         tracing::warn!(
             "{micro_batches} micro-batches a step over {world} processes: some of them wait in \
@@ -122,14 +134,34 @@ impl Session<'_> {
         }))
     }
 
-    /// Bytes of gradient sums and weights that all processes sent in a step together; none for one
-    /// process.
-    pub(super) fn bytes_on_the_wire(&self, own: u64) -> Result<Option<u64>> {
+    /// What a logged step came to on all processes; none for one process.
+    pub(super) fn of_all_processes(&self, bytes_sent: u64) -> Result<Option<OfAllProcesses>> {
         if !self.options.processes.is_shared() {
             return Ok(None);
         }
-        let all = self.options.processes.gather_f64(&[own as f64])?;
-        Ok(Some(all.iter().flatten().sum::<f64>() as u64))
+        let own = [bytes_sent as f64, self.own_peak().unwrap_or(0) as f64];
+        let all = self.options.processes.gather_f64(&own)?;
+        let of = |place: usize| all.iter().filter_map(move |one| one.get(place).copied());
+        Ok(Some(OfAllProcesses {
+            wire_bytes: of(0).sum::<f64>() as u64,
+            largest_peak: of(1).fold(0.0, f64::max) as u64,
+        }))
+    }
+
+    /// Largest resident memory of each process so far, in bytes and by rank; empty where one of
+    /// their systems does not tell.
+    pub(super) fn peaks(&self) -> Result<Vec<u64>> {
+        let own = self.own_peak();
+        if !self.options.processes.is_shared() {
+            return Ok(own.into_iter().collect());
+        }
+        let all = self.options.processes.gather_f64(&[own.unwrap_or(0) as f64])?;
+        let all: Vec<u64> = all.iter().flatten().map(|peak| *peak as u64).collect();
+        Ok(if all.contains(&0) { Vec::new() } else { all })
+    }
+
+    fn own_peak(&self) -> Option<u64> {
+        memory::measured(self.options.device).get("peak").copied()
     }
 
     /// Refuses to go on where processes hold other parameters than rank 0.
