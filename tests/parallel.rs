@@ -16,7 +16,7 @@ use support::{Workplace, assert_same};
 
 const LOW_RANK: &str = "{low_rank: {rank: 6}}";
 /// Ranks grow at steps 3 and 9 and are cut at 6 and 12.
-const RANKS: &str = "rank: {budget: {final_rank: 5, norm: fisher, every: 6, settle: 3, grow_by: 4, start: 3, freeze: 12, max_rank: 12}}\n";
+const RANKS: &str = "rank: {budget: {final_rank: 5, norm: fisher, batches: 3, every: 6, settle: 3, grow_by: 4, start: 3, freeze: 12, max_rank: 12}}\n";
 const OFTEN: &str = "checkpoint: {every: 1, keep_last: 3}\n";
 const FOUR: &str = "train.gradient_accumulation_steps=4";
 const SHARDED: &str = "train.data_parallel.shard_optimizer=true";

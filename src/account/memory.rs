@@ -127,9 +127,7 @@ impl MemoryLedger {
             backward: (backward_values(model) * tokens)
                 .max(LOGITS_PER_CHUNK.min(tokens * vocabulary))
                 + grams_put_by,
-            optimizer: of_blocks(&|matrix| rule(matrix).proposed(moved(matrix)))
-                + grams
-                + in_hand,
+            optimizer: of_blocks(&|matrix| rule(matrix).proposed(moved(matrix))) + grams + in_hand,
             augmented: match is_augmented_bug {
                 true => {
                     let low_rank = |(narrow, wide): (&MatrixCost, &MatrixCost)| match narrow

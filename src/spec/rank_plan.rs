@@ -4,9 +4,7 @@ use super::architecture::Target;
 use super::count::Count;
 use super::model_plan::ModelPlan;
 use super::model_spec::TrainedForm;
-use super::rank_spec::{
-    BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec, one_batch,
-};
+use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec, one_batch};
 use super::run_spec::RunSpec;
 use super::schedule_spec::warmup_steps;
 use serde::{Deserialize, Serialize};

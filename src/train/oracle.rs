@@ -89,7 +89,8 @@ impl GradientOracle for BatchOracle<'_> {
     ) -> anyhow::Result<BatchLoss> {
         let step = self.step;
         let earlier = step.checked_sub(steps_before).filter(|earlier| *earlier > 0);
-        self.step = earlier.with_context(|| format!("no step lies {steps_before} before {step}"))?;
+        self.step =
+            earlier.with_context(|| format!("no step lies {steps_before} before {step}"))?;
         let found = self.evaluate(params, gradients);
         self.step = step;
         found

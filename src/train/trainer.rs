@@ -170,9 +170,10 @@ impl<'a> Trainer<'a> {
         };
         let vocabulary = self.model.config().vocab_size as u64;
         let ledger = FlopLedger::at_step(self.plan, vocabulary, step, &rank);
-        let cuts = self.optimizer.cut_norm(step).map_or(0, |norm| {
-            cut(norm) + (batches - 1) * tokens * ledger.training_per_token
-        });
+        let cuts = self
+            .optimizer
+            .cut_norm(step)
+            .map_or(0, |norm| cut(norm) + (batches - 1) * tokens * ledger.training_per_token);
         ledger.per_step(tokens) + cuts
     }
 

@@ -165,7 +165,7 @@ fn check_adapter(what: &str, weights: &str, extra: &str, stops: &[u64]) {
 fn adapters_with_changing_ranks() {
     let rule = dlra("adam", "subspace");
     check_adapter("an adapter", "{adapter: {rank: 6}}", &format!("{rule}{TOLERANCE}"), &[4, 7]);
-    let budget = "rank: {budget: {final_rank: 2, norm: fisher, every: 4, settle: 1, start: 1, freeze: 12}}\n";
+    let budget = "rank: {budget: {final_rank: 2, norm: fisher, batches: 3, every: 4, settle: 1, start: 1, freeze: 12}}\n";
     check_adapter(
         "an adapter under a budget",
         "{adapter: {rank: 6, targets: [q, v, down]}}",
