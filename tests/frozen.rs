@@ -145,15 +145,6 @@ impl GradientOracle for OneBatch<'_> {
         tape.backward(&loss, gradients)?;
         Ok(BatchLoss { loss: loss.tensor().to_scalar()?, micro_batches: 1 })
     }
-
-    fn evaluate_earlier(
-        &mut self,
-        _steps_before: u64,
-        params: &ParamStore,
-        gradients: &mut Gradients,
-    ) -> anyhow::Result<BatchLoss> {
-        self.evaluate(params, gradients)
-    }
 }
 
 /// Steps with every rule: what is frozen keeps its bits, has no state and no share in the norm.

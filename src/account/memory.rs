@@ -4,10 +4,7 @@ use super::moved::{augmented, moved};
 use super::parameters::ParameterLedger;
 use crate::model::cost::{MatrixCost, backward_values, kept_values};
 use crate::optim::{augmented_values, rule_cost};
-use crate::spec::{
-    BudgetPlan, ComputeType, DeviceSpec, Integrator, LinalgSpec, Plan, RankNorm, RankPlan,
-    TolerancePlan,
-};
+use crate::spec::{ComputeType, DeviceSpec, Integrator, LinalgSpec, Plan};
 
 /// Bytes of a number in f32.
 pub(super) const BYTES_PER_VALUE: u64 = 4;
@@ -105,7 +102,7 @@ impl MemoryLedger {
             let in_hand = matrices.iter().map(in_hand).filter(|values| *values > 0);
             in_hand.clone().max().unwrap_or(0) * threads.min(layers * in_hand.count() as u64)
         };
-        let (grams, grams_put_by) = match fisher_batches(plan) {
+        let (grams, grams_put_by) = match plan.rank.fisher_batches() {
             None => (0, 0),
             Some(batches) => {
                 let squares = |matrix: &MatrixCost| match matrix.is_uncut {
@@ -177,17 +174,6 @@ impl MemoryLedger {
             .saturating_add(self.backward)
             .saturating_add(self.augmented);
         self.weights + self.gradients + self.moments + pass.max(self.optimizer)
-    }
-}
-
-/// The batches over which a plan's cuts take second moments, if they go by those.
-fn fisher_batches(plan: &Plan) -> Option<usize> {
-    match plan.rank {
-        RankPlan::Fixed => None,
-        RankPlan::Tolerance(TolerancePlan { norm, batches, .. })
-        | RankPlan::Budget(BudgetPlan { norm, batches, .. }) => {
-            (norm == RankNorm::Fisher).then_some(batches)
-        }
     }
 }
 

@@ -34,13 +34,15 @@ pub trait GradientOracle {
     /// parameters.
     ///
     /// # Errors
-    /// As [`Self::evaluate`]; or if there is no such step.
+    /// As [`Self::evaluate`]; or if there is no such step, as where there is one batch alone.
     fn evaluate_earlier(
         &mut self,
         steps_before: u64,
-        params: &ParamStore,
-        gradients: &mut Gradients,
-    ) -> anyhow::Result<BatchLoss>;
+        _params: &ParamStore,
+        _gradients: &mut Gradients,
+    ) -> anyhow::Result<BatchLoss> {
+        anyhow::bail!("there is no batch of {steps_before} steps before")
+    }
 }
 
 /// The result of one gradient evaluation.

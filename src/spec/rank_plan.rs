@@ -104,6 +104,17 @@ pub struct RankBoundsPlan {
     pub max_rank: usize,
 }
 
+impl RankPlan {
+    /// The batches over which cuts take second moments, if they go by those.
+    pub fn fisher_batches(&self) -> Option<usize> {
+        match *self {
+            RankPlan::Tolerance(TolerancePlan { norm: RankNorm::Fisher, batches, .. })
+            | RankPlan::Budget(BudgetPlan { norm: RankNorm::Fisher, batches, .. }) => Some(batches),
+            _ => None,
+        }
+    }
+}
+
 fn is_one(batches: &usize) -> bool {
     *batches == 1
 }

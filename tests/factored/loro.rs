@@ -83,15 +83,6 @@ impl GradientOracle for Given {
         }
         Ok(BatchLoss { loss: 0.0, micro_batches: 1 })
     }
-
-    fn evaluate_earlier(
-        &mut self,
-        _steps_before: u64,
-        params: &ParamStore,
-        gradients: &mut Gradients,
-    ) -> anyhow::Result<BatchLoss> {
-        self.evaluate(params, gradients)
-    }
 }
 
 fn settings(loro: LoroSpec, dense: AdamwSpec) -> OptimizerSettings {

@@ -76,18 +76,6 @@ impl GradientOracle for Oracle<'_> {
         tape.backward(&output, gradients)?;
         Ok(BatchLoss { loss, micro_batches: 1 })
     }
-
-    fn evaluate_earlier(
-        &mut self,
-        steps_before: u64,
-        params: &ParamStore,
-        gradients: &mut Gradients,
-    ) -> Result<BatchLoss> {
-        self.step -= steps_before;
-        let found = self.evaluate(params, gradients);
-        self.step += steps_before;
-        found
-    }
 }
 
 /// A problem, and the optimizer on it.

@@ -123,12 +123,7 @@ impl RankPlan {
     /// The batches that a cut at a step, counted from 1, goes by: its own and, for the moments of the
     /// Fisher norm, those of the steps before it, as far as there are any.
     pub fn batches_at(&self, step: u64) -> u64 {
-        let batches = match self {
-            RankPlan::Tolerance(TolerancePlan { norm: RankNorm::Fisher, batches, .. })
-            | RankPlan::Budget(BudgetPlan { norm: RankNorm::Fisher, batches, .. }) => *batches,
-            _ => 1,
-        };
-        (batches as u64).clamp(1, step.max(1))
+        (self.fisher_batches().unwrap_or(1) as u64).clamp(1, step.max(1))
     }
 
     /// The event that counts among those of the steps from `first` to `last`: the last cut or,

@@ -130,7 +130,8 @@ pub(super) fn step_flops(settings: &DlraSpec, size: WeightSize) -> u64 {
 /// Operations of a cut beside the step that it ends, which has this many tokens, counted as if all
 /// directions stayed; k is the shorter side.
 ///
-/// The thin SVD of W and that of its diagonal, 21 k³; the new bases, 2 (m + n) k², and the projection of the first moment, 4 m n k + 4 m k² + 2 n k².
+/// The thin SVD of W ([`WeightSize::dense_svd_flops`]) and that of its diagonal, 21 k³; the new bases,
+/// 2 (m + n) k², and the projection of the first moment, 4 m n k + 4 m k² + 2 n k².
 /// In the Fisher norm besides: second moments, 2 (m² + n²) a token; as seen in the bases, 2 (m² + n²)
 /// k + 2 (m + n) k²; and what a cut of factors of rank k takes beyond its moments and their way, 22
 /// k³ + 8 k³ + 8 k³ + 16/3 k³ + 21 k³ + 4 k³.
