@@ -40,6 +40,11 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// [`Failure::Usage`] with this message.
+pub fn usage(message: String) -> anyhow::Error {
+    Failure::Usage(message).into()
+}
+
 /// The exit code of a process that a signal ended.
 pub fn exit_code_of_signal(signal: i32) -> u8 {
     (128 + signal) as u8

@@ -1,7 +1,8 @@
 //! `lrpt sweep --launcher slurm`, and `--run-index` for its tasks.
 
 use super::output;
-use super::sweep::{SweepArgs, usage};
+use super::sweep::SweepArgs;
+use crate::error::usage;
 use crate::parallel::HAS_MPI;
 use crate::sweep::{
     Calibration, RunState, SlurmOptions, Solver, Stage, Sweep, SweepManifest, slurm_scripts,

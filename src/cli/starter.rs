@@ -1,7 +1,7 @@
 //! `--processes`: this program, started several times to train one run.
 
 use super::compute;
-use crate::error::{Failure, exit_code_of_signal};
+use crate::error::{Failure, exit_code_of_signal, usage};
 use crate::parallel::{Ended, Group, Launch};
 use crate::spec::{Plan, ProcessBackend};
 use crate::train::{StopSignal, refuse_idle_processes};
@@ -129,10 +129,6 @@ fn failure(ended: &Ended, processes: usize) -> anyhow::Error {
         Some(3) => Failure::Diverged(message).into(),
         _ => anyhow!(message),
     }
-}
-
-fn usage(message: String) -> anyhow::Error {
-    Failure::Usage(message).into()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::{compute, memory, output, slurm};
 use crate::account::Ledger;
 use crate::bench::available_memory;
 use crate::checkpoint::RunLock;
-use crate::error::{Failure, is_interrupted};
+use crate::error::{is_interrupted, usage};
 use crate::figures::{count, duration, operations};
 use crate::record::Terminal;
 use crate::report::{Column, fitted};
@@ -294,8 +294,4 @@ fn startable_again(error: anyhow::Error, args: &SweepArgs) -> anyhow::Error {
     }
     let remedy = format!("interrupted; go on with `{command}`");
     if is_interrupted(&error) { error.context(remedy) } else { error }
-}
-
-pub(super) fn usage(message: String) -> anyhow::Error {
-    Failure::Usage(message).into()
 }
