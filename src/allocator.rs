@@ -7,6 +7,10 @@
 //! (`madvise`), unless `/sys/kernel/mm/transparent_hugepage/enabled` says `never`; but a range of
 //! 2 MiB in which one small page was touched stays small, so the heap is advised as it grows.
 //!
+//! Blocks of more than 32 MiB get a mapping of their own and give it back when they are freed. The C
+//! library would cut them from the heap where there is room, and some are never touched: libraries
+//! of products reserve 64 MiB a thread, which in the heap would lie on memory that was touched.
+//!
 //! All of this is a wish: where a system does not know it, memory is as it always was.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -32,44 +36,72 @@ pub fn keep_freed_memory() {
     pages::keep_freed_memory();
 }
 
-// SAFETY: every call is the system allocator's own; nothing is done to the blocks it returns.
+// SAFETY: a block is the system allocator's or a mapping of its own, by its size and alignment alone,
+// so that it is freed as it was taken.
 unsafe impl GlobalAlloc for LargePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        let block = unsafe { System.alloc(layout) };
+        let block = match pages::are_for(layout) {
+            true => pages::map(layout.size()),
+            // SAFETY: the caller's promise.
+            false => unsafe { System.alloc(layout) },
+        };
         wish(block, layout.size());
         block
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        let block = unsafe { System.alloc_zeroed(layout) };
+        let block = match pages::are_for(layout) {
+            // The system gives none but empty pages.
+            true => pages::map(layout.size()),
+            // SAFETY: the caller's promise.
+            false => unsafe { System.alloc_zeroed(layout) },
+        };
         wish(block, layout.size());
         block
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        let block = unsafe { System.realloc(block, layout, size) };
-        wish(block, size);
-        block
+        // SAFETY: the caller promises that the size is one of this alignment.
+        let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        let resized = match (pages::are_for(layout), pages::are_for(new)) {
+            // SAFETY: the caller's promise.
+            (false, false) => unsafe { System.realloc(block, layout, size) },
+            // SAFETY: the block is a mapping of this size.
+            (true, true) => unsafe { pages::remap(block, layout.size(), size) },
+            // SAFETY: the caller's promise; two blocks do not overlap.
+            _ => unsafe {
+                let resized = self.alloc(new);
+                if !resized.is_null() {
+                    resized.copy_from_nonoverlapping(block, layout.size().min(size));
+                    self.dealloc(block, layout);
+                }
+                resized
+            },
+        };
+        wish(resized, size);
+        resized
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(block, layout) }
+        match pages::are_for(layout) {
+            // SAFETY: the block is a mapping of this size.
+            true => unsafe { pages::unmap(block, layout.size()) },
+            // SAFETY: the caller's promise.
+            false => unsafe { System.dealloc(block, layout) },
+        }
     }
 }
 
 #[cfg(target_os = "linux")]
 mod pages {
+    use std::alloc::Layout;
+    use std::ptr::null_mut;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     const PAGE: usize = 4096;
     /// Largest block that lies in the heap, and stays with the process when it is freed: the most
     /// that the C library allows. It comes to the same by itself, block by block.
-    #[cfg(target_env = "gnu")]
-    const LARGEST_IN_HEAP: libc::c_int = 32 << 20;
+    const LARGEST_IN_HEAP: usize = 32 << 20;
     /// Steps in which the heap grows, so that almost none of it is touched before it is advised;
     /// what nobody touches takes no memory.
     #[cfg(target_env = "gnu")]
@@ -84,6 +116,45 @@ mod pages {
     static HEAP: AtomicUsize = AtomicUsize::new(usize::MAX);
     /// End of what has been advised of it.
     static ADVISED: AtomicUsize = AtomicUsize::new(0);
+
+    /// Whether such a block gets pages of its own.
+    #[inline]
+    pub fn are_for(layout: Layout) -> bool {
+        layout.size() > LARGEST_IN_HEAP && layout.align() <= PAGE
+    }
+
+    /// So many bytes of empty pages; null where there are none.
+    #[cold]
+    pub fn map(size: usize) -> *mut u8 {
+        let (access, kind) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new pages, of no file, wherever the system likes.
+        block_of(unsafe { libc::mmap(null_mut(), size, access, kind, -1, 0) })
+    }
+
+    /// Makes a mapping larger or smaller, wherever it then lies.
+    ///
+    /// # Safety
+    /// The block is a mapping of this size, which nobody uses meanwhile.
+    #[cold]
+    pub unsafe fn remap(block: *mut u8, size: usize, new: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        block_of(unsafe { libc::mremap(block.cast(), size, new, libc::MREMAP_MAYMOVE) })
+    }
+
+    /// Gives a mapping back.
+    ///
+    /// # Safety
+    /// The block is a mapping of this size, which nobody uses any more.
+    #[cold]
+    pub unsafe fn unmap(block: *mut u8, size: usize) {
+        // SAFETY: the caller's promise. It cannot fail for a whole mapping.
+        unsafe { libc::munmap(block.cast(), size) };
+    }
+
+    fn block_of(mapping: *mut libc::c_void) -> *mut u8 {
+        if mapping == libc::MAP_FAILED { null_mut() } else { mapping.cast() }
+    }
 
     /// Asks for large pages behind a block.
     #[cold]
@@ -125,7 +196,7 @@ mod pages {
         // allocates or frees; values that it does not take change nothing.
         unsafe {
             libc::mallopt(libc::M_ARENA_MAX, arenas);
-            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_IN_HEAP);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_IN_HEAP as libc::c_int);
             libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
             libc::mallopt(libc::M_TOP_PAD, GROWTH);
         }
@@ -140,8 +211,20 @@ mod pages {
 
 #[cfg(not(target_os = "linux"))]
 mod pages {
+    use std::alloc::Layout;
+
     pub fn ask(_block: usize, _size: usize) {}
     pub fn keep_freed_memory() {}
+    pub fn are_for(_layout: Layout) -> bool {
+        false
+    }
+    pub fn map(_size: usize) -> *mut u8 {
+        std::ptr::null_mut()
+    }
+    pub unsafe fn remap(_block: *mut u8, _size: usize, _new: usize) -> *mut u8 {
+        std::ptr::null_mut()
+    }
+    pub unsafe fn unmap(_block: *mut u8, _size: usize) {}
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -172,7 +255,7 @@ mod tests {
     #[test]
     fn large_blocks_ask_for_large_pages_and_hold_what_is_written() {
         let has_large_pages = Path::new("/sys/kernel/mm/transparent_hugepage").exists();
-        for size in [1, LARGE - 1, LARGE, 40 << 20] {
+        for size in [1, LARGE - 1, LARGE, (32 << 20) - LARGE / 2, 40 << 20] {
             let layout = Layout::from_size_align(size, 8).expect("a layout");
             // SAFETY: the layout is not empty, the block is used within it and freed with it.
             unsafe {
@@ -184,9 +267,11 @@ mod tests {
                     assert!(flags.contains(" hg"), "{size}: {flags}");
                 }
                 let block = LargePages.realloc(block, layout, size + LARGE);
-                assert_eq!(*block.add(size - 1), 7);
+                assert_eq!((*block, *block.add(size - 1)), (0, 7));
                 let grown = Layout::from_size_align(size + LARGE, 8).expect("a layout");
-                LargePages.dealloc(block, grown);
+                let block = LargePages.realloc(block, grown, size);
+                assert_eq!((*block, *block.add(size - 1)), (0, 7));
+                LargePages.dealloc(block, layout);
             }
         }
     }

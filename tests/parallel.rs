@@ -286,6 +286,40 @@ fn a_run_is_resumed_on_any_number_of_processes() {
     assert_same(&whole, &trajectory(&place, "parts", 12), "2, 4 sharded, 1, 2, then 3 processes");
 }
 
+/// As the tasks of a Slurm array do it, by `mpirun` in place of `srun`: each run of a sweep that was
+/// laid out before.
+#[test]
+fn a_sweep_of_data_parallel_runs_has_the_bytes_of_one_without() {
+    let (without, with) = (Workplace::new(), Workplace::new());
+    for place in [&without, &with] {
+        place.spec(LOW_RANK, OFTEN);
+        let sweep = format!(
+            "name: small\nbase: spec.yaml\nseeds: [1]\nset: {{train.gradient_accumulation_steps: 4}}\n\
+             variants:\n  - {{name: dense, set: {{model.weights: dense}}}}\n  \
+             - name: spectral\n    set: {{{}}}\n",
+            RANKS.trim_end()
+        );
+        std::fs::write(place.path("sweep.yaml"), sweep).expect("the sweep");
+    }
+    alone(&without, &["sweep", "sweep.yaml"], 0);
+    let lay_out = ["sweep", "sweep.yaml", "--launcher", "slurm", "--processes", "4"];
+    alone(&with, &lay_out, 0);
+    let run_of = |index: &'static str, processes: usize| {
+        let arguments = ["sweep", "runs/small", "--run-index", index, "--processes"];
+        let number = processes.to_string();
+        ended(mpirun(&with, processes, &[&arguments[..], &[number.as_str()]].concat()), 0);
+    };
+    run_of("0", 4);
+    run_of("1", 2);
+    for run in ["runs/small/dense-seed-1", "runs/small/spectral-seed-1"] {
+        assert!(!wire_bytes(&with, run).is_empty(), "{run}: there were several processes");
+        assert_same(&trajectory(&without, run, 12), &trajectory(&with, run, 12), run);
+    }
+    let again = alone(&with, &["sweep", "sweep.yaml"], 0);
+    let again: serde_json::Value = serde_json::from_slice(&again.stdout).expect("JSON");
+    assert_eq!(again["skipped"].as_u64(), Some(2), "{again}");
+}
+
 #[test]
 fn a_signal_to_any_rank_stops_all_with_a_checkpoint() {
     let place = Workplace::new();

@@ -60,6 +60,29 @@ impl<'a, T: Real> Matrix<'a, T> {
         (self.rows, self.columns)
     }
 
+    /// Distances between rows and between columns.
+    pub fn strides(&self) -> (usize, usize) {
+        (self.row_stride, self.column_stride)
+    }
+
+    /// Its memory, from the first element on.
+    pub fn numbers(&self) -> &'a [T] {
+        self.numbers
+    }
+
+    /// The same matrix, of which the caller knows that its numbers are of this type.
+    ///
+    /// # Panics
+    /// If they are of another.
+    pub fn cast<U: Real>(self) -> Matrix<'a, U> {
+        assert_eq!(T::TYPE, U::TYPE);
+        // SAFETY: the two types are one, since each has a `DType` of its own.
+        let numbers =
+            unsafe { std::slice::from_raw_parts(self.numbers.as_ptr().cast(), self.numbers.len()) };
+        let Self { rows, columns, row_stride, column_stride, .. } = self;
+        Matrix { numbers, rows, columns, row_stride, column_stride }
+    }
+
     /// The rows × columns part whose first element is (row, column).
     pub fn part(&self, (row, column): (usize, usize), (rows, columns): (usize, usize)) -> Self {
         let start = row * self.row_stride + column * self.column_stride;

@@ -4,21 +4,23 @@
 //! [`Host`] and [`mutate`] are the one bridge from candle's tensors to their memory. Results of
 //! sums depend on lengths alone, neither on the number of threads nor on the SIMD level.
 
+mod gemm;
 mod host;
 mod matrix;
+mod multiply;
 pub mod profile;
 mod real;
-mod row_copy;
 mod rows;
 mod simd;
 mod sums;
 pub mod work;
 
+pub use gemm::Gemm;
 pub use host::{Host, SharedOut, build, has_kernel, mutate, scalar, unwritten};
 pub use matrix::Matrix;
+pub use multiply::multiply_at;
 pub use real::Real;
 pub(crate) use real::with_real;
-pub use row_copy::rows_in_order;
 pub use rows::{dot_rows, weigh_rows};
 pub use simd::dispatch;
 pub(crate) use simd::vectorized;

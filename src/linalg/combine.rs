@@ -2,9 +2,8 @@
 
 use super::host::with_view;
 use super::stack::{on_host, read_numbers, stack_shape};
-use crate::kernels::{Host, Real, wide_dot, with_real, work};
+use crate::kernels::{Host, Real, multiply_at, wide_dot, with_real, work};
 use candle_core::{D, Device, Result, Tensor, bail};
-use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::mat::MatMut;
 use faer::{Accum, Par};
@@ -173,12 +172,10 @@ fn accumulate_on_host<T: Real>(
     };
     let mut written = start.is_some();
     for &(alpha, a, b) in terms.iter().filter(|(_, a, _)| a.elem_count() > 0) {
-        let out = MatMut::from_row_major_slice_mut(&mut numbers, rows, columns);
-        let mode = if written { Accum::Add } else { Accum::Replace };
-        work::product(rows, a.dim(1)?, columns);
-        with_view::<T, _>(a, |a| {
-            with_view::<T, _>(b, |b| matmul(out, mode, a, b, T::from_f64(alpha), Par::Seq))
-        })??;
+        let (a, b) = (Host::strided(a), Host::strided(b));
+        let (a, b) = (a.matrix::<T>()?, b.matrix::<T>()?);
+        // SAFETY: the numbers are this function's own, rows × columns as both factors have them.
+        unsafe { multiply_at(numbers.as_mut_ptr(), columns, a, b, T::from_f64(alpha), written) };
         written = true;
     }
     Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)

@@ -16,11 +16,11 @@ pub use cached::cached_attention;
 use super::compute::{wide, widened};
 use super::documents::PackedDocuments;
 use super::pointwise::{Dropout, Mask};
-use super::product::multiply_at;
 use super::tape::{Tape, Value};
 use crate::kernels::profile::span;
 use crate::kernels::{
-    Host, Matrix, Real, SharedOut, build, lane_max, lane_sum, unwritten, vectorized, with_real,
+    Host, Matrix, Real, SharedOut, build, lane_max, lane_sum, multiply_at, unwritten, vectorized,
+    with_real,
 };
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;

@@ -1,56 +1,23 @@
 //! Matrix products: the one place where the CPU multiplies matrices.
 //!
-//! Outputs are cut into tiles, each computed by one thread over the whole inner dimension; how an
-//! element is summed does not depend on its tile, so results depend neither on the schedule nor on
-//! the number of threads.
+//! On processors with AVX2 the kernels' own products are used, elsewhere faer's: outputs are cut into
+//! tiles, each computed by one thread over the whole inner dimension. With both, how an element is
+//! summed does not depend on its tile, so results depend neither on the schedule nor on the number
+//! of threads.
 
 use super::compute::{Compute, is_half, widened};
 use crate::kernels::profile::{Work, span};
 use crate::kernels::{
-    Host, Matrix, Real, SharedOut, build, mutate, rows_in_order, with_real, work,
+    Gemm, Host, Matrix, Real, SharedOut, build, multiply_at, mutate, with_real, work,
 };
 use candle_core::{D, Result, Tensor, bail};
-use faer::linalg::matmul::matmul;
-use faer::mat::MatMut;
-use faer::{Accum, Par};
 use rayon::prelude::*;
 
 /// Rows and columns of an output tile, the fastest first.
 const TILES: [(usize, usize); 4] = [(512, 384), (256, 384), (192, 192), (96, 96)];
 
-/// Columns of an output tile from which a transposed left factor is worth a copy.
-const WORTH_A_COPY: usize = 192;
-
 /// Multiplications below which a product is not worth a second thread.
 const WORTH_SHARING: usize = 1 << 19;
-
-/// out ← alpha · a b, or out ← out + alpha · a b with `accumulate`, on the calling thread alone;
-/// rows of `out` are `stride` apart.
-///
-/// # Safety
-/// `out` must be valid for a.rows × b.columns elements at that stride, nobody else may use them
-/// meanwhile, and a and b must not overlap them.
-pub unsafe fn multiply_at<T: Real>(
-    out: *mut T,
-    stride: usize,
-    a: Matrix<T>,
-    b: Matrix<T>,
-    alpha: T,
-    accumulate: bool,
-) {
-    work::product(a.shape().0, a.shape().1, b.shape().1);
-    // SAFETY: the caller's promise.
-    let out =
-        unsafe { MatMut::from_raw_parts_mut(out, a.shape().0, b.shape().1, stride as isize, 1) };
-    matmul(
-        out,
-        if accumulate { Accum::Add } else { Accum::Replace },
-        a.view(),
-        b.view(),
-        alpha,
-        Par::Seq,
-    );
-}
 
 /// out ← a b, or out ← out + a b with `accumulate`, on all threads; `out` is row-major, a.rows ×
 /// b.columns.
@@ -59,6 +26,10 @@ pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: 
     assert_eq!(inner, inner_b, "inner dimensions of a product");
     assert_eq!(out.len(), rows * columns, "size of a product");
     let _span = span(|| Work::product(&a, &b, accumulate));
+    if let Some(gemm) = Gemm::of::<T>() {
+        work::product(rows, inner, columns);
+        return gemm.multiply(out, [a, b], accumulate);
+    }
     let shared = SharedOut::new(out);
     let (tile_rows, tile_columns) = tile_shape(rows, columns, inner);
     let tiles_across = columns.div_ceil(tile_columns);
@@ -66,10 +37,6 @@ pub fn multiply<T: Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, accumulate: 
         let (row, column) = (index / tiles_across * tile_rows, index % tiles_across * tile_columns);
         let (height, width) = (tile_rows.min(rows - row), tile_columns.min(columns - column));
         let (a, b) = (a.part((row, 0), (height, inner)), b.part((0, column), (inner, width)));
-        let copied = if width >= WORTH_A_COPY { rows_in_order(&a) } else { None };
-        let a = copied
-            .as_ref()
-            .map_or(a, |(numbers, stride)| Matrix::strided(numbers, (height, inner), (*stride, 1)));
         // SAFETY: tiles are disjoint parts of `out`, which nothing else refers to until this
         // function returns.
         unsafe {
