@@ -182,10 +182,10 @@ def compare_generation(arguments: argparse.Namespace, name: str, row: Row) -> li
             rates = []
             for _ in range(3):
                 said = run(ours, arguments.threads, stderr=True)
-                rate = re.search(r"(\d+) tokens/s, the first", said)
+                rate = re.search(r"([\d.]+)(k?) tokens/s, the first", said)
                 if not rate:
                     sys.exit(f"{' '.join(ours)}\nsaid no tokens/s:\n{said.strip()}")
-                rates.append(float(rate.group(1)))
+                rates.append(float(rate.group(1)) * (1000 if rate.group(2) else 1))
             text = run(peer, arguments.threads)
             rate = re.search(r"tokens/s\s+\S+\s+best\s+(\S+)\s+median", text)
             if not rate:

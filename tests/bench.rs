@@ -16,6 +16,39 @@ fn number(report: &Value, path: &str) -> f64 {
         .unwrap_or_else(|| panic!("{path} is no number in {report}"))
 }
 
+/// A bench is remembered by the folder of prepared data; other settings go by its rate.
+#[test]
+fn spec_check_expects_the_time_that_bench_has_measured() {
+    let place = Workplace::new();
+    let spec = place.spec("{low_rank: {rank: 6}}", "");
+    let spec = spec.to_str().expect("UTF-8");
+    let bytes = ["--set", "data.tokenizer=bytes"];
+    let check = |more: &[&str]| {
+        let arguments = [&["spec", "check", spec][..], &bytes, more].concat();
+        let output = stdout(&place.run(&arguments, 0));
+        output.lines().skip_while(|line| !line.starts_with("time")).collect::<Vec<_>>().join("\n")
+    };
+    let unknown = check(&[]);
+    assert!(unknown.contains("`lrpt bench` has timed no steps here yet"), "{unknown}");
+    let bench = [&["bench", spec, "--steps", "3", "--json"][..], &bytes].concat();
+    let report: Value = serde_json::from_str(stdout(&place.run(&bench, 0)).trim()).expect("JSON");
+    if report["debug_build"] == true {
+        return eprintln!("times of a debug build are not kept");
+    }
+    let seconds = format!("{:.3}", number(&report, "/seconds_per_step/median"));
+    let timed = check(&[]);
+    assert!(timed.contains("timed by `lrpt bench`") && timed.contains(&seconds), "{timed}");
+    let wider = check(&["--set", "model.n_embd=64"]);
+    assert!(wider.contains("at the rate of "), "{wider}");
+
+    let damaged = place.path("data/timings.json");
+    std::fs::write(&damaged, "[").expect("written");
+    let told = check(&[]);
+    assert!(told.contains("timings.json is damaged; delete it"), "{told}");
+    place.run(&bench, 0);
+    assert_eq!(std::fs::read_to_string(&damaged).expect("still there"), "[", "nothing is lost");
+}
+
 #[test]
 fn bench_prints_one_json_object_whose_figures_agree() {
     let place = Workplace::new();

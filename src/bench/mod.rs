@@ -8,6 +8,7 @@
 //! low_rank_parts where the low-rank optimizer's time goes, part by part
 //! growth         seconds and operations of a step against one setting, with fitted exponents
 //! product_peak   the largest rate of matrix products in this process
+//! timings        how long steps took here, kept for later
 //! machine        threads, SIMD level, memory, devices, and what would slow training down
 //! ```
 
@@ -18,6 +19,7 @@ mod machine;
 mod product_peak;
 mod report;
 mod steps;
+mod timings;
 
 pub use by_operation::{OperationRow, OperationTable};
 pub use growth::{Exponents, Growth, GrowthPoint, growth};
@@ -26,3 +28,4 @@ pub use machine::{DeviceState, Machine, Simd, available_memory};
 pub use product_peak::{ProductPeak, product_peak};
 pub use report::{Memory, Operations, Report, SecondsPerStep, Shape};
 pub use steps::{StepCounts, measure, seconds_per_step};
+pub use timings::{Expected, Timing, Timings, kind_of_step};

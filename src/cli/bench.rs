@@ -1,7 +1,9 @@
 //! `lrpt bench`: how fast and how large a spec's training is.
 
 use super::{compute, output, spec::vocabulary_size};
-use crate::bench::{Growth, StepCounts, growth, measure};
+use crate::bench::{Growth, StepCounts, Timing, Timings, growth, measure};
+use crate::data;
+use crate::device;
 use crate::error::Failure;
 use crate::fs::write_atomic;
 use crate::plot::figure;
@@ -71,8 +73,32 @@ pub fn run(args: BenchArgs) -> Result<()> {
             false => found.iter().try_for_each(|growth| output::line(format!("{growth}\n"))),
         };
     }
-    let report = measure(&plan, vocabulary(&args, &plan)?, args.counts(), &device)?;
+    let vocabulary = vocabulary(&args, &plan)?;
+    let report = measure(&plan, vocabulary, args.counts(), &device)?;
+    if !report.debug_build {
+        let timing = Timing {
+            name: plan.name.clone(),
+            seconds: report.seconds_per_step.median,
+            flops: report.operations.flops_per_step as f64,
+            place: place_of_steps(&device),
+        };
+        let kept = Timings::read(data::cache_dir())
+            .and_then(|mut timings| timings.keep(&plan, vocabulary, timing));
+        if let Err(error) = kept {
+            tracing::warn!("the time of a step is not kept for `lrpt spec check`: {error:#}");
+        }
+    }
     if args.json { output::line(serde_json::to_string(&report)?) } else { output::line(report) }
+}
+
+/// Where steps are taken, as far as their time goes.
+pub(super) fn place_of_steps(device: &Device) -> String {
+    let threads = rayon::current_num_threads();
+    format!(
+        "{} with {threads} thread{}",
+        device::short_name(device),
+        if threads == 1 { "" } else { "s" }
+    )
 }
 
 impl BenchArgs {

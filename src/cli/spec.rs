@@ -1,7 +1,11 @@
 //! `lrpt spec`: look at a spec without training.
 
+use super::bench::place_of_steps;
+use super::compute;
 use crate::account::Ledger;
+use crate::bench::{Expected, Timings};
 use crate::data::{self, Tokenizer};
+use crate::figures::duration;
 use crate::spec::{self, Plan, SourceSpec, TokenizerSpec};
 use crate::train::load_plan;
 use anyhow::Context;
@@ -69,7 +73,40 @@ fn check(plan: &Plan) -> anyhow::Result<String> {
         SourceSpec::Instructions(_) => instructions(plan),
         _ => String::new(),
     };
-    Ok(format!("{}: {vocabulary}; plan {}\n{ledger}{examples}", plan.name, &plan.hash()[..16]))
+    let time = size.map_or_else(String::new, |size| time(plan, size, &ledger));
+    Ok(format!(
+        "{}: {vocabulary}; plan {}\n{ledger}{examples}{time}",
+        plan.name,
+        &plan.hash()[..16]
+    ))
+}
+
+/// How long the run is expected to take, from steps that `lrpt bench` has timed here.
+fn time(plan: &Plan, vocabulary: usize, ledger: &Ledger) -> String {
+    // Whether there is a device of this kind is a matter for those who train on it.
+    let Ok(device) = compute::device(plan.device) else { return String::new() };
+    let (place, flops) = (place_of_steps(&device), ledger.flops_per_step() as f64);
+    let line = |name: &str, value: &str| format!("  {name:<34}{value:>14}\n");
+    let timings = match Timings::read(data::cache_dir()) {
+        Ok(timings) => timings,
+        Err(error) => return format!("time\n  unknown: {error:#}\n"),
+    };
+    let whose = |expected: &Expected| match expected {
+        Expected::Timed(_) => "timed by `lrpt bench`".to_owned(),
+        Expected::AtTheRateOf(timing, _) => {
+            format!("at the rate of {}, timed by `lrpt bench`", timing.name)
+        }
+    };
+    match timings.expected(plan, vocabulary, flops, &place) {
+        Some(expected) => {
+            let seconds = expected.seconds();
+            let run = seconds * plan.train.max_steps.0 as f64;
+            format!("time ({place}; {})\n", whose(&expected))
+                + &line("a step, seconds", &format!("{seconds:.3}"))
+                + &line("the run's steps", &duration(run))
+        }
+        None => format!("time ({place})\n  unknown: `lrpt bench` has timed no steps here yet\n"),
+    }
 }
 
 /// Trained and all tokens of instructions, if they have been prepared.

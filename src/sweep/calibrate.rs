@@ -2,14 +2,13 @@
 //! of their steps, here.
 
 use super::equal::Solver;
-use crate::bench::{StepCounts, seconds_per_step};
+use crate::bench::{StepCounts, kind_of_step, seconds_per_step};
 use crate::data;
 use crate::error::Failure;
 use crate::fs::{read_text, refuse_link, write_atomic};
 use crate::spec::Plan;
 use anyhow::{Context, Result};
 use candle_core::Device;
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -77,7 +76,7 @@ impl Solver for Calibration {
 
     fn seconds_per_step(&mut self, plan: &Plan) -> Result<f64> {
         let vocabulary = self.vocabulary_size(plan)?;
-        let key = kind(plan, vocabulary)?;
+        let key = kind_of_step(plan, vocabulary);
         if let Some(seconds) = self.seconds.get(&key) {
             return Ok(*seconds);
         }
@@ -89,24 +88,5 @@ impl Solver for Calibration {
         tracing::debug!("{}: {seconds:.4} s a step", plan.name);
         self.seconds.insert(key, seconds);
         Ok(seconds)
-    }
-}
-
-/// What decides how long a step takes: everything but names, seeds, rates and lengths.
-fn kind(plan: &Plan, vocabulary: usize) -> Result<String> {
-    let mut value = serde_json::json!({
-        "model": plan.model,
-        "vocabulary": vocabulary,
-        "batch": (plan.train.batch_size, plan.train.gradient_accumulation_steps),
-        "optimizer": plan.optimizer,
-    });
-    forget_rates(&mut value);
-    Ok(value.to_string())
-}
-
-fn forget_rates(value: &mut Value) {
-    if let Value::Object(entries) = value {
-        entries.retain(|key, _| key != "learning_rate" && key != "weight_decay");
-        entries.values_mut().for_each(forget_rates);
     }
 }
