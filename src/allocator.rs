@@ -261,16 +261,18 @@ mod tests {
             unsafe {
                 let block = LargePages.alloc_zeroed(layout);
                 assert_eq!((*block, *block.add(size - 1)), (0, 0));
+                block.write(3);
                 block.add(size - 1).write(7);
+                let written = (*block, 7);
                 if size >= LARGE && has_large_pages {
                     let flags = flags(block as usize + size / 2);
                     assert!(flags.contains(" hg"), "{size}: {flags}");
                 }
                 let block = LargePages.realloc(block, layout, size + LARGE);
-                assert_eq!((*block, *block.add(size - 1)), (0, 7));
+                assert_eq!((*block, *block.add(size - 1)), written);
                 let grown = Layout::from_size_align(size + LARGE, 8).expect("a layout");
                 let block = LargePages.realloc(block, grown, size);
-                assert_eq!((*block, *block.add(size - 1)), (0, 7));
+                assert_eq!((*block, *block.add(size - 1)), written);
                 LargePages.dealloc(block, layout);
             }
         }

@@ -55,8 +55,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "bench",
         &[
-            "account", "data", "device", "figures", "linalg", "lowrank", "model", "ops", "params",
-            "plot", "rng", "spec", "train",
+            "account", "data", "device", "figures", "fs", "linalg", "lowrank", "model", "ops",
+            "params", "plot", "rng", "spec", "train",
         ],
     ),
     (

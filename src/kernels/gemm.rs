@@ -190,7 +190,7 @@ struct Output {
 
 /// Cuts an inner dimension into blocks of nearly equal length.
 fn blocks(inner: usize) -> impl Iterator<Item = Range<usize>> {
-    let length = inner.div_ceil(inner.div_ceil(INNER).max(1)).next_multiple_of(8);
+    let length = inner.div_ceil(inner.div_ceil(INNER).max(1)).next_multiple_of(8).max(8);
     (0..inner).step_by(length).map(move |first| first..(first + length).min(inner))
 }
 
