@@ -1,5 +1,5 @@
 //! The floor of the code that computes on the CPU: tensors' numbers in host memory, the two number
-//! types, loops at the processor's SIMD level, and sums in a fixed order.
+//! types, loops at the processor's SIMD level, products, and sums in a fixed order.
 //!
 //! [`Host`] and [`mutate`] are the one bridge from candle's tensors to their memory. Results of
 //! sums depend on lengths alone, neither on the number of threads nor on the SIMD level.

@@ -39,7 +39,7 @@ pub struct Instructions {
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub const ALL: &[Instructions] = &[avx2::INSTRUCTIONS];
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-pub const ALL: &[Instructions] = &[];
+pub const ALL: &[Instructions] = &[portable::INSTRUCTIONS];
 
 /// What tests can use anywhere.
 #[cfg(test)]
