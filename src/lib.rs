@@ -24,7 +24,7 @@
 //!        ├ ops      differentiable operations on a tape, with CPU kernels and a portable path
 //!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport
 //!        │  └ linalg    QR, SVD, polar factor, orthonormality; no words of machine learning
-//!        │     └ kernels   numbers in host memory, SIMD loops, sums in a fixed order
+//!        │     └ kernels   numbers in host memory, SIMD loops, products, sums in a fixed order
 //!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
 //! error   exit codes          fs    durable files            rng     random streams, pure functions
 //! plot    charts as SVG       device  what a GPU says of itself

@@ -11,6 +11,7 @@
 mod instructions;
 mod strips;
 
+use super::multiply::WORTH_SHARING;
 use super::{Matrix, Real, SharedOut};
 use candle_core::DType;
 use instructions::Instructions;
@@ -29,8 +30,6 @@ const PACKED: usize = 1 << 20;
 const FEW_ROWS: usize = 96;
 /// Columns up to which it is not, either.
 const FEW_COLUMNS: usize = 128;
-/// Multiplications below which a product is not worth a second thread.
-const WORTH_SHARING: usize = 1 << 19;
 
 thread_local! {
     static LEFT: Cell<Scratch> = const { Cell::new(Scratch::new()) };
@@ -63,15 +62,15 @@ impl Gemm {
         accumulate: bool,
     ) {
         let [a, b] = [a, b].map(|x| x.cast::<f32>());
-        let mut scratch = RIGHT.take();
-        let right = match a.shape().0 <= FEW_ROWS {
-            true => RightStrips::in_place_or_packed(&b, self.0, &mut scratch, false),
-            false => RightStrips::packed(&b, self.0, &mut scratch, false),
-        };
-        let out =
-            Output { start: out.cast::<f32>(), stride, alpha: alpha.wide() as f32, accumulate };
-        // SAFETY: the caller's promise; `Gemm` is made only where the instructions are.
-        unsafe { self.multiply_rows(out, &a, &right, 0..right.count()) };
+        let (alpha, mut scratch) = (alpha.wide() as f32, RIGHT.take());
+        for (first, part) in self.parts(&a, &b) {
+            let right = self.right(&part, a.shape().0, &mut scratch, false);
+            // SAFETY: the caller's promise.
+            let start = unsafe { out.cast::<f32>().add(first) };
+            let out = Output { start, stride, alpha, accumulate };
+            // SAFETY: the caller's promise; `Gemm` is made only where the instructions are.
+            unsafe { self.multiply_rows(out, &a, &right, 0..right.count()) };
+        }
         RIGHT.set(scratch);
     }
 
@@ -79,7 +78,7 @@ impl Gemm {
     /// b.columns.
     ///
     /// # Panics
-    /// If `out` has another size.
+    /// If `out` has another size, or the factors have different inner dimensions.
     pub fn multiply<T: Real>(self, out: &mut [T], [a, b]: [Matrix<T>; 2], accumulate: bool) {
         let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
         assert_eq!(out.len(), rows * columns, "size of a product");
@@ -89,15 +88,9 @@ impl Gemm {
             false => rayon::current_num_threads(),
         };
         let shared = SharedOut::new(out);
-        let strip = self.0.columns;
-        let width = (PACKED / inner.max(1) / strip).max(4) * strip;
         let mut scratch = RIGHT.take();
-        for first in (0..columns).step_by(width) {
-            let part = b.part((0, first), (inner, width.min(columns - first)));
-            let right = match columns <= FEW_COLUMNS {
-                true => RightStrips::in_place_or_packed(&part, self.0, &mut scratch, threads > 1),
-                false => RightStrips::packed(&part, self.0, &mut scratch, threads > 1),
-            };
+        for (first, part) in self.parts(&a, &b) {
+            let right = self.right(&part, rows, &mut scratch, threads > 1);
             let (height, parts) = self.tasks(rows, right.count(), threads);
             let strips_of_task = right.count().div_ceil(parts);
             let task = |task: usize| {
@@ -117,6 +110,37 @@ impl Gemm {
             }
         }
         RIGHT.set(scratch);
+    }
+
+    /// The right factor by as many columns as are copied at a time, and the first of each.
+    ///
+    /// # Panics
+    /// If the factors have different inner dimensions.
+    fn parts<'a>(
+        self,
+        a: &Matrix<'a, f32>,
+        b: &Matrix<'a, f32>,
+    ) -> impl Iterator<Item = (usize, Matrix<'a, f32>)> {
+        let (b, (inner, columns), strip) = (*b, b.shape(), self.0.columns);
+        assert_eq!(a.shape().1, inner, "inner dimensions of a product");
+        let width = (PACKED / inner.max(1) / strip).max(4) * strip;
+        (0..columns)
+            .step_by(width)
+            .map(move |first| (first, b.part((0, first), (inner, width.min(columns - first)))))
+    }
+
+    /// A part of the right factor, for so many rows of the left one: copied where that pays.
+    fn right<'a>(
+        self,
+        part: &Matrix<'a, f32>,
+        rows: usize,
+        scratch: &'a mut Scratch,
+        is_shared: bool,
+    ) -> RightStrips<'a> {
+        match rows <= FEW_ROWS || part.shape().1 <= FEW_COLUMNS {
+            true => RightStrips::in_place_or_packed(part, self.0, scratch, is_shared),
+            false => RightStrips::packed(part, self.0, scratch, is_shared),
+        }
     }
 
     /// Rows of a task and into how many parts its strips are cut, so that each of several threads has

@@ -18,7 +18,7 @@ pub mod work;
 pub use gemm::Gemm;
 pub use host::{Host, SharedOut, build, has_kernel, mutate, scalar, unwritten};
 pub use matrix::Matrix;
-pub use multiply::multiply_at;
+pub use multiply::{WORTH_SHARING, multiply_at};
 pub use real::Real;
 pub(crate) use real::with_real;
 pub use rows::{dot_rows, weigh_rows};

@@ -5,6 +5,9 @@ use faer::linalg::matmul::matmul;
 use faer::mat::MatMut;
 use faer::{Accum, Par};
 
+/// Multiplications below which a product is not worth a second thread.
+pub const WORTH_SHARING: usize = 1 << 19;
+
 /// out ← alpha · a b, or out ← out + alpha · a b with `accumulate`, on the calling thread alone;
 /// rows of `out` are `stride` apart.
 ///

@@ -1,6 +1,6 @@
 //! Matrix products: the one place where the CPU multiplies matrices.
 //!
-//! On processors with AVX2 the kernels' own products are used, elsewhere faer's: outputs are cut into
+//! On processors with AVX2 and without AVX-512 the kernels' own products are used, elsewhere faer's: outputs are cut into
 //! tiles, each computed by one thread over the whole inner dimension. With both, how an element is
 //! summed does not depend on its tile, so results depend neither on the schedule nor on the number
 //! of threads.
@@ -8,16 +8,13 @@
 use super::compute::{Compute, is_half, widened};
 use crate::kernels::profile::{Work, span};
 use crate::kernels::{
-    Gemm, Host, Matrix, Real, SharedOut, build, multiply_at, mutate, with_real, work,
+    Gemm, Host, Matrix, Real, SharedOut, WORTH_SHARING, build, multiply_at, mutate, with_real, work,
 };
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Rows and columns of an output tile, the fastest first.
 const TILES: [(usize, usize); 4] = [(512, 384), (256, 384), (192, 192), (96, 96)];
-
-/// Multiplications below which a product is not worth a second thread.
-const WORTH_SHARING: usize = 1 << 19;
 
 /// out ← a b, or out ← out + a b with `accumulate`, on all threads; `out` is row-major, a.rows ×
 /// b.columns.

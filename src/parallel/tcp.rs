@@ -289,6 +289,32 @@ mod tests {
         stranger.join().unwrap();
     }
 
+    /// Where rank 1 has gone, its messages are lost, but not those that rank 2 has yet to take.
+    #[test]
+    fn one_that_has_gone_does_not_end_the_wait_for_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = || {
+            let other = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let peer = Peer::new(listener.accept().unwrap().0).unwrap();
+            peer.shared.change(|state| state.leaving = 1);
+            (peer, other)
+        };
+        let ((gone, _first), (slow, _second)) = (peer(), peer());
+        gone.shared.change(|state| state.has_ended = true);
+        let shared = slow.shared.clone();
+        let peers = vec![None, Some(gone), Some(slow)];
+        let tcp = Tcp { rank: 0, peers, sent: AtomicU64::new(0), patience: Mutex::default() };
+        let taken = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            shared.change(|state| state.leaving = 0);
+        });
+        let started = Instant::now();
+        let error = tcp.settle().unwrap_err().to_string();
+        assert!(error.contains("rank 1 has ended"), "{error}");
+        assert!(started.elapsed() >= Duration::from_millis(150), "it has not waited for rank 2");
+        taken.join().unwrap();
+    }
+
     #[test]
     fn a_length_that_nothing_follows_ends_the_connection_and_takes_no_memory() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

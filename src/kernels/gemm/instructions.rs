@@ -69,7 +69,7 @@ fn copy_sets<const R: usize>(from: &[f32], distance: usize, sets: usize, to: &mu
 }
 
 /// Numbers in a line of the cache.
-pub const LINE: usize = 16;
+const LINE: usize = 16;
 /// Rows between one that is asked for and one that is read.
 const ROWS_AHEAD: usize = 8;
 

@@ -5,8 +5,8 @@ use crate::kernels::Matrix;
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
-/// Memory for copies of factors that a thread keeps. It lies beside the heap, where a block that
-/// stays between those of a step would cost many times its size.
+/// Memory for copies of factors that a thread keeps: pages of its own, so that copies begin at a line
+/// of the cache and a block that stays does not part the heap.
 #[derive(Default)]
 pub struct Scratch(Option<MmapMut>);
 

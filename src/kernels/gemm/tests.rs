@@ -75,6 +75,14 @@ fn products_are_those_of_the_textbook_whatever_lies_where() {
     }
 }
 
+#[test]
+#[should_panic(expected = "inner dimensions of a product")]
+fn factors_that_do_not_fit_are_refused() {
+    let (left, right) = (numbers(6, 1), numbers(8, 2));
+    let (a, b) = (Matrix::new(&left, 2, 3), Matrix::new(&right, 4, 2));
+    Gemm(&PORTABLE).multiply(&mut [0.0; 4], [a, b], false);
+}
+
 /// However many threads share a product, whether its right factor is copied, and whatever it is made
 /// with: the same bits.
 #[test]
