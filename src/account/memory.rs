@@ -67,10 +67,8 @@ impl MemoryLedger {
     pub(super) fn new(plan: &Plan, vocabulary: u64, threads: u64) -> Self {
         let model = &plan.model;
         let parameters = ParameterLedger::new(model, vocabulary);
-        let layers = model.n_layer as u64;
         let integrator = plan.optimizer.dlra().map(|dlra| dlra.integrator);
-        let starting: Vec<MatrixCost> =
-            model.arch.targets().iter().map(|target| MatrixCost::new(model, *target)).collect();
+        let starting = MatrixCost::all(model);
         let augmented: Vec<MatrixCost> = starting
             .iter()
             .map(|matrix| augmented(*matrix, integrator.unwrap_or(Integrator::Tangent)))
@@ -79,7 +77,7 @@ impl MemoryLedger {
         let is_augmented_bug = integrator == Some(Integrator::AugmentedBug);
         let matrices = if is_cycle { &augmented } else { &starting };
         let of_blocks =
-            |count: &dyn Fn(&MatrixCost) -> u64| layers * matrices.iter().map(count).sum::<u64>();
+            |count: &dyn Fn(&MatrixCost) -> u64| matrices.iter().map(count).sum::<u64>();
         let rule = |matrix: &MatrixCost| rule_cost(&plan.optimizer, matrix.form);
         let kept = |matrix: &MatrixCost| rule(matrix).kept(moved(matrix));
         let in_hand = |matrix: &MatrixCost| rule(matrix).in_hand(moved(matrix));
@@ -97,10 +95,10 @@ impl MemoryLedger {
             };
             // Baselines take one matrix after another there.
             let stacks = low_rank.iter().map(group).max().unwrap_or(0);
-            (layers * stacks).max(others.iter().map(in_hand).max().unwrap_or(0))
+            stacks.max(others.iter().map(in_hand).max().unwrap_or(0))
         } else {
             let in_hand = matrices.iter().map(in_hand).filter(|values| *values > 0);
-            in_hand.clone().max().unwrap_or(0) * threads.min(layers * in_hand.count() as u64)
+            in_hand.clone().max().unwrap_or(0) * threads.min(in_hand.count() as u64)
         };
         let (grams, grams_put_by) = match plan.rank.fisher_batches() {
             None => (0, 0),
@@ -135,8 +133,7 @@ impl MemoryLedger {
                         }
                         false => narrow.gradient_values(),
                     };
-                    trained_rest
-                        + layers * matrices.iter().zip(&augmented).map(low_rank).sum::<u64>()
+                    trained_rest + matrices.iter().zip(&augmented).map(low_rank).sum::<u64>()
                 }
                 false => 0,
             },

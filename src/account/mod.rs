@@ -157,7 +157,10 @@ impl fmt::Display for Ledger {
             let form = match target.form {
                 WeightForm::Dense => "dense".to_owned(),
                 WeightForm::LowRank { .. } if target.is_uncut => "dense until cut".to_owned(),
-                WeightForm::LowRank { rank } => format!("rank {rank}"),
+                WeightForm::LowRank { rank } => match target.ranks {
+                    Some((least, most)) if least < most => format!("ranks {least} to {most}"),
+                    ranks => format!("rank {}", ranks.map_or(rank, |(rank, _)| rank)),
+                },
                 WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
                     format!("frozen, adapter {rank}")
                 }

@@ -76,18 +76,15 @@ impl FlopLedger {
     ) -> Self {
         let model = &plan.model;
         let layers = model.n_layer as u64;
-        let places = || {
-            (0..model.n_layer)
-                .flat_map(|layer| model.arch.targets().iter().map(move |target| (layer, *target)))
-        };
-        let matrices: Vec<MatrixCost> = places()
-            .map(|(layer, target)| form(MatrixCost::new(model, target), layer, target))
+        let matrices: Vec<MatrixCost> = model
+            .places()
+            .map(|(layer, target)| form(MatrixCost::new(model, layer, target), layer, target))
             .collect();
         let of = |matrices: &[MatrixCost]| {
             let training = |(matrix, (layer, target)): (&MatrixCost, (usize, Target))| {
                 matrix.training_flops(passes_on(model, layer, target))
             };
-            let products = matrices.iter().zip(places()).map(training).sum::<u64>();
+            let products = matrices.iter().zip(model.places()).map(training).sum::<u64>();
             products + attention_training_flops(model) + head_training_flops(model, vocabulary)
         };
         let coefficient_evaluations = plan.optimizer.dlra().map_or(0, |dlra| {

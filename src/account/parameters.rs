@@ -83,16 +83,18 @@ impl ParameterLedger {
 pub struct TargetLedger {
     /// Which matrix.
     pub target: Target,
-    /// Its form.
+    /// Its form, in blocks without a rank of their own.
     pub form: WeightForm,
+    /// The smallest and largest rank over the blocks; none of a full matrix.
+    pub ranks: Option<(usize, usize)>,
     /// Whether it is low-rank and dense until it is cut; it counts as it is then.
     pub is_uncut: bool,
     /// m.
     pub rows: u64,
     /// n.
     pub columns: u64,
-    /// Stored numbers in all blocks: L m n, L (m r + r² + n r), or L (m r + n r) for W = B A.
-    /// With a frozen matrix beside it L m n more.
+    /// Stored numbers in all blocks: L m n, L (m r + r² + n r), or L (m r + n r) for W = B A, each
+    /// block with its own r. With a frozen matrix beside it L m n more.
     pub parameters: u64,
     /// Trained ones of them.
     pub trained: u64,
@@ -104,18 +106,22 @@ pub struct TargetLedger {
 
 impl TargetLedger {
     fn new(model: &ModelPlan, target: Target) -> Self {
-        let matrix = MatrixCost::new(model, target);
-        let layers = model.n_layer as u64;
+        let blocks = || (0..model.n_layer).map(|layer| MatrixCost::new(model, layer, target));
+        let sum = |count: &dyn Fn(&MatrixCost) -> u64| blocks().map(|m| count(&m)).sum::<u64>();
+        let ranks = || (0..model.n_layer).filter_map(|layer| model.form_in(layer, target).rank());
+        let (rows, columns) = model.shape(target);
+        let trained = sum(&MatrixCost::parameters);
         TargetLedger {
             target,
             form: model.form(target),
-            is_uncut: matrix.is_uncut,
-            rows: matrix.rows,
-            columns: matrix.columns,
-            parameters: layers * (matrix.parameters() + matrix.frozen_values()),
-            trained: layers * matrix.parameters(),
-            manifold_dimension: layers * matrix.manifold_dimension(),
-            dense_equivalent: layers * matrix.rows * matrix.columns,
+            ranks: ranks().min().zip(ranks().max()),
+            is_uncut: blocks().any(|matrix| matrix.is_uncut),
+            rows: rows as u64,
+            columns: columns as u64,
+            parameters: trained + sum(&MatrixCost::frozen_values),
+            trained,
+            manifold_dimension: sum(&MatrixCost::manifold_dimension),
+            dense_equivalent: model.n_layer as u64 * rows as u64 * columns as u64,
         }
     }
 }

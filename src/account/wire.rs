@@ -29,14 +29,10 @@ pub struct WireLedger {
 
 impl WireLedger {
     pub(super) fn new(plan: &Plan, parameters: &ParameterLedger) -> Self {
-        let layers = plan.model.n_layer as u64;
         let rest = if parameters.is_adapted { 0 } else { parameters.dense_rest() };
         let sums = |form: &dyn Fn(MatrixCost) -> MatrixCost| {
-            let targets = plan.model.arch.targets().iter();
-            let values = targets.map(|target| {
-                layers * form(MatrixCost::new(&plan.model, *target)).gradient_values()
-            });
-            rest + values.sum::<u64>()
+            let matrices = MatrixCost::all(&plan.model).into_iter();
+            rest + matrices.map(|matrix| form(matrix).gradient_values()).sum::<u64>()
         };
         let integrator = plan.optimizer.dlra().map_or(Integrator::Tangent, |dlra| dlra.integrator);
         let further = plan.optimizer.dlra().map_or(1, DlraSpec::evaluations_per_step) - 1;

@@ -95,6 +95,18 @@ impl ModelConfig {
                 target.name()
             );
         }
+        for (layer, ranks) in self.layers.iter().enumerate() {
+            for (target, rank) in ranks {
+                let (rows, columns) = self.shape(*target);
+                let limit = rows.min(columns);
+                ensure!(
+                    (1..=limit).contains(rank) && layer < self.n_layer,
+                    "config.json: layers[{layer}].{}: rank {rank} is not possible in {} blocks of {rows} × {columns}; it is 1 to {limit}",
+                    target.name(),
+                    self.n_layer
+                );
+            }
+        }
         Ok(())
     }
 }

@@ -22,13 +22,18 @@ pub struct MatrixCost {
 }
 
 impl MatrixCost {
-    /// The matrix of this kind.
-    pub fn new(model: &ModelPlan, target: Target) -> Self {
+    /// The matrix of this kind in this block.
+    pub fn new(model: &ModelPlan, layer: usize, target: Target) -> Self {
         let (rows, columns) = model.shape(target);
-        let (form, is_beside_frozen) = trained_form(model, target);
+        let (form, is_beside_frozen) = trained_form(model, layer, target);
         let is_uncut =
             model.start == LowRankStart::Dense && matches!(form, WeightForm::LowRank { .. });
         MatrixCost { form, rows: rows as u64, columns: columns as u64, is_beside_frozen, is_uncut }
+    }
+
+    /// The matrices of all blocks, block by block.
+    pub fn all(model: &ModelPlan) -> Vec<Self> {
+        model.places().map(|(layer, target)| Self::new(model, layer, target)).collect()
     }
 
     /// The matrix once it is a point of this rank on the manifold.
@@ -127,8 +132,8 @@ impl MatrixCost {
 const NOTHING: WeightForm = WeightForm::Factored { rank: 0, form: FactorForm::Ba };
 
 /// What is trained of a matrix, and whether it stands beside a frozen one.
-fn trained_form(model: &ModelPlan, target: Target) -> (WeightForm, bool) {
-    match model.form(target) {
+fn trained_form(model: &ModelPlan, layer: usize, target: Target) -> (WeightForm, bool) {
+    match model.form_in(layer, target) {
         WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
             (WeightForm::LowRank { rank }, true)
         }
@@ -196,7 +201,7 @@ pub struct KeptValues {
     pub in_compute_type: u64,
 }
 
-/// Numbers kept per token, with these matrices in a block.
+/// Numbers kept per token, with these matrices in all blocks.
 ///
 /// Per block: both norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C, or C + 2 C
 /// G/H with G heads of keys and values); attention output (C) and log-sum-exp (H); the stages of the
@@ -208,10 +213,10 @@ pub fn kept_values(model: &ModelPlan, matrices: &[MatrixCost]) -> KeptValues {
     let rank_wide: u64 = matrices.iter().map(MatrixCost::intermediate_values).sum();
     let (norm_inputs, norm_outputs) = (width + 2, width);
     let attention = 2 * (width + model.key_width() as u64);
-    let kept = norm_outputs * 2 + attention + mlp_values(model) + rank_wide;
+    let kept = norm_outputs * 2 + attention + mlp_values(model);
     KeptValues {
         in_f32: layers * (2 * norm_inputs + heads) + norm_inputs + width,
-        in_compute_type: layers * kept + norm_outputs,
+        in_compute_type: layers * kept + rank_wide + norm_outputs,
     }
 }
 

@@ -170,7 +170,7 @@ impl Linear {
             false => INIT_STANDARD_DEVIATION,
         };
         let first = First { standard_deviation, spectrum: config.spectrum, start: config.start };
-        Self::declare(declarations, site, config.form(kind), config.bias, first)
+        Self::declare(declarations, site, config.form_in(layer, kind), config.bias, first)
     }
 
     /// The layer of this site, its weight in this form and with these numbers at first.

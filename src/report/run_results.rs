@@ -165,7 +165,7 @@ impl RunResults {
     /// validation, or if a run whose ranks change has not recorded them.
     pub fn manifold_dimension(&self) -> Option<f64> {
         let model = &self.plan.model;
-        let redundant = |target: &Target| match model.form(*target) {
+        let redundant = |(layer, target): (usize, Target)| match model.form_in(layer, target) {
             WeightForm::Dense => 0,
             WeightForm::LowRank { rank } | WeightForm::Factored { rank, form: FactorForm::Usv } => {
                 2 * rank * rank
@@ -175,9 +175,7 @@ impl RunResults {
             | WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => rank * rank,
         };
         let redundant = match (&self.plan.rank, self.ranks.last()) {
-            (RankPlan::Fixed, _) => {
-                model.n_layer * model.arch.targets().iter().map(redundant).sum::<usize>()
-            }
+            (RankPlan::Fixed, _) => model.places().map(redundant).sum::<usize>(),
             (_, Some(last)) => {
                 // A weight of full rank is dense there.
                 let is_uncut = |name: &str, rank: usize| {

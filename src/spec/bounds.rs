@@ -53,7 +53,9 @@ pub(super) fn step_operations(plan: &Plan, vocabulary: u64) -> f64 {
     let tokens =
         context * plan.train.batch_size as f64 * plan.train.gradient_accumulation_steps as f64;
     let forward = blocks + layers * 2.0 * context * width + vocabulary as f64 * width;
-    let largest_rank = model.weights.values().filter_map(|form| form.rank()).max().unwrap_or(0);
+    let ranks = model.weights.values().filter_map(|form| form.rank());
+    let own_ranks = model.layers.iter().flat_map(|ranks| ranks.values().copied());
+    let largest_rank = ranks.chain(own_ranks).max().unwrap_or(0);
     let full = plan.optimizer.matrices.is_some()
         && model.weights.values().any(|form| *form == WeightForm::Dense);
     let rank = if full { width } else { largest_rank as f64 };

@@ -6,6 +6,7 @@ use super::bounds;
 use super::cut_spec::check_cut;
 use super::data_rules::{check_data, check_packing, given_vocabulary};
 use super::init_spec::check_init;
+use super::layer_rules::check_layers;
 use super::model_spec::{check_model, check_weights};
 use super::name::name_problem;
 use super::optimizer_rules::check_optimizer;
@@ -24,6 +25,7 @@ pub(crate) fn problems(spec: &RunSpec, plan: &Plan) -> Vec<Problem> {
     }
     check_model(&mut found, &spec.model, &plan.model);
     check_weights(&mut found, spec, plan);
+    check_layers(&mut found, spec, plan);
     check_adapter(&mut found, spec);
     check_init(&mut found, spec.init.as_ref());
     check_cut(&mut found, plan);

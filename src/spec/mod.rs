@@ -18,6 +18,7 @@ mod findings;
 mod init_spec;
 mod integrator;
 mod key_path;
+mod layer_rules;
 mod locate;
 mod model_plan;
 mod model_spec;

@@ -53,9 +53,13 @@ pub struct ModelPlan {
     /// What low-rank weights are until they are cut.
     #[serde(default, skip_serializing_if = "LowRankStart::is_default")]
     pub start: LowRankStart,
-    /// Form of each matrix of a block, the same in all blocks; has every target of the
-    /// architecture.
+    /// Form of each matrix of a block, the same in all blocks but for the ranks in `layers`; has
+    /// every target of the architecture.
     pub weights: BTreeMap<Target, WeightForm>,
+    /// Ranks of single blocks' low-rank matrices where they are not those of `weights`: an entry
+    /// for each block from the first on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<BTreeMap<Target, usize>>,
 }
 
 impl ModelPlan {
@@ -81,12 +85,29 @@ impl ModelPlan {
             spectrum: InitialSpectrum::Flat,
             start: LowRankStart::Factors,
             weights,
+            layers: Vec::new(),
         }
     }
 
-    /// Form of one matrix of a block; dense where nothing is said.
+    /// Form of one matrix of a block; dense where nothing is said. Where `layers` gives single
+    /// blocks ranks of their own, all but the rank.
     pub fn form(&self, target: Target) -> WeightForm {
         self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
+    }
+
+    /// Form of one matrix of one block, its own rank included.
+    pub fn form_in(&self, layer: usize, target: Target) -> WeightForm {
+        let own = self.layers.get(layer).and_then(|ranks| ranks.get(&target));
+        match (self.form(target), own) {
+            (WeightForm::LowRank { .. }, Some(rank)) => WeightForm::LowRank { rank: *rank },
+            (form, _) => form,
+        }
+    }
+
+    /// Block and target of every matrix of the blocks, block by block.
+    pub fn places(&self) -> impl Iterator<Item = (usize, Target)> {
+        let targets = self.arch.targets();
+        (0..self.n_layer).flat_map(move |layer| targets.iter().map(move |target| (layer, *target)))
     }
 
     /// Whether only adapters are trained.

@@ -140,6 +140,11 @@ pub struct LowRankWeightsSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "per_target_schema::<TargetRank>")]
     pub targets: BTreeMap<Target, TargetRank>,
+    /// Ranks of single blocks' matrices: a list with an entry for each block from the first on,
+    /// `[{up: 80, down: 64}, {}, {q: 6}]`. For ranks that stay as they start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "per_layer_schema")]
+    pub layers: Vec<BTreeMap<Target, usize>>,
 }
 
 /// First singular values of a low-rank weight W: m × n that stands in the place of a dense draw
@@ -238,6 +243,12 @@ pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) 
         |target: Target| (target.name().to_owned(), generator.subschema_for::<T>().to_value());
     let properties: serde_json::Map<_, _> = Target::known().map(entry).collect();
     json_schema!({ "type": "object", "properties": properties, "additionalProperties": false })
+}
+
+/// Schema of a list, by block, of maps from targets to ranks.
+fn per_layer_schema(generator: &mut SchemaGenerator) -> Schema {
+    let ranks = per_target_schema::<usize>(generator).to_value();
+    json_schema!({ "type": "array", "items": ranks })
 }
 
 pub(super) fn check_model(found: &mut Findings, model: &ModelSpec, plan: &ModelPlan) {

@@ -292,6 +292,10 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
             _ => LowRankStart::default(),
         },
         weights: BTreeMap::new(),
+        layers: match &spec.weights {
+            WeightsSpec::LowRank(low_rank) => low_rank.layers.clone(),
+            _ => Vec::new(),
+        },
     };
     // `full` is a matter of the shapes.
     let shape = |target| plan.shape(target);

@@ -134,6 +134,7 @@ fn weights(model: &ModelPlan, cut: Option<CutSpec>) -> Result<WeightsSpec, Probl
             start: model.start,
             spectrum: model.spectrum,
             targets,
+            layers: model.layers.clone(),
         }),
         Some(form) => WeightsSpec::Factored(FactoredWeightsSpec { rank, form, targets }),
     })

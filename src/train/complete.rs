@@ -31,7 +31,7 @@ fn shape_of(init: &InitSpec) -> Result<ImportedShape> {
         other => anyhow::bail!("a model's configuration is {other}, no mapping"),
     };
     let not_of_the_shape =
-        ["weights", "vocab_size", "dropout", "spectrum", "start", "zero_outputs"];
+        ["weights", "layers", "vocab_size", "dropout", "spectrum", "start", "zero_outputs"];
     for key in not_of_the_shape {
         model.remove(key);
     }

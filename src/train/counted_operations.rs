@@ -75,6 +75,13 @@ const CASES: &[Case] = &[
         cubes: 16,
     },
     Case { method: "dlra-augmented-bug", steps: 3, overrides: &[LOW_RANK], cubes: 12 },
+    // Single blocks with ranks of their own.
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &[LOW_RANK, "model.weights.low_rank.layers=[{q: 12, up: 5}, {down: 10}]"],
+        cubes: 12,
+    },
     // Only adapters are trained: on everything, and on what leaves the first block's attention
     // without a gradient.
     Case {

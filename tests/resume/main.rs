@@ -216,6 +216,12 @@ fn heavy_ball_with_changing_ranks() {
 }
 
 #[test]
+fn spectral_with_ranks_of_single_blocks() {
+    let weights = "{low_rank: {rank: 6, layers: [{q: 9, down: 3}, {up: 2}]}}";
+    check("ranks of single blocks", weights, &dlra("spectral", "subspace"), &[4]);
+}
+
+#[test]
 fn adam_with_changing_ranks() {
     check("adam", LOW_RANK, &format!("{}{TOLERANCE}", dlra("adam", "subspace")), &[4, 6]);
 }
