@@ -127,6 +127,13 @@ fn train_then_eval_generate_inspect() {
         (Some(6), Some(3))
     );
     place.run(&["inspect", "runs/small", "--plot", "spectra.svg"], 2);
+    let ranks = stdout(&place.run(&["inspect", "runs/small", "--ranks", "--scale", "0.5"], 0));
+    let weights = format!("model.weights={ranks}");
+    let checked = place.run(&["spec", "check", "runs/small/spec.yaml", "--set", &weights], 0);
+    assert!(
+        ranks.contains("{rank: 3, layers: [") && stdout(&checked).contains("rank 3"),
+        "{ranks}"
+    );
 
     for file in [
         "spec.yaml",

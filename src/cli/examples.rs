@@ -40,7 +40,8 @@ pub const EXPORT: &str = "Examples:
   lrpt export runs/gpt-small --to gpt-small-hf";
 pub const INSPECT: &str = "Examples:
   lrpt inspect runs/gpt-small
-  lrpt inspect runs/gpt-small --spectra";
+  lrpt inspect runs/gpt-small --spectra
+  lrpt inspect runs/budget --ranks --scale 0.9";
 pub const DATA: &str = "Examples:
   lrpt data list
   lrpt data prepare configs/gpt-small.yaml

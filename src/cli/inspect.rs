@@ -4,14 +4,15 @@ use super::{compute, output};
 use crate::error::Failure;
 use crate::figures;
 use crate::fs::write_atomic;
-use crate::params::Weight;
+use crate::params::{Role, Weight};
 use crate::report::{
-    Column, RunResults, fitted, spectra_figure, spectra_json, spectra_table, wrapped,
+    Column, RunResults, allotment, fitted, spectra_figure, spectra_json, spectra_table, wrapped,
 };
 use crate::spec::DeviceSpec;
 use crate::train::LoadedRun;
 use anyhow::Result;
 use clap::Args;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Arguments of `lrpt inspect`.
@@ -32,6 +33,12 @@ pub struct InspectArgs {
     /// Draw the singular values, now and over the run, and the ranks into this SVG file.
     #[arg(long, value_name = "FILE.svg", requires = "spectra")]
     plot: Option<PathBuf>,
+    /// Print the ranks as `model.weights` of the spec of a run that has them from its first step.
+    #[arg(long, conflicts_with_all = ["json", "spectra"])]
+    ranks: bool,
+    /// Multiply the ranks by this number.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, requires = "ranks")]
+    scale: f64,
     /// Print every column, whatever the width of the terminal.
     #[arg(long)]
     wide: bool,
@@ -40,7 +47,36 @@ pub struct InspectArgs {
 /// Prints the spectra or the weights of a run.
 pub fn run(args: InspectArgs) -> Result<()> {
     let run = LoadedRun::open(&args.run, &compute::device(DeviceSpec::Cpu)?)?;
-    if args.spectra { spectra(&args, &run) } else { weights(&args, &run) }
+    match (args.spectra, args.ranks) {
+        (true, _) => spectra(&args, &run),
+        (_, true) => ranks(&args, &run),
+        _ => weights(&args, &run),
+    }
+}
+
+/// Prints the ranks of all low-rank weights as a part of a spec.
+fn ranks(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
+    if !(args.scale > 0.0 && args.scale <= 1e3) {
+        let message = format!("--scale is {}; give a number above 0 and at most 1000", args.scale);
+        return Err(Failure::Usage(message).into());
+    }
+    let of_place = |role: Role, rank: usize| match role {
+        Role::Matrix(place) => Some(((place.layer, place.target), rank)),
+        _ => None,
+    };
+    let ranks: BTreeMap<_, _> = run
+        .params
+        .ranks()
+        .filter_map(|(_, parameter, rank)| of_place(parameter.role, rank))
+        .collect();
+    if ranks.is_empty() || run.model.config().is_adapted() {
+        let message = format!(
+            "{}: has no low-rank weights that stand alone, so no ranks",
+            args.run.display()
+        );
+        return Err(Failure::Usage(message).into());
+    }
+    output::line(allotment(&ranks, args.scale))
 }
 
 /// Prints the singular values of every low-rank weight, and draws them with the run's own record.

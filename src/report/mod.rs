@@ -12,11 +12,13 @@
 //! columns       a table as wide as the terminal
 //! table         the comparison as text and Markdown
 //! charts        the comparison as charts
+//! allotment     the ranks of one run's weights as a spec
 //! spectra       the ranks and singular values of one run's weights, now and over the run
 //! page          report.html and report.md of a comparison with their charts
 //! run_page      the page of one run, finished or not
 //! ```
 
+mod allotment;
 mod budget;
 mod charts;
 mod clock;
@@ -34,6 +36,7 @@ mod spectra;
 mod statistics;
 mod table;
 
+pub use allotment::allotment;
 pub use budget::{Spending, loss_at};
 pub use columns::{Column, fitted, wrapped};
 pub use comparison::{Comparison, GroupSummary, PairedDifference, compare};
