@@ -1,5 +1,5 @@
-//! What must never exist as a whole does not: attention's T × T scores and the head's logits,
-//! measured at the allocator.
+//! What must never exist as a whole, or stay, does not: attention's T × T scores, the head's logits,
+//! what an MLP's last matrix takes; measured at the allocator.
 
 #[path = "support/allocator.rs"]
 mod allocator;
@@ -10,7 +10,7 @@ use lrpt::ops::{self, Gradients, Tape};
 
 /// One test, since the count is the process's.
 #[test]
-fn neither_scores_nor_logits_exist_as_a_whole() -> Result<()> {
+fn neither_scores_nor_logits_exist_as_a_whole_and_no_activation_stays() -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(2)
         .build_global()
@@ -52,5 +52,27 @@ fn neither_scores_nor_logits_exist_as_a_whole() -> Result<()> {
     done?;
     // All logits would be 128 MB; a chunk of them is 8 MB.
     assert!(bytes < 4 * rows * vocabulary / 8, "the head took {bytes} bytes");
+
+    // Between up and down a layer is 1 MB wide: before GELU each of 8 stays, after it none.
+    let (wide, layers) = (1024, 8);
+    let ones = |rows: usize, columns: usize| {
+        Tensor::ones((rows, columns), candle_core::DType::F32, &Device::Cpu)
+    };
+    let (x, up, down) = (ones(256, 16)?, ones(wide, 16)?, ones(16, wide)?);
+    let mlp = |layers: usize| {
+        let tape = Tape::training();
+        let (up, down) = (tape.parameter(0, &up), tape.parameter(1, &down));
+        let mut y = tape.parameter(2, &x);
+        for _ in 0..layers {
+            let inner = ops::gelu(&tape, &ops::linear(&tape, &y, &up, None)?)?;
+            y = ops::scaled(&tape, &ops::linear(&tape, &inner, &down, None)?, 1e-4)?;
+        }
+        tape.backward(&y, &mut Gradients::new(3))
+    };
+    mlp(1)?;
+    let (bytes, done) = peak(|| mlp(layers));
+    done?;
+    let stage = 4 * 256 * wide;
+    assert!(bytes < (layers + 4) * stage, "{layers} MLPs took {bytes} bytes");
     Ok(())
 }

@@ -30,9 +30,9 @@ pub struct MemoryLedger {
     pub moments: u64,
     /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both
     /// norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C, or
-    /// C + 2 C G/H with G heads of keys and values); attention output (C) and log-sum-exp (H); MLP
-    /// before and after GELU (2 I, with I = 4 C unless said), or the gate, what it gates and both
-    /// together (3 I); and the rank-wide intermediate of each
+    /// C + 2 C G/H with G heads of keys and values); attention output (C) and log-sum-exp (H); the
+    /// MLP before GELU (I, with I = 4 C unless said), or the gate and what it gates (2 I), from which
+    /// what `down` takes is made again; and the rank-wide intermediate of each
     /// low-rank or factored matrix (r; 2 r with free factors U, S, V). Then per token the final
     /// norm's input, statistics and output (2 C + 2) and the head's gradient (C). Logits exist only
     /// in chunks, residual sums and dropout keep nothing. With half-precision products all but the

@@ -61,7 +61,7 @@ fn memory_of_a_tiny_model_on_a_device_in_bf16() {
     );
     // Per token and block in f32 both norms' inputs and statistics and H = 22, in bf16 14 C and the
     // ranks = 123; at the end 2 C + 2 and C.
-    assert_eq!(memory.activations, 12 * (4 * (2 * 22 + 18) + 2 * (2 * 123 + 8)) + 2 * (152 + 1010));
+    assert_eq!(memory.activations, 12 * (4 * (2 * 22 + 18) + 2 * (2 * 91 + 8)) + 2 * (152 + 1010));
     // In all, tangent gradient, new weight and moment; in hand q, k and o of both blocks: 4 · 32 +
     // 2 · 4 + 12 · 4 each, and three of 36.
     let all = 2 * 3 * (3 * 36 + 57 + 84);
@@ -77,9 +77,9 @@ fn memory_of_a_tiny_model() {
     assert_eq!(memory.gradients, 4 * (rest + 2 * (3 * 32 + 48 + 80 + 256)));
     // Spectral keeps one moment of the shape of (U, S, V); AdamW keeps two.
     assert_eq!(memory.moments, 4 * (2 * rest + 2 * (3 * 36 + 57 + 84) + 2 * 2 * 256));
-    // Per token and block 16 C + 4 + H + (2 + 2 + 3 + 2 + 2) = 145; at the end 3 C + 2; 12 tokens
+    // Per token and block 12 C + 4 + H + (2 + 2 + 3 + 2 + 2) = 113; at the end 3 C + 2; 12 tokens
     // in a micro-batch.
-    assert_eq!(memory.activations, 4 * 12 * (2 * 145 + 26));
+    assert_eq!(memory.activations, 4 * 12 * (2 * 113 + 26));
     assert_eq!(memory.head_gradient, 4 * 80);
     // Up, 32 × 8 at rank 2, is the largest: 4·80 + 14·4.
     let low_rank = 2 * (3 * 36 + 57 + 84);

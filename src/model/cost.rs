@@ -205,7 +205,7 @@ pub struct KeptValues {
 ///
 /// Per block: both norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C, or C + 2 C
 /// G/H with G heads of keys and values); attention output (C) and log-sum-exp (H); the stages of the
-/// MLP, I wide; and the rank-wide intermediate of each low-rank or factored matrix (r; 2 r with free
+/// MLP, I wide, but for the last, which is made again from those before it; and the rank-wide intermediate of each low-rank or factored matrix (r; 2 r with free
 /// factors U, S, V). Then the final norm's input, statistics and output (2 C + 2) and the head's
 /// gradient (C). Logits exist only in chunks, residual sums and dropout keep nothing.
 pub fn kept_values(model: &ModelPlan, matrices: &[MatrixCost]) -> KeptValues {
@@ -213,7 +213,8 @@ pub fn kept_values(model: &ModelPlan, matrices: &[MatrixCost]) -> KeptValues {
     let rank_wide: u64 = matrices.iter().map(MatrixCost::intermediate_values).sum();
     let (norm_inputs, norm_outputs) = (width + 2, width);
     let attention = 2 * (width + model.key_width() as u64);
-    let kept = norm_outputs * 2 + attention + mlp_values(model);
+    let mlp = mlp_values(model) - model.inner_width() as u64;
+    let kept = norm_outputs * 2 + attention + mlp;
     KeptValues {
         in_f32: layers * (2 * norm_inputs + heads) + norm_inputs + width,
         in_compute_type: layers * kept + rank_wide + norm_outputs,
@@ -221,7 +222,8 @@ pub fn kept_values(model: &ModelPlan, matrices: &[MatrixCost]) -> KeptValues {
 }
 
 /// Numbers that the backward pass holds of a token at its widest in a block: gradients of the
-/// residual stream and of the MLP's output, 2 C, and of every stage of the MLP.
+/// residual stream and of the MLP's output, 2 C, and of every stage of the MLP (or, before, the last
+/// stage made again and its gradient).
 pub fn backward_values(model: &ModelPlan) -> u64 {
     2 * model.n_embd as u64 + mlp_values(model)
 }

@@ -3,7 +3,7 @@
 
 use super::compute::{Compute, widened};
 use super::product::{as_rows, product_by, rows_of};
-use super::tape::{Flow, Source, Tape, Value};
+use super::tape::{Flow, Remake, Source, Tape, Value};
 use crate::kernels::profile::{Cost, Work, span};
 use crate::kernels::{Host, Real, build, mutate, vectorized, with_real};
 use candle_core::{DType, Result, Tensor, bail};
@@ -51,10 +51,11 @@ fn dense_linear(
     let (to_x, to_w, to_bias) = (x.source(), w.source(), bias.and_then(Value::source));
     let input = Input::of(x);
     // A frozen weight needs no input kept for its gradient.
-    let rows = to_w.map(|_| rows);
+    let rows = to_w.map(|_| KeptRows::of(x, rows));
     Ok(tape.record(&[to_x, to_w, to_inputs, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
         if let Some(rows) = rows {
+            let rows = rows.tensor(compute)?;
             flow.add_product(to_w, weight.dims(), &delta.t()?, &rows)?;
             if to_inputs.is_some() {
                 flow.add_gram(to_inputs, &rows)?;
@@ -108,7 +109,7 @@ pub fn low_rank_linear(
         (x.source(), u.source(), v.source(), bias.and_then(Value::source));
     let (s, v, input) = (s.clone(), v.tensor().clone(), Input::of(x));
     // A frozen weight needs no input kept for its gradient.
-    let (z, rows) = (to_u.or(to_v).map(|_| z), to_v.map(|_| rows));
+    let (z, rows) = (to_u.or(to_v).map(|_| z), to_v.map(|_| KeptRows::of(x, rows)));
     Ok(tape.record(&[to_x, to_u, to_v, to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
         if let Some(z) = z {
@@ -122,6 +123,7 @@ pub fn low_rank_linear(
         let delta_u = flow.product(&delta, &u_narrow)?;
         drop(delta);
         if let Some(rows) = rows {
+            let rows = rows.tensor(compute)?;
             flow.add_product(to_v, v.dims(), &rows.t()?, &delta_u)?;
         }
         flow.add_gram(to_u, &delta_u)?;
@@ -148,6 +150,27 @@ fn bias_work(name: &'static str, x: &Tensor, (m, n): (usize, usize), bias: Optio
     };
     let cost = |times: u64| Cost { operations: 0, bytes: times * bytes };
     Work { name, shape: [rows, n, m], forward: cost(2), backward: cost(1) }
+}
+
+/// The rows of an input in the type of the products, for the gradient of the weight: kept, or made
+/// again.
+enum KeptRows {
+    Kept(Tensor),
+    Remade(Remake),
+}
+
+impl KeptRows {
+    /// Of this input, which has these rows.
+    fn of(x: &Value, rows: Tensor) -> Self {
+        x.remake().cloned().map_or(Self::Kept(rows), Self::Remade)
+    }
+
+    fn tensor(self, compute: Compute) -> Result<Tensor> {
+        match self {
+            Self::Kept(rows) => Ok(rows),
+            Self::Remade(remake) => compute.narrowed(&as_rows(&remake.again()?)?),
+        }
+    }
 }
 
 /// Shape and type that the gradient of an input must have.

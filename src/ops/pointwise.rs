@@ -1,6 +1,6 @@
 //! Element-wise operations: GELU, SwiGLU, addition, scaling, dropout.
 
-use super::compute::widened;
+use super::compute::{Compute, widened};
 use super::tape::{Tape, Value};
 use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, PIECE, Real, build, unwritten, vectorized, with_real};
@@ -14,21 +14,14 @@ const ROOT: f64 = 0.797_884_560_802_865_4;
 const CUBIC: f64 = 0.044_715;
 
 /// GELU in GPT-2's tanh form (Hendrycks & Gimpel 2016): ½x(1 + tanh u) = x σ(2u) with u = √(2/π)(x
-/// + 0.044715 x³).
+/// + 0.044715 x³). A layer that takes y makes it again from x in its backward pass.
 pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
     let _span = span(|| Work::pass("gelu", x.tensor(), (2, 3)));
-    let x_kept = x.tensor().clone();
-    let input = widened(&x_kept)?.contiguous()?;
-    let kernels = tape.uses_kernels(&input);
-    let y = if kernels {
-        with_real!(input.dtype(), T => map::<T>(&input, |x| x * gate(x))?)
-    } else {
-        (&input * portable_gate(&input)?)?
-    };
-    let to_x = x.source();
-    Ok(tape.record(&[to_x], y.to_dtype(x_kept.dtype())?, move |delta, flow| {
+    let (x_kept, compute) = (x.tensor().clone(), tape.compute());
+    let (to_x, x_again) = (x.source(), x_kept.clone());
+    let y = tape.record(&[to_x], gelu_of(&x_kept, compute)?, move |delta, flow| {
         let (input, delta) = (widened(&x_kept)?.contiguous()?, widened(&delta)?);
-        let dx = if kernels {
+        let dx = if compute.takes_kernels(&input) {
             let delta = delta.contiguous()?;
             with_real!(input.dtype(), T => map2::<T>(&input, &delta, |x, delta| {
                 // Beyond ±10 the slope is 0 or 1 to the last bit, and x² of a huge x would
@@ -46,7 +39,19 @@ pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
             (delta * (s * inner?)?)?
         };
         flow.add(to_x, dx.to_dtype(x_kept.dtype())?)
-    }))
+    });
+    Ok(y.made_again_by(move || gelu_of(&x_again, compute)))
+}
+
+/// x σ(2u), computed in f32 at least, in x's type.
+fn gelu_of(x: &Tensor, compute: Compute) -> Result<Tensor> {
+    let input = widened(x)?.contiguous()?;
+    let y = if compute.takes_kernels(&input) {
+        with_real!(input.dtype(), T => map::<T>(&input, |x| x * gate(x))?)
+    } else {
+        (&input * portable_gate(&input)?)?
+    };
+    y.to_dtype(x.dtype())
 }
 
 /// σ(2u).
@@ -64,7 +69,8 @@ fn portable_gate(x: &Tensor) -> Result<Tensor> {
 /// silu(gate) ∘ up with silu(x) = x σ(x), the gate of SwiGLU (Shazeer 2020), in the type of the
 /// arguments.
 ///
-/// With s = σ(gate): d up = δ ∘ gate s, d gate = δ ∘ up ∘ s (1 + gate (1 − s)).
+/// With s = σ(gate): d up = δ ∘ gate s, d gate = δ ∘ up ∘ s (1 + gate (1 − s)). A layer that takes
+/// the result makes it again from the arguments in its backward pass.
 ///
 /// # Errors
 /// If the shapes differ.
@@ -76,18 +82,12 @@ pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
     let given = gate.tensor().dtype();
     let wide = |x: &Tensor| widened(x)?.contiguous();
     let kept = (gate.tensor().clone(), up.tensor().clone());
-    let (g, u) = (wide(&kept.0)?, wide(&kept.1)?);
-    let kernels = tape.uses_kernels(&g);
-    let y = if kernels {
-        with_real!(g.dtype(), T => map2::<T>(&g, &u, |g, u| g * sigmoid(g) * u)?)
-    } else {
-        ((&g * portable_sigmoid(&g)?)? * &u)?
-    };
-    drop((g, u));
+    let (again, compute) = (kept.clone(), tape.compute());
     let (to_gate, to_up) = (gate.source(), up.source());
-    Ok(tape.record(&[to_gate, to_up], y.to_dtype(given)?, move |delta, flow| {
+    let y = swiglu_of(&kept.0, &kept.1, compute)?;
+    let y = tape.record(&[to_gate, to_up], y, move |delta, flow| {
         let (g, u, delta) = (wide(&kept.0)?, wide(&kept.1)?, wide(&delta)?);
-        let (d_gate, d_up) = if kernels {
+        let (d_gate, d_up) = if compute.takes_kernels(&g) {
             with_real!(g.dtype(), T => swiglu_backward::<T>(&g, &u, &delta)?)
         } else {
             // As in the kernel: beyond ±88 the slope is 0 or 1, and 0 times infinity would be none.
@@ -98,7 +98,19 @@ pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
         };
         flow.add(to_up, d_up.to_dtype(given)?)?;
         flow.add(to_gate, d_gate.to_dtype(given)?)
-    }))
+    });
+    Ok(y.made_again_by(move || swiglu_of(&again.0, &again.1, compute)))
+}
+
+/// silu(gate) ∘ up, computed in f32 at least, in the arguments' type.
+fn swiglu_of(gate: &Tensor, up: &Tensor, compute: Compute) -> Result<Tensor> {
+    let (g, u) = (widened(gate)?.contiguous()?, widened(up)?.contiguous()?);
+    let y = if compute.takes_kernels(&g) {
+        with_real!(g.dtype(), T => map2::<T>(&g, &u, |g, u| g * sigmoid(g) * u)?)
+    } else {
+        ((&g * portable_sigmoid(&g)?)? * &u)?
+    };
+    y.to_dtype(gate.dtype())
 }
 
 #[inline(always)]

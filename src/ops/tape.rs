@@ -14,6 +14,8 @@ use crate::kernels::profile::{Work, backward_span, innermost};
 use crate::kernels::{Real, mutate};
 use candle_core::{Result, Tensor, bail};
 use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
 
 /// Where a value's gradient goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +26,29 @@ pub enum Source {
     Slot(usize),
 }
 
+/// How a value's numbers are made again, to the bit, from what the backward pass keeps anyway.
+#[derive(Clone)]
+pub(super) struct Remake(Rc<dyn Fn() -> Result<Tensor>>);
+
+impl Remake {
+    /// The numbers, once more.
+    pub fn again(&self) -> Result<Tensor> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Remake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Remake")
+    }
+}
+
 /// A tensor, with the place of its gradient if it has one.
 #[derive(Clone, Debug)]
 pub struct Value {
     tensor: Tensor,
     source: Option<Source>,
+    remake: Option<Remake>,
 }
 
 impl Value {
@@ -40,6 +60,17 @@ impl Value {
     /// Where the gradient goes; `None` where none is wanted.
     pub fn source(&self) -> Option<Source> {
         self.source
+    }
+
+    /// The same value for operations that keep their input: they keep instead how it is made again,
+    /// so that it need not stay in memory until the backward pass.
+    pub(super) fn made_again_by(self, remake: impl Fn() -> Result<Tensor> + 'static) -> Self {
+        Self { remake: Some(Remake(Rc::new(remake))), ..self }
+    }
+
+    /// How its numbers are made again, where that is cheaper to keep than they are.
+    pub(super) fn remake(&self) -> Option<&Remake> {
+        self.remake.as_ref()
     }
 }
 
@@ -121,12 +152,13 @@ impl Tape {
 
     /// A value without gradient.
     pub fn constant(&self, tensor: Tensor) -> Value {
-        Value { tensor, source: None }
+        Value { tensor, source: None, remake: None }
     }
 
     /// A parameter whose gradient is added to this slot.
     pub fn parameter(&self, slot: usize, tensor: &Tensor) -> Value {
-        Value { tensor: tensor.clone(), source: self.recording.then_some(Source::Slot(slot)) }
+        let source = self.recording.then_some(Source::Slot(slot));
+        Value { tensor: tensor.clone(), source, remake: None }
     }
 
     /// Records an operation's output; `backward` gets the output's gradient and passes gradients
@@ -140,7 +172,7 @@ impl Tape {
         backward: impl FnOnce(Tensor, &mut Flow) -> Result<()> + 'static,
     ) -> Value {
         if !self.recording || inputs.iter().all(Option::is_none) {
-            return Value { tensor: output, source: None };
+            return Value { tensor: output, source: None, remake: None };
         }
         let mut nodes = self.nodes.borrow_mut();
         let slots = inputs.iter().filter_map(|input| match input {
@@ -149,7 +181,7 @@ impl Tape {
         });
         let (backward, work) = (Box::new(backward), innermost());
         nodes.push(Node { backward, slots: slots.collect(), work });
-        Value { tensor: output, source: Some(Source::Node(nodes.len() - 1)) }
+        Value { tensor: output, source: Some(Source::Node(nodes.len() - 1)), remake: None }
     }
 
     /// Runs the record backwards from a scalar and adds parameter gradients to `gradients`.
