@@ -1,9 +1,9 @@
 //! Tokens drawn by the rules of `candle_transformers::generation`, with its generator.
 //!
 //! Which tokens can be drawn is decided here, exactly as a [`LogitsProcessor`] of the rule decides
-//! it; a processor then draws one of them. Its crate is the longest to compile of all, and is
-//! compiled without optimisation (Cargo.toml): sorted there, a vocabulary of 4096 tokens takes longer
-//! than the pass of a small network.
+//! it; a processor then draws one of them. Its crate is large and is compiled without optimisation
+//! (Cargo.toml): sorted there, a vocabulary of 4096 tokens takes longer than the pass of a small
+//! network.
 
 use super::Sampling;
 use candle_core::{DType, Device, Result, Tensor};

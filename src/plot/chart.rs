@@ -261,8 +261,7 @@ mod tests {
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
     }
 
-    /// As many methods as a comparison has ever had, and twice as many: every one has a line and a
-    /// point of its own, in the legend as in the frame, whether by colour or by shape.
+    /// Each has a line and a point of its own, by colour or by shape, in the legend as in the frame.
     #[test]
     fn no_two_of_thirty_two_methods_look_alike() {
         let method = |index: usize| {
