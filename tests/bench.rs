@@ -151,13 +151,49 @@ fn operations_add_up_to_the_passes_and_to_the_account() {
         assert!(number(find("a bᵀ", "forward", [64, 32, 32]), "/calls") >= 4.0);
         assert!(number(find("aᵀ b", "backward", [32, 64, 32]), "/calls") >= 4.0);
         assert!(number(find("attention", "backward", [8, 16, 16]), "/calls") == 4.0);
+        products_alone_are_those_of_the_step(&report, rows);
     }
     let table = stdout(
         &place.run(&["bench", spec, "--vocab-size", "50", "--steps", "1", "--operations"], 0),
     );
-    for part in ["of peak", "layer_norm", "gelu", "64 x 32 x 128", "loss", "rest", "in all"] {
+    let parts = ["of peak", "layer_norm", "gelu", "64 x 32 x 128", "loss", "rest", "in all"];
+    for part in parts.into_iter().chain(["   alone\n", "products alone: "]) {
         assert!(table.contains(part), "{part} in {table}");
     }
+}
+
+/// What is timed alone are the products of the step: their shapes, as often as they are called, have
+/// the operations that were counted, and seconds and rates agree.
+fn products_alone_are_those_of_the_step(report: &Value, rows: &[Value]) {
+    let peak = number(report, "/operations/product_peak/flops_per_second");
+    let (mut flops, mut seconds, mut alone_seconds, mut others) = (0.0, 0.0, 0.0, 0.0);
+    for row in rows {
+        let counted = number(row, "/flops");
+        if !["a b", "a bᵀ", "aᵀ b", "aᵀ bᵀ"].iter().any(|name| row["name"] == *name) {
+            assert!(row["alone_flops_per_second"].is_null(), "no product: {row}");
+            others += counted;
+            continue;
+        }
+        let sizes = row["shape"].as_array().expect("a shape").iter();
+        let multiplications: u64 = sizes.map(|size| size.as_u64().expect("a size")).product();
+        assert_eq!(2.0 * multiplications as f64 * number(row, "/calls"), counted, "{row}");
+        let rate = number(row, "/alone_flops_per_second");
+        let share = number(row, "/alone_share_of_product_peak");
+        assert!(rate > 0.0 && (share * peak / rate - 1.0).abs() < 1e-9, "{row}");
+        flops += counted;
+        seconds += number(row, "/seconds");
+        alone_seconds += counted / rate;
+    }
+    let found = |key: &str| number(report, &format!("/by_operation/products/{key}"));
+    assert!(others > 0.0, "attention is no product of two matrices");
+    assert_eq!(found("flops"), flops);
+    assert_eq!(flops + others, number(report, "/operations/flops_per_step"));
+    assert!((found("seconds") - seconds).abs() < 1e-9, "{report}");
+    assert!((found("alone_seconds") - alone_seconds).abs() < 1e-9, "{report}");
+    let step = number(report, "/seconds_per_step/mean");
+    assert_eq!(found("step_seconds"), step);
+    let limit = step - seconds + alone_seconds;
+    assert!((found("step_seconds_at_rates_alone") - limit).abs() < 1e-9, "{report}");
 }
 
 #[test]

@@ -50,25 +50,45 @@ pub fn product_peak(device: &Device, dtype: DType) -> Result<ProductPeak> {
 
 /// The best rate of one product, repeated for [`TIME_PER_SHAPE`].
 fn rate(
-    (rows, inner, columns): (usize, usize, usize),
+    shape: (usize, usize, usize),
     transposed: bool,
     device: &Device,
     dtype: DType,
 ) -> Result<f64> {
-    let ones = |shape: (usize, usize)| Tensor::ones(shape, dtype, device);
-    let (a, b) =
-        (ones((rows, inner))?, ones(if transposed { (columns, inner) } else { (inner, columns) })?);
-    let b = if transposed { b.t()? } else { b };
+    let (rows, inner, columns) = shape;
+    let seconds = time_product(shape, [false, transposed], device, dtype, TIME_PER_SHAPE)?;
+    let best = seconds.into_iter().fold(f64::MAX, f64::min);
+    Ok(2.0 * (rows * inner * columns) as f64 / best.max(f64::MIN_POSITIVE))
+}
+
+/// Seconds of every call of a product of rows × inner and inner × columns numbers, each factor lying
+/// transposed or not, which is computed once and then again and again for this long, once at least.
+///
+/// # Errors
+/// If the device fails or has too little memory.
+pub(super) fn time_product(
+    (rows, inner, columns): (usize, usize, usize),
+    [left, right]: [bool; 2],
+    device: &Device,
+    dtype: DType,
+    time: Duration,
+) -> Result<Vec<f64>> {
+    let ones = |(rows, columns): (usize, usize), transposed: bool| match transposed {
+        true => Tensor::ones((columns, rows), dtype, device)?.t(),
+        false => Tensor::ones((rows, columns), dtype, device),
+    };
+    let (a, b) = (ones((rows, inner), left)?, ones((inner, columns), right)?);
     let mut out = Tensor::zeros((rows, columns), dtype, device)?;
     product_into(&mut out, &a, &b, false)?;
     device.synchronize()?;
-    let (mut best, mut spent) = (Duration::MAX, Duration::ZERO);
-    while spent < TIME_PER_SHAPE {
+    let (mut seconds, mut spent) = (Vec::new(), Duration::ZERO);
+    while seconds.is_empty() || spent < time {
         let started = Instant::now();
         product_into(&mut out, &a, &b, false)?;
         device.synchronize()?;
-        best = best.min(started.elapsed());
-        spent += started.elapsed();
+        let took = started.elapsed();
+        seconds.push(took.as_secs_f64());
+        spent += took;
     }
-    Ok(2.0 * (rows * inner * columns) as f64 / best.as_secs_f64().max(f64::MIN_POSITIVE))
+    Ok(seconds)
 }

@@ -1,5 +1,6 @@
 //! Training steps on random tokens, timed.
 
+use super::alone::Alone;
 use super::by_operation::OperationTable;
 use super::low_rank_parts::LowRankParts;
 use super::product_peak::product_peak;
@@ -58,12 +59,15 @@ pub fn measure(
         .filter(|_| trainer.params.low_rank().next().is_some())
         .map(|dlra| LowRankParts::measure(&trainer.params, dlra, stacked))
         .transpose()?;
-    let seconds = seconds_per_step.forward + seconds_per_step.backward;
     let dtype = trainer.model.compute().half.unwrap_or(DType::F32);
     let product_peak = product_peak(device, dtype)?;
-    let by_operation = profile.map(|profile| {
-        OperationTable::new(&profile, counts.timed, seconds, product_peak.flops_per_second)
-    });
+    let by_operation = match profile {
+        None => None,
+        Some(profile) => {
+            let (alone, peak) = (Alone::measure(&profile)?, product_peak.flops_per_second);
+            Some(OperationTable::new(&profile, counts.timed, &seconds_per_step, peak, &alone))
+        }
+    };
     Ok(Report {
         name: plan.name.clone(),
         device: device::describe(device)?.map_or_else(

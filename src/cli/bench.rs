@@ -38,7 +38,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     vocab_size: Option<u32>,
     /// Time every operation of forward and backward: seconds, bytes, rate and share of the product
-    /// peak, by kind and shape.
+    /// peak, by kind and shape; and every product alone, which says how fast its shape can be.
     #[arg(long, conflicts_with = "vary")]
     operations: bool,
     /// Print one JSON object instead of a table.

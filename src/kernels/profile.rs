@@ -23,6 +23,25 @@ pub struct Operation {
     pub shape: [usize; 3],
 }
 
+impl Operation {
+    /// Whether the left and the right factor of a product lie transposed; `None` of what is no
+    /// product.
+    pub fn transposed_factors(&self) -> Option<[bool; 2]> {
+        let ways = [[false, false], [false, true], [true, false], [true, true]];
+        ways.into_iter().find(|transposed| product_name(*transposed) == self.name)
+    }
+}
+
+/// What a product is called, by whether the left and the right factor lie transposed.
+fn product_name(transposed: [bool; 2]) -> &'static str {
+    match transposed {
+        [false, false] => "a b",
+        [false, true] => "a bᵀ",
+        [true, false] => "aᵀ b",
+        [true, true] => "aᵀ bᵀ",
+    }
+}
+
 /// What an operation has to do at the least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
@@ -73,12 +92,7 @@ impl Work {
         let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
         let outputs = if accumulate { 2 } else { 1 };
         let numbers = rows * inner + inner * columns + outputs * rows * columns;
-        let name = match (a.is_transposed(), b.is_transposed()) {
-            (false, false) => "a b",
-            (false, true) => "a bᵀ",
-            (true, false) => "aᵀ b",
-            (true, true) => "aᵀ bᵀ",
-        };
+        let name = product_name([a.is_transposed(), b.is_transposed()]);
         let cost = Cost {
             operations: 2 * (rows * inner * columns) as u64,
             bytes: (numbers * size_of::<T>()) as u64,
@@ -246,5 +260,12 @@ mod tests {
         assert_eq!(Work::product(&b.t(), &b, false).name, "aᵀ b");
         assert_eq!(Work::product(&a, &a.t(), false).name, "a bᵀ");
         assert_eq!(Work::product(&b.t(), &a.t(), false).name, "aᵀ bᵀ");
+        let factors =
+            |name| Operation { name, is_backward: true, shape: [3, 4, 3] }.transposed_factors();
+        assert_eq!(factors("a b"), Some([false, false]));
+        assert_eq!(factors("a bᵀ"), Some([false, true]));
+        assert_eq!(factors("aᵀ b"), Some([true, false]));
+        assert_eq!(factors("aᵀ bᵀ"), Some([true, true]));
+        assert_eq!(factors("attention"), None);
     }
 }

@@ -8,10 +8,10 @@
 //! of the model has it; one that moves by [`Request::slide`] tokens does so once for as many.
 
 use super::Network;
+use super::draws::Draws;
 use crate::params::ParamStore;
 use crate::rng;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use candle_transformers::generation::{LogitsProcessor, Sampling as Rule};
 
 /// How the next token is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,25 +27,14 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    fn rule(&self) -> Rule {
-        let temperature = self.temperature;
-        match (self.top_k, self.top_p) {
-            _ if temperature <= 0.0 => Rule::ArgMax,
-            (None, None) => Rule::All { temperature },
-            (Some(k), None) => Rule::TopK { k, temperature },
-            (None, Some(p)) => Rule::TopP { p, temperature },
-            (Some(k), Some(p)) => Rule::TopKThenTopP { k, p, temperature },
-        }
-    }
-
     /// The draws of a sample: those of the seed itself for the first, a stream of its own for each
     /// other.
-    fn processor(&self, sample: usize) -> LogitsProcessor {
+    fn draws(&self, sample: usize) -> Draws {
         let seed = match sample {
             0 => self.seed,
             _ => rng::key64(self.seed, "sample", &[sample as u64]),
         };
-        LogitsProcessor::from_sampling(seed, self.rule())
+        Draws::new(*self, seed)
     }
 }
 
@@ -93,7 +82,7 @@ pub fn generate(
     if slide == 0 || slide > block {
         bail!("a window of {block} tokens cannot move by {slide}; set 1 to {block}")
     }
-    let mut processors: Vec<_> = (0..samples).map(|sample| sampling.processor(sample)).collect();
+    let mut draws: Vec<_> = (0..samples).map(|sample| sampling.draws(sample)).collect();
     let mut texts = vec![prompt.to_vec(); samples];
     // The samples that go on, each a sequence of the cache, in order.
     let mut live: Vec<usize> = (0..samples).collect();
@@ -124,7 +113,7 @@ pub fn generate(
         let mut going_on = Vec::with_capacity(live.len());
         for (sequence, sample) in live.iter().enumerate() {
             let row = logits.get(if step == 0 { 0 } else { sequence })?;
-            let token = processors[*sample].sample(&row)?;
+            let token = draws[*sample].draw(&row)?;
             texts[*sample].push(token);
             if on_token(*sample, token) && Some(token) != end {
                 going_on.push(sequence);

@@ -6,6 +6,7 @@
 mod cache;
 mod config;
 pub mod cost;
+mod draws;
 mod generate;
 mod gpt2;
 mod layers;

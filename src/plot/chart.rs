@@ -1,7 +1,8 @@
 //! Lines and points over two axes.
 
 use super::axis::{Axis, Span};
-use super::svg::{Anchor, COLOURS, Drawing, text_width};
+use super::series::Series;
+use super::svg::{Anchor, Drawing, text_width};
 use crate::figures::tick;
 
 /// Size of a chart in pixels.
@@ -14,65 +15,7 @@ const BOTTOM: f64 = 46.0;
 /// Height of the title, and of a row of the legend.
 const TITLE: f64 = 26.0;
 const LEGEND_ROW: f64 = 18.0;
-const LEGEND_SWATCH: f64 = 22.0;
-
-/// How a series is drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mark {
-    /// A line from point to point.
-    Line,
-    /// A dashed line, for a fit, a bound or a reference.
-    Dashed,
-    /// Dots only.
-    Dots,
-    /// A line with dots at its points.
-    LineWithDots,
-}
-
-/// Points that belong together.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Series {
-    /// Name in the legend.
-    pub name: String,
-    /// (x, y), in the order in which a line connects them.
-    pub points: Vec<(f64, f64)>,
-    /// Half the height of an error bar at each point; empty for none.
-    pub errors: Vec<f64>,
-    /// How it is drawn.
-    pub mark: Mark,
-    /// Index of the colour, which wraps around; series of one kind share a colour.
-    pub colour: usize,
-}
-
-impl Series {
-    /// A series without error bars.
-    pub fn new(
-        name: impl Into<String>,
-        mark: Mark,
-        colour: usize,
-        points: Vec<(f64, f64)>,
-    ) -> Self {
-        Self { name: name.into(), points, errors: Vec::new(), mark, colour }
-    }
-
-    /// The same series with error bars of these half heights.
-    pub fn with_errors(self, errors: Vec<f64>) -> Self {
-        Self { errors, ..self }
-    }
-
-    fn class(&self) -> String {
-        format!("s{}", self.colour % COLOURS.len())
-    }
-
-    fn has_dots(&self) -> bool {
-        matches!(self.mark, Mark::Dots | Mark::LineWithDots) || self.points.len() == 1
-    }
-
-    fn heights(&self) -> impl Iterator<Item = f64> + '_ {
-        let errors = self.errors.iter().copied().chain(std::iter::repeat(0.0));
-        self.points.iter().zip(errors).flat_map(|((_, y), error)| [y - error, y + error])
-    }
-}
+const LEGEND_SWATCH: f64 = 32.0;
 
 /// A titled pair of axes with series on them.
 #[derive(Clone, Debug, PartialEq)]
@@ -182,19 +125,11 @@ impl Chart {
         for (row, indices) in rows.iter().enumerate() {
             let (mut x, y) = (left, top + LEGEND_ROW * row as f64 + 4.0);
             for series in indices.iter().map(|index| &self.series[*index]) {
-                let class = series.class();
-                match series.mark {
-                    Mark::Dots => {}
-                    Mark::Dashed => drawing.polyline(
-                        &format!("{class} dashed"),
-                        &[(x, y), (x + LEGEND_SWATCH - 4.0, y)],
-                    ),
-                    Mark::Line | Mark::LineWithDots => {
-                        drawing.polyline(&class, &[(x, y), (x + LEGEND_SWATCH - 4.0, y)])
-                    }
+                if let Some(line) = series.line_class() {
+                    drawing.polyline(&line, &[(x, y), (x + LEGEND_SWATCH - 4.0, y)]);
                 }
                 if series.has_dots() {
-                    drawing.dot(&class, (x + LEGEND_SWATCH / 2.0 - 2.0, y), 3.5, &series.name);
+                    series.point(drawing, (x + (LEGEND_SWATCH - 4.0) / 2.0, y), &series.name);
                 }
                 drawing.text("legend", (x + LEGEND_SWATCH, y + 4.0), Anchor::Start, &series.name);
                 x += legend_width(&series.name);
@@ -234,7 +169,6 @@ impl Frame {
 }
 
 fn draw_series(drawing: &mut Drawing, frame: &Frame, series: &Series) {
-    let class = series.class();
     let placed = |(x, y): (f64, f64)| Some((frame.x_of(x)?, frame.y_of(y)?));
     // A value that cannot be placed breaks the line rather than being skipped over.
     let pieces: Vec<Vec<(f64, f64)>> = series
@@ -245,12 +179,7 @@ fn draw_series(drawing: &mut Drawing, frame: &Frame, series: &Series) {
         .split(Option::is_none)
         .map(|piece| piece.iter().flatten().copied().collect())
         .collect();
-    let line = match series.mark {
-        Mark::Dots => None,
-        Mark::Dashed => Some(format!("{class} dashed")),
-        Mark::Line | Mark::LineWithDots => Some(class.clone()),
-    };
-    if let Some(line) = line {
+    if let Some(line) = series.line_class() {
         pieces
             .iter()
             .filter(|piece| piece.len() > 1)
@@ -260,7 +189,7 @@ fn draw_series(drawing: &mut Drawing, frame: &Frame, series: &Series) {
         if let (Some(x), Some(low), Some(high)) =
             (frame.x_of(*x), frame.y_of(y - error), frame.y_of(y + error))
         {
-            let class = format!("{class} error");
+            let class = format!("{} error", series.colour_class());
             drawing.line(&class, (x, low), (x, high));
             [low, high].iter().for_each(|y| drawing.line(&class, (x - 4.0, *y), (x + 4.0, *y)));
         }
@@ -268,12 +197,8 @@ fn draw_series(drawing: &mut Drawing, frame: &Frame, series: &Series) {
     if series.has_dots() {
         for point in &series.points {
             if let Some(place) = placed(*point) {
-                drawing.dot(
-                    &class,
-                    place,
-                    3.5,
-                    &format!("{}: {}, {}", series.name, tick(point.0), tick(point.1)),
-                );
+                let title = format!("{}: {}, {}", series.name, tick(point.0), tick(point.1));
+                series.point(drawing, place, &title);
             }
         }
     }
@@ -299,6 +224,8 @@ pub fn figure(title: &str, charts: &[Chart], columns: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plot::Mark;
+    use std::collections::BTreeSet;
 
     fn chart() -> Chart {
         let lines = vec![
@@ -310,6 +237,7 @@ mod tests {
             )
             .with_errors(vec![0.1; 4]),
             Series::new("dense <AdamW>", Mark::Dashed, 1, vec![(1e-3, 2.2), (1.0, 2.1)]),
+            Series::new("Muon", Mark::LineWithDots, 9, vec![(1e-3, 2.3), (1.0, 2.2)]),
         ];
         Chart {
             title: "loss".into(),
@@ -325,12 +253,70 @@ mod tests {
         for name in ["spectral", "dense &lt;AdamW&gt;", "learning rate", "validation loss (nats)"] {
             assert!(svg.contains(name), "{name} in {svg}");
         }
-        for element in ["svg", "text", "style", "circle"] {
+        for element in ["svg", "text", "style", "circle", "polygon"] {
             let opened = svg.matches(&format!("<{element} ")).count()
                 + svg.matches(&format!("<{element}>")).count();
             assert_eq!(opened, svg.matches(&format!("</{element}>")).count(), "{element}");
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+    }
+
+    /// Each has a line and a point of its own, by colour or by shape, in the legend as in the frame.
+    #[test]
+    fn no_two_of_thirty_two_methods_look_alike() {
+        let method = |index: usize| {
+            let points = vec![(1.0, index as f64), (2.0, index as f64)];
+            Series::new(format!("method {index}"), Mark::LineWithDots, index, points)
+        };
+        let svg = Chart { series: (0..32).map(method).collect(), ..chart() }.to_svg();
+        let attribute = |line: &str, name: &str| {
+            let rest = line.split_once(&format!("{name}=\"")).map(|(_, rest)| rest)?;
+            Some(rest.split('"').next().expect("an attribute").to_owned())
+        };
+        let lines: Vec<String> = svg
+            .lines()
+            .filter(|line| line.starts_with("<polyline"))
+            .filter_map(|line| attribute(line, "class"))
+            .collect();
+        // A shape by the number of its corners, and of the heights at which they are: a square has
+        // four at two, a diamond four at three.
+        let shape = |line: &str| {
+            let corners = attribute(line, "points").unwrap_or_default();
+            let heights: Vec<&str> =
+                corners.split(' ').filter_map(|corner| Some(corner.split_once(',')?.1)).collect();
+            (heights.len(), heights.iter().collect::<BTreeSet<_>>().len())
+        };
+        let points: Vec<(String, (usize, usize))> = svg
+            .lines()
+            .filter(|line| line.starts_with("<circle") || line.starts_with("<polygon"))
+            .filter_map(|line| Some((attribute(line, "class")?, shape(line))))
+            .collect();
+        // The legend comes first, then a line and two points of each method.
+        assert_eq!((lines.len(), points.len()), (64, 96));
+        assert_eq!(lines[..32], lines[32..]);
+        for index in 0..32 {
+            assert_eq!(points[32 + 2 * index], points[index], "method {index}");
+        }
+        assert_eq!(lines[..32].iter().collect::<BTreeSet<_>>().len(), 32);
+        assert_eq!(points[..32].iter().collect::<BTreeSet<_>>().len(), 32);
+        // What the classes say differs, too, and from the dashes of bounds and references.
+        let rules = |selector: &str, property: &str| {
+            let rule = format!("{selector}{{{property}:");
+            let rest = svg.split(rule.as_str()).skip(1);
+            rest.map(|rest| rest.split('}').next().expect("a value")).collect::<Vec<_>>()
+        };
+        let dashes = ["dashed", "p1", "p2", "p3"].map(|class| {
+            let found = rules(&format!(".plot .{class}"), "stroke-dasharray");
+            assert_eq!(found.len(), 1, "{class}");
+            found[0].to_owned()
+        });
+        assert_eq!(BTreeSet::from(dashes).len(), 4);
+        let colours = (0..8).map(|colour| rules(&format!(".plot line.s{colour}"), "stroke"));
+        let colours: Vec<Vec<&str>> = colours.collect();
+        for scheme in [0, 1] {
+            let of_scheme: BTreeSet<&str> = colours.iter().map(|pair| pair[scheme]).collect();
+            assert_eq!(of_scheme.len(), 8, "{colours:?}");
+        }
     }
 
     #[test]

@@ -5,15 +5,18 @@
 //! axis     a scale, its range and its ticks
 //! bars     stacked bars
 //! chart    lines and points over two axes; several charts side by side as one figure
+//! series   points that belong together: their colour, line and shape
 //! svg      elements, escaping, the style sheet
 //! ```
 
 mod axis;
 mod bars;
 mod chart;
+mod series;
 mod svg;
 
 pub use axis::{Axis, Scale};
 pub use bars::Bars;
-pub use chart::{Chart, Mark, Series, figure};
+pub use chart::{Chart, figure};
+pub use series::{Mark, Series};
 pub use svg::escape;

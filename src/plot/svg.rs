@@ -73,6 +73,15 @@ impl Drawing {
         self.element(format_args!(r#"<circle class="{class}" cx="{x:.1}" cy="{y:.1}" r="{radius:.1}"><title>{title}</title></circle>"#));
     }
 
+    /// A point with corners, with a `title` as that of a dot.
+    pub fn polygon(&mut self, class: &str, corners: &[(f64, f64)], title: &str) {
+        let corners: Vec<String> = corners.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let (corners, title) = (corners.join(" "), escape(title));
+        self.element(format_args!(
+            r#"<polygon class="{class}" points="{corners}"><title>{title}</title></polygon>"#
+        ));
+    }
+
     pub fn rectangle(&mut self, class: &str, (x, y): (f64, f64), (width, height): (f64, f64)) {
         self.element(format_args!(r#"<rect class="{class}" x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}"/>"#));
     }
@@ -124,7 +133,8 @@ fn style() -> String {
         ".plot{background:#fff;font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;max-width:100%;height:auto}\
          .plot text{fill:#24292f;font-size:12px}.plot .title{font-size:14px;font-weight:600}.plot .tick{fill:#57606a;font-size:11px}\
          .plot .frame{stroke:#8c959f;stroke-width:1;fill:none}.plot .grid{stroke:#d8dee4;stroke-width:1}\
-         .plot polyline{fill:none;stroke-width:2;stroke-linejoin:round}.plot .error{stroke-width:1.2}.plot .dashed{stroke-dasharray:6 4}",
+         .plot polyline{fill:none;stroke-width:2;stroke-linejoin:round}.plot .error{stroke-width:1.2}.plot .dashed{stroke-dasharray:6 4}\
+         .plot .p1{stroke-dasharray:12 3 2 3}.plot .p2{stroke-dasharray:2 3}.plot .p3{stroke-dasharray:14 3 2 3 2 3}",
     );
     let series = |sheet: &mut String,
                   prefix: &str,
@@ -133,7 +143,7 @@ fn style() -> String {
             let colour = pick(pair);
             let _ = write!(
                 sheet,
-                "{prefix}.plot polyline.s{index},{prefix}.plot line.s{index}{{stroke:{colour}}}{prefix}.plot circle.s{index},{prefix}.plot rect.s{index}{{fill:{colour}}}"
+                "{prefix}.plot polyline.s{index},{prefix}.plot line.s{index}{{stroke:{colour}}}{prefix}.plot circle.s{index},{prefix}.plot polygon.s{index},{prefix}.plot rect.s{index}{{fill:{colour}}}"
             );
         }
     };

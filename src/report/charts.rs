@@ -60,7 +60,7 @@ fn loss_curves(comparison: &Comparison) -> Explained {
 }
 
 fn loss_curve(comparison: &Comparison, spending: Spending) -> Chart {
-    let series = groups(comparison).enumerate().map(|(colour, group)| {
+    let series = groups(comparison).enumerate().map(|(look, group)| {
         let runs: Vec<&RunResults> = group.chosen().runs.values().collect();
         let count = runs.iter().map(|run| run.validations.len()).min().unwrap_or(0);
         let at = |index: usize| {
@@ -71,7 +71,7 @@ fn loss_curve(comparison: &Comparison, spending: Spending) -> Chart {
             Some(((x.mean, y.mean), y.standard_error.unwrap_or(0.0)))
         };
         let (points, errors) = (0..count).filter_map(at).unzip();
-        Series::new(&group.name, Mark::LineWithDots, colour, points).with_errors(errors)
+        Series::new(&group.name, Mark::LineWithDots, look, points).with_errors(errors)
     });
     let label = match spending {
         Spending::Tokens => "training tokens",
@@ -93,7 +93,7 @@ fn learning_rates(comparison: &Comparison) -> Option<Explained> {
     };
     let series: Vec<Series> = groups(comparison)
         .enumerate()
-        .filter_map(|(colour, group)| {
+        .filter_map(|(look, group)| {
             let at = |candidate: &Candidate| {
                 let losses = candidate.search_losses();
                 let loss = Estimate::of(&losses.into_values().collect::<Vec<_>>())?;
@@ -103,7 +103,7 @@ fn learning_rates(comparison: &Comparison) -> Option<Explained> {
             found.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
             let (points, errors): (Vec<_>, Vec<_>) = found.into_iter().unzip();
             (points.len() > 1).then(|| {
-                Series::new(&group.name, Mark::LineWithDots, colour, points).with_errors(errors)
+                Series::new(&group.name, Mark::LineWithDots, look, points).with_errors(errors)
             })
         })
         .collect();

@@ -43,7 +43,7 @@ fn panel(comparison: &Comparison, (title, label, cost): Cost) -> Chart {
             methods.push(method);
         }
     }
-    for (colour, method) in methods.iter().enumerate() {
+    for (look, method) in methods.iter().enumerate() {
         let of_method = comparison.groups.iter().filter(|(g, _)| method_of(&g.name) == *method);
         let mut found: Vec<((f64, f64), f64)> = of_method
             .filter_map(|(_, s)| Some((point(s)?, s.loss.half_interval().unwrap_or(0.0))))
@@ -51,7 +51,7 @@ fn panel(comparison: &Comparison, (title, label, cost): Cost) -> Chart {
         found.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
         let mark = if found.len() > 1 { Mark::LineWithDots } else { Mark::Dots };
         let (points, errors) = found.into_iter().unzip();
-        series.push(Series::new(*method, mark, colour, points).with_errors(errors));
+        series.push(Series::new(*method, mark, look, points).with_errors(errors));
     }
     Chart {
         title: format!("Final loss against {title}"),

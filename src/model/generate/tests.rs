@@ -58,12 +58,12 @@ fn request(prompt: &[u32], count: usize, samples: usize, temperature: f64) -> Re
 /// The definition: every token by a pass over the last `BLOCK` tokens before it.
 fn uncached(model: &dyn Network, params: &ParamStore, request: Request) -> Vec<Vec<u32>> {
     let sample = |sample: usize| {
-        let mut processor = request.sampling.processor(sample);
+        let mut draws = request.sampling.draws(sample);
         let mut tokens = request.prompt.to_vec();
         for _ in 0..request.count {
             let context = &tokens[tokens.len().saturating_sub(BLOCK)..];
             let logits = model.next_token_logits(params, context).expect("logits");
-            tokens.push(processor.sample(&logits).expect("a token"));
+            tokens.push(draws.draw(&logits).expect("a token"));
         }
         tokens.split_off(request.prompt.len())
     };
