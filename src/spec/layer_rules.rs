@@ -53,7 +53,6 @@ pub(super) fn check_layers(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
 
 #[cfg(test)]
 mod tests {
-    use crate::account::Ledger;
     use crate::spec::{Plan, Target, WeightForm, parse_plan};
 
     const GOOD: &str = "name: small\n\
@@ -73,33 +72,6 @@ mod tests {
         assert_eq!(ranks(Target::K), [Some(3); 3]);
         assert_eq!(ranks(Target::named("up").expect("a target")), [Some(1), Some(3), Some(3)]);
         assert_eq!(plan.model.form(Target::Q), WeightForm::LowRank { rank: 3 });
-    }
-
-    #[test]
-    fn the_account_sums_over_the_ranks_of_the_blocks() {
-        let of = |settings: &[&str]| {
-            let settings: Vec<String> = settings.iter().map(|&setting| setting.into()).collect();
-            let (_, plan) = parse_plan(GOOD, "small.yaml", &settings).expect("a good spec");
-            Ledger::new(&plan, 50, 1)
-        };
-        let (own, alike) = (of(&[]), of(&["model.weights={low_rank: {rank: 3}}"]));
-        // q: 8 × 8 and up: 32 × 8; stored r (m + n + r), as exported r (m + n - r).
-        let stored = |side: i64, rank: i64| rank * (side + rank);
-        let more =
-            stored(16, 8) + stored(16, 2) - 2 * stored(16, 3) + stored(40, 1) - stored(40, 3);
-        assert_eq!(own.parameters.total() as i64 - alike.parameters.total() as i64, more);
-        let exported = |side: i64, rank: i64| rank * (side - rank);
-        let more = exported(16, 8) + exported(16, 2) - 2 * exported(16, 3) + exported(40, 1)
-            - exported(40, 3);
-        let dimension = |ledger: &Ledger| ledger.parameters.manifold_dimension() as i64;
-        assert_eq!(dimension(&own) - dimension(&alike), more);
-        // K- and L-gradient, (m + n) r.
-        let more = 16 * (8 + 2 - 2 * 3) + 40 * (1 - 3);
-        assert_eq!(own.wire.sums_per_step as i64 - alike.wire.sums_per_step as i64, more);
-        // x V of every matrix is kept for every token: 2 rows of 4 tokens, 4 bytes each.
-        let kept = own.memory.activations as i64 - alike.memory.activations as i64;
-        assert_eq!(kept, 8 * 4 * (8 + 2 - 2 * 3 + 1 - 3));
-        assert!(own.to_string().contains("q     8 × 8, ranks 2 to 8"), "{own}");
     }
 
     #[test]

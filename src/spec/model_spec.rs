@@ -247,8 +247,9 @@ pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) 
 
 /// Schema of a list, by block, of maps from targets to ranks.
 fn per_layer_schema(generator: &mut SchemaGenerator) -> Schema {
-    let ranks = per_target_schema::<usize>(generator).to_value();
-    json_schema!({ "type": "array", "items": ranks })
+    let mut ranks = per_target_schema::<usize>(generator);
+    ranks.insert("description".into(), "Ranks of one block's matrices.".into());
+    json_schema!({ "type": "array", "items": ranks.to_value() })
 }
 
 pub(super) fn check_model(found: &mut Findings, model: &ModelSpec, plan: &ModelPlan) {

@@ -47,11 +47,11 @@ fn the_ledger_as_printed() {
       weights                                   323 kB
       gradients                                 313 kB
       optimizer moments                         529 kB
-      activations for the backward             1.24 MB
+      activations for the backward              974 kB
       head gradient                            65.5 kB
       backward in flight                        328 kB
       low-rank step                             543 kB
-      peak, expected                           2.79 MB
+      peak, expected                           2.53 MB
     tokens
       per step                                     128
       in all                                   128_000

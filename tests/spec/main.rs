@@ -78,7 +78,7 @@ fn unknown_keys_and_choices() {
     insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored, adapter)");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored, adapter)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, gate, up, down)");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, cut, start, spectrum, targets)");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, cut, start, spectrum, targets, layers)");
     insta::assert_snapshot!(message("train:", "rank: {fixed: {tau: 0.1}}\ntrain:"), @"run.yaml:9:16: rank.fixed.tau: unknown key; nothing is set here, remove it");
 }
 

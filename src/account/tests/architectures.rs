@@ -116,3 +116,29 @@ fn a_llama_is_counted() {
     assert_eq!(wide.parameters.total() - usual.parameters.total(), 2 * 2 * 8 * 8);
     assert_eq!(wide.memory.activations - usual.memory.activations, 4 * 12 * 2 * 8);
 }
+
+/// The sums are over the ranks that the blocks have.
+#[test]
+fn ranks_of_single_blocks_are_counted() {
+    let of = |weights: &str| Ledger::new(&tiny(weights, "", false), 50, 1);
+    let own = of("{low_rank: {rank: 3, layers: [{q: 8, up: 1}, {q: 2}]}}");
+    let alike = of("{low_rank: {rank: 3}}");
+    // q: 8 × 8 and up: 32 × 8; stored r (m + n + r), as exported r (m + n − r).
+    let more = |numbers: &dyn Fn(i64, i64) -> i64| {
+        numbers(16, 8) + numbers(16, 2) - 2 * numbers(16, 3) + numbers(40, 1) - numbers(40, 3)
+    };
+    let difference = |count: &dyn Fn(&Ledger) -> u64| count(&own) as i64 - count(&alike) as i64;
+    assert_eq!(
+        difference(&|ledger| ledger.parameters.total()),
+        more(&|sides, rank| rank * (sides + rank))
+    );
+    assert_eq!(
+        difference(&|ledger| ledger.parameters.manifold_dimension()),
+        more(&|sides, rank| rank * (sides - rank))
+    );
+    // K- and L-gradient.
+    assert_eq!(difference(&|ledger| ledger.wire.sums_per_step), more(&|sides, rank| rank * sides));
+    // x V of every matrix, for 12 tokens.
+    assert_eq!(difference(&|ledger| ledger.memory.activations), 4 * 12 * more(&|_, rank| rank));
+    assert!(own.to_string().contains("q     8 × 8, ranks 2 to 8"), "{own}");
+}
