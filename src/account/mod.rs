@@ -157,9 +157,9 @@ impl fmt::Display for Ledger {
             let form = match target.form {
                 WeightForm::Dense => "dense".to_owned(),
                 WeightForm::LowRank { .. } if target.is_uncut => "dense until cut".to_owned(),
-                WeightForm::LowRank { rank } => match target.ranks {
-                    Some((least, most)) if least < most => format!("ranks {least} to {most}"),
-                    ranks => format!("rank {}", ranks.map_or(rank, |(rank, _)| rank)),
+                WeightForm::LowRank { rank } => match target.ranks.unwrap_or((rank, rank)) {
+                    (least, most) if least < most => format!("ranks {least} to {most}"),
+                    (rank, _) => format!("rank {rank}"),
                 },
                 WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
                     format!("frozen, adapter {rank}")

@@ -59,8 +59,8 @@ fn memory_of_a_tiny_model_on_a_device_in_bf16() {
         (memory.weights, memory.gradients, memory.moments),
         (in_f32.weights, in_f32.gradients, in_f32.moments)
     );
-    // Per token and block in f32 both norms' inputs and statistics and H = 22, in bf16 14 C and the
-    // ranks = 123; at the end 2 C + 2 and C.
+    // Per token and block in f32 both norms' inputs and statistics and H = 22, in bf16 10 C and the
+    // ranks = 91; at the end 2 C + 2 and C.
     assert_eq!(memory.activations, 12 * (4 * (2 * 22 + 18) + 2 * (2 * 91 + 8)) + 2 * (152 + 1010));
     // In all, tangent gradient, new weight and moment; in hand q, k and o of both blocks: 4 · 32 +
     // 2 · 4 + 12 · 4 each, and three of 36.

@@ -76,7 +76,7 @@ fn ranks(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
         );
         return Err(Failure::Usage(message).into());
     }
-    output::line(allotment(&ranks, args.scale))
+    output::line(allotment(run.model.config(), &ranks, args.scale))
 }
 
 /// Prints the singular values of every low-rank weight, and draws them with the run's own record.

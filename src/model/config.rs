@@ -1,7 +1,7 @@
 //! The resolved shape of a network: everything needed to build it and to load its checkpoints.
 
 use crate::ops::AttentionHeads;
-use crate::spec::{ModelPlan, WeightForm, bounds};
+use crate::spec::{ModelPlan, Target, WeightForm, bounds};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::ops::{Deref, DerefMut};
@@ -82,31 +82,35 @@ impl ModelConfig {
         );
         for (target, form) in &self.weights {
             let Some(rank) = form.rank() else { continue };
-            let (rows, columns) = self.shape(*target);
-            let limit = rows.min(columns);
             ensure!(
                 !matches!(form, WeightForm::Adapter { alpha: Some(0), .. }),
                 "config.json: weights.{}: alpha is 0; it is at least 1",
                 target.name()
             );
-            ensure!(
-                (1..=limit).contains(&rank),
-                "config.json: weights.{}: rank {rank} is not possible for {rows} × {columns}; it is 1 to {limit}",
-                target.name()
-            );
+            self.check_rank(&format!("weights.{}", target.name()), *target, rank)?;
         }
+        ensure!(
+            self.layers.len() <= self.n_layer,
+            "config.json: layers: has {} entries for {} blocks",
+            self.layers.len(),
+            self.n_layer
+        );
         for (layer, ranks) in self.layers.iter().enumerate() {
             for (target, rank) in ranks {
-                let (rows, columns) = self.shape(*target);
-                let limit = rows.min(columns);
-                ensure!(
-                    (1..=limit).contains(rank) && layer < self.n_layer,
-                    "config.json: layers[{layer}].{}: rank {rank} is not possible in {} blocks of {rows} × {columns}; it is 1 to {limit}",
-                    target.name(),
-                    self.n_layer
-                );
+                self.check_rank(&format!("layers[{layer}].{}", target.name()), *target, *rank)?;
             }
         }
+        Ok(())
+    }
+
+    /// Refuses a rank that a matrix cannot have, by the key of `config.json`.
+    fn check_rank(&self, key: &str, target: Target, rank: usize) -> Result<()> {
+        let (rows, columns) = self.shape(target);
+        let limit = rows.min(columns);
+        ensure!(
+            (1..=limit).contains(&rank),
+            "config.json: {key}: rank {rank} is not possible for {rows} × {columns}; it is 1 to {limit}"
+        );
         Ok(())
     }
 }
@@ -180,6 +184,10 @@ mod tests {
             ("n_kv_head", json!(3), "does not divide n_head 2"),
             ("dropout", json!(1.5), "is 1.5"),
             ("weights", json!({"q": {"low_rank": {"rank": 33}}}), "it is 1 to 32"),
+            ("layers", json!([{}, {"q": 33}]), "layers[1].q"),
+            ("layers", json!([{"q": 0}]), "it is 1 to 32"),
+            ("layers", json!([{"gate": 2}]), "layers[0].gate"),
+            ("layers", json!([{}, {}, {}]), "3 entries for 2 blocks"),
         ] {
             let error = config(key, value).validate().expect_err(key).to_string();
             assert!(error.contains(key) && error.contains(said), "{error}");

@@ -205,8 +205,8 @@ pub struct KeptValues {
 ///
 /// Per block: both norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C, or C + 2 C
 /// G/H with G heads of keys and values); attention output (C) and log-sum-exp (H); the stages of the
-/// MLP, I wide, but for the last, which is made again from those before it; and the rank-wide intermediate of each low-rank or factored matrix (r; 2 r with free
-/// factors U, S, V). Then the final norm's input, statistics and output (2 C + 2) and the head's
+/// MLP, I wide, but for the last, which is made again from those before it; and the rank-wide
+/// intermediate of each low-rank or factored matrix (r; 2 r with free factors U, S, V). Then the final norm's input, statistics and output (2 C + 2) and the head's
 /// gradient (C). Logits exist only in chunks, residual sums and dropout keep nothing.
 pub fn kept_values(model: &ModelPlan, matrices: &[MatrixCost]) -> KeptValues {
     let (layers, width, heads) = (model.n_layer as u64, model.n_embd as u64, model.n_head as u64);

@@ -40,7 +40,10 @@ pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
         };
         flow.add(to_x, dx.to_dtype(x_kept.dtype())?)
     });
-    Ok(y.made_again_by(move || gelu_of(&x_again, compute)))
+    Ok(y.made_again_by(move || {
+        let _span = span(|| Work::pass("gelu again", &x_again, (0, 2)));
+        gelu_of(&x_again, compute)
+    }))
 }
 
 /// x σ(2u), computed in f32 at least, in x's type.
@@ -99,7 +102,10 @@ pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
         flow.add(to_up, d_up.to_dtype(given)?)?;
         flow.add(to_gate, d_gate.to_dtype(given)?)
     });
-    Ok(y.made_again_by(move || swiglu_of(&again.0, &again.1, compute)))
+    Ok(y.made_again_by(move || {
+        let _span = span(|| Work::pass("swiglu again", &again.0, (0, 3)));
+        swiglu_of(&again.0, &again.1, compute)
+    }))
 }
 
 /// silu(gate) ∘ up, computed in f32 at least, in the arguments' type.

@@ -42,6 +42,14 @@ pub fn size_problem(size: u64, most: u64) -> Option<String> {
     }
 }
 
+/// What is wrong with the rank of a matrix of this shape; none if the matrix can have it.
+pub fn rank_problem(name: &str, rank: usize, (rows, columns): (usize, usize)) -> Option<String> {
+    let limit = rows.min(columns);
+    (!(1..=limit).contains(&rank)).then(|| {
+        format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}")
+    })
+}
+
 /// Operations of a step in f64, which cannot overflow, to a small factor and rather too many:
 /// forward and backward through the blocks, attention and the head, and the linear algebra of
 /// low-rank and orthogonalised matrices, once for each evaluation.

@@ -1,5 +1,6 @@
 //! Whether ranks of single blocks can be had: `model.weights.low_rank.layers`.
 
+use super::bounds;
 use super::findings::Findings;
 use super::model_spec::{LowRankStart, WeightsSpec};
 use super::plan::{Plan, WeightForm};
@@ -29,11 +30,13 @@ pub(super) fn check_layers(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
                 found.require(false, &path, || objection);
                 continue;
             }
-            let (rows, columns) = plan.model.shape(*target);
-            let limit = rows.min(columns);
-            found.require((1..=limit).contains(rank) || limit == 0, &path, || {
-                format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}")
-            });
+            // A width of 0 has been refused already.
+            let shape = plan.model.shape(*target);
+            if let Some(problem) =
+                bounds::rank_problem(name, *rank, shape).filter(|_| shape.0.min(shape.1) > 0)
+            {
+                found.require(false, &path, || problem);
+            }
             found.require(plan.model.form(*target) != WeightForm::Dense, &path, || {
                 format!("`{name}` is dense in all blocks by `targets`; remove one of them")
             });

@@ -333,21 +333,19 @@ pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
     for (target, form) in &plan.model.weights {
         let Some(rank) = form.rank() else { continue };
         let is_exception = targets.get(target).copied().unwrap_or(false);
-        let (rows, columns) = plan.model.shape(*target);
-        let limit = rows.min(columns);
-        if (1..=limit).contains(&rank) || limit == 0 || (!is_exception && default_rank_refused) {
+        let (name, shape) = (target.name(), plan.model.shape(*target));
+        let Some(problem) = bounds::rank_problem(name, rank, shape) else { continue };
+        // A width of 0 has been refused already.
+        if shape.0.min(shape.1) == 0 || (!is_exception && default_rank_refused) {
             continue;
         }
         default_rank_refused |= !is_exception;
         let path = if is_exception {
-            format!("model.weights.{kind}.targets.{}", target.name())
+            format!("model.weights.{kind}.targets.{name}")
         } else {
             format!("model.weights.{kind}.rank")
         };
-        let name = target.name();
         let other = if is_adapter { "" } else { ", or `dense`" };
-        found.require(false, &path, || {
-            format!("rank {rank} is not possible for `{name}`, {rows} × {columns}; choose 1 to {limit}{other}")
-        });
+        found.require(false, &path, || format!("{problem}{other}"));
     }
 }
