@@ -100,6 +100,29 @@ fn a_cut_keeps_its_tolerance_or_its_budget_and_says_what_it_discards() {
     );
 }
 
+/// What a cut before the first step left is what `compare` counts, not the rank that the plan began
+/// with.
+#[test]
+fn a_comparison_counts_the_ranks_that_a_cut_left() {
+    let place = place();
+    let cut = "model.weights={low_rank: {rank: full, cut: {budget: {share: 0.6}}}}";
+    train(&place, "cut", &[cut], &[], 0);
+    let compared = place.run(&["compare", "source", "cut", "--json"], 0);
+    let compared: Value = serde_json::from_slice(&compared.stdout).expect("one object");
+    let groups = compared["groups"].as_array().expect("groups");
+    let count = |method: &str, key: &str| {
+        let mut of = groups.iter().filter(|group| group["method"].as_str() == Some(method));
+        of.next()
+            .and_then(|group| group[key].as_f64())
+            .unwrap_or_else(|| panic!("{method} {key}: {compared}"))
+    };
+    let found = report(&place, "cut");
+    let (kept, full) = (sum(&found, "numbers"), sum(&found, "dense_numbers"));
+    let dense = count("source", "parameters");
+    assert_eq!(count("source", "manifold_dimension"), dense);
+    assert_eq!(count("cut", "manifold_dimension"), dense - full as f64 + kept as f64);
+}
+
 /// The cut is made once: a run that stopped right after it, or later, goes on to the same bytes
 /// without its source.
 #[test]

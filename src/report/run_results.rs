@@ -162,7 +162,7 @@ impl RunResults {
 
     /// Degrees of freedom at the end, r (m + n − r) for a low-rank weight and the rest as it is
     /// stored: what is stored less 2 r² for each U S Vᵀ and r² for each B A. None before the first
-    /// validation, or if a run whose ranks change has not recorded them.
+    /// validation, or if a run whose ranks are not those of its plan has not recorded them.
     pub fn manifold_dimension(&self) -> Option<f64> {
         let model = &self.plan.model;
         let redundant = |(layer, target): (usize, Target)| match model.form_in(layer, target) {
@@ -174,22 +174,35 @@ impl RunResults {
             WeightForm::Factored { rank, form: FactorForm::Ba }
             | WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => rank * rank,
         };
-        let redundant = match (&self.plan.rank, self.ranks.last()) {
-            (RankPlan::Fixed, _) => model.places().map(redundant).sum::<usize>(),
-            (_, Some(last)) => {
-                // A weight of full rank is dense there.
-                let is_uncut = |name: &str, rank: usize| {
-                    let target = name.rsplit('.').next().and_then(Target::named);
-                    let full = target.map(|target| model.shape(target));
-                    model.start == LowRankStart::Dense
-                        && full.is_some_and(|(rows, columns)| rank == rows.min(columns))
-                };
-                let factors = last.layers.iter().filter(|(name, rank)| !is_uncut(name, *rank));
+        // A weight of full rank is dense there.
+        let is_uncut = |name: &str, rank: usize| {
+            let target = name.rsplit('.').next().and_then(Target::named);
+            let full = target.map(|target| model.shape(target));
+            model.start == LowRankStart::Dense
+                && full.is_some_and(|(rows, columns)| rank == rows.min(columns))
+        };
+        let redundant = match (&self.plan.rank, self.plan.cut) {
+            (RankPlan::Fixed, None) => model.places().map(redundant).sum::<usize>(),
+            _ => {
+                let ranks = self.last_ranks()?.into_iter();
+                let factors = ranks.filter(|(name, rank)| !is_uncut(name, *rank));
                 factors.map(|(_, rank)| 2 * rank * rank).sum()
             }
-            (_, None) => return None,
         };
         Some(self.validations.last()?.parameters - redundant as f64)
+    }
+
+    /// Names and newest ranks of the low-rank weights: as recorded where ranks change, else as many
+    /// as the last spectrum has singular values, which tells what a cut before the first step left.
+    fn last_ranks(&self) -> Option<Vec<(&str, usize)>> {
+        let recorded = self
+            .ranks
+            .last()
+            .map(|last| last.layers.iter().map(|(name, rank)| (name.as_str(), *rank)).collect());
+        recorded.or_else(|| {
+            let layers = &self.spectra.last()?.layers;
+            Some(layers.iter().map(|(name, values)| (name.as_str(), values.len())).collect())
+        })
     }
 
     /// Bytes that training needs at once at the ranks of its start, counted from shapes.
