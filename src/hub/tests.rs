@@ -18,7 +18,7 @@ fn config(form: WeightForm, bias: bool) -> ModelConfig {
             block_size: 6,
             dropout: 0.1,
             bias,
-            weights: arch.targets().iter().map(|target| (*target, form)).collect(),
+            weights: arch.targets(false).iter().map(|target| (*target, form)).collect(),
             ..ModelPlan::of(arch)
         },
         vocab_size: 256,
@@ -40,7 +40,7 @@ fn llama(form: WeightForm, unusual: bool) -> ModelConfig {
             tie_word_embeddings: unusual.then_some(true),
             rope_theta: unusual.then_some(123.0),
             rms_norm_eps: unusual.then_some(1e-3),
-            weights: arch.targets().iter().map(|target| (*target, form)).collect(),
+            weights: arch.targets(false).iter().map(|target| (*target, form)).collect(),
             ..ModelPlan { arch, ..config(form, false).model }
         },
         vocab_size: 256,
