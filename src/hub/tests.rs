@@ -1,10 +1,12 @@
 //! Out and in again: every form of weight, one file or many.
 
+mod fused;
+
 use super::*;
 use crate::data::Tokenizer;
 use crate::model::{ModelConfig, build};
 use crate::params::{ParamStore, TensorReader};
-use crate::spec::{Architecture, FactorForm, ModelPlan, WeightForm};
+use crate::spec::{AdapterForm, Architecture, FactorForm, ModelPlan, Target, WeightForm};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
