@@ -21,7 +21,7 @@ fn model(kernels: bool) -> Box<dyn Network> {
         _ => WeightForm::Dense,
     };
     let weights =
-        Architecture::Gpt2.targets().iter().map(|target| (*target, form(*target))).collect();
+        Architecture::Gpt2.targets(false).iter().map(|target| (*target, form(*target))).collect();
     let mut model = build(ModelConfig {
         model: ModelPlan {
             n_layer: 2,

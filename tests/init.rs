@@ -116,6 +116,42 @@ fn other_architectures_and_heads_start_alike() {
     }
 }
 
+/// Queries, keys and values from one matrix and from three start alike, from a run of either and
+/// from a folder of transformers.
+#[test]
+fn one_matrix_of_queries_keys_and_values_starts_from_three_and_back() {
+    for (arch, heads) in [("gpt2", 2), ("llama", 1)] {
+        let place = Workplace::new();
+        place.spec(&format!("dense, arch: {arch}, n_kv_head: {heads}"), "");
+        let fused = ["--set", "model.fused_qkv=true"];
+        let low_rank = ["--set", "model.weights={low_rank: {rank: 9}}"];
+        let one = loss(&train(&place, "one", "", &[fused, low_rank].concat(), 0));
+        let three = loss(&train(&place, "three", "", &[], 0));
+        place.run(&["export", "one", "--to", "exported"], 0);
+        let cases = [
+            ("{hf: exported}", &fused[..], one),
+            ("{hf: exported}", &[], one),
+            ("{run: one}", &fused, one),
+            ("{run: one}", &[], one),
+            ("{run: three}", &fused, three),
+        ];
+        for (index, (init, layout, expected)) in cases.into_iter().enumerate() {
+            let flags = [&STILL[..], layout].concat();
+            let run = format!("run-{index}");
+            let found = loss(&train(&place, &run, init, &flags, 0));
+            assert!(
+                (found - expected).abs() < 1e-5,
+                "{arch} {init} {layout:?}: {found} {expected}"
+            );
+        }
+        // An adapter of a joint matrix stands beside what the source has as three.
+        let adapter = ["--set", "model.weights={adapter: {rank: 2, targets: [qkv]}}"];
+        let flags = [&["--stop-after", "0"][..], &fused, &adapter].concat();
+        let started = train(&place, "adapter", "{run: three}", &flags, 0);
+        assert!(started.status.success());
+    }
+}
+
 #[test]
 fn a_cut_says_what_it_discards() {
     let place = Workplace::new();

@@ -37,6 +37,8 @@ const METHODS: [&str; 17] = [
 const USUAL: &[&str] = &[];
 /// A network with rotary positions, SwiGLU and a head of its own.
 const LLAMA: &[&str] = &["model.arch=llama"];
+/// Queries, keys and values from one matrix.
+const FUSED: &[&str] = &["model.fused_qkv=true"];
 
 /// Bytes at the peak of a trainer's first two steps, and the account's.
 fn measured_and_expected(method: &str, overrides: &[&str]) -> (usize, u64) {
@@ -70,7 +72,8 @@ fn the_peak_is_what_the_account_expects() {
         measured_and_expected(method, &[]);
     }
     let (usual, llama) = (METHODS.map(|method| (method, USUAL)), METHODS.map(|m| (m, LLAMA)));
-    for (method, overrides) in usual.into_iter().chain(llama) {
+    let fused = ["dense-muon", "dlra-spectral"].map(|method| (method, FUSED));
+    for (method, overrides) in usual.into_iter().chain(llama).chain(fused) {
         let (measured, expected) = measured_and_expected(method, overrides);
         let ratio = measured as f64 / expected as f64;
         assert!(

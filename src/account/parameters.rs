@@ -29,7 +29,7 @@ impl ParameterLedger {
         let norms = (2 * layers + 1) * width;
         let norm_biases = if model.arch.norms_have_biases() { norms } else { 0 };
         let linear_biases: u64 =
-            model.arch.targets().iter().map(|target| model.shape(*target).0 as u64).sum();
+            model.targets().iter().map(|target| model.shape(*target).0 as u64).sum();
         ParameterLedger {
             token_embedding: vocabulary * width,
             head: (!model.ties_embeddings()).then_some(vocabulary * width),
@@ -37,7 +37,6 @@ impl ParameterLedger {
             norms,
             biases: if model.bias { norm_biases + layers * linear_biases } else { 0 },
             targets: model
-                .arch
                 .targets()
                 .iter()
                 .map(|target| TargetLedger::new(model, *target))

@@ -4,7 +4,9 @@
 
 use super::factored;
 use super::format::{Format, format_of};
+use super::fused::{refuse_parted, with_fused_qkv};
 use super::tokenizer::{ChatTokenizer, generation_config, write_tokenizer};
+use super::weights::Named;
 use crate::fs::{read_text, write_directory_atomic};
 use crate::model::{ModelConfig, Network, merged};
 use crate::params::ParamStore;
@@ -44,10 +46,12 @@ pub struct Exported {
 /// Writes a model as a folder of `transformers`, whole or not at all.
 ///
 /// Low-rank and factored weights become W = U S Vᵀ or B A, adapters are merged into what they
-/// adapt; biases that a GPT-2 has not are zero.
+/// adapt, a joint matrix of q, k and v becomes what there is in its place; biases that a GPT-2 has
+/// not are zero.
 ///
 /// # Errors
-/// If the folder exists already, or something cannot be written.
+/// If the folder exists already, something cannot be written, or low-rank weights are to stay so and
+/// one is three matrices there.
 pub fn export(
     model: &dyn Network,
     params: &ParamStore,
@@ -67,12 +71,18 @@ pub fn export(
         other => bail!("a model is exported in f32, f16 or bf16, not in {other:?}"),
     };
     let end_of_text = tokenizer.tokenizer.end_of_text();
-    let (dense, params) = merged(model.config(), params.clone())?;
-    let format = format_of(dense.arch);
+    let (given, given_params) = merged(model.config(), params.clone())?;
+    let format = format_of(given.arch);
+    if options.factored {
+        let named = Named::new(&given_params);
+        let low_rank = model.sites().iter().filter(|site| named.point(&site.name).is_some());
+        refuse_parted(&format.modules(&given), low_rank, "leave --factored out")?;
+    }
+    let (dense, params) = with_fused_qkv(&given, given_params.clone(), false)?;
     let mut config = format.config(&dense, end_of_text, dtype);
     let mut tensors = format.tensors(&dense, &params)?;
     if options.factored {
-        tensors = factored::with_factors(format, &dense, &params, &mut config, tensors)?;
+        tensors = factored::with_factors(format, &given, &given_params, &mut config, tensors)?;
     }
     let tensors: Vec<(String, Tensor)> = tensors
         .into_iter()

@@ -17,13 +17,14 @@ pub(super) trait Format {
     /// `config.json` of a dense model.
     fn config(&self, model: &ModelConfig, end_of_text: Option<u32>, dtype: &str) -> Value;
 
-    /// Names and tensors there, in f32 or wider.
+    /// Names and tensors there, in f32 or wider, of a model with q, k and v as three matrices.
     ///
     /// # Errors
     /// If the model lacks a parameter, or has what there is no place for.
     fn tensors(&self, model: &ModelConfig, params: &ParamStore) -> Result<Vec<(String, Tensor)>>;
 
-    /// The layers with matrices, block by block.
+    /// The layers with matrices that stand alone or one below the other here, block by block: all
+    /// but those that a joint matrix of q, k and v has to be split for.
     fn modules(&self, model: &ModelConfig) -> Vec<Module>;
 
     /// Whether their matrices are stored n × m.
@@ -32,7 +33,8 @@ pub(super) trait Format {
     /// The classes of modeling_lrpt.py for its settings and its network with low-rank weights.
     fn factored_classes(&self) -> [&'static str; 2];
 
-    /// The configuration of a dense model here, from a `config.json`.
+    /// The configuration of a dense model here, with q, k and v as three matrices, from a
+    /// `config.json`.
     ///
     /// # Errors
     /// Naming what does not fit.

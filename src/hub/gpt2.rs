@@ -91,9 +91,12 @@ impl Format for Gpt2 {
 
     fn modules(&self, model: &ModelConfig) -> Vec<Module> {
         let of_block = |layer: usize| {
-            MATRICES.iter().map(move |(fused, sites)| Module {
-                name: format!("transformer.h.{layer}.{fused}"),
-                sites: sites.iter().map(|site| format!("transformer.h.{layer}.{site}")).collect(),
+            MATRICES.iter().map(move |(fused, sites)| {
+                let is_joint = model.fused_qkv && *fused == QKV;
+                let sites: &[&str] = if is_joint { &["attn.qkv"] } else { sites };
+                let of_block = |name: &str| format!("transformer.h.{layer}.{name}");
+                let sites = sites.iter().map(|site| of_block(site)).collect();
+                Module { name: of_block(fused), sites }
             })
         };
         (0..model.n_layer).flat_map(of_block).collect()
@@ -226,9 +229,12 @@ impl Format for Gpt2 {
     }
 }
 
-/// Matrices there, each with those it is fused of here.
+/// Queries, keys and values there, which may be one matrix here, too.
+const QKV: &str = "attn.c_attn";
+
+/// Matrices there, each with those it is fused of here where q, k and v are three.
 const MATRICES: &[(&str, &[&str])] = &[
-    ("attn.c_attn", &["attn.q", "attn.k", "attn.v"]),
+    (QKV, &["attn.q", "attn.k", "attn.v"]),
     ("attn.c_proj", &["attn.o"]),
     ("mlp.c_fc", &["mlp.up"]),
     ("mlp.c_proj", &["mlp.down"]),

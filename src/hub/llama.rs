@@ -75,8 +75,10 @@ impl Format for Llama {
     }
 
     fn modules(&self, model: &ModelConfig) -> Vec<Module> {
+        let here = |kind: Target| model.targets().contains(&kind);
         let of_block = |layer: usize| {
-            MATRICES.iter().map(move |(ours, theirs, _)| Module {
+            let matrices = MATRICES.iter().filter(move |(_, _, kind)| here(*kind));
+            matrices.map(move |(ours, theirs, _)| Module {
                 name: format!("model.layers.{layer}.{theirs}"),
                 sites: vec![format!("model.layers.{layer}.{ours}")],
             })

@@ -9,6 +9,7 @@
 //! llama     names and settings of Llama
 //! settings  reading a config.json, refusing what does not fit
 //! gguf      llama.cpp's file of a Llama, its numbers widened
+//! fused     queries, keys and values from one matrix or from three
 //! factored  low-rank weights by rows of their own, with the code that transformers loads
 //! folder    config.json, safetensors in one file or many
 //! tokenizer the tokenizer and its chat template
@@ -17,6 +18,7 @@
 mod factored;
 mod folder;
 mod format;
+mod fused;
 mod gguf;
 mod gpt2;
 mod llama;
@@ -28,6 +30,7 @@ mod tokenizer;
 mod weights;
 
 pub use folder::{ExportOptions, Exported, export, import, import_config};
+pub use fused::with_fused_qkv;
 pub use gguf::{import as import_gguf, read_config as import_gguf_config};
 pub use peft::{export_peft, import_peft, peft_base};
 pub use tokenizer::ChatTokenizer;

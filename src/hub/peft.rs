@@ -3,6 +3,7 @@
 
 use super::folder::{in_f32, read_json, write, write_json};
 use super::format::format_of;
+use super::fused::refuse_parted;
 use super::tokenizer::{ChatTokenizer, write_tokenizer};
 use super::{Exported, import};
 use crate::fs::write_directory_atomic;
@@ -48,7 +49,8 @@ pub fn peft_base(adapter: &Path, base: Option<&Path>) -> Result<PathBuf> {
 /// tokenizer goes with it, as TRL has it, for the chat template.
 ///
 /// # Errors
-/// If the model has no adapters, the folder exists already, or something cannot be written.
+/// If the model has no adapters, or one of a matrix that is three there; if the folder exists
+/// already, or something cannot be written.
 pub fn export_peft(
     model: &dyn Network,
     params: &ParamStore,
@@ -64,13 +66,16 @@ pub fn export_peft(
         "{} exists already; choose another folder with --to, or remove it first",
         to.display()
     );
+    let modules = format_of(config.arch).modules(config);
+    let adapted = model.sites().iter().filter(|site| config.form(site.kind).is_adapter());
+    refuse_parted(&modules, adapted, "export the whole model with --merge")?;
     let rows: BTreeMap<&str, usize> =
         model.sites().iter().map(|site| (site.name.as_str(), site.rows)).collect();
     let weights: BTreeMap<&str, &Weight> =
         params.iter().map(|(_, p)| (p.name.as_str(), &p.weight)).collect();
     let mut tensors = BTreeMap::new();
     let mut ranks: Vec<(String, usize)> = Vec::new();
-    for module in format_of(config.arch).modules(config) {
+    for module in modules {
         let parts = module
             .sites
             .iter()

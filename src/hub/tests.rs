@@ -1,10 +1,12 @@
 //! Out and in again: every form of weight, one file or many.
 
+mod fused;
+
 use super::*;
 use crate::data::Tokenizer;
 use crate::model::{ModelConfig, build};
 use crate::params::{ParamStore, TensorReader};
-use crate::spec::{Architecture, FactorForm, ModelPlan, WeightForm};
+use crate::spec::{AdapterForm, Architecture, FactorForm, ModelPlan, Target, WeightForm};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
@@ -18,7 +20,7 @@ fn config(form: WeightForm, bias: bool) -> ModelConfig {
             block_size: 6,
             dropout: 0.1,
             bias,
-            weights: arch.targets().iter().map(|target| (*target, form)).collect(),
+            weights: arch.targets(false).iter().map(|target| (*target, form)).collect(),
             ..ModelPlan::of(arch)
         },
         vocab_size: 256,
@@ -40,7 +42,7 @@ fn llama(form: WeightForm, unusual: bool) -> ModelConfig {
             tie_word_embeddings: unusual.then_some(true),
             rope_theta: unusual.then_some(123.0),
             rms_norm_eps: unusual.then_some(1e-3),
-            weights: arch.targets().iter().map(|target| (*target, form)).collect(),
+            weights: arch.targets(false).iter().map(|target| (*target, form)).collect(),
             ..ModelPlan { arch, ..config(form, false).model }
         },
         vocab_size: 256,

@@ -156,7 +156,7 @@ pub fn passes_on(model: &ModelPlan, layer: usize, target: Target) -> bool {
 /// Place of a matrix among those of its block that work on the same input.
 fn stage(target: Target) -> usize {
     match target {
-        Target::Q | Target::K | Target::V => 0,
+        Target::Q | Target::K | Target::V | Target::QKV => 0,
         Target::O => 1,
         Target::DOWN => 3,
         _ => 2,

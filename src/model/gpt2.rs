@@ -6,6 +6,7 @@
 use super::config::ModelConfig;
 use super::layers::{Declarations, Head, LayerNorm, Linear, Pass};
 use super::network::{Network, Structure};
+use super::projections::Projections;
 use crate::ops::{self, AttentionHeads, Compute, Value};
 use crate::params::ParamId;
 use crate::spec::Target;
@@ -25,9 +26,7 @@ pub struct Gpt2 {
 #[derive(Clone, Debug)]
 struct Block {
     norm_1: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    qkv: Projections,
     output: Linear,
     norm_2: LayerNorm,
     up: Linear,
@@ -122,9 +121,7 @@ impl Block {
         };
         Self {
             norm_1: norm(config, &format!("{prefix}.ln_1"), declarations),
-            query: linear("attn.q", Target::Q, declarations),
-            key: linear("attn.k", Target::K, declarations),
-            value: linear("attn.v", Target::V, declarations),
+            qkv: Projections::of_block(declarations, config, &format!("{prefix}.attn"), layer),
             output: linear("attn.o", Target::O, declarations),
             norm_2: norm(config, &format!("{prefix}.ln_2"), declarations),
             up: linear("mlp.up", Target::UP, declarations),
@@ -141,11 +138,7 @@ impl Block {
         heads: AttentionHeads,
     ) -> Result<Value> {
         let h = self.norm_1.forward(pass, x)?;
-        let (q, k, v) = (
-            self.query.forward(pass, &h)?,
-            self.key.forward(pass, &h)?,
-            self.value.forward(pass, &h)?,
-        );
+        let [q, k, v] = self.qkv.forward(pass, &h)?;
         drop(h);
         let mixed = pass.attention(layer, [&q, &k, &v], heads)?;
         drop((q, k, v));

@@ -6,6 +6,7 @@
 use super::config::ModelConfig;
 use super::layers::{Declarations, Head, Linear, Pass, RmsNorm};
 use super::network::{Network, Structure};
+use super::projections::Projections;
 use crate::ops::{self, AttentionHeads, Compute, Rotation, Value};
 use crate::params::ParamId;
 use crate::spec::Target;
@@ -24,9 +25,7 @@ pub struct Llama {
 #[derive(Clone, Debug)]
 struct Block {
     norm_1: RmsNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    qkv: Projections,
     output: Linear,
     norm_2: RmsNorm,
     gate: Linear,
@@ -120,9 +119,7 @@ impl Block {
         };
         Self {
             norm_1: norm(config, &format!("{prefix}.input_layernorm"), declarations),
-            query: linear("self_attn.q", Target::Q, declarations),
-            key: linear("self_attn.k", Target::K, declarations),
-            value: linear("self_attn.v", Target::V, declarations),
+            qkv: Projections::of_block(declarations, config, &format!("{prefix}.self_attn"), layer),
             output: linear("self_attn.o", Target::O, declarations),
             norm_2: norm(config, &format!("{prefix}.post_attention_layernorm"), declarations),
             gate: linear("mlp.gate", Target::GATE, declarations),
@@ -141,10 +138,10 @@ impl Block {
         rotation: &Rotation,
     ) -> Result<Value> {
         let h = self.norm_1.forward(pass, x)?;
-        let q = ops::rotary(pass.tape, &self.query.forward(pass, &h)?, rotation)?;
-        let k = ops::rotary(pass.tape, &self.key.forward(pass, &h)?, rotation)?;
-        let v = self.value.forward(pass, &h)?;
+        let [q, k, v] = self.qkv.forward(pass, &h)?;
         drop(h);
+        let turned = |x: Value| ops::rotary(pass.tape, &x, rotation);
+        let (q, k) = (turned(q)?, turned(k)?);
         let mixed = pass.attention(layer, [&q, &k, &v], heads)?;
         drop((q, k, v));
         let out = self.output.forward(pass, &mixed)?;

@@ -2,7 +2,7 @@
 
 use super::layers::{adapter_name, lora_scale};
 use super::{ModelConfig, build};
-use crate::params::{Factor, ParamStore, Parameter, Weight};
+use crate::params::{Factor, ParamStore, Weight};
 use crate::spec::WeightForm;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
@@ -20,39 +20,29 @@ pub fn merged(config: &ModelConfig, params: ParamStore) -> Result<(ModelConfig, 
     let adapted = build(config.clone())?;
     let mut dense = config.clone();
     dense.weights.values_mut().for_each(|form| *form = WeightForm::Dense);
-    let mut weights: BTreeMap<&str, Weight> = params
-        .iter()
-        .map(|(_, parameter)| (parameter.name.as_str(), parameter.weight.clone()))
-        .collect();
+    let mut weights = params.weights();
     for site in adapted.sites() {
         let WeightForm::Adapter { rank, alpha, .. } = config.form(site.kind) else { continue };
         let product = product(&weights, &site.name, lora_scale(rank, alpha))?;
         let frozen = weights
-            .get_mut(format!("{}.weight", site.name).as_str())
+            .get_mut(&format!("{}.weight", site.name))
             .with_context(|| format!("the model has no frozen weight `{}`", site.name))?;
         if let Weight::Dense(w) = frozen {
             *w = (&*w + product)?;
         }
     }
     let network = build(dense)?;
-    let parameter = |declared: &crate::params::Declared| -> Result<Parameter> {
-        let name = declared.name.clone();
-        let weight = weights.remove(name.as_str());
-        let weight = weight.with_context(|| format!("the model has no parameter `{name}`"))?;
-        Ok(Parameter { name, role: declared.role, weight, trained: declared.trained })
-    };
-    let parameters = network.declared().iter().map(parameter).collect::<Result<_>>()?;
-    Ok((network.config().clone(), ParamStore::new(parameters)?))
+    let params = ParamStore::of_weights(network.declared(), weights)?;
+    Ok((network.config().clone(), params))
 }
 
 /// U S Vᵀ or scale · B A of a site.
-fn product(weights: &BTreeMap<&str, Weight>, site: &str, scale: f64) -> Result<Tensor> {
+fn product(weights: &BTreeMap<String, Weight>, site: &str, scale: f64) -> Result<Tensor> {
     let adapter = adapter_name(site);
-    if let Some(Weight::LowRank(point)) = weights.get(adapter.as_str()) {
+    if let Some(Weight::LowRank(point)) = weights.get(&adapter) {
         return Ok(point.to_dense()?);
     }
-    let factor = |factor: Factor| match weights.get(format!("{adapter}.{}", factor.name()).as_str())
-    {
+    let factor = |factor: Factor| match weights.get(&format!("{adapter}.{}", factor.name())) {
         Some(Weight::Dense(tensor)) => Ok(tensor),
         _ => anyhow::bail!("the model has no factor {} of `{adapter}`", factor.name()),
     };

@@ -13,6 +13,7 @@ mod layers;
 mod llama;
 mod merge;
 mod network;
+mod projections;
 mod restore;
 
 pub use cache::KeyValueCache;

@@ -20,6 +20,7 @@ mod pointwise;
 mod product;
 mod relay;
 mod rotary;
+mod split;
 mod tape;
 
 #[cfg(test)]
@@ -37,4 +38,5 @@ pub use pointwise::{Dropout, add, dropout, gelu, scaled, swiglu};
 pub use product::{product, product_into};
 pub use relay::Relay;
 pub use rotary::{Rotation, rotary};
+pub use split::split;
 pub use tape::{Flow, Source, Tape, Value};

@@ -293,6 +293,11 @@ impl Flow<'_> {
         }
     }
 
+    /// Whether a gradient of a node's output has arrived so far.
+    pub(super) fn has_arrived(&self, of: Option<Source>) -> bool {
+        matches!(of, Some(Source::Node(index)) if self.arrived[index].is_some())
+    }
+
     /// Adds the product a b, viewed in this shape; where possible directly into the existing
     /// buffer.
     pub fn add_product(

@@ -15,7 +15,7 @@ pub use reader::TensorReader;
 use crate::lowrank::{LowRank, singular_values};
 use crate::spec::Target;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Index of a parameter in its [`ParamStore`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -202,6 +202,29 @@ impl ParamStore {
             .collect::<anyhow::Result<_>>()?;
         reader.finish()?;
         Ok(Self::new(parameters)?)
+    }
+
+    /// Parameters with these weights, by name; those that none is declared for are left.
+    ///
+    /// # Errors
+    /// If one that is declared has no weight, or two share a name.
+    pub fn of_weights(
+        declared: &[Declared],
+        mut weights: BTreeMap<String, Weight>,
+    ) -> Result<Self> {
+        let parameter = |declared: &Declared| -> Result<Parameter> {
+            let Some((name, weight)) = weights.remove_entry(&declared.name) else {
+                bail!("the model has no parameter `{}`", declared.name)
+            };
+            Ok(Parameter { name, role: declared.role, weight, trained: declared.trained })
+        };
+        Self::new(declared.iter().map(parameter).collect::<Result<_>>()?)
+    }
+
+    /// The weights by name.
+    pub fn weights(&self) -> BTreeMap<String, Weight> {
+        let named = |parameter: &Parameter| (parameter.name.clone(), parameter.weight.clone());
+        self.parameters.iter().map(named).collect()
     }
 
     /// Number of parameters (named weights, not numbers).

@@ -40,7 +40,7 @@ pub struct Target(&'static str);
 pub const ROPE_THETA: f64 = 10_000.0;
 
 /// The names of the targets of all architectures, in their order.
-const NAMES: &[&str] = &["q", "k", "v", "o", "gate", "up", "down"];
+const NAMES: &[&str] = &["q", "k", "v", "qkv", "o", "gate", "up", "down"];
 
 impl Target {
     /// Attention query.
@@ -49,6 +49,8 @@ impl Target {
     pub const K: Target = Target("k");
     /// Attention value.
     pub const V: Target = Target("v");
+    /// Attention query, key and value as one matrix, one below the other.
+    pub const QKV: Target = Target("qkv");
     /// Attention output.
     pub const O: Target = Target("o");
     /// MLP gate.
@@ -105,31 +107,37 @@ impl Architecture {
         }
     }
 
-    /// The weight matrices of a block, in the order in which it applies them.
-    pub fn targets(self) -> &'static [Target] {
-        match self {
-            Architecture::Gpt2 => {
-                &[Target::Q, Target::K, Target::V, Target::O, Target::UP, Target::DOWN]
-            }
-            Architecture::Llama => &[
-                Target::Q,
-                Target::K,
-                Target::V,
-                Target::O,
-                Target::GATE,
-                Target::UP,
-                Target::DOWN,
-            ],
+    /// The weight matrices of a block, in the order in which it applies them, with query, key and
+    /// value as one matrix or as three.
+    pub fn targets(self, fused_qkv: bool) -> &'static [Target] {
+        const GPT2: &[Target] =
+            &[Target::Q, Target::K, Target::V, Target::O, Target::UP, Target::DOWN];
+        const FUSED_GPT2: &[Target] = &[Target::QKV, Target::O, Target::UP, Target::DOWN];
+        const LLAMA: &[Target] =
+            &[Target::Q, Target::K, Target::V, Target::O, Target::GATE, Target::UP, Target::DOWN];
+        const FUSED_LLAMA: &[Target] =
+            &[Target::QKV, Target::O, Target::GATE, Target::UP, Target::DOWN];
+        match (self, fused_qkv) {
+            (Architecture::Gpt2, false) => GPT2,
+            (Architecture::Gpt2, true) => FUSED_GPT2,
+            (Architecture::Llama, false) => LLAMA,
+            (Architecture::Llama, true) => FUSED_LLAMA,
         }
     }
 
-    /// Rows and columns (m, n) of a target's W in y = W x; (0, 0) where a block has no such matrix.
+    /// Whether a block has such a matrix, with query, key and value as one or as three.
+    fn knows(self, target: Target) -> bool {
+        [false, true].iter().any(|fused_qkv| self.targets(*fused_qkv).contains(&target))
+    }
+
+    /// Rows and columns (m, n) of a target's W in y = W x; (0, 0) where no block has such a matrix.
     pub fn shape(self, target: Target, widths: BlockWidths) -> (usize, usize) {
         let BlockWidths { stream, keys, inner } = widths;
         match target {
-            _ if !self.targets().contains(&target) => (0, 0),
+            _ if !self.knows(target) => (0, 0),
             Target::Q | Target::O => (stream, stream),
             Target::K | Target::V => (keys, stream),
+            Target::QKV => (keys.saturating_mul(2).saturating_add(stream), stream),
             Target::DOWN => (stream, inner),
             _ => (inner, stream),
         }
@@ -184,17 +192,28 @@ impl Architecture {
         }
     }
 
-    /// What is wrong with this target for this architecture; `None` if a block has it.
-    pub(crate) fn objection(self, target: Target) -> Option<String> {
-        let targets = self.targets();
-        let names = || targets.iter().map(|target| target.name()).collect::<Vec<_>>().join(", ");
-        (!targets.contains(&target)).then(|| {
-            format!(
-                "`{}` is no target of {}; its targets are {}",
-                target.name(),
-                self.name(),
-                names()
-            )
+    /// What is wrong with this target for this architecture, with query, key and value as one
+    /// matrix or as three; `None` if a block has it.
+    pub(crate) fn objection(self, target: Target, fused_qkv: bool) -> Option<String> {
+        let (targets, name) = (self.targets(fused_qkv), target.name());
+        if targets.contains(&target) {
+            return None;
+        }
+        Some(match target {
+            Target::QKV => {
+                "`qkv` is a target with `model.fused_qkv: true`; set that, or name `q`, \
+                            `k` and `v`"
+                    .to_owned()
+            }
+            _ if self.knows(target) => format!(
+                "`{name}` is a part of the target `qkv` with `model.fused_qkv: true`; name `qkv`, or \
+                 remove `fused_qkv`"
+            ),
+            _ => {
+                let names: Vec<&str> = targets.iter().map(|target| target.name()).collect();
+                let names = names.join(", ");
+                format!("`{name}` is no target of {}; its targets are {names}", self.name())
+            }
         })
     }
 }
@@ -229,35 +248,42 @@ mod tests {
 
     #[test]
     fn targets_are_ordered_as_a_block_applies_them() {
-        let sorted = |architecture: Architecture| -> Vec<&str> {
-            let mut sorted: Vec<Target> = architecture.targets().to_vec();
+        let sorted = |architecture: Architecture, fused_qkv: bool| -> Vec<&str> {
+            let mut sorted: Vec<Target> = architecture.targets(fused_qkv).to_vec();
             sorted.sort_by_key(|target| target.name());
             sorted.sort();
             sorted.into_iter().map(Target::name).collect()
         };
-        assert_eq!(sorted(Architecture::Gpt2), ["q", "k", "v", "o", "up", "down"]);
-        assert_eq!(sorted(Architecture::Llama), ["q", "k", "v", "o", "gate", "up", "down"]);
+        assert_eq!(sorted(Architecture::Gpt2, false), ["q", "k", "v", "o", "up", "down"]);
+        assert_eq!(sorted(Architecture::Llama, false), ["q", "k", "v", "o", "gate", "up", "down"]);
+        assert_eq!(sorted(Architecture::Gpt2, true), ["qkv", "o", "up", "down"]);
+        assert_eq!(sorted(Architecture::Llama, true), ["qkv", "o", "gate", "up", "down"]);
     }
 
     #[test]
     fn a_target_that_an_architecture_lacks_is_answered_with_its_list() {
-        assert_eq!(Architecture::Gpt2.objection(Target::Q), None);
-        assert_eq!(Architecture::Llama.objection(Target::GATE), None);
-        assert_eq!(
-            Architecture::Gpt2.objection(Target::GATE).as_deref(),
-            Some("`gate` is no target of gpt2; its targets are q, k, v, o, up, down")
-        );
+        assert_eq!(Architecture::Gpt2.objection(Target::Q, false), None);
+        assert_eq!(Architecture::Llama.objection(Target::GATE, true), None);
+        assert_eq!(Architecture::Gpt2.objection(Target::QKV, true), None);
+        for (fused_qkv, names) in [(false, "q, k, v, o, up, down"), (true, "qkv, o, up, down")] {
+            assert_eq!(
+                Architecture::Gpt2.objection(Target::GATE, fused_qkv),
+                Some(format!("`gate` is no target of gpt2; its targets are {names}"))
+            );
+        }
     }
 
     #[test]
     fn matrices_lead_between_the_widths_of_a_block() {
         let widths = BlockWidths { stream: 8, keys: 4, inner: 20 };
         let shapes = |architecture: Architecture| {
-            [Target::O, Target::V, Target::GATE, Target::UP, Target::DOWN]
+            [Target::O, Target::V, Target::QKV, Target::GATE, Target::UP, Target::DOWN]
                 .map(|target| architecture.shape(target, widths))
         };
-        assert_eq!(shapes(Architecture::Gpt2), [(8, 8), (4, 8), (0, 0), (20, 8), (8, 20)]);
-        assert_eq!(shapes(Architecture::Llama), [(8, 8), (4, 8), (20, 8), (20, 8), (8, 20)]);
+        let gpt2 = [(8, 8), (4, 8), (16, 8), (0, 0), (20, 8), (8, 20)];
+        assert_eq!(shapes(Architecture::Gpt2), gpt2);
+        let llama = [(8, 8), (4, 8), (16, 8), (20, 8), (20, 8), (8, 20)];
+        assert_eq!(shapes(Architecture::Llama), llama);
     }
 
     /// Widths that published models have: GPT-2, the 60M and 130M of GaLore (Zhao et al. 2024), and
@@ -280,7 +306,8 @@ mod tests {
         );
         let error = serde_json::from_str::<Target>("\"w\"").expect_err("unknown").to_string();
         assert!(
-            error.contains("`w`") && error.contains("`q`, `k`, `v`, `o`, `gate`, `up`, `down`"),
+            error.contains("`w`")
+                && error.contains("`q`, `k`, `v`, `qkv`, `o`, `gate`, `up`, `down`"),
             "{error}"
         );
     }

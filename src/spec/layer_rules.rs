@@ -26,7 +26,7 @@ pub(super) fn check_layers(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
         for (target, rank) in ranks {
             let name = target.name();
             let path = format!("{path}[{layer}].{name}");
-            if let Some(objection) = spec.model.arch.objection(*target) {
+            if let Some(objection) = plan.model.objection(*target) {
                 found.require(false, &path, || objection);
                 continue;
             }

@@ -21,6 +21,9 @@ pub struct ModelPlan {
     /// Heads of keys and values per block, where they are not as many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_kv_head: Option<usize>,
+    /// Whether the query, key and value matrices of a block are one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fused_qkv: bool,
     /// Width of the residual stream, C.
     pub n_embd: usize,
     /// Context length in tokens, T.
@@ -54,7 +57,7 @@ pub struct ModelPlan {
     #[serde(default, skip_serializing_if = "LowRankStart::is_default")]
     pub start: LowRankStart,
     /// Form of each matrix of a block, the same in all blocks but for the ranks in `layers`; has
-    /// every target of the architecture.
+    /// every target of a block.
     pub weights: BTreeMap<Target, WeightForm>,
     /// Ranks of single blocks' low-rank matrices where they are not those of `weights`: an entry
     /// for each block from the first on.
@@ -66,12 +69,14 @@ impl ModelPlan {
     /// The smallest network of an architecture, of width 1 and dense, with every setting as usual:
     /// to be filled in.
     pub fn of(arch: Architecture) -> Self {
-        let weights = arch.targets().iter().map(|target| (*target, WeightForm::Dense)).collect();
+        let weights =
+            arch.targets(false).iter().map(|target| (*target, WeightForm::Dense)).collect();
         Self {
             arch,
             n_layer: 1,
             n_head: 1,
             n_kv_head: None,
+            fused_qkv: false,
             n_embd: 1,
             block_size: 1,
             dropout: 0.0,
@@ -104,9 +109,19 @@ impl ModelPlan {
         }
     }
 
+    /// The weight matrices of a block, in the order in which it applies them.
+    pub fn targets(&self) -> &'static [Target] {
+        self.arch.targets(self.fused_qkv)
+    }
+
+    /// What is wrong with this target for this network; `None` if a block has it.
+    pub(super) fn objection(&self, target: Target) -> Option<String> {
+        self.arch.objection(target, self.fused_qkv)
+    }
+
     /// Block and target of every matrix of the blocks, block by block.
     pub fn places(&self) -> impl Iterator<Item = (usize, Target)> {
-        let targets = self.arch.targets();
+        let targets = self.targets();
         (0..self.n_layer).flat_map(move |layer| targets.iter().map(move |target| (layer, *target)))
     }
 
@@ -115,9 +130,18 @@ impl ModelPlan {
         self.weights.values().any(|form| form.is_adapter())
     }
 
-    /// Rows and columns (m, n) of one matrix of a block.
+    /// Rows and columns (m, n) of one matrix of a block; (0, 0) where it has no such matrix.
     pub fn shape(&self, target: Target) -> (usize, usize) {
-        self.arch.shape(target, self.widths())
+        match self.targets().contains(&target) {
+            true => self.arch.shape(target, self.widths()),
+            false => (0, 0),
+        }
+    }
+
+    /// Rows of the queries, keys and values in the matrix that has them one below the other: C, and
+    /// twice C G/H with G of H heads.
+    pub fn qkv_rows(&self) -> [usize; 3] {
+        [self.n_embd, self.key_width(), self.key_width()]
     }
 
     /// Widths that the matrices of a block lead from and to.
@@ -164,7 +188,7 @@ impl ModelPlan {
             let (rows, columns) = self.shape(*target);
             (rows as u64).saturating_mul(columns as u64)
         };
-        let block = self.arch.targets().iter().map(numbers).fold(0, u64::saturating_add);
+        let block = self.targets().iter().map(numbers).fold(0, u64::saturating_add);
         block.saturating_mul(self.n_layer as u64)
     }
 

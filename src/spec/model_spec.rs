@@ -27,6 +27,11 @@ pub struct ModelSpec {
     /// (grouped-query attention); divides `n_head`, which it is by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_kv_head: Option<usize>,
+    /// Whether the query, key and value matrices of a block are one, of n_embd (1 + 2 n_kv_head /
+    /// n_head) × n_embd, its target `qkv` in the place of `q`, `k` and `v`: low-rank, they share one
+    /// input basis V and one rank, and Muon makes one polar factor of all three.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fused_qkv: bool,
     /// Width of the residual stream.
     pub n_embd: usize,
     /// Context length in tokens.
@@ -324,7 +329,7 @@ pub(super) fn check_weights(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
         || "every target is dense; write `weights: dense`".into(),
     );
     for target in targets.keys() {
-        if let Some(objection) = spec.model.arch.objection(*target) {
+        if let Some(objection) = plan.model.objection(*target) {
             let path = format!("model.weights.{kind}.targets.{}", target.name());
             found.require(false, &path, || objection);
         }

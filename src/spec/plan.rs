@@ -271,6 +271,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         n_layer: spec.n_layer,
         n_head: spec.n_head,
         n_kv_head: spec.n_kv_head.filter(|key_heads| *key_heads != spec.n_head),
+        fused_qkv: spec.fused_qkv,
         n_embd: spec.n_embd,
         block_size: spec.block_size,
         dropout: spec.dropout,
@@ -299,7 +300,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
     };
     // `full` is a matter of the shapes.
     let shape = |target| plan.shape(target);
-    let forms = spec.arch.targets().iter().map(|target| (*target, form(&shape, *target)));
+    let forms = plan.targets().iter().map(|target| (*target, form(&shape, *target)));
     plan.weights = forms.collect();
     plan
 }

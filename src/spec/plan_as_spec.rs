@@ -70,6 +70,7 @@ impl Plan {
                 n_layer: model.n_layer,
                 n_head: model.n_head,
                 n_kv_head: model.n_kv_head,
+                fused_qkv: model.fused_qkv,
                 n_embd: model.n_embd,
                 block_size: model.block_size,
                 dropout: model.dropout,

@@ -185,7 +185,7 @@ fn check_rank_bounds(
     for target in exceptions.keys().filter(|target| bounds(target).is_none()) {
         found.require(false, &format!("{path}.targets.{}", target.name()), || {
             let dense = || "unused: this target is dense; remove it".into();
-            plan.model.arch.objection(*target).unwrap_or_else(dense)
+            plan.model.objection(*target).unwrap_or_else(dense)
         });
     }
     for (target, form) in &plan.model.weights {

@@ -36,6 +36,8 @@ const DENSE_START: &[&str] = &[
     "model.weights={low_rank: {rank: full, start: dense}}",
     "rank={budget: {final_rank: 8, every: 4, start: 5, freeze: 20}}",
 ];
+/// Queries, keys and values from one matrix.
+const FUSED: &str = "model.fused_qkv=true";
 const FACTORED: &str = "model.weights.factored.rank=8";
 
 const CASES: &[Case] = &[
@@ -128,6 +130,26 @@ const CASES: &[Case] = &[
         method: "dlra-augmented-bug",
         steps: 3,
         overrides: &[LOW_RANK, "model.arch=llama", "model.tie_word_embeddings=true"],
+        cubes: 12,
+    },
+    Case { method: "dense-muon", steps: 1, overrides: &[FUSED], cubes: 0 },
+    Case { method: "dlra-spectral", steps: 3, overrides: &[LOW_RANK, FUSED], cubes: 12 },
+    Case {
+        method: "dlra-adam",
+        steps: 3,
+        overrides: &[LOW_RANK, "model.arch=llama", "model.n_kv_head=1", FUSED],
+        cubes: 14,
+    },
+    Case {
+        method: "dlra-budget",
+        steps: 2,
+        overrides: &[DENSE_START[0], DENSE_START[1], FUSED],
+        cubes: 0,
+    },
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &["init={run: source}", "model.weights={adapter: {rank: 8}}", FUSED],
         cubes: 12,
     },
     // The MLP of a GPT-2 may be of another width, and its head its own.
@@ -226,7 +248,7 @@ fn left_out(trainer: &Trainer, plan: &Plan, step: u64) -> i64 {
         .sum();
     let (layers, lowest) = (plan.model.n_layer as u64, lowest_trained(plan));
     // No gradient passes through the first block's attention where nothing is trained below it.
-    let stopped = u64::from(!lowest.is_empty() && !lowest.contains(&Target::Q));
+    let stopped = u64::from(!lowest.is_empty() && !lowest.contains(&plan.model.targets()[0]));
     let passed = 7 * layers - 5 * stopped;
     let attention = passed * 2 * width * scores * plan.train.batch_size as u64;
     let ledger = FlopLedger::at_step(plan, VOCABULARY as u64, step, &|_, _| None);
@@ -257,7 +279,7 @@ fn left_out(trainer: &Trainer, plan: &Plan, step: u64) -> i64 {
 /// work on the same input. None where everything is trained.
 fn lowest_trained(plan: &Plan) -> Vec<Target> {
     let is_adapted = |target: &Target| plan.model.form(*target).is_adapter();
-    let first = plan.model.arch.targets().iter().copied().find(|target| is_adapted(target));
+    let first = plan.model.targets().iter().copied().find(|target| is_adapted(target));
     match first {
         Some(Target::Q | Target::K | Target::V) => vec![Target::Q, Target::K, Target::V],
         other => other.into_iter().collect(),

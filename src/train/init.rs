@@ -3,7 +3,7 @@
 use super::init_report::{InitReport, MatrixCut};
 use super::source;
 use crate::error::Failure;
-use crate::hub::Named;
+use crate::hub::{Named, with_fused_qkv};
 use crate::lowrank::LowRank;
 use crate::model::{ModelConfig, Network};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Parameter, Role, Weight};
@@ -28,6 +28,8 @@ pub fn initial_parameters(
     let place_of = || format!("init: {}", init.path());
     let (config, params) = source::read(init).with_context(place_of)?;
     check_shape(model.config(), &config).with_context(place_of)?;
+    let source_hash = hash(&params)?;
+    let (_, params) = with_fused_qkv(&config, params, model.config().fused_qkv)?;
     let named = Named::new(&params);
     let placed = |declared: &Declared| match declared.initial.is_adapter() {
         true => Ok(Placed { parameter: declared.draw(plan.seed, DType::F32, device)?, cut: None }),
@@ -36,7 +38,7 @@ pub fn initial_parameters(
     let placed: Vec<Placed> = model.declared().par_iter().map(placed).collect::<Result<_>>()?;
     let cuts =
         placed.iter().enumerate().filter_map(|(id, placed)| Some((ParamId(id), placed.cut?)));
-    let report = InitReport::new(init.clone(), hash(&params)?, cuts.collect());
+    let report = InitReport::new(init.clone(), source_hash, cuts.collect());
     let parameters = placed.into_iter().map(|placed| placed.parameter).collect();
     Ok((ParamStore::new(parameters)?, Some(report)))
 }

@@ -41,7 +41,11 @@ fn config(form: WeightForm) -> ModelConfig {
             n_embd: 8,
             block_size: 6,
             bias: true,
-            weights: Architecture::Gpt2.targets().iter().map(|target| (*target, form)).collect(),
+            weights: Architecture::Gpt2
+                .targets(false)
+                .iter()
+                .map(|target| (*target, form))
+                .collect(),
             ..ModelPlan::of(Architecture::Gpt2)
         },
         vocab_size: 11,

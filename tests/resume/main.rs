@@ -53,6 +53,25 @@ fn llama() {
     check("dense Llama", &llama("dense"), "", &[5]);
 }
 
+/// Queries, keys and values from one matrix: with ranks that grow and are cut, dense under Muon, and
+/// dense until it is cut.
+#[test]
+fn fused_qkv() {
+    let fused = |weights: &str| format!("{weights}, fused_qkv: true");
+    let rule = dlra("spectral", "svd");
+    check("fused", &fused(LOW_RANK), &format!("{rule}{TOLERANCE}"), &[4, 7]);
+    let llama = format!("{}, arch: llama, n_kv_head: 1", fused("dense"));
+    let muon = "optimizer: {matrices: {muon: {learning_rate: 1e-2}}}\n";
+    check("dense and fused", &llama, muon, &[5]);
+    let budget = "rank: {budget: {final_rank: 8, every: 3, settle: 2, start: 3, freeze: 12}}\n";
+    check(
+        "fused, dense until cut",
+        &fused("{low_rank: {rank: full, start: dense}}"),
+        &format!("{}{budget}", dlra("adam", "subspace")),
+        &[4, 8],
+    );
+}
+
 #[test]
 fn factored_adamw() {
     check(

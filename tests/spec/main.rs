@@ -72,12 +72,12 @@ fn settings_without_effect_are_warnings() {
 
 #[test]
 fn unknown_keys_and_choices() {
-    insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, zero_outputs, weights)");
+    insta::assert_snapshot!(message("n_layer", "n_layr"), @"run.yaml:3:3: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, fused_qkv, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, zero_outputs, weights)");
     insta::assert_snapshot!(message("{max_steps: 1k,", "{max_step: 1k,"), @"run.yaml:9:9: train.max_step: unknown key; did you mean `max_steps`? (keys here: max_steps, batch_size, gradient_accumulation_steps, packing, grad_clip, log_every, tensorboard, on_divergence, max_rollbacks, data_parallel)");
     insta::assert_snapshot!(message("model:\n", "optimiser: {}\nmodel:\n"), @"run.yaml:2:1: optimiser: unknown key; did you mean `optimizer`? (keys here: name, seed, device, linalg, kernels, dtype, model, init, data, train, optimizer, rank, schedule, eval, checkpoint, sample)");
     insta::assert_snapshot!(message("low_rank: {rank", "lowrank: {rank"), @"run.yaml:7:12: model.weights: unknown choice `lowrank`; did you mean `low_rank`? (choices here: dense, low_rank, factored, adapter)");
     insta::assert_snapshot!(message("{low_rank: {rank: 16}}", "full"), @"run.yaml:7:12: model.weights: unknown choice `full` (choices here: dense, low_rank, factored, adapter)");
-    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, o, gate, up, down)");
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {w: 8}"), @"run.yaml:7:44: model.weights.low_rank.targets.w: unknown key (keys here: q, k, v, qkv, o, gate, up, down)");
     insta::assert_snapshot!(message("rank: 16", "rank: 16, keep: true"), @"run.yaml:7:34: model.weights.low_rank.keep: unknown key (keys here: rank, cut, start, spectrum, targets, layers)");
     insta::assert_snapshot!(message("train:", "rank: {fixed: {tau: 0.1}}\ntrain:"), @"run.yaml:9:16: rank.fixed.tau: unknown key; nothing is set here, remove it");
 }
@@ -140,6 +140,40 @@ fn values_that_do_not_fit_together() {
     run.yaml:11:17: sample.top_p: is 0; set a number greater than 0 and at most 1
     "
     );
+}
+
+/// One target in the place of three, and each refused where it is not there.
+#[test]
+fn queries_keys_and_values_as_one_target() {
+    let fused = |weights: &str| {
+        GOOD.replacen("  n_embd: 64\n", "  n_embd: 64\n  n_kv_head: 1\n  fused_qkv: true\n", 1)
+            .replacen("{low_rank: {rank: 16}}", weights, 1)
+    };
+    let text = fused("{low_rank: {rank: 16, targets: {qkv: 49}, layers: [{qkv: 20}]}}");
+    let (_, plan) = spec::parse_plan(&text, "run.yaml", &[]).expect("a good spec");
+    let names: Vec<&str> = plan.model.weights.keys().map(|target| target.name()).collect();
+    assert_eq!(names, ["qkv", "o", "up", "down"]);
+    assert_eq!(plan.model.shape(Target::QKV), (64 + 2 * 32, 64));
+    assert_eq!(plan.model.form_in(0, Target::QKV), WeightForm::LowRank { rank: 20 });
+    assert_eq!(plan.model.form_in(1, Target::QKV), WeightForm::LowRank { rank: 49 });
+    plan.validate().expect("a plan that a spec leads to");
+    assert_eq!(Plan::resolve(&plan.as_spec().expect("a spec")).expect("a plan"), plan);
+    let plain = plan_with(&[]);
+    assert_eq!(plain.hash(), plan_with(&["model.fused_qkv=false"]).hash());
+    assert!(!spec::to_yaml(&plain).expect("YAML").contains("fused_qkv"));
+
+    insta::assert_snapshot!(message("rank: 16", "rank: 16, targets: {qkv: 8}"), @"run.yaml:7:49: model.weights.low_rank.targets.qkv: `qkv` is a target with `model.fused_qkv: true`; set that, or name `q`, `k` and `v`");
+    insta::assert_snapshot!(message_of(&fused("{low_rank: {rank: 16, targets: {k: 8}}}"), &[]), @"run.yaml:9:47: model.weights.low_rank.targets.k: `k` is a part of the target `qkv` with `model.fused_qkv: true`; name `qkv`, or remove `fused_qkv`");
+    insta::assert_snapshot!(message_of(&fused("{low_rank: {rank: 16, layers: [{v: 8}]}}"), &[]), @"run.yaml:9:13: model.weights.low_rank.layers[0].v: `v` is a part of the target `qkv` with `model.fused_qkv: true`; name `qkv`, or remove `fused_qkv`");
+    insta::assert_snapshot!(message_of(&fused("{factored: {rank: 16, targets: {gate: 8}}}"), &[]), @"run.yaml:9:50: model.weights.factored.targets.gate: `gate` is no target of gpt2; its targets are qkv, o, up, down");
+    let ranks = "rank={tolerance: {tau: 0.1, targets: {q: {max_rank: 20}}}}";
+    insta::assert_snapshot!(message_of(&fused("{low_rank: {rank: 16}}"), &[ranks]), @"--set rank={tolerance: {tau: 0.1, targets: {q: {max_rank: 20}}}}: rank.tolerance.targets.q: `q` is a part of the target `qkv` with `model.fused_qkv: true`; name `qkv`, or remove `fused_qkv`");
+    let adapter = "model.weights={adapter: {rank: 4, targets: [q, v]}}";
+    insta::assert_snapshot!(message_of(&fused("dense"), &[adapter, "init={run: source}"]), @r"
+    --set model.weights={adapter: {rank: 4, targets: [q, v]}}: model.weights.adapter.targets.q: `q` is a part of the target `qkv` with `model.fused_qkv: true`; name `qkv`, or remove `fused_qkv`
+    --set model.weights={adapter: {rank: 4, targets: [q, v]}}: model.weights.adapter.targets.v: `v` is a part of the target `qkv` with `model.fused_qkv: true`; name `qkv`, or remove `fused_qkv`
+    ");
+    insta::assert_snapshot!(message_of(&fused("{low_rank: {rank: 65}}"), &[]), @"run.yaml:9:30: model.weights.low_rank.rank: rank 65 is not possible for `qkv`, 128 × 64; choose 1 to 64, or `dense`");
 }
 
 /// Case 24: a size beyond every machine is refused at once, wherever it stands, and no count made
@@ -298,7 +332,7 @@ fn baselines_that_do_not_fit_their_matrices() {
 
 #[test]
 fn settings_are_named_in_messages() {
-    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, zero_outputs, weights)");
+    insta::assert_snapshot!(message_of(GOOD, &["model.n_layr=8"]), @"--set model.n_layr=8: model.n_layr: unknown key; did you mean `n_layer`? (keys here: arch, n_layer, n_head, n_kv_head, fused_qkv, n_embd, block_size, dropout, bias, n_inner, tie_word_embeddings, rope_theta, layer_norm_epsilon, rms_norm_eps, zero_outputs, weights)");
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer=many"]), @"--set model.n_layer=many: model.n_layer: expected a whole number of at least 0, found the text `many`");
     insta::assert_snapshot!(message_of(GOOD, &["model.n_layer"]), @"--set model.n_layer: no `=`; write `--set key.path=value`, for example `--set train.max_steps=1000`");
     insta::assert_snapshot!(message_of(GOOD, &["train.max_steps.x=1"]), @"--set train.max_steps.x=1: train.max_steps.x: `x` cannot be set under `train.max_steps`, which is not a mapping; set `train.max_steps` as a whole");

@@ -142,3 +142,49 @@ fn ranks_of_single_blocks_are_counted() {
     assert_eq!(difference(&|ledger| ledger.memory.activations), 4 * 12 * more(&|_, rank| rank));
     assert!(own.to_string().contains("q     8 × 8, ranks 2 to 8"), "{own}");
 }
+
+/// [W_q; W_k; W_v] of 24 × 8 shares one V and one S, and its inputs' gradient is formed once.
+#[test]
+fn one_matrix_of_queries_keys_and_values_is_counted() {
+    let of = |setting: &str, kind: &str, rule: &str| {
+        let text = format!(
+            "name: tiny\nmodel: {{n_layer: 2, n_head: 2, n_embd: 8, block_size: 4, bias: true, {setting}weights: {kind}}}\n\
+             data: {{source: cargo_registry, tokenizer: bytes}}\n\
+             train: {{max_steps: 7, batch_size: 3}}\n{rule}\n"
+        );
+        let plan = crate::spec::parse_plan(&text, "tiny.yaml", &[]).expect("a good spec").1;
+        (Ledger::new(&plan, 10, 1), plan.hash())
+    };
+    let low_rank = "{low_rank: {rank: 2}}";
+    let (three, hash) = of("", low_rank, "");
+    let (said, said_hash) = of("fused_qkv: false, ", low_rank, "");
+    let (one, fused_hash) = of("fused_qkv: true, ", low_rank, "");
+    assert_eq!((&three, &hash), (&said, &said_hash), "said or not, it is the same network");
+    assert_ne!(hash, fused_hash);
+    assert_eq!(one.parameters.biases, three.parameters.biases);
+    let targets: Vec<&str> =
+        one.parameters.targets.iter().map(|target| target.target.name()).collect();
+    assert_eq!(targets, ["qkv", "o", "up", "down"]);
+    // (24 + 8) · 2 + 4 in the place of 3 (16 · 2 + 4) in each of two blocks.
+    assert_eq!(one.parameters.targets[0].parameters, 2 * 68);
+    assert_eq!(three.parameters.total() - one.parameters.total(), 2 * (108 - 68));
+    assert_eq!(one.parameters.dense_equivalent(), three.parameters.dense_equivalent());
+    let products = |ledger: &Ledger| ledger.flops.forward_products_per_token;
+    assert_eq!(products(&three) - products(&one), 2 * 2 * (108 - 68));
+    // Three times the products, of which those with S count twice.
+    let training = |ledger: &Ledger| ledger.flops.training_per_token;
+    assert_eq!(training(&three) - training(&one), 2 * (6 * (108 - 68) - 2 * (12 - 4)));
+    assert_eq!(three.memory.gradients - one.memory.gradients, 4 * 2 * (96 - 64));
+    // One x V of rank 2 in the place of three, for 12 tokens.
+    assert_eq!(three.memory.activations - one.memory.activations, 4 * 12 * 2 * 4);
+
+    // Dense, it has the same numbers, and under Muon one polar factor in the place of three.
+    let rule = "optimizer: {matrices: {muon: {}}}";
+    let ((three, _), (one, _)) = (of("", "dense", rule), of("fused_qkv: true, ", "dense", rule));
+    assert_eq!(three.parameters.total(), one.parameters.total());
+    assert_eq!(training(&three), training(&one));
+    assert_eq!(three.memory, one.memory);
+    let polar = |ledger: &Ledger| ledger.flops.matrix_optimizer_per_step;
+    let [of_three, of_one] = [3 * (4 * 64 * 8 + 2 * 512), 4 * 64 * 24 + 2 * 512];
+    assert_eq!(polar(&three) - polar(&one), 2 * 5 * (of_three - of_one));
+}

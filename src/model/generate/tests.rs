@@ -15,11 +15,18 @@ fn network_of(
     weights: serde_json::Value,
     n_kv_head: usize,
 ) -> (Box<dyn Network>, ParamStore) {
-    let config = serde_json::json!({
-        "arch": arch, "n_layer": 2, "n_head": 4, "n_kv_head": n_kv_head, "n_embd": 24,
-        "block_size": BLOCK, "vocab_size": VOCABULARY, "dropout": 0.1, "bias": true,
-        "weights": weights
+    network_with(serde_json::json!({"arch": arch, "n_kv_head": n_kv_head, "weights": weights}))
+}
+
+/// A network with these settings beside the usual ones.
+fn network_with(settings: serde_json::Value) -> (Box<dyn Network>, ParamStore) {
+    let mut config = serde_json::json!({
+        "n_layer": 2, "n_head": 4, "n_embd": 24, "block_size": BLOCK, "vocab_size": VOCABULARY,
+        "dropout": 0.1, "bias": true
     });
+    for (key, value) in settings.as_object().expect("a mapping") {
+        config[key] = value.clone();
+    }
     let model = build(serde_json::from_value(config).expect("a configuration")).expect("network");
     let mut params = model.initialize(5, DType::F32, &Device::Cpu).expect("parameters");
     let ids: Vec<_> = params.iter().map(|(id, parameter)| (id, parameter.weight.clone())).collect();
@@ -46,6 +53,13 @@ fn forms() -> Vec<(Box<dyn Network>, ParamStore)> {
         network(all(serde_json::json!({"factored": {"rank": 5}})), 4),
         network(all(serde_json::json!({"factored": {"rank": 5, "form": "usv"}})), 1),
         network_of("llama", serde_json::json!({}), 2),
+        network_with(serde_json::json!({
+            "arch": "gpt2", "n_kv_head": 2, "fused_qkv": true,
+            "weights": {"qkv": {"low_rank": {"rank": 5}}}
+        })),
+        network_with(serde_json::json!({
+            "arch": "llama", "n_kv_head": 2, "fused_qkv": true, "weights": {}
+        })),
         network_of("llama", all(serde_json::json!({"low_rank": {"rank": 5}})), 4),
     ]
 }
