@@ -1,5 +1,6 @@
 //! `optimizer.low_rank.dlra:` of a spec: the dynamical low-rank optimizer.
 
+use super::beta1_spec::{Beta1ScheduleSpec, check_beta1_schedule, unused_of_beta1};
 use super::bounds;
 use super::count::Count;
 use super::findings::Findings;
@@ -25,6 +26,9 @@ pub struct DlraSpec {
     pub learning_rate: f64,
     /// Decay of the first moment.
     pub beta1: f64,
+    /// Another decay at first, and the way from it to `beta1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta1_schedule: Option<Beta1ScheduleSpec>,
     /// Decay of the second moment (`adam`).
     pub beta2: f64,
     /// Added to the root of the second moment (`adam`).
@@ -67,6 +71,7 @@ impl Default for DlraSpec {
             retraction: RetractionSpec::Subspace,
             learning_rate: 1e-2,
             beta1: 0.9,
+            beta1_schedule: None,
             beta2: 0.99,
             epsilon: 1e-10,
             weight_decay: 0.1,
@@ -137,6 +142,7 @@ pub(super) fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
         [dlra.learning_rate, dlra.beta1, dlra.beta2, dlra.epsilon, dlra.weight_decay],
         path,
     );
+    check_beta1_schedule(found, dlra.beta1_schedule.as_ref(), path);
     let strength = dlra.spectral_regularization;
     found.require_number(
         strength,
@@ -169,6 +175,7 @@ pub(super) fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
 /// Settings that the integrator does not look at.
 pub(super) fn unused_of_integrator(unused: &mut Vec<String>, dlra: &DlraSpec, steps: u64) {
     let path = "optimizer.low_rank.dlra";
+    unused_of_beta1(unused, dlra.beta1_schedule.as_ref(), (path, steps));
     if dlra.integrator == Integrator::Tangent && dlra.coefficient_steps.is_some() {
         unused.push(format!(
             "{path}.coefficient_steps: unused with `integrator: tangent`, whose one Galerkin step \

@@ -1,6 +1,7 @@
 //! Settings of a spec that have no effect.
 
 use super::adapter_spec::AdapterForm;
+use super::beta1_spec::unused_of_beta1;
 use super::dlra_spec::{Momentum, SecondMomentTransport, unused_of_integrator};
 use super::model_spec::{TrainedForm, WeightsSpec};
 use super::optimizer_spec::LowRankOptimizerSpec;
@@ -57,6 +58,10 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
         (&spec.optimizer.low_rank, trained)
     {
         unused_of_integrator(&mut unused, dlra, spec.train.max_steps.0);
+    }
+    if let Some(muon) = optimizer.muon() {
+        let at = ("optimizer.matrices.muon", spec.train.max_steps.0);
+        unused_of_beta1(&mut unused, muon.beta1_schedule.as_ref(), at);
     }
     let (policy, norm, batches) = match &spec.rank {
         RankSpec::Fixed(_) => (None, RankNorm::Frobenius, 1),

@@ -10,7 +10,9 @@ use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
 use lrpt::optim::{DlraState, DlraStep, DlraUpdate, Leaves, RankDecision, Scaled};
 use lrpt::rng;
-use lrpt::spec::{Count, DlraSpec, Momentum, RetractionSpec, SecondMomentTransport};
+use lrpt::spec::{
+    Beta1ScheduleSpec, Count, DlraSpec, Momentum, RetractionSpec, SecondMomentTransport,
+};
 use support::textbook::{self, dense, tensor, truncated_svd};
 
 const ROWS: usize = 14;
@@ -134,6 +136,21 @@ fn nesterov_looks_ahead_by_one_gradient() {
     compare(&settings, 6, 1e-10, |at, gradient, _| {
         momentum = settings.beta1 * at.project(&momentum) + at.project(gradient);
         settings.beta1 * &momentum + at.project(gradient)
+    });
+}
+
+/// By Nesterov, too, each step has its own β₁.
+#[test]
+fn beta1_is_that_of_the_step() {
+    let path = Beta1ScheduleSpec { from: 0.2, start: Count(2), until: Count(4) };
+    let (nesterov, beta1_schedule) = (true, Some(path));
+    let settings = DlraSpec { nesterov, beta1_schedule, ..settings(Momentum::HeavyBall) };
+    let betas = [0.2, 0.2, 0.55, 0.9, 0.9];
+    let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
+    compare(&settings, 5, 1e-10, |at, gradient, step| {
+        let beta1 = betas[step as usize - 1];
+        momentum = beta1 * at.project(&momentum) + at.project(gradient);
+        beta1 * &momentum + at.project(gradient)
     });
 }
 

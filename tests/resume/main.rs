@@ -184,6 +184,16 @@ fn lora() {
     );
 }
 
+/// β₁ rises from step 2 to step 10, and the moments are corrected for all of them.
+#[test]
+fn a_beta1_that_changes() {
+    let path = "beta1: 0.95, beta1_schedule: {from: 0.6, start: 2, until: 10}";
+    let muon = format!("optimizer: {{matrices: {{muon: {{{path}}}}}}}\n");
+    check("Muon", "dense", &muon, &[5]);
+    let dlra = format!("optimizer: {{low_rank: {{dlra: {{momentum: adam, {path}}}}}}}\n");
+    check("adam", LOW_RANK, &format!("{dlra}{TOLERANCE}"), &[1, 7]);
+}
+
 #[test]
 fn matrix_adam_with_changing_ranks() {
     check(

@@ -3,6 +3,7 @@
 //! To add one: a file here that implements [`Rule`](super::rule::Rule), and its line in [`groups`].
 
 mod adamw;
+mod beta1;
 mod dlra;
 mod galore;
 mod heavy_ball;

@@ -26,7 +26,8 @@ mod rule;
 mod side_by_side;
 mod uncut;
 
-use super::{SPECTRAL_SCALE, gathered};
+use super::SPECTRAL_SCALE;
+use super::beta1::Beta1;
 use crate::linalg;
 use crate::lowrank::{
     Augmentation, BasisChange, LowRank, Retracted, Spectrum, Tangent, Truncation,
@@ -132,6 +133,11 @@ impl DlraUpdate {
 }
 
 impl DlraStep<'_> {
+    /// β₁ over the run.
+    fn beta1(&self) -> Beta1 {
+        Beta1::of_dlra(self.settings)
+    }
+
     /// 0.2 √max(m, n) times the polar factor of coefficients: the direction of `spectral`.
     ///
     /// Steps that retract by an SVD take the exact polar factor too; the others stay with matrix
@@ -247,21 +253,22 @@ impl DlraState {
     ///
     /// With first moment m ← β₁m + w g, w as the momentum has it, the direction is made of m, or
     /// with Nesterov's look-ahead of β₁m + w g (Dozat 2016), whose gathered weight is 1 − β₁ᵗ⁺¹
-    /// instead of 1 − β₁ᵗ.
+    /// instead of 1 − β₁ᵗ; where β₁ changes, 1 less the product of all so far.
     fn direction_along(
         &mut self,
         point: &LowRank,
         gradient: Scaled<Tangent>,
         hyper: &DlraStep,
     ) -> Result<Tangent> {
-        let DlraSpec { beta1, nesterov, .. } = *hyper.settings;
+        let nesterov = hyper.settings.nesterov;
+        let beta1 = hyper.beta1().at(hyper.step);
         let weight = self.momentum.gradient_weight(beta1);
         self.first = gradient.added_to(&self.first, beta1, weight)?;
         let mean = match nesterov {
             true => gradient.added_to(&self.first, beta1, weight)?,
             false => self.first.clone(),
         };
-        let gathered = gathered(beta1, hyper.step + u64::from(nesterov));
+        let gathered = hyper.beta1().gathered(hyper.step, nesterov);
         self.momentum.update(point, gradient, hyper.settings)?;
         self.momentum.direction(point, mean, gathered, hyper.settings)
     }

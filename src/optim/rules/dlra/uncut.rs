@@ -56,11 +56,11 @@ impl UncutState {
         hyper: &DlraStep,
         compute: Compute,
     ) -> Result<(Tensor, Self)> {
-        let DlraSpec { beta1, beta2, epsilon, weight_decay, nesterov, .. } = *hyper.settings;
-        let learning_rate = hyper.learning_rate;
+        let DlraSpec { beta2, epsilon, weight_decay, nesterov, .. } = *hyper.settings;
+        let (learning_rate, beta1) = (hyper.learning_rate, hyper.beta1().at(hyper.step));
         if hyper.settings.momentum == Momentum::Spectral {
-            let rule = MuonSpec { learning_rate, beta1, nesterov, weight_decay };
-            let state = MuonState { first: self.first.clone() };
+            let (beta1_schedule, state) = (None, MuonState { first: self.first.clone() });
+            let rule = MuonSpec { learning_rate, beta1, beta1_schedule, nesterov, weight_decay };
             let (weight, MuonState { first }) =
                 state.step(weight, gradient, &rule, learning_rate)?;
             return Ok((weight, Self { first, second: None }));
@@ -83,7 +83,7 @@ impl UncutState {
         };
         let mut second = second.copy()?;
         gradient.add_square_to(compute, &mut second, beta2, 1.0 - beta2)?;
-        let rate = learning_rate / gathered(beta1, hyper.step + u64::from(nesterov));
+        let rate = learning_rate / hyper.beta1().gathered(hyper.step, nesterov);
         let correction = 1.0 / gathered(beta2, hyper.step);
         subtract_quotient(compute, &mut weight, keep, &mean, rate, &second, correction, epsilon)?;
         Ok((weight, Self { first, second: Some(second) }))
@@ -203,7 +203,13 @@ mod tests {
         let gradients: Vec<Tensor> = (1..=3).map(|step| normal(step, DType::F32)).collect();
         for nesterov in [false, true] {
             let (weight, state) = trained(&settings(Momentum::Spectral, nesterov));
-            let rule = MuonSpec { learning_rate: 0.03, beta1: 0.9, nesterov, weight_decay: 0.2 };
+            let rule = MuonSpec {
+                learning_rate: 0.03,
+                beta1: 0.9,
+                beta1_schedule: None,
+                nesterov,
+                weight_decay: 0.2,
+            };
             let mut muon = (normal(0, DType::F32), MuonState::new(&normal(0, DType::F32))?);
             for gradient in &gradients {
                 muon = muon.1.step(&muon.0, Scaled::new(gradient, 0.25), &rule, 0.03)?;
