@@ -1,6 +1,6 @@
 //! Bytes at once.
 
-use super::moved::{augmented, moved};
+use super::moved::{augmented, input_moment, moved};
 use super::parameters::ParameterLedger;
 use crate::model::cost::{MatrixCost, backward_values, kept_values};
 use crate::optim::{augmented_values, rule_cost};
@@ -21,12 +21,13 @@ pub struct MemoryLedger {
     /// All parameters.
     pub weights: u64,
     /// Gradients: one number per dense or factored parameter; K- and L-gradient, (m + n) r, per
-    /// low-rank matrix.
+    /// low-rank matrix, and r² more where its momentum goes by the second moment of inputs.
     pub gradients: u64,
     /// Optimizer moments: two numbers per parameter under AdamW; r² + (m + n) r per low-rank
-    /// matrix, twice that for `adam`, and 4 r² more for `matrix_adam`; one number per full matrix'
-    /// entry under Muon and per factor's under heavy ball; (2 max(m, n) + min(m, n)) r per full
-    /// matrix under GaLore, projector included.
+    /// matrix, twice that for `adam`, 4 r² more for `matrix_adam` and `whitened_spectral`, and 2 r²
+    /// for `input_whitened_spectral`; one number per full matrix' entry under Muon and per factor's
+    /// under heavy ball; (2 max(m, n) + min(m, n)) r per full matrix under GaLore, projector
+    /// included.
     pub moments: u64,
     /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both
     /// norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C, or
@@ -115,7 +116,8 @@ impl MemoryLedger {
         let values = MemoryLedger {
             weights: parameters.dense_rest()
                 + of_blocks(&|matrix| matrix.parameters() + matrix.frozen_values()),
-            gradients: trained_rest + of_blocks(&MatrixCost::gradient_values),
+            gradients: trained_rest
+                + of_blocks(&|matrix| matrix.gradient_values() + input_moment(plan, matrix)),
             moments: 2 * trained_rest + of_blocks(&kept),
             activations: 0,
             head_gradient: if model.is_adapted() { 0 } else { parameters.token_embedding },

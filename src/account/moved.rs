@@ -2,7 +2,7 @@
 
 use crate::model::cost::MatrixCost;
 use crate::optim::{MovedWeight, WeightSize, augmented_rank};
-use crate::spec::Integrator;
+use crate::spec::{Integrator, Plan};
 
 /// What moves of a matrix.
 pub(super) fn moved(matrix: &MatrixCost) -> MovedWeight {
@@ -20,4 +20,10 @@ pub(super) fn augmented(matrix: MatrixCost, integrator: Integrator) -> MatrixCos
         true => matrix.of_rank(augmented_rank(integrator, size(&matrix)) as usize),
         false => matrix,
     }
+}
+
+/// Numbers of zᵀz, r², of a matrix whose momentum goes by the second moment of its inputs; else 0.
+pub(super) fn input_moment(plan: &Plan, matrix: &MatrixCost) -> u64 {
+    let measures = plan.optimizer.dlra().is_some_and(|dlra| dlra.momentum.measures_inputs());
+    if measures && matrix.is_low_rank() { matrix.rank() * matrix.rank() } else { 0 }
 }

@@ -99,8 +99,10 @@ impl Sharded {
         let further = dlra.map_or(1, DlraSpec::evaluations_per_step) - 1;
         let (size, values) = (movable.weight.size, movable.weight.values);
         let wide = WeightSize { rank: augmented_rank(integrator, size), ..size };
+        let measures_inputs = dlra.is_some_and(|dlra| dlra.momentum.measures_inputs());
         let sums = |size: WeightSize| match size.rank {
             0 => values,
+            rank if measures_inputs => rank * (size.rows + size.columns + rank),
             rank => rank * (size.rows + size.columns),
         };
         let numbers = |size: WeightSize| match size.rank {

@@ -183,9 +183,14 @@ impl Optimizer {
         let OptimizerSettings { schedule, grad_clip, execution, .. } = &self.settings;
         let rank = self.settings.rank_event(step);
         gradients.reset();
+        if self.settings.rules.dlra().is_some_and(|dlra| dlra.momentum.measures_inputs()) {
+            gradients.want_input_grams();
+        }
+        let mut batches_measured = 1;
         if rank.cut_norm() == Some(RankNorm::Fisher) {
             gradients.want_grams();
-            for before in (1..self.cut_batches(step)).rev() {
+            batches_measured = self.cut_batches(step);
+            for before in (1..batches_measured).rev() {
                 oracle.evaluate_earlier(before, params, gradients)?;
                 gradients.set_grams_by()?;
             }
@@ -203,6 +208,7 @@ impl Optimizer {
             number: step,
             gradients: &trained,
             slots: gradients,
+            batches_measured,
             schedule_factor: schedule.factor(step) * moments.warmup,
             moments,
             rank,

@@ -5,8 +5,8 @@ use super::findings::Findings;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// β₁ over the run: `from` up to step `start`, then a straight line that is at the rule's `beta1` from
-/// step `until` on.
+/// β₁ over the run: `from` up to step `start`, then a straight line that is at the rule's `beta1`
+/// from step `until` on.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Beta1ScheduleSpec {

@@ -184,6 +184,17 @@ fn lora() {
     );
 }
 
+/// Second moments of inputs are measured at every step, by all batches of a cut at one.
+#[test]
+fn input_whitened_spectral_with_changing_ranks() {
+    let rule = dlra("input_whitened_spectral", "subspace");
+    check("input-whitened", LOW_RANK, &format!("{rule}{TOLERANCE}"), &[4, 7]);
+    let cycle = integrators::integrator(
+        "integrator: coefficient_cycle, coefficient_steps: 3, momentum: input_whitened_spectral",
+    );
+    check("input-whitened, cycles", LOW_RANK, &cycle, &[3, 6]);
+}
+
 /// β₁ rises from step 2 to step 10, and the moments are corrected for all of them.
 #[test]
 fn a_beta1_that_changes() {

@@ -2,6 +2,7 @@
 
 mod ledger;
 mod plans;
+mod rules;
 mod schema;
 
 use lrpt::account::Ledger;
@@ -276,28 +277,6 @@ fn integrators_and_what_they_need() {
     optimizer.low_rank.dlra.truncate_every: unused with `integrator: coefficient_cycle`, which truncates by SVD at the end of each cycle
     optimizer.low_rank.dlra.coefficient_steps: a cycle of 1001 steps is longer than the run of 1000; it ends early, truncated
     ");
-}
-
-#[test]
-fn a_beta1_that_changes() {
-    let dlra = |keys: &str| {
-        let keys = format!("beta1_schedule: {{{keys}}}");
-        format!("optimizer: {{low_rank: {{dlra: {{{keys}}}}}}}\ntrain:")
-    };
-    insta::assert_snapshot!(message("train:", &dlra("from: 1, until: 0")), @r"
-    run.yaml:9:54: optimizer.low_rank.dlra.beta1_schedule.from: is 1; set a number of at least 0 and less than 1
-    run.yaml:9:64: optimizer.low_rank.dlra.beta1_schedule.until: is 0; set more than 0, the step of `start`
-    ");
-    insta::assert_snapshot!(message("train:", &dlra("from: 0.8, start: 30, until: 30")), @"run.yaml:9:77: optimizer.low_rank.dlra.beta1_schedule.until: is 30; set more than 30, the step of `start`");
-    insta::assert_snapshot!(message("train:", &dlra("from: 0.8")), @"run.yaml:9:31: optimizer.low_rank.dlra.beta1_schedule: missing key `until`; add `until: ...` under `optimizer.low_rank.dlra.beta1_schedule`");
-    let muon = "optimizer: {matrices: {muon: {beta1_schedule: {from: -0.5, until: 2k}}}}\n";
-    let text = GOOD.replacen("{low_rank: {rank: 16}}", "dense", 1) + muon;
-    insta::assert_snapshot!(message_of(&text, &[]), @"run.yaml:10:54: optimizer.matrices.muon.beta1_schedule.from: is -0.5; set a number of at least 0 and less than 1");
-    let setting = ["optimizer.matrices.muon.beta1_schedule.from=0.85".to_owned()];
-    let (written, plan) = spec::parse_plan(&text, "run.yaml", &setting).expect("a good spec");
-    insta::assert_snapshot!(spec::unused_settings(&written).join("\n"), @"optimizer.matrices.muon.beta1: not reached; `beta1_schedule` comes to it at step 2000, and the run has 1000");
-    let kept = plan.optimizer.muon().and_then(|muon| muon.beta1_schedule).expect("a schedule");
-    assert_eq!((kept.from, kept.start, kept.until), (0.85, Count(0), Count(2000)));
 }
 
 #[test]

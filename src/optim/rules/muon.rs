@@ -45,8 +45,8 @@ impl MuonState {
         Ok(Self { first: weight.zeros_like()? })
     }
 
-    /// One step, with the rule's β₁, of a matrix W: m × n: M ← β₁M + (1−β₁)G, D = polar(M) or, with Nesterov, polar(β₁M
-    /// + (1−β₁)G), W ← (1−ηλ)W − η 0.2 √max(m, n) D.
+    /// One step, with the rule's β₁, of a matrix W: m × n: M ← β₁M + (1−β₁)G, D = polar(M) or, with
+    /// Nesterov, polar(β₁M + (1−β₁)G), W ← (1−ηλ)W − η 0.2 √max(m, n) D.
     ///
     /// The polar factor is [`polar_newton_schulz`]. Nothing is changed in place.
     ///

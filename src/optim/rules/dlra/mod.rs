@@ -187,6 +187,19 @@ impl DlraState {
         Ok(Self { first: Tangent::zeros(point)?, momentum, cycle_rank })
     }
 
+    /// The same state with zᵀz, z = xV, taken in, of the inputs x that the next gradient's batch
+    /// has at the weight (r × r, summed over tokens): a step of `input_whitened_spectral` comes
+    /// after it.
+    ///
+    /// # Errors
+    /// If the shape is not r × r.
+    pub fn with_inputs(&self, inputs: &Tensor, settings: &DlraSpec) -> Result<Self> {
+        let mut state = self.clone();
+        let inputs = inputs.to_dtype(self.first.m.dtype())?;
+        state.momentum.take_inputs(&inputs, settings)?;
+        Ok(state)
+    }
+
     /// One step from `point` along the momentum of `gradient` (a tangent vector at `point`), by the
     /// `tangent` integrator.
     ///

@@ -17,6 +17,7 @@ use crate::params::{ParamId, ParamStore, Parameter, Weight};
 use crate::spec::{CyclePhase, DlraSpec, Integrator, RankPlan};
 use anyhow::{Context, bail};
 use candle_core::Tensor;
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 /// DLRA on the low-rank weights.
@@ -48,12 +49,12 @@ impl Leaves for MemberState {
 }
 
 /// A low-rank weight with what its step needs.
-#[derive(Clone, Copy)]
 struct Member<'a> {
     id: ParamId,
     parameter: &'a Parameter,
     point: &'a LowRank,
-    state: &'a DlraState,
+    /// With what the momentum goes by beside the gradient.
+    state: Cow<'a, DlraState>,
     gradient: Scaled<'a, Tangent>,
 }
 
@@ -74,11 +75,13 @@ fn points_of<'a>(
     members: &'a Members<MemberState>,
     params: &'a ParamStore,
     step: &'a Step,
+    rule: &DlraRule,
 ) -> anyhow::Result<Vec<Member<'a>>> {
     let member = |(id, state): (ParamId, &'a MemberState)| {
         let MemberState::Point(state) = state else { return None };
         let member = || -> anyhow::Result<Member<'a>> {
             let (parameter, point) = (params.get(id), params.point(id)?);
+            let state = rule.measured((id, parameter), state, step)?;
             Ok(Member { id, parameter, point, state, gradient: step.gradients.tangent(id)? })
         };
         Some(member())
@@ -91,6 +94,22 @@ impl DlraRule {
     fn numbers(&self, step: &Step, rank: RankDecision) -> DlraStep<'_> {
         let learning_rate = self.spec.learning_rate * step.schedule_factor;
         DlraStep { settings: &self.spec, learning_rate, step: step.number, rank }
+    }
+
+    /// A state that has taken in the second moment of its weight's inputs, where the momentum goes
+    /// by it.
+    fn measured<'a>(
+        &self,
+        (id, parameter): (ParamId, &Parameter),
+        state: &'a DlraState,
+        step: &Step,
+    ) -> anyhow::Result<Cow<'a, DlraState>> {
+        if !self.spec.momentum.measures_inputs() {
+            return Ok(Cow::Borrowed(state));
+        }
+        let inputs = step.second_moment(ParamStore::l_slot(id), &parameter.name)?;
+        let place = || format!("the second moment of the inputs of `{}` failed", parameter.name);
+        Ok(Cow::Owned(state.with_inputs(&inputs, &self.spec).with_context(place)?))
     }
 
     /// What a growth does to a weight's rank; under `coefficient_cycle` the rank before the cycle
@@ -129,13 +148,13 @@ impl DlraRule {
     /// The updates of all weights, computed side by side, by one gradient each.
     fn one_gradient<'a>(
         &'a self,
-        members: &[Member<'a>],
+        members: &'a [Member<'a>],
         step: &Step,
     ) -> anyhow::Result<Vec<DlraUpdate>> {
-        let item = |member: &Member<'a>| {
+        let item = |member: &'a Member<'a>| {
             let hyper = self.numbers(step, self.growth(member, step.rank));
-            let Member { parameter, point, state, gradient, .. } = *member;
-            Item { name: &parameter.name, state, point, gradient, hyper }
+            let Member { parameter, point, state, gradient, .. } = member;
+            Item { name: &parameter.name, state, point, gradient: *gradient, hyper }
         };
         let items: Vec<Item> = members.iter().map(item).collect();
         let updates = match self.spec.cycle_phase(step.number, self.last_step) {
@@ -240,7 +259,7 @@ impl Rule for DlraRule {
         oracle: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<Duration> {
-        let points = points_of(members, params, step)?;
+        let points = points_of(members, params, step, self)?;
         let updates = match self.spec.integrator {
             Integrator::AugmentedBug => {
                 self.augmented_bug((&points, &members.everyone), params, oracle, step)
