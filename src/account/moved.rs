@@ -1,7 +1,7 @@
 //! A matrix of the network as the rule sees that moves it.
 
 use crate::model::cost::MatrixCost;
-use crate::optim::{MovedWeight, WeightSize, augmented_rank};
+use crate::optim::{MovedWeight, WeightSize, augmented_rank, carried_values};
 use crate::spec::{Integrator, Plan};
 
 /// What moves of a matrix.
@@ -26,4 +26,14 @@ pub(super) fn augmented(matrix: MatrixCost, integrator: Integrator) -> MatrixCos
 pub(super) fn input_moment(plan: &Plan, matrix: &MatrixCost) -> u64 {
     let measures = plan.optimizer.dlra().is_some_and(|dlra| dlra.momentum.measures_inputs());
     if measures && matrix.is_low_rank() { matrix.rank() * matrix.rank() } else { 0 }
+}
+
+/// Numbers of the second moments that are carried for the cuts of a matrix, if it has a rank to
+/// cut.
+pub(super) fn carried_moments(plan: &Plan, matrix: &MatrixCost) -> u64 {
+    let is_cut = matrix.is_low_rank() || matrix.is_uncut;
+    match plan.rank.moment_decay() {
+        Some(_) if is_cut => carried_values(size(matrix)),
+        _ => 0,
+    }
 }

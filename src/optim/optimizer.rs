@@ -150,6 +150,11 @@ impl Optimizer {
         self.settings.ranks.batches_at(step)
     }
 
+    /// Whether a step (counted from 1) measures second moments for cuts without being one.
+    pub fn only_measures(&self, step: u64) -> bool {
+        self.cut_norm(step).is_none() && self.settings.ranks.measures_at(step)
+    }
+
     /// One step, counted from 1.
     ///
     /// # Errors
@@ -187,8 +192,12 @@ impl Optimizer {
             gradients.want_input_grams();
         }
         let mut batches_measured = 1;
-        if rank.cut_norm() == Some(RankNorm::Fisher) {
+        let is_fisher_cut = rank.cut_norm() == Some(RankNorm::Fisher);
+        let measures_for_cuts = is_fisher_cut || self.settings.ranks.measures_at(step);
+        if measures_for_cuts {
             gradients.want_grams();
+        }
+        if is_fisher_cut {
             batches_measured = self.cut_batches(step);
             for before in (1..batches_measured).rev() {
                 oracle.evaluate_earlier(before, params, gradients)?;
@@ -209,6 +218,7 @@ impl Optimizer {
             gradients: &trained,
             slots: gradients,
             batches_measured,
+            measures_for_cuts,
             schedule_factor: schedule.factor(step) * moments.warmup,
             moments,
             rank,

@@ -33,6 +33,9 @@ pub struct Step<'a> {
     pub moments: MomentClock,
     /// What happens to ranks.
     pub rank: RankEvent,
+    /// Whether they are there for every low-rank weight, of output gradients and of inputs, as cuts
+    /// go by them.
+    pub measures_for_cuts: bool,
     /// How to compute.
     pub execution: Execution,
     /// The processes among which the members are shared out; none where all are this one's.

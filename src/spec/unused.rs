@@ -63,11 +63,16 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
         let at = ("optimizer.matrices.muon", spec.train.max_steps.0);
         unused_of_beta1(&mut unused, muon.beta1_schedule.as_ref(), at);
     }
-    let (policy, norm, batches) = match &spec.rank {
-        RankSpec::Fixed(_) => (None, RankNorm::Frobenius, 1),
-        RankSpec::Tolerance(spec) => (Some("tolerance"), spec.norm, spec.batches),
-        RankSpec::Budget(spec) => (Some("budget"), spec.norm, spec.batches),
+    let (policy, norm, batches, decay) = match &spec.rank {
+        RankSpec::Fixed(_) => (None, RankNorm::Frobenius, 1, 0.0),
+        RankSpec::Tolerance(own) => (Some("tolerance"), own.norm, own.batches, own.moment_decay),
+        RankSpec::Budget(own) => (Some("budget"), own.norm, own.batches, own.moment_decay),
     };
+    if let (Some(policy), RankNorm::Frobenius, true) = (policy, norm, decay > 0.0) {
+        unused.push(format!(
+            "rank.{policy}.moment_decay: unused, only cuts in the Fisher norm go by second moments"
+        ));
+    }
     if let (Some(policy), RankNorm::Frobenius, 2..) = (policy, norm, batches) {
         unused.push(format!(
             "rank.{policy}.batches: unused, only cuts in the Fisher norm read a batch"

@@ -266,6 +266,21 @@ fn spectral_under_a_budget() {
     );
 }
 
+/// What cuts go by is carried from cut to cut, through growth, cycles and from dense matrices.
+#[test]
+fn second_moments_that_cuts_carry() {
+    let carried = "norm: fisher, moment_decay: 0.8, moment_every: 2";
+    let budget = BUDGET.replace("schedule: linear", &format!("schedule: linear, {carried}"));
+    check("carried", LOW_RANK, &format!("{}{budget}", dlra("spectral", "subspace")), &[4, 5, 9]);
+    let cycle = integrators::integrator("integrator: coefficient_cycle, coefficient_steps: 3");
+    check("carried, cycles", LOW_RANK, &format!("{cycle}{budget}"), &[2, 6]);
+    let budget = format!(
+        "rank: {{budget: {{final_rank: 3, every: 3, settle: 1, start: 2, freeze: 12, {carried}}}}}\n"
+    );
+    let dense = "{low_rank: {rank: full, start: dense}}";
+    check("carried, dense", dense, &format!("{}{budget}", dlra("spectral", "subspace")), &[2, 7]);
+}
+
 #[test]
 fn adam_by_a_tolerance_in_the_fisher_norm() {
     let tolerance = TOLERANCE.replace("tau: 0.4", "tau: 0.4, final_tau: 0.6, norm: fisher");

@@ -3,6 +3,22 @@
 use super::*;
 
 #[test]
+fn second_moments_that_cuts_carry() {
+    let budget = |keys: &str| format!("rank: {{budget: {{final_rank: 8, {keys}}}}}\ntrain:");
+    insta::assert_snapshot!(message("train:", &budget("moment_decay: 1")), @"run.yaml:9:46: rank.budget.moment_decay: is 1; set a number of at least 0 and less than 1 (0: nothing is carried)");
+    insta::assert_snapshot!(message("train:", &budget("moment_every: 5")), @"run.yaml:9:46: rank.budget.moment_every: carries nothing without `moment_decay`; set that, for instance to 0.9, or remove this");
+    insta::assert_snapshot!(message("train:", &budget("moment_decay: 0.9, moment_every: 0")), @"run.yaml:9:65: rank.budget.moment_every: is 0; set at least 1");
+    let keys = "norm: frobenius, moment_decay: 0.9, moment_every: 5";
+    let text = GOOD.replacen("train:", &budget(keys), 1);
+    let (written, plan) = spec::parse_plan(&text, "run.yaml", &[]).expect("a good spec");
+    insta::assert_snapshot!(spec::unused_settings(&written).join("\n"), @"rank.budget.moment_decay: unused, only cuts in the Fisher norm go by second moments");
+    assert_eq!((plan.rank.moment_decay(), plan.rank.moment_every()), (None, None));
+    let fisher = ["rank.budget.norm=fisher".to_owned()];
+    let plan = spec::parse_plan(&text, "run.yaml", &fisher).expect("a good spec").1;
+    assert_eq!((plan.rank.moment_decay(), plan.rank.moment_every()), (Some(0.9), Some(5)));
+}
+
+#[test]
 fn a_beta1_that_changes() {
     let dlra = |keys: &str| {
         let keys = format!("beta1_schedule: {{{keys}}}");

@@ -70,6 +70,15 @@ impl DlraRule {
     }
 }
 
+/// What was measured for cuts at a parameter: second moments of output gradients and of inputs.
+fn cut_moments_of(
+    (id, parameter): (ParamId, &Parameter),
+    step: &Step,
+) -> anyhow::Result<[Tensor; 2]> {
+    let moment = |slot| step.second_moment(slot, &parameter.name);
+    Ok([moment(ParamStore::slot(id))?, moment(ParamStore::l_slot(id))?])
+}
+
 /// The members on the manifold with what their step needs.
 fn points_of<'a>(
     members: &'a Members<MemberState>,
@@ -96,20 +105,31 @@ impl DlraRule {
         DlraStep { settings: &self.spec, learning_rate, step: step.number, rank }
     }
 
-    /// A state that has taken in the second moment of its weight's inputs, where the momentum goes
-    /// by it.
+    /// A state that has taken in what was measured at its point: the second moment of its weight's
+    /// inputs where the momentum goes by it, and what cuts go by where that is carried.
     fn measured<'a>(
         &self,
         (id, parameter): (ParamId, &Parameter),
         state: &'a DlraState,
         step: &Step,
     ) -> anyhow::Result<Cow<'a, DlraState>> {
-        if !self.spec.momentum.measures_inputs() {
-            return Ok(Cow::Borrowed(state));
+        let mut state = Cow::Borrowed(state);
+        let place = || format!("taking in the second moments of `{}` failed", parameter.name);
+        if self.spec.momentum.measures_inputs() {
+            let inputs = step.second_moment(ParamStore::l_slot(id), &parameter.name)?;
+            state = Cow::Owned(state.with_inputs(&inputs, &self.spec).with_context(place)?);
         }
-        let inputs = step.second_moment(ParamStore::l_slot(id), &parameter.name)?;
-        let place = || format!("the second moment of the inputs of `{}` failed", parameter.name);
-        Ok(Cow::Owned(state.with_inputs(&inputs, &self.spec).with_context(place)?))
+        if let Some(decay) = self.carried_decay(step) {
+            let [outputs, inputs] = cut_moments_of((id, parameter), step)?;
+            let carried = state.with_moments(decay, [&outputs, &inputs]);
+            state = Cow::Owned(carried.with_context(place)?);
+        }
+        Ok(state)
+    }
+
+    /// The decay of the second moments that cuts go by, at a step that measures them.
+    fn carried_decay(&self, step: &Step) -> Option<f64> {
+        self.ranks.moment_decay().filter(|_| step.measures_for_cuts)
     }
 
     /// What a growth does to a weight's rank; under `coefficient_cycle` the rank before the cycle
@@ -138,6 +158,11 @@ impl DlraRule {
         });
         map_all(step.execution.linalg, uncut.collect(), |(id, state): (ParamId, &UncutState)| {
             let (weight, gradient) = (params.dense(id)?, step.gradients.dense(id)?);
+            let mut state = Cow::Borrowed(state);
+            if let Some(decay) = self.carried_decay(step) {
+                let [outputs, inputs] = cut_moments_of((id, params.get(id)), step)?;
+                state = Cow::Owned(state.with_moments(decay, [&outputs, &inputs])?);
+            }
             let next = state.step(weight, gradient, &hyper, step.execution.compute);
             let place = || format!("the step of `{}` failed", params.get(id).name);
             let (weight, state) = next.with_context(place)?;
@@ -246,9 +271,17 @@ impl Rule for DlraRule {
     type State = MemberState;
 
     fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<MemberState> {
+        let carries = self.ranks.moment_decay().is_some();
         Ok(match &params.get(id).weight {
-            Weight::Uncut(weight) => MemberState::Uncut(UncutState::new(weight, &self.spec)?),
-            _ => MemberState::Point(DlraState::new(params.point(id)?, &self.spec)?),
+            Weight::Uncut(weight) => {
+                let state = UncutState::new(weight, &self.spec)?;
+                MemberState::Uncut(if carries { state.carrying_moments(weight)? } else { state })
+            }
+            _ => {
+                let point = params.point(id)?;
+                let state = DlraState::new(point, &self.spec)?;
+                MemberState::Point(if carries { state.carrying_moments(point)? } else { state })
+            }
         })
     }
 

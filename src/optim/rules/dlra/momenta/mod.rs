@@ -103,6 +103,9 @@ pub(super) fn map_tangent(
     })
 }
 
+/// Also of second moments for cuts.
+pub(super) use form_mean::FormMean;
+
 /// Second moments of the coefficients Ŝ while `augmented_bug` steps them.
 pub(super) use adam::CoefficientMoments;
 
