@@ -260,6 +260,7 @@ fn every_rule_starts_from_zero() {
         Momentum::MatrixAdam,
         Momentum::Spectral,
         Momentum::WhitenedSpectral,
+        Momentum::InputWhitenedSpectral,
     ] {
         for retraction in [RetractionSpec::Svd, RetractionSpec::Subspace] {
             let settings = DlraSpec {
@@ -280,8 +281,11 @@ fn every_rule_starts_from_zero() {
                     step,
                     rank: RankDecision::Keep,
                 };
+                // ½‖W − T‖² is the loss of inputs without a preferred direction.
+                let inputs = Tensor::eye(RANK, DType::F64, &Device::Cpu).expect("I");
+                let measured = state.with_inputs(&inputs, &settings).expect("a state");
                 let update =
-                    state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("a step");
+                    measured.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("a step");
                 (point, state) = (update.point, update.state);
             }
             let after = distance(&point);

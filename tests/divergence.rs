@@ -128,7 +128,14 @@ fn rules_that_need_every_step_refuse_to_leave_one_out() {
 /// or in the loss after it.
 #[test]
 fn a_rate_beyond_all_numbers_is_a_divergence_for_every_momentum() {
-    let momenta = ["heavy_ball", "adam", "matrix_adam", "spectral", "whitened_spectral"];
+    let momenta = [
+        "heavy_ball",
+        "adam",
+        "matrix_adam",
+        "spectral",
+        "whitened_spectral",
+        "input_whitened_spectral",
+    ];
     for (momentum, integrator) in momenta
         .map(|momentum| (momentum, "tangent"))
         .into_iter()

@@ -1,6 +1,6 @@
 //! Bytes at once.
 
-use super::moved::{augmented, moved};
+use super::moved::{augmented, carried_moments, input_moment, moved};
 use super::parameters::ParameterLedger;
 use crate::model::cost::{MatrixCost, backward_values, kept_values};
 use crate::optim::{augmented_values, rule_cost};
@@ -21,12 +21,14 @@ pub struct MemoryLedger {
     /// All parameters.
     pub weights: u64,
     /// Gradients: one number per dense or factored parameter; K- and L-gradient, (m + n) r, per
-    /// low-rank matrix.
+    /// low-rank matrix, and r² more where its momentum goes by the second moment of inputs.
     pub gradients: u64,
     /// Optimizer moments: two numbers per parameter under AdamW; r² + (m + n) r per low-rank
-    /// matrix, twice that for `adam`, and 4 r² more for `matrix_adam`; one number per full matrix'
-    /// entry under Muon and per factor's under heavy ball; (2 max(m, n) + min(m, n)) r per full
-    /// matrix under GaLore, projector included.
+    /// matrix, twice that for `adam`, 4 r² more for `matrix_adam` and `whitened_spectral`, and 2 r²
+    /// for `input_whitened_spectral`; one number per full matrix' entry under Muon and per factor's
+    /// under heavy ball; (2 max(m, n) + min(m, n)) r per full matrix under GaLore, projector
+    /// included. What is carried for cuts is 4 r² per low-rank matrix, and m² + n² per matrix that
+    /// is dense until it is cut.
     pub moments: u64,
     /// What a micro-batch's forward pass keeps for its backward pass. Per token and block: both
     /// norms' inputs (2 C), statistics (4) and outputs (2 C); q, k, v (3 C, or
@@ -111,18 +113,23 @@ impl MemoryLedger {
                 (all, if batches > 1 { all } else { 0 })
             }
         };
+        let carried = of_blocks(&|matrix| carried_moments(plan, matrix));
         let trained_rest = if model.is_adapted() { 0 } else { parameters.dense_rest() };
         let values = MemoryLedger {
             weights: parameters.dense_rest()
                 + of_blocks(&|matrix| matrix.parameters() + matrix.frozen_values()),
-            gradients: trained_rest + of_blocks(&MatrixCost::gradient_values),
-            moments: 2 * trained_rest + of_blocks(&kept),
+            gradients: trained_rest
+                + of_blocks(&|matrix| matrix.gradient_values() + input_moment(plan, matrix)),
+            moments: 2 * trained_rest + of_blocks(&kept) + carried,
             activations: 0,
             head_gradient: if model.is_adapted() { 0 } else { parameters.token_embedding },
             backward: (backward_values(model) * tokens)
                 .max(LOGITS_PER_CHUNK.min(tokens * vocabulary))
                 + grams_put_by,
-            optimizer: of_blocks(&|matrix| rule(matrix).proposed(moved(matrix))) + grams + in_hand,
+            optimizer: of_blocks(&|matrix| rule(matrix).proposed(moved(matrix)))
+                + carried
+                + grams
+                + in_hand,
             augmented: match is_augmented_bug {
                 true => {
                     let low_rank = |(narrow, wide): (&MatrixCost, &MatrixCost)| match narrow

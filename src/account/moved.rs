@@ -1,8 +1,8 @@
 //! A matrix of the network as the rule sees that moves it.
 
 use crate::model::cost::MatrixCost;
-use crate::optim::{MovedWeight, WeightSize, augmented_rank};
-use crate::spec::Integrator;
+use crate::optim::{MovedWeight, WeightSize, augmented_rank, carried_values};
+use crate::spec::{Integrator, Plan};
 
 /// What moves of a matrix.
 pub(super) fn moved(matrix: &MatrixCost) -> MovedWeight {
@@ -19,5 +19,21 @@ pub(super) fn augmented(matrix: MatrixCost, integrator: Integrator) -> MatrixCos
     match matrix.is_low_rank() {
         true => matrix.of_rank(augmented_rank(integrator, size(&matrix)) as usize),
         false => matrix,
+    }
+}
+
+/// Numbers of zᵀz, r², of a matrix whose momentum goes by the second moment of its inputs; else 0.
+pub(super) fn input_moment(plan: &Plan, matrix: &MatrixCost) -> u64 {
+    let measures = plan.optimizer.dlra().is_some_and(|dlra| dlra.momentum.measures_inputs());
+    if measures && matrix.is_low_rank() { matrix.rank() * matrix.rank() } else { 0 }
+}
+
+/// Numbers of the second moments that are carried for the cuts of a matrix, if it has a rank to
+/// cut.
+pub(super) fn carried_moments(plan: &Plan, matrix: &MatrixCost) -> u64 {
+    let is_cut = matrix.is_low_rank() || matrix.is_uncut;
+    match plan.rank.moment_decay() {
+        Some(_) if is_cut => carried_values(size(matrix)),
+        _ => 0,
     }
 }

@@ -1,6 +1,6 @@
 //! Floating-point operations.
 
-use super::moved::{augmented, moved};
+use super::moved::{augmented, input_moment, moved};
 use crate::model::cost::{
     MatrixCost, attention_flops, attention_training_flops, head_flops, head_training_flops,
     passes_on,
@@ -22,8 +22,9 @@ pub struct FlopLedger {
     /// Forward and backward: three times the forward, except that the r × r product of a low-rank
     /// matrix has no gradient product of its own (the S-gradient comes from the K-gradient), so
     /// that it counts twice, and that a frozen matrix or head has none, and passes none on where
-    /// nothing is trained below it. The recomputation of attention scores in the backward is not
-    /// counted.
+    /// nothing is trained below it; and 2 r² for the second moment of a low-rank matrix' inputs,
+    /// where its momentum goes by that. The recomputation of attention scores in the backward is
+    /// not counted.
     pub training_per_token: u64,
     /// Forward and backward of the further evaluations of an `augmented_bug` step, with every
     /// low-rank matrix in its augmented bases.
@@ -105,7 +106,8 @@ impl FlopLedger {
             forward_products_per_token: matrices.iter().map(MatrixCost::forward_flops).sum(),
             forward_attention_per_token: layers * attention_flops(model),
             forward_head_per_token: head_flops(model, vocabulary),
-            training_per_token: of(&matrices),
+            training_per_token: of(&matrices)
+                + matrices.iter().map(|matrix| 2 * input_moment(plan, matrix)).sum::<u64>(),
             coefficient_evaluations_per_token: coefficient_evaluations,
             low_rank_optimizer_per_step: of_rule(&|form| {
                 matches!(form, WeightForm::LowRank { .. })

@@ -1,6 +1,6 @@
 //! What processes that share the micro-batches of a step send each other.
 
-use super::moved::augmented;
+use super::moved::{augmented, input_moment};
 use super::parameters::ParameterLedger;
 use crate::model::cost::MatrixCost;
 use crate::spec::{DlraSpec, Integrator, Plan};
@@ -11,7 +11,8 @@ const BYTES: u64 = 4;
 /// Gradient sums on the wire.
 ///
 /// A low-rank matrix has its K- and its L-gradient there, (m + n) r numbers in place of m n; all
-/// else that is trained has as many numbers as it stores. A sum goes from each micro-batch to the
+/// else that is trained has as many numbers as it stores; and the r × r second moment of its inputs
+/// where its momentum goes by that. A sum goes from each micro-batch to the
 /// next, M − 1 times, and from the last to all P processes, P − 1 times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireLedger {
@@ -32,7 +33,8 @@ impl WireLedger {
         let rest = if parameters.is_adapted { 0 } else { parameters.dense_rest() };
         let sums = |form: &dyn Fn(MatrixCost) -> MatrixCost| {
             let matrices = MatrixCost::all(&plan.model).into_iter();
-            rest + matrices.map(|matrix| form(matrix).gradient_values()).sum::<u64>()
+            let sums = |matrix: MatrixCost| matrix.gradient_values() + input_moment(plan, &matrix);
+            rest + matrices.map(|matrix| sums(form(matrix))).sum::<u64>()
         };
         let integrator = plan.optimizer.dlra().map_or(Integrator::Tangent, |dlra| dlra.integrator);
         let further = plan.optimizer.dlra().map_or(1, DlraSpec::evaluations_per_step) - 1;

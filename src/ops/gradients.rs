@@ -19,10 +19,20 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub struct Gradients {
     slots: Vec<Slot>,
-    wants_grams: bool,
+    wanted: Wanted,
     grams: BTreeMap<usize, Tensor>,
     /// Gram matrices of earlier evaluations, until they join those of the last.
     earlier_grams: BTreeMap<usize, Tensor>,
+}
+
+/// Which Gram matrices are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wanted {
+    Nothing,
+    /// Of the inputs of low-rank layers.
+    Inputs,
+    /// Of inputs and output gradients, and of the layers whose weights are dense until a cut.
+    All,
 }
 
 #[derive(Debug, Default)]
@@ -36,7 +46,7 @@ impl Gradients {
     pub fn new(count: usize) -> Self {
         Self {
             slots: (0..count).map(|_| Slot::default()).collect(),
-            wants_grams: false,
+            wanted: Wanted::Nothing,
             grams: BTreeMap::new(),
             earlier_grams: BTreeMap::new(),
         }
@@ -51,7 +61,7 @@ impl Gradients {
     /// asked for.
     pub fn reset(&mut self) {
         self.slots.iter_mut().for_each(|slot| slot.filled = false);
-        self.wants_grams = false;
+        self.wanted = Wanted::Nothing;
         self.grams.clear();
         self.earlier_grams.clear();
     }
@@ -111,15 +121,25 @@ impl Gradients {
         self.grams.iter_mut().try_for_each(|(slot, gram)| one(2 * slot + 1, gram))
     }
 
-    /// Whether Gram matrices are asked for.
+    /// Whether all Gram matrices are asked for.
     pub(super) fn wants_grams(&self) -> bool {
-        self.wants_grams
+        self.wanted == Wanted::All
+    }
+
+    /// Whether those of the inputs of low-rank layers are asked for.
+    pub(super) fn wants_input_grams(&self) -> bool {
+        self.wanted >= Wanted::Inputs
     }
 
     /// Asks the low-rank layers for the second moments of what passes through them; see
     /// [`low_rank_linear`](super::low_rank_linear).
     pub fn want_grams(&mut self) {
-        self.wants_grams = true;
+        self.wanted = Wanted::All;
+    }
+
+    /// Asks for those of their inputs, zᵀz with z = xV, if not for more.
+    pub fn want_input_grams(&mut self) {
+        self.wanted = self.wanted.max(Wanted::Inputs);
     }
 
     /// The sum of xᵀ x over the rows x that passed a slot, if one was asked for and has arrived.

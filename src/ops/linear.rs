@@ -74,7 +74,8 @@ fn dense_linear(
 /// is never formed and nothing is divided by S. These are not the partial derivatives by U and V
 /// (docs/method.md §2); S needs no slot, since its gradient Uᵀ G V is Uᵀ times the K-gradient.
 /// Where [`Gradients`](super::Gradients) ask for Gram matrices, V's slot also gets zᵀ z, the
-/// inputs' second moment seen in V, and U's (δU)ᵀ (δU), the output gradients' in U: r × r each.
+/// inputs' second moment seen in V, and U's (δU)ᵀ (δU), the output gradients' in U: r × r each;
+/// where they ask for those of inputs, V's alone.
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -114,7 +115,7 @@ pub fn low_rank_linear(
         let delta = as_rows(&delta)?;
         if let Some(z) = z {
             flow.add_product(to_u, u_narrow.dims(), &delta.t()?, &z)?;
-            flow.add_gram(to_v, &z)?;
+            flow.add_input_gram(to_v, &z)?;
         }
         add_bias_gradient(flow, to_bias, &delta)?;
         if to_x.or(to_u).or(to_v).is_none() {

@@ -337,10 +337,22 @@ impl Flow<'_> {
         }
     }
 
-    /// Adds the Gram matrix xᵀ x of rows x to a parameter's slot, if the gradients ask for them.
+    /// Adds the Gram matrix xᵀ x of rows x to a parameter's slot, if the gradients ask for all of
+    /// them.
     pub fn add_gram(&mut self, to: Option<Source>, x: &Tensor) -> Result<()> {
+        let wanted = self.gradients.wants_grams();
+        self.add_gram_if(wanted, to, x)
+    }
+
+    /// The same of the inputs of a low-rank layer, if the gradients ask for those.
+    pub fn add_input_gram(&mut self, to: Option<Source>, z: &Tensor) -> Result<()> {
+        let wanted = self.gradients.wants_input_grams();
+        self.add_gram_if(wanted, to, z)
+    }
+
+    fn add_gram_if(&mut self, wanted: bool, to: Option<Source>, x: &Tensor) -> Result<()> {
         match to {
-            Some(Source::Slot(slot)) if self.gradients.wants_grams() => {
+            Some(Source::Slot(slot)) if wanted => {
                 if let Some(passing) = &mut self.passing {
                     passing.bring_gram(self.gradients, slot, (x.dim(1)?, x.device()))?;
                 }

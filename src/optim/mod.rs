@@ -26,7 +26,7 @@ pub use owners::{Movable, Owners, share_out};
 pub use rank::{Offer, RankDecision, RankEvent, cut_ranks};
 pub use rules::{
     AdamwState, AdamwStep, DlraState, DlraStep, DlraUpdate, GalerkinStep, GaloreState,
-    HeavyBallState, MomentClock, MuonState, augmented_rank, augmented_values, cut_flops,
-    loro_exact_step,
+    HeavyBallState, MomentClock, MuonState, augmented_rank, augmented_values, carried_flops,
+    carried_values, cut_flops, loro_exact_step,
 };
 pub use schedule::Schedule;

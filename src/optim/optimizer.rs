@@ -150,6 +150,11 @@ impl Optimizer {
         self.settings.ranks.batches_at(step)
     }
 
+    /// Whether a step (counted from 1) measures second moments for cuts without being one.
+    pub fn only_measures(&self, step: u64) -> bool {
+        self.cut_norm(step).is_none() && self.settings.ranks.measures_at(step)
+    }
+
     /// One step, counted from 1.
     ///
     /// # Errors
@@ -183,9 +188,18 @@ impl Optimizer {
         let OptimizerSettings { schedule, grad_clip, execution, .. } = &self.settings;
         let rank = self.settings.rank_event(step);
         gradients.reset();
-        if rank.cut_norm() == Some(RankNorm::Fisher) {
+        if self.settings.rules.dlra().is_some_and(|dlra| dlra.momentum.measures_inputs()) {
+            gradients.want_input_grams();
+        }
+        let mut batches_measured = 1;
+        let is_fisher_cut = rank.cut_norm() == Some(RankNorm::Fisher);
+        let measures_for_cuts = is_fisher_cut || self.settings.ranks.measures_at(step);
+        if measures_for_cuts {
             gradients.want_grams();
-            for before in (1..self.cut_batches(step)).rev() {
+        }
+        if is_fisher_cut {
+            batches_measured = self.cut_batches(step);
+            for before in (1..batches_measured).rev() {
                 oracle.evaluate_earlier(before, params, gradients)?;
                 gradients.set_grams_by()?;
             }
@@ -203,6 +217,8 @@ impl Optimizer {
             number: step,
             gradients: &trained,
             slots: gradients,
+            batches_measured,
+            measures_for_cuts,
             schedule_factor: schedule.factor(step) * moments.warmup,
             moments,
             rank,

@@ -11,6 +11,7 @@ use crate::lowrank::Truncation;
 use crate::ops::Gradients;
 use crate::params::TensorReader;
 use crate::params::{ParamId, ParamStore, Weight};
+use anyhow::Context;
 use candle_core::Tensor;
 use std::fmt::Debug;
 use std::time::Duration;
@@ -21,14 +22,20 @@ pub struct Step<'a> {
     pub number: u64,
     /// The gradients of the step's batch.
     pub gradients: &'a TrainedGradients,
-    /// The slots they came from, which hold second moments where a cut asked for them.
+    /// The slots they came from, which hold second moments where a cut or a momentum asked for
+    /// them.
     pub slots: &'a Gradients,
+    /// The batches over which those second moments are summed.
+    pub batches_measured: u64,
     /// Factor on every learning rate.
     pub schedule_factor: f64,
     /// How old Adam's moments are.
     pub moments: MomentClock,
     /// What happens to ranks.
     pub rank: RankEvent,
+    /// Whether they are there for every low-rank weight, of output gradients and of inputs, as cuts
+    /// go by them.
+    pub measures_for_cuts: bool,
     /// How to compute.
     pub execution: Execution,
     /// The processes among which the members are shared out; none where all are this one's.
@@ -36,6 +43,17 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
+    /// The second moment that arrived in a slot of this parameter: a mean over the batches that
+    /// were measured, each summed over its tokens.
+    ///
+    /// # Errors
+    /// If none arrived, naming the parameter.
+    pub fn second_moment(&self, slot: usize, parameter: &str) -> anyhow::Result<Tensor> {
+        let sum = self.slots.gram(slot);
+        let sum = sum.with_context(|| format!("no second moment of `{parameter}` arrived"))?;
+        Ok((sum / self.batches_measured as f64)?)
+    }
+
     /// A result of this process that all have come to, or the same error on all of them.
     ///
     /// # Errors

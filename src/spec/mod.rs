@@ -5,6 +5,7 @@
 
 mod adapter_spec;
 mod architecture;
+mod beta1_spec;
 pub mod bounds;
 mod count;
 mod cut_spec;
@@ -44,6 +45,7 @@ mod unused;
 
 pub use adapter_spec::{AdapterForm, AdapterTargets, AdapterWeightsSpec};
 pub use architecture::{Architecture, BlockWidths, ROPE_THETA, Target};
+pub use beta1_spec::Beta1ScheduleSpec;
 pub use count::{Count, NotACount};
 pub use cut_spec::{CutBudgetSpec, CutSpec, CutToleranceSpec};
 pub use data_parallel_spec::{DataParallelSpec, ProcessBackend};

@@ -1,5 +1,6 @@
 //! Whether the values of `optimizer:` make sense and fit the weights they are for.
 
+use super::beta1_spec::check_beta1_schedule;
 use super::dlra_spec::check_dlra;
 use super::findings::Findings;
 use super::model_spec::{FactorForm, TrainedForm, WeightsSpec};
@@ -25,6 +26,8 @@ pub(super) fn check_optimizer(
                 [muon.learning_rate, muon.beta1, muon.weight_decay],
                 "optimizer.matrices.muon",
             );
+            let schedule = muon.beta1_schedule.as_ref();
+            check_beta1_schedule(found, schedule, "optimizer.matrices.muon");
         }
         Some(MatrixOptimizerSpec::Galore(galore)) => {
             check_galore(found, galore, plan, "optimizer.matrices.galore")

@@ -1,5 +1,6 @@
 //! `optimizer:` of a spec: how weights move.
 
+use super::beta1_spec::Beta1ScheduleSpec;
 use super::count::Count;
 use super::dlra_spec::DlraSpec;
 use schemars::JsonSchema;
@@ -53,6 +54,9 @@ pub struct MuonSpec {
     pub learning_rate: f64,
     /// Decay of the momentum.
     pub beta1: f64,
+    /// Another decay at first, and the way from it to `beta1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta1_schedule: Option<Beta1ScheduleSpec>,
     /// Whether the direction looks ahead by one gradient.
     pub nesterov: bool,
     /// Decoupled weight decay.
@@ -61,7 +65,13 @@ pub struct MuonSpec {
 
 impl Default for MuonSpec {
     fn default() -> Self {
-        Self { learning_rate: 1e-2, beta1: 0.95, nesterov: true, weight_decay: 0.1 }
+        Self {
+            learning_rate: 1e-2,
+            beta1: 0.95,
+            beta1_schedule: None,
+            nesterov: true,
+            weight_decay: 0.1,
+        }
     }
 }
 

@@ -4,7 +4,8 @@ use super::architecture::Target;
 use super::count::Count;
 use super::model_plan::ModelPlan;
 use super::model_spec::TrainedForm;
-use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec, one_batch};
+use super::rank_spec::{BudgetSpec, RampShape, RankNorm, RankSpec, ToleranceSpec};
+use super::rank_spec::{is_not_carried, one_batch};
 use super::run_spec::RunSpec;
 use super::schedule_spec::warmup_steps;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,12 @@ pub struct TolerancePlan {
     /// Batches over which the Fisher norm takes its moments.
     #[serde(default = "one_batch", skip_serializing_if = "is_one")]
     pub batches: usize,
+    /// Decay of the second moments that are carried from one measurement to the next; 0: none are.
+    #[serde(default, skip_serializing_if = "is_not_carried")]
+    pub moment_decay: f64,
+    /// Steps between two measurements beside those of the cuts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moment_every: Option<u64>,
     /// The way from `tau` to `final_tau`.
     pub tau_schedule: RampShape,
     /// Tolerance and bounds of every low-rank target.
@@ -82,6 +89,12 @@ pub struct BudgetPlan {
     /// Batches over which the Fisher norm takes its moments.
     #[serde(default = "one_batch", skip_serializing_if = "is_one")]
     pub batches: usize,
+    /// Decay of the second moments that are carried from one measurement to the next; 0: none are.
+    #[serde(default, skip_serializing_if = "is_not_carried")]
+    pub moment_decay: f64,
+    /// Steps between two measurements beside those of the cuts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moment_every: Option<u64>,
     /// Numbers of all low-rank weights at the start.
     pub initial_parameters: u64,
     /// The most they may have from the last cut on.
@@ -113,6 +126,27 @@ impl RankPlan {
             _ => None,
         }
     }
+
+    /// The decay of the second moments that cuts go by, if any are carried from cut to cut.
+    pub fn moment_decay(&self) -> Option<f64> {
+        match *self {
+            RankPlan::Tolerance(TolerancePlan { norm: RankNorm::Fisher, moment_decay, .. })
+            | RankPlan::Budget(BudgetPlan { norm: RankNorm::Fisher, moment_decay, .. }) => {
+                Some(moment_decay).filter(|decay| *decay > 0.0)
+            }
+            _ => None,
+        }
+    }
+
+    /// Steps between two measurements of those beside the cuts', if there are any.
+    pub fn moment_every(&self) -> Option<u64> {
+        self.moment_decay()?;
+        match self {
+            RankPlan::Tolerance(TolerancePlan { moment_every, .. })
+            | RankPlan::Budget(BudgetPlan { moment_every, .. }) => *moment_every,
+            RankPlan::Fixed => None,
+        }
+    }
 }
 
 fn is_one(batches: &usize) -> bool {
@@ -138,6 +172,8 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
             ),
             norm: tolerance.norm,
             batches: tolerance.batches,
+            moment_decay: tolerance.moment_decay,
+            moment_every: tolerance.moment_every.map(|every| every.0),
             tau_schedule: tolerance.tau_schedule,
             targets: low_rank
                 .iter()
@@ -164,6 +200,8 @@ pub(crate) fn rank_plan(spec: &RunSpec, model: &ModelPlan) -> RankPlan {
                 schedule: budget.schedule,
                 norm: budget.norm,
                 batches: budget.batches,
+                moment_decay: budget.moment_decay,
+                moment_every: budget.moment_every.map(|every| every.0),
                 initial_parameters: parameters(&|start| start),
                 final_parameters: match budget.final_share {
                     Some(share) => share_of_dense(model, targets(), share),

@@ -28,7 +28,12 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
                 [tolerance.start.is_some(), tolerance.freeze.is_some()],
             );
             check_tau(found, tolerance, resolved);
-            check_batches(found, resolved.batches, path);
+            check_moments(
+                found,
+                resolved.batches,
+                (resolved.moment_decay, resolved.moment_every),
+                path,
+            );
             let exceptions = tolerance
                 .targets
                 .iter()
@@ -60,14 +65,38 @@ pub(super) fn check_rank(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             };
             check_rank_bounds(found, path, exceptions.collect(), &bounds, plan);
             check_final(found, budget, resolved, plan);
-            check_batches(found, resolved.batches, path);
+            check_moments(
+                found,
+                resolved.batches,
+                (resolved.moment_decay, resolved.moment_every),
+                path,
+            );
         }
         _ => {}
     }
 }
 
-fn check_batches(found: &mut Findings, batches: usize, path: &str) {
+/// What the Fisher norm goes by: batches, and what is carried.
+fn check_moments(
+    found: &mut Findings,
+    batches: usize,
+    (decay, every): (f64, Option<u64>),
+    path: &str,
+) {
     found.require_size(batches as u64, bounds::MAX_BATCH, &format!("{path}.batches"));
+    found.require_number(
+        decay,
+        (0.0..1.0).contains(&decay),
+        "of at least 0 and less than 1 (0: nothing is carried)",
+        &format!("{path}.moment_decay"),
+    );
+    let Some(every) = every else { return };
+    let at = format!("{path}.moment_every");
+    found.require_positive(every, &at);
+    found.require(decay != 0.0, &at, || {
+        "carries nothing without `moment_decay`; set that, for instance to 0.9, or remove this"
+            .into()
+    });
 }
 
 /// The budget at the end is given once, is no larger than the one at the start, and has room for

@@ -44,6 +44,15 @@ pub struct ToleranceSpec {
     /// steps before it, evaluated once more at the weights of the cut.
     #[serde(default = "one_batch")]
     pub batches: usize,
+    /// Decay d of the second moments by which cuts in the norm `fisher` go: E ← d E + (1 − d) E_now
+    /// at each measurement, carried into new bases in between; 0: a cut goes by its own batches
+    /// alone.
+    #[serde(default, skip_serializing_if = "is_not_carried")]
+    pub moment_decay: f64,
+    /// Steps between two measurements beside those of the cuts, up to `freeze`; needs
+    /// `moment_decay`. Default: only cuts measure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moment_every: Option<Count>,
     /// Tolerance at the last truncation; default: `tau` throughout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_tau: Option<f64>,
@@ -79,6 +88,10 @@ pub struct ToleranceSpec {
 
 pub(super) fn one_batch() -> usize {
     1
+}
+/// Plans written before the key was there keep their hashes.
+pub(super) fn is_not_carried(decay: &f64) -> bool {
+    *decay == 0.0
 }
 fn default_tolerance_norm() -> RankNorm {
     RankNorm::Frobenius
@@ -139,6 +152,15 @@ pub struct BudgetSpec {
     /// steps before it, evaluated once more at the weights of the cut.
     #[serde(default = "one_batch")]
     pub batches: usize,
+    /// Decay d of the second moments by which cuts in the norm `fisher` go: E ← d E + (1 − d) E_now
+    /// at each measurement, carried into new bases in between; 0: a cut goes by its own batches
+    /// alone.
+    #[serde(default, skip_serializing_if = "is_not_carried")]
+    pub moment_decay: f64,
+    /// Steps between two measurements beside those of the cuts, up to `freeze`; needs
+    /// `moment_decay`. Default: only cuts measure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moment_every: Option<Count>,
     /// Smallest rank; default: a quarter of `final_rank`, or of the rank with which the weight
     /// alone would have `final_share`, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -48,7 +48,9 @@ pub(super) fn check_start(found: &mut Findings, plan: &Plan) {
                 .into(),
         );
     }
-    if matches!(dlra.momentum, Momentum::MatrixAdam | Momentum::WhitenedSpectral) {
+    let has_dense_form =
+        matches!(dlra.momentum, Momentum::Spectral | Momentum::Adam | Momentum::HeavyBall);
+    if !has_dense_form {
         refuse(
             "needs `momentum: spectral`, `adam` or `heavy_ball`; second moments of r × r have no \
              counterpart where a matrix is dense"

@@ -1,6 +1,7 @@
 //! Settings of a spec that have no effect.
 
 use super::adapter_spec::AdapterForm;
+use super::beta1_spec::unused_of_beta1;
 use super::dlra_spec::{Momentum, SecondMomentTransport, unused_of_integrator};
 use super::model_spec::{TrainedForm, WeightsSpec};
 use super::optimizer_spec::LowRankOptimizerSpec;
@@ -58,11 +59,20 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     {
         unused_of_integrator(&mut unused, dlra, spec.train.max_steps.0);
     }
-    let (policy, norm, batches) = match &spec.rank {
-        RankSpec::Fixed(_) => (None, RankNorm::Frobenius, 1),
-        RankSpec::Tolerance(spec) => (Some("tolerance"), spec.norm, spec.batches),
-        RankSpec::Budget(spec) => (Some("budget"), spec.norm, spec.batches),
+    if let Some(muon) = optimizer.muon() {
+        let at = ("optimizer.matrices.muon", spec.train.max_steps.0);
+        unused_of_beta1(&mut unused, muon.beta1_schedule.as_ref(), at);
+    }
+    let (policy, norm, batches, decay) = match &spec.rank {
+        RankSpec::Fixed(_) => (None, RankNorm::Frobenius, 1, 0.0),
+        RankSpec::Tolerance(own) => (Some("tolerance"), own.norm, own.batches, own.moment_decay),
+        RankSpec::Budget(own) => (Some("budget"), own.norm, own.batches, own.moment_decay),
     };
+    if let (Some(policy), RankNorm::Frobenius, true) = (policy, norm, decay > 0.0) {
+        unused.push(format!(
+            "rank.{policy}.moment_decay: unused, only cuts in the Fisher norm go by second moments"
+        ));
+    }
     if let (Some(policy), RankNorm::Frobenius, 2..) = (policy, norm, batches) {
         unused.push(format!(
             "rank.{policy}.batches: unused, only cuts in the Fisher norm read a batch"

@@ -76,6 +76,12 @@ const CASES: &[Case] = &[
         overrides: &[LOW_RANK, "optimizer.low_rank.dlra.momentum=whitened_spectral"],
         cubes: 16,
     },
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &[LOW_RANK, "optimizer.low_rank.dlra.momentum=input_whitened_spectral"],
+        cubes: 12,
+    },
     Case { method: "dlra-augmented-bug", steps: 3, overrides: &[LOW_RANK], cubes: 12 },
     // Single blocks with ranks of their own.
     Case {

@@ -165,6 +165,48 @@ fn a_cut_goes_by_as_many_batches_as_it_is_told() {
     }
 }
 
+/// With `moment_decay: 0.5` and measurements at steps 2 and 4 beside, the cut of step 3 goes by (½
+/// M₂ + M₃) / 1½ of the moments M of the steps' batches, each at the weights before its step;
+/// without, by M₃. The step itself is as it was.
+#[test]
+fn a_cut_goes_by_what_earlier_measurements_carry() {
+    let of = |keys: &str| {
+        let cuts = CUTS.replace("norm: fisher", &format!("norm: fisher{keys}"));
+        plan(&[DENSE_START, &cuts])
+    };
+    let (own, carried) = (of(""), of(", moment_decay: 0.5, moment_every: 2"));
+    let later = plan(&[DENSE_START, &CUTS.replace("start: 2", "start: 4")]);
+    let [mut own, mut carried, mut uncut] = [&own, &carried, &later].map(trainer);
+    let mut moments = Vec::new();
+    for step in 1..=2 {
+        moments.push(second_moments(&later, &uncut, step));
+        let all = [&mut own, &mut carried, &mut uncut];
+        let [a, b, c] = all.map(|t| t.step(step).expect("a step").report.loss.to_bits());
+        assert_eq!([a, a], [b, c]);
+    }
+    moments.push(second_moments(&later, &uncut, 3));
+    assert!(carried.flops_of_step(4) > own.flops_of_step(4), "a step that measures costs more");
+    let all = [&mut own, &mut carried, &mut uncut];
+    let [a, b, _] = all.map(|t| t.step(3).expect("a step").report);
+    assert_eq!(a.loss.to_bits(), b.loss.to_bits());
+    for ((id, found), (_, alone)) in b.truncations.iter().zip(&a.truncations) {
+        let Weight::Uncut(w) = &uncut.params.get(*id).weight else { panic!("it is not cut") };
+        let mean = |slot: usize| -> Tensor {
+            let [before, now] = [1, 2].map(|step: usize| moments[step].gram(slot).expect("one"));
+            ((before * (1.0 / 3.0)).expect("a part") + (now * (2.0 / 3.0)).expect("a part"))
+                .expect("a mean")
+        };
+        let (left, right) = (mean(ParamStore::slot(*id)), mean(ParamStore::l_slot(*id)));
+        let (_, spectrum) = Spectrum::of_dense(w, Some([&left, &right])).expect("a spectrum");
+        let expected = spectrum.singular_values();
+        for (found, of_both) in found.singular_values.iter().zip(expected) {
+            assert!((found - of_both).abs() < 1e-5 * expected[0], "{found} beside {of_both}");
+        }
+        let apart = found.singular_values[0] / alone.singular_values[0] - 1.0;
+        assert!(apart.abs() > 1e-4, "the earlier batch counts: {apart}");
+    }
+}
+
 /// Second moments of one step's batch at the trainer's weights, by themselves.
 fn second_moments(plan: &Plan, trainer: &Trainer, step: u64) -> Gradients {
     let (block_size, batch_size) = (plan.model.block_size, plan.train.batch_size);

@@ -193,3 +193,26 @@ fn weights_that_are_dense_until_they_are_cut() {
         check_plan("dense until cut", portable, plan);
     }
 }
+
+/// Second moments on the way: of inputs at every step, for the momentum, and of everything at every
+/// second, which states carry from cut to cut; the second time from matrices that are dense until a
+/// cut.
+#[test]
+fn second_moments_that_steps_measure() {
+    let carried = "norm: fisher, moment_decay: 0.5, moment_every: 2";
+    let cycle = "grow_by: 2, max_rank: 10, every: 4, settle: 2, start: 2, freeze: 20";
+    let growing = [
+        "optimizer.low_rank.dlra.momentum=input_whitened_spectral".to_owned(),
+        format!("rank={{budget: {{final_rank: 5, {cycle}, {carried}}}}}"),
+    ];
+    let dense = [
+        "model.weights={low_rank: {rank: full, start: dense}}".to_owned(),
+        format!(
+            "rank={{budget: {{final_rank: 4, every: 3, settle: 1, start: 2, freeze: 9, {carried}}}}}"
+        ),
+    ];
+    for (settings, portable) in [(&growing, false), (&growing, true), (&dense, false)] {
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        check_plan("measured", portable, small_with("dlra-budget.yaml", portable, &settings));
+    }
+}

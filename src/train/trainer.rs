@@ -10,7 +10,7 @@ use crate::checkpoint::{Snapshot, tensors_from_bytes, tensors_to_bytes};
 use crate::data::{Batches, TokenShard};
 use crate::model::{Network, build, restore};
 use crate::ops::Gradients;
-use crate::optim::{Optimizer, Owners, StepReport, WeightSize, cut_flops};
+use crate::optim::{Optimizer, Owners, StepReport, WeightSize, carried_flops, cut_flops};
 use crate::parallel::{Alone, Communicator};
 use crate::params::{ParamStore, Place, Role, TensorReader, Weight};
 use crate::rng;
@@ -156,25 +156,30 @@ impl<'a> Trainer<'a> {
         };
         let tokens = self.plan.tokens_per_step;
         let batches = self.optimizer.cut_batches(step);
-        let cut = |norm| -> u64 {
+        let of_all = |of: &dyn Fn(WeightSize) -> u64| -> u64 {
             let of = |rows: usize, columns: usize, rank: usize| {
                 let [rows, columns, rank] = [rows, columns, rank].map(|size| size as u64);
-                cut_flops(norm, WeightSize { rows, columns, rank }, batches * tokens)
+                of(WeightSize { rows, columns, rank })
             };
-            let cut = |weight: &Weight| match weight {
+            let of = |weight: &Weight| match weight {
                 Weight::Dense(_) => 0,
                 Weight::LowRank(point) => of(point.rows(), point.columns(), point.rank()),
                 Weight::Uncut(w) => w.dims2().map_or(0, |(rows, columns)| of(rows, columns, 0)),
             };
-            self.params.iter().map(|(_, parameter)| cut(&parameter.weight)).sum()
+            self.params.iter().map(|(_, parameter)| of(&parameter.weight)).sum()
         };
+        let cut = |norm| of_all(&|size| cut_flops(norm, size, batches * tokens));
+        let carried = self.plan.rank.moment_decay().map_or(0, |_| {
+            let measured = if self.optimizer.only_measures(step) { tokens } else { 0 };
+            of_all(&|size| carried_flops(size, measured))
+        });
         let vocabulary = self.model.config().vocab_size as u64;
         let ledger = FlopLedger::at_step(self.plan, vocabulary, step, &rank);
         let cuts = self
             .optimizer
             .cut_norm(step)
             .map_or(0, |norm| cut(norm) + (batches - 1) * tokens * ledger.training_per_token);
-        ledger.per_step(tokens) + cuts
+        ledger.per_step(tokens) + cuts + carried
     }
 
     /// The moments of all parameters, in host memory, on the process that writes; called by all

@@ -1,16 +1,19 @@
 //! The DLRA step against a dense f64 textbook version: form W and G, project, step, truncated SVD,
 //! project the momentum.
 
+mod input_moments;
 mod matrix_moments;
 #[path = "../support/mod.rs"]
 mod support;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
 use lrpt::optim::{DlraState, DlraStep, DlraUpdate, Leaves, RankDecision, Scaled};
 use lrpt::rng;
-use lrpt::spec::{Count, DlraSpec, Momentum, RetractionSpec, SecondMomentTransport};
+use lrpt::spec::{
+    Beta1ScheduleSpec, Count, DlraSpec, Momentum, RetractionSpec, SecondMomentTransport,
+};
 use support::textbook::{self, dense, tensor, truncated_svd};
 
 const ROWS: usize = 14;
@@ -137,6 +140,21 @@ fn nesterov_looks_ahead_by_one_gradient() {
     });
 }
 
+/// By Nesterov, too, each step has its own β₁.
+#[test]
+fn beta1_is_that_of_the_step() {
+    let path = Beta1ScheduleSpec { from: 0.2, start: Count(2), until: Count(4) };
+    let (nesterov, beta1_schedule) = (true, Some(path));
+    let settings = DlraSpec { nesterov, beta1_schedule, ..settings(Momentum::HeavyBall) };
+    let betas = [0.2, 0.2, 0.55, 0.9, 0.9];
+    let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
+    compare(&settings, 5, 1e-10, |at, gradient, step| {
+        let beta1 = betas[step as usize - 1];
+        momentum = beta1 * at.project(&momentum) + at.project(gradient);
+        beta1 * &momentum + at.project(gradient)
+    });
+}
+
 #[test]
 fn adam_agrees_with_the_dense_textbook() {
     let settings = settings(Momentum::Adam);
@@ -232,6 +250,15 @@ fn gathered_weights_are_adams_correction_in_fixed_bases() {
     }
 }
 
+/// zᵀz of a step's uneven inputs, as a point sees them.
+fn inputs(step: u64, point: &LowRank) -> Tensor {
+    let scale = |i: usize| 3f64.powi(-(i as i32));
+    let x = textbook::random(40, COLUMNS, "inputs", step);
+    let x = Mat::from_fn(40, COLUMNS, |i, j| x[(i, j)] * scale(j));
+    let z = x * dense(&point.v);
+    tensor(&(z.transpose() * &z))
+}
+
 /// An update cut to a rank: the best approximation, with the momentum projected on its tangent
 /// space.
 fn cut(update: DlraUpdate, rank: usize, settings: &DlraSpec) -> DlraUpdate {
@@ -257,6 +284,7 @@ fn ranks_grow_and_shrink_with_their_state() {
         Momentum::MatrixAdam,
         Momentum::Spectral,
         Momentum::WhitenedSpectral,
+        Momentum::InputWhitenedSpectral,
     ] {
         let settings = DlraSpec { retraction: RetractionSpec::Subspace, ..settings(momentum) };
         let mut point =
@@ -273,7 +301,8 @@ fn ranks_grow_and_shrink_with_their_state() {
             let tangent =
                 Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
             let hyper = DlraStep { settings: &settings, learning_rate: 1e-3, step, rank };
-            let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
+            let measured = state.with_inputs(&inputs(step, &point), &settings).expect("inputs");
+            let update = measured.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
             match rank {
                 RankDecision::Keep => assert_eq!(update.point.rank(), point.rank()),
                 RankDecision::Set { rank } => assert_eq!(update.point.rank(), rank),
@@ -286,7 +315,9 @@ fn ranks_grow_and_shrink_with_their_state() {
             let bound = match momentum {
                 Momentum::HeavyBall => 0.02,
                 Momentum::Adam | Momentum::MatrixAdam => 0.0115,
-                Momentum::Spectral | Momentum::WhitenedSpectral => 0.003,
+                Momentum::Spectral
+                | Momentum::WhitenedSpectral
+                | Momentum::InputWhitenedSpectral => 0.003,
             };
             assert!(
                 moved < bound && moved > 1e-3,

@@ -65,17 +65,27 @@ fn coordinates(at: &Textbook, z: &Mat<f64>) -> [Mat<f64>; 3] {
     [m, p, q]
 }
 
-/// The rule of the PyTorch reference.
+/// The rule of the PyTorch reference; where β₁ changes, its weight is the product of all so far.
 #[test]
 fn matrix_adam_agrees_with_the_dense_textbook() {
-    let settings = settings(Momentum::MatrixAdam);
-    let (beta1, beta2) = (settings.beta1, settings.beta2);
+    let path = Beta1ScheduleSpec { from: 0.5, start: Count(1), until: Count(5) };
+    for (beta1_schedule, betas) in [(None, [0.9; 6]), (Some(path), [0.5, 0.6, 0.7, 0.8, 0.9, 0.9])]
+    {
+        let settings = DlraSpec { beta1_schedule, ..settings(Momentum::MatrixAdam) };
+        matrix_adam_agrees(&settings, betas);
+    }
+}
+
+fn matrix_adam_agrees(settings: &DlraSpec, betas: [f64; 6]) {
+    let beta2 = settings.beta2;
     let mut momentum = Mat::<f64>::zeros(ROWS, COLUMNS);
     let mut moments = TextbookMoments::new();
-    compare(&settings, 6, 1e-9, |at, gradient, step| {
+    compare(settings, 6, 1e-9, |at, gradient, step| {
         let roots = moments.powers(at, gradient, beta2, -0.5);
+        let so_far = &betas[..step as usize];
+        let beta1 = so_far[so_far.len() - 1];
         momentum = beta1 * at.project(&momentum) + (1.0 - beta1) * at.project(gradient);
-        let mean = (1.0 / (1.0 - beta1.powi(step as i32))) * &momentum;
+        let mean = (1.0 / (1.0 - so_far.iter().product::<f64>())) * &momentum;
         let [m, p, q] = coordinates(at, &mean);
         let d_m = 0.5 * (&m * &roots[0] + &roots[1] * &m);
         &at.u * d_m * at.v.transpose()

@@ -9,6 +9,8 @@ fn ranks_follow_the_policy() {
         cycle: RankCyclePlan { every: 8, settle: 4, grow_by: 2, start: 2, freeze: 12 },
         norm: RankNorm::Frobenius,
         batches: 1,
+        moment_decay: 0.0,
+        moment_every: None,
         tau_schedule: RampShape::Linear,
         targets: BTreeMap::from([(
             Target::UP,

@@ -29,6 +29,36 @@ fn low_rank_linear_input_and_bias() -> Result<()> {
     Ok(())
 }
 
+/// zᵀ z in V's slot where inputs are asked for, (δU)ᵀ (δU) in U's where all is; none unasked, and
+/// none of a layer that is dense until a cut where inputs are asked for.
+#[test]
+fn low_rank_linear_measures_what_is_asked_for() -> Result<()> {
+    let (u, s, v) = (normal(1, &[7, 2])?, normal(2, &[2, 2])?, normal(3, &[5, 2])?);
+    let (x, w) = (normal(4, &[9, 5])?, normal(5, &[7, 5])?);
+    let z = x.matmul(&v)?;
+    let gram = z.t()?.matmul(&z)?;
+    let asks: [fn(&mut Gradients); 3] =
+        [|_| (), Gradients::want_input_grams, Gradients::want_grams];
+    for (count, ask) in asks.into_iter().enumerate() {
+        let tape = Tape::training();
+        let [u, v, w, inputs] =
+            [(0, &u), (1, &v), (2, &w), (3, &x)].map(|(slot, tensor)| tape.parameter(slot, tensor));
+        let x = tape.constant(x.clone());
+        let low_rank = ops::low_rank_linear(&tape, &x, &u, &s, &v, None)?;
+        let dense = ops::measured_linear(&tape, &x, &w, &inputs, None)?;
+        let loss = weighted_sum(&tape, &ops::add(&tape, &low_rank, &dense)?)?;
+        let mut gradients = Gradients::new(4);
+        ask(&mut gradients);
+        tape.backward(&loss, &mut gradients)?;
+        let found = [0, 1, 2, 3].map(|slot| gradients.gram(slot).is_some());
+        assert_eq!(found, [count == 2, count >= 1, count == 2, count == 2]);
+        if let Some(found) = gradients.gram(1) {
+            assert!(largest(&numbers(&(found - &gram)?)?) < 1e-12 * largest(&numbers(&gram)?));
+        }
+    }
+    Ok(())
+}
+
 /// With G = δᵀ x formed: the slot of U gets G V, the slot of V gets Gᵀ U, and dx = δ W for W = U S
 /// Vᵀ formed.
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn integrator(keys: &str) -> String {
+pub fn integrator(keys: &str) -> String {
     format!(
         "optimizer: {{low_rank: {{dlra: {{{keys}, learning_rate: 2e-2, reorthonormalize_every: 5}}}}}}\n"
     )

@@ -203,6 +203,27 @@ fn lora() {
     );
 }
 
+/// Second moments of inputs are measured at every step, by all batches of a cut at one.
+#[test]
+fn input_whitened_spectral_with_changing_ranks() {
+    let rule = dlra("input_whitened_spectral", "subspace");
+    check("input-whitened", LOW_RANK, &format!("{rule}{TOLERANCE}"), &[4, 7]);
+    let cycle = integrators::integrator(
+        "integrator: coefficient_cycle, coefficient_steps: 3, momentum: input_whitened_spectral",
+    );
+    check("input-whitened, cycles", LOW_RANK, &cycle, &[3, 6]);
+}
+
+/// β₁ rises from step 2 to step 10, and the moments are corrected for all of them.
+#[test]
+fn a_beta1_that_changes() {
+    let path = "beta1: 0.95, beta1_schedule: {from: 0.6, start: 2, until: 10}";
+    let muon = format!("optimizer: {{matrices: {{muon: {{{path}}}}}}}\n");
+    check("Muon", "dense", &muon, &[5]);
+    let dlra = format!("optimizer: {{low_rank: {{dlra: {{momentum: adam, {path}}}}}}}\n");
+    check("adam", LOW_RANK, &format!("{dlra}{TOLERANCE}"), &[1, 7]);
+}
+
 #[test]
 fn matrix_adam_with_changing_ranks() {
     check(
@@ -262,6 +283,21 @@ fn spectral_under_a_budget() {
         &format!("{}{BUDGET}", dlra("spectral", "subspace")),
         &[4, 5, 8],
     );
+}
+
+/// What cuts go by is carried from cut to cut, through growth, cycles and from dense matrices.
+#[test]
+fn second_moments_that_cuts_carry() {
+    let carried = "norm: fisher, moment_decay: 0.8, moment_every: 2";
+    let budget = BUDGET.replace("schedule: linear", &format!("schedule: linear, {carried}"));
+    check("carried", LOW_RANK, &format!("{}{budget}", dlra("spectral", "subspace")), &[4, 5, 9]);
+    let cycle = integrators::integrator("integrator: coefficient_cycle, coefficient_steps: 3");
+    check("carried, cycles", LOW_RANK, &format!("{cycle}{budget}"), &[2, 6]);
+    let budget = format!(
+        "rank: {{budget: {{final_rank: 3, every: 3, settle: 1, start: 2, freeze: 12, {carried}}}}}\n"
+    );
+    let dense = "{low_rank: {rank: full, start: dense}}";
+    check("carried, dense", dense, &format!("{}{budget}", dlra("spectral", "subspace")), &[2, 7]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod ledger;
 mod plans;
+mod rules;
 mod schema;
 
 use lrpt::account::Ledger;

@@ -126,6 +126,12 @@ impl RankPlan {
         (self.fisher_batches().unwrap_or(1) as u64).clamp(1, step.max(1))
     }
 
+    /// Whether a step, counted from 1, measures second moments for the cuts after it.
+    pub fn measures_at(&self, step: u64) -> bool {
+        self.cycle().is_some_and(|cycle| step <= cycle.freeze)
+            && self.moment_every().is_some_and(|every| step.is_multiple_of(every.max(1)))
+    }
+
     /// The event that counts among those of the steps from `first` to `last`: the last cut or,
     /// without one, a growth.
     pub fn event_within(&self, first: u64, last: u64) -> RankEvent {
@@ -235,6 +241,8 @@ mod tests {
             cycle: CYCLE,
             norm: RankNorm::Frobenius,
             batches: 1,
+            moment_decay: 0.0,
+            moment_every: None,
             tau_schedule: RampShape::Linear,
             targets,
         })
@@ -302,6 +310,8 @@ mod tests {
             schedule: RampShape::Linear,
             norm: RankNorm::Fisher,
             batches: 4,
+            moment_decay: 0.5,
+            moment_every: Some(8),
             initial_parameters: 832,
             final_parameters: 408,
             final_share: None,
@@ -314,5 +324,9 @@ mod tests {
             [vec![4, 2], vec![4, 1], vec![2, 1]]
         );
         assert_eq!(schedule.event(46).cut_norm(), Some(RankNorm::Fisher));
+        // Up to `freeze`, 47, whatever happens to ranks.
+        let measuring: Vec<u64> = (1..=100).filter(|&step| schedule.measures_at(step)).collect();
+        assert_eq!(measuring, [8, 16, 24, 32, 40]);
+        assert!(!tolerance(0.1, 0.3).measures_at(40));
     }
 }

@@ -3,6 +3,7 @@
 //! To add one: a file here that implements [`Rule`](super::rule::Rule), and its line in [`groups`].
 
 mod adamw;
+mod beta1;
 mod dlra;
 mod galore;
 mod heavy_ball;
@@ -11,7 +12,8 @@ mod muon;
 
 pub use adamw::{AdamwState, AdamwStep};
 pub use dlra::{
-    DlraState, DlraStep, DlraUpdate, GalerkinStep, augmented_rank, augmented_values, cut_flops,
+    DlraState, DlraStep, DlraUpdate, GalerkinStep, augmented_rank, augmented_values, carried_flops,
+    carried_values, cut_flops,
 };
 pub use galore::GaloreState;
 pub use heavy_ball::HeavyBallState;

@@ -2,6 +2,7 @@
 //! kellerjordan.github.io/posts/muon).
 
 use super::SPECTRAL_SCALE;
+use super::beta1::Beta1;
 use crate::linalg::{matrix_shape, polar_newton_schulz, polar_newton_schulz_flops};
 use crate::optim::cost::{MovedWeight, RuleCost};
 use crate::optim::execution::{Placement, groups};
@@ -44,8 +45,8 @@ impl MuonState {
         Ok(Self { first: weight.zeros_like()? })
     }
 
-    /// One step of a matrix W: m × n: M ← β₁M + (1−β₁)G, D = polar(M) or, with Nesterov, polar(β₁M
-    /// + (1−β₁)G), W ← (1−ηλ)W − η 0.2 √max(m, n) D.
+    /// One step, with the rule's β₁, of a matrix W: m × n: M ← β₁M + (1−β₁)G, D = polar(M) or, with
+    /// Nesterov, polar(β₁M + (1−β₁)G), W ← (1−ηλ)W − η 0.2 √max(m, n) D.
     ///
     /// The polar factor is [`polar_newton_schulz`]. Nothing is changed in place.
     ///
@@ -83,6 +84,12 @@ impl Leaves for MuonState {
 pub struct MuonRule(pub MuonSpec);
 
 impl MuonRule {
+    /// The rule as it is at a step, counted from 1.
+    fn at(&self, step: u64) -> Self {
+        let beta1 = Beta1::of_muon(&self.0).at(step);
+        Self(MuonSpec { beta1, beta1_schedule: None, ..self.0.clone() })
+    }
+
     /// The step of one matrix, or of a stack named after its first.
     fn next(
         &self,
@@ -164,9 +171,10 @@ impl Rule for MuonRule {
         step: &Step,
     ) -> anyhow::Result<Duration> {
         let learning_rate = self.0.learning_rate * step.schedule_factor;
+        let rule = self.at(step.number);
         members.proposed = match step.execution.linalg {
-            Placement::Host => self.side_by_side(members, params, step, learning_rate)?,
-            Placement::Device => self.as_stacks(members, params, step, learning_rate)?,
+            Placement::Host => rule.side_by_side(members, params, step, learning_rate)?,
+            Placement::Device => rule.as_stacks(members, params, step, learning_rate)?,
         };
         Ok(Duration::ZERO)
     }
@@ -177,7 +185,18 @@ mod tests {
     use super::*;
     use crate::linalg::polar;
     use crate::rng;
+    use crate::spec::{Beta1ScheduleSpec, Count};
     use candle_core::{DType, Device};
+
+    #[test]
+    fn a_step_has_its_own_beta1() {
+        let path = Beta1ScheduleSpec { from: 0.85, start: Count(0), until: Count(4) };
+        let rule = MuonRule(MuonSpec { beta1_schedule: Some(path), ..MuonSpec::default() });
+        let found = [1, 2, 4, 9].map(|step| rule.at(step).0.beta1);
+        for (found, expected) in found.into_iter().zip([0.875, 0.9, 0.95, 0.95]) {
+            assert!((found - expected).abs() < 1e-15, "{found} for {expected}");
+        }
+    }
 
     /// Two steps of the published rule with an exact polar factor by SVD: the polynomials' singular
     /// values lie within 0.114 of 1, so the matrices differ by at most that share of the step, and
@@ -189,7 +208,13 @@ mod tests {
             Tensor::from_vec(numbers, (12, 7), &Device::Cpu)?.to_dtype(DType::F64)
         };
         for nesterov in [false, true] {
-            let rule = MuonSpec { learning_rate: 0.1, beta1: 0.9, nesterov, weight_decay: 0.2 };
+            let rule = MuonSpec {
+                learning_rate: 0.1,
+                beta1: 0.9,
+                beta1_schedule: None,
+                nesterov,
+                weight_decay: 0.2,
+            };
             let (mut weight, mut textbook) = (normal(0)?, normal(0)?);
             let (mut state, mut mean) = (MuonState::new(&weight)?, weight.zeros_like()?);
             for step in 1..=2 {

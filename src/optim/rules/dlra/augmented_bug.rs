@@ -115,18 +115,19 @@ impl GalerkinStep {
     fn advance_along(mut self, gradient: Scaled<Tensor>, hyper: &DlraStep) -> Result<Self> {
         let (settings, momentum) = (hyper.settings, &self.state.momentum);
         self.taken += 1;
-        let weight = gradient.factor(momentum.gradient_weight(settings.beta1));
-        let decayed = |mean: &Tensor| weighted_sum(settings.beta1, mean, weight, gradient.sum());
+        let beta1 = hyper.beta1().at(hyper.step);
+        let weight = gradient.factor(momentum.gradient_weight(beta1));
+        let decayed = |mean: &Tensor| weighted_sum(beta1, mean, weight, gradient.sum());
         self.moment = decayed(&self.moment)?;
         let mean = if settings.nesterov { decayed(&self.moment)? } else { self.moment.clone() };
         let direction = match &mut self.second {
             Some(second) => {
                 // A step decays the moment once per coefficient step, and has decayed it that often
                 // in each step before.
-                let decays = (hyper.step - 1) * settings.coefficient_steps()
-                    + self.taken
-                    + u64::from(settings.nesterov);
-                second.direction(mean, gradient, hyper, decays)?
+                let now = self.taken + u64::from(settings.nesterov);
+                let per_step = settings.coefficient_steps();
+                let gathered = hyper.beta1().gathered_within(hyper.step, per_step, now);
+                second.direction(mean, gradient, hyper, gathered)?
             }
             None => momentum.core(&self.point, &mean, hyper)?,
         };

@@ -209,6 +209,25 @@ fn projection_flops(dlra: &DlraSpec, size: WeightSize) -> u64 {
     4 * rows * square + 2 * columns * square + direction
 }
 
+/// Numbers of the second moments that are carried for the cuts of a weight, with the weights that
+/// they have gathered: 4 r²; of one that is not cut yet, whose rank is 0 here, m² + n² + 1.
+pub fn carried_values(size: WeightSize) -> u64 {
+    match size.rank {
+        0 => size.rows * size.rows + size.columns * size.columns + 1,
+        rank => 4 * rank * rank,
+    }
+}
+
+/// Operations of a step on what is carried for cuts, beside a cut's own: into the new bases, 16 r³,
+/// and where a step that is no cut measures, on this many tokens, 4 r² a token; of a weight that is
+/// not cut yet, 2 (m² + n²) a token.
+pub fn carried_flops(size: WeightSize, measured: u64) -> u64 {
+    match size.rank {
+        0 => 2 * (size.rows * size.rows + size.columns * size.columns) * measured,
+        rank => 4 * rank * rank * measured + 16 * size.cube(),
+    }
+}
+
 /// Operations of one rank cut of a weight, beside the step that it ends, which has this many tokens.
 ///
 /// In the Frobenius norm the SVD of S, 21 r³ (Golub & Van Loan, §8.6), the new bases, 2 (m + n) r²,
@@ -317,6 +336,15 @@ mod tests {
             (retraction(1), retraction(4)),
             (256 + 1344, 256 + (1344 + 3 * (subspace - 256)) / 4)
         );
+    }
+
+    /// m = 5, n = 4: of rank 3, and before a cut.
+    #[test]
+    fn what_is_carried_by_hand() {
+        assert_eq!(carried_values(size(5, 4, 3)), 36);
+        assert_eq!(carried_flops(size(5, 4, 3), 10), 360 + 16 * 27);
+        assert_eq!(carried_values(size(5, 4, 0)), 42);
+        assert_eq!(carried_flops(size(5, 4, 0), 10), 820);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A cut: the ranks of all weights decided together, from their singular values.
 
+use super::cut_moments::WholeMoments;
 use super::rule::MemberState;
 use super::{DlraUpdate, UncutState};
 use crate::lowrank::{LowRank, Spectrum, Truncation};
@@ -79,6 +80,26 @@ impl Update {
         })
     }
 
+    /// The means of the second moments that are carried for cuts, if any are.
+    fn carried_moments(&self) -> Result<Option<[Tensor; 2]>> {
+        Ok(match self {
+            Update::Point(update) => update.carried_moments()?,
+            Update::Uncut { state, .. } => {
+                state.cut_moments.as_ref().map(WholeMoments::means).transpose()?
+            }
+        })
+    }
+
+    /// The singular values in the norm of carried moments, which are in the bases of the step's
+    /// end.
+    fn carried_spectrum(&self, moments: [&Tensor; 2]) -> Result<(Option<LowRank>, Spectrum)> {
+        let [left, right] = moments;
+        match self {
+            Update::Point(update) => Ok((None, Spectrum::weighted(&update.point, left, right)?)),
+            Update::Uncut { .. } => self.spectrum(Some(moments)),
+        }
+    }
+
     /// The singular values in this norm, and the thin SVD of a dense matrix.
     fn spectrum(&self, moments: Option<[&Tensor; 2]>) -> Result<(Option<LowRank>, Spectrum)> {
         Ok(match self {
@@ -130,7 +151,8 @@ impl Next {
 /// The updates cut to the ranks that the policy chooses from what all these weights offer; the
 /// updates are those of the weights that this process owns.
 ///
-/// In the Fisher norm the slots hold the second moments of the step's batch.
+/// In the Fisher norm the slots hold the second moments of the step's batch; where the states carry
+/// moments, they have taken these in, and the cut goes by what they carry.
 ///
 /// # Errors
 /// If a second moment is missing, or a factorisation does not converge, naming the weight.
@@ -201,6 +223,13 @@ fn spectrum(
     norm: RankNorm,
     slots: &Gradients,
 ) -> Result<(Option<LowRank>, Spectrum)> {
+    let carried = match norm {
+        RankNorm::Frobenius => None,
+        RankNorm::Fisher => update.carried_moments().with_context(|| failed(parameter))?,
+    };
+    if let Some([left, right]) = &carried {
+        return update.carried_spectrum([left, right]).with_context(|| failed(parameter));
+    }
     let moments = match norm {
         RankNorm::Frobenius => None,
         RankNorm::Fisher => {

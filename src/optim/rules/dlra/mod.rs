@@ -14,6 +14,7 @@
 //! side_by_side        many weights at once
 //! conditioning        the spectral regulariser
 //! uncut               weights that are dense until a cut
+//! cut_moments         second moments carried from cut to cut
 //! ```
 
 mod augmented_bug;
@@ -21,12 +22,14 @@ mod coefficient_cycle;
 mod conditioning;
 mod cost;
 mod cut;
+mod cut_moments;
 mod momenta;
 mod rule;
 mod side_by_side;
 mod uncut;
 
-use super::{SPECTRAL_SCALE, gathered};
+use super::SPECTRAL_SCALE;
+use super::beta1::Beta1;
 use crate::linalg;
 use crate::lowrank::{
     Augmentation, BasisChange, LowRank, Retracted, Spectrum, Tangent, Truncation,
@@ -39,7 +42,8 @@ pub use augmented_bug::GalerkinStep;
 use candle_core::{D, Device, Result, Tensor};
 use conditioning::regularized;
 pub(super) use cost::augmentation_values;
-pub use cost::{augmented_rank, augmented_values, cut_flops};
+pub use cost::{augmented_rank, augmented_values, carried_flops, carried_values, cut_flops};
+use cut_moments::CutMoments;
 use momenta::{TangentMomentum, map_tangent};
 pub(in crate::optim) use rule::DlraRule;
 pub use uncut::UncutState;
@@ -66,6 +70,8 @@ pub struct DlraState {
     momentum: Box<dyn TangentMomentum>,
     /// Rank before the augmentation that opened the present cycle; for `coefficient_cycle` only.
     cycle_rank: Option<usize>,
+    /// Second moments for cuts, where they are carried.
+    cut_moments: Option<CutMoments>,
 }
 
 /// What a step did to one weight.
@@ -96,6 +102,15 @@ impl DlraUpdate {
         let left = linalg::multiply(&linalg::multiply(r_u, left)?, &r_u.t()?)?;
         let right = linalg::multiply(&linalg::multiply(&r_v.t()?, right)?, r_v)?;
         Spectrum::weighted(&self.point, &left, &right)
+    }
+
+    /// The means of the second moments that the state carries for cuts, of output gradients in U
+    /// and of inputs in V of the new point; none where it carries none.
+    ///
+    /// # Errors
+    /// If a moment is not finite.
+    pub fn carried_moments(&self) -> Result<Option<[Tensor; 2]>> {
+        self.state.cut_moments.as_ref().map(CutMoments::means).transpose()
     }
 
     /// The same update, its tensors on this device.
@@ -132,6 +147,11 @@ impl DlraUpdate {
 }
 
 impl DlraStep<'_> {
+    /// β₁ over the run.
+    fn beta1(&self) -> Beta1 {
+        Beta1::of_dlra(self.settings)
+    }
+
     /// 0.2 √max(m, n) times the polar factor of coefficients: the direction of `spectral`.
     ///
     /// Steps that retract by an SVD take the exact polar factor too; the others stay with matrix
@@ -178,7 +198,41 @@ impl DlraState {
         let cycle_rank =
             (settings.integrator == Integrator::CoefficientCycle).then(|| point.rank());
         let momentum = momenta::new(point, settings)?;
-        Ok(Self { first: Tangent::zeros(point)?, momentum, cycle_rank })
+        Ok(Self { first: Tangent::zeros(point)?, momentum, cycle_rank, cut_moments: None })
+    }
+
+    /// The same state of this point, which carries second moments for cuts from now on.
+    ///
+    /// # Errors
+    /// If the device has no memory for them.
+    pub fn carrying_moments(self, point: &LowRank) -> Result<Self> {
+        Ok(Self { cut_moments: Some(CutMoments::new(point)?), ..self })
+    }
+
+    /// The same state with second moments taken in that were measured at its point, (δU)ᵀ(δU) and
+    /// zᵀz: E ← dE + (1−d)E_now with d = `decay`; nothing where it carries none.
+    ///
+    /// # Errors
+    /// If a shape is not r × r.
+    pub fn with_moments(&self, decay: f64, measured: [&Tensor; 2]) -> Result<Self> {
+        let mut state = self.clone();
+        if let Some(moments) = &mut state.cut_moments {
+            moments.update(decay, measured)?;
+        }
+        Ok(state)
+    }
+
+    /// The same state with zᵀz, z = xV, taken in, of the inputs x that the next gradient's batch
+    /// has at the weight (r × r, summed over tokens): a step of `input_whitened_spectral` comes
+    /// after it.
+    ///
+    /// # Errors
+    /// If the shape is not r × r.
+    pub fn with_inputs(&self, inputs: &Tensor, settings: &DlraSpec) -> Result<Self> {
+        let mut state = self.clone();
+        let inputs = inputs.to_dtype(self.first.m.dtype())?;
+        state.momentum.take_inputs(&inputs, settings)?;
+        Ok(state)
     }
 
     /// One step from `point` along the momentum of `gradient` (a tangent vector at `point`), by the
@@ -224,6 +278,9 @@ impl DlraState {
     /// Into the new bases.
     fn transport(&mut self, change: &BasisChange, settings: &DlraSpec) -> Result<()> {
         self.first = change.transport(&self.first)?;
+        if let Some(moments) = &mut self.cut_moments {
+            moments.transport(change)?;
+        }
         self.momentum.transport(change, settings)
     }
 
@@ -247,21 +304,22 @@ impl DlraState {
     ///
     /// With first moment m ← β₁m + w g, w as the momentum has it, the direction is made of m, or
     /// with Nesterov's look-ahead of β₁m + w g (Dozat 2016), whose gathered weight is 1 − β₁ᵗ⁺¹
-    /// instead of 1 − β₁ᵗ.
+    /// instead of 1 − β₁ᵗ; where β₁ changes, 1 less the product of all so far.
     fn direction_along(
         &mut self,
         point: &LowRank,
         gradient: Scaled<Tangent>,
         hyper: &DlraStep,
     ) -> Result<Tangent> {
-        let DlraSpec { beta1, nesterov, .. } = *hyper.settings;
+        let nesterov = hyper.settings.nesterov;
+        let beta1 = hyper.beta1().at(hyper.step);
         let weight = self.momentum.gradient_weight(beta1);
         self.first = gradient.added_to(&self.first, beta1, weight)?;
         let mean = match nesterov {
             true => gradient.added_to(&self.first, beta1, weight)?,
             false => self.first.clone(),
         };
-        let gathered = gathered(beta1, hyper.step + u64::from(nesterov));
+        let gathered = hyper.beta1().gathered(hyper.step, nesterov);
         self.momentum.update(point, gradient, hyper.settings)?;
         self.momentum.direction(point, mean, gathered, hyper.settings)
     }
@@ -276,6 +334,8 @@ impl Leaves for DlraState {
             Some(rank) => Some(map.number("cycle_rank", rank, largest)?),
             None => None,
         };
-        Ok(Self { first, momentum, cycle_rank })
+        let cut_moments =
+            self.cut_moments.as_ref().map(|moments| moments.map_leaves(map)).transpose()?;
+        Ok(Self { first, momentum, cycle_rank, cut_moments })
     }
 }

@@ -17,6 +17,7 @@ use crate::params::{ParamId, ParamStore, Parameter, Weight};
 use crate::spec::{CyclePhase, DlraSpec, Integrator, RankPlan};
 use anyhow::{Context, bail};
 use candle_core::Tensor;
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 /// DLRA on the low-rank weights.
@@ -48,12 +49,12 @@ impl Leaves for MemberState {
 }
 
 /// A low-rank weight with what its step needs.
-#[derive(Clone, Copy)]
 struct Member<'a> {
     id: ParamId,
     parameter: &'a Parameter,
     point: &'a LowRank,
-    state: &'a DlraState,
+    /// With what the momentum goes by beside the gradient.
+    state: Cow<'a, DlraState>,
     gradient: Scaled<'a, Tangent>,
 }
 
@@ -69,16 +70,27 @@ impl DlraRule {
     }
 }
 
+/// What was measured for cuts at a parameter: second moments of output gradients and of inputs.
+fn cut_moments_of(
+    (id, parameter): (ParamId, &Parameter),
+    step: &Step,
+) -> anyhow::Result<[Tensor; 2]> {
+    let moment = |slot| step.second_moment(slot, &parameter.name);
+    Ok([moment(ParamStore::slot(id))?, moment(ParamStore::l_slot(id))?])
+}
+
 /// The members on the manifold with what their step needs.
 fn points_of<'a>(
     members: &'a Members<MemberState>,
     params: &'a ParamStore,
     step: &'a Step,
+    rule: &DlraRule,
 ) -> anyhow::Result<Vec<Member<'a>>> {
     let member = |(id, state): (ParamId, &'a MemberState)| {
         let MemberState::Point(state) = state else { return None };
         let member = || -> anyhow::Result<Member<'a>> {
             let (parameter, point) = (params.get(id), params.point(id)?);
+            let state = rule.measured((id, parameter), state, step)?;
             Ok(Member { id, parameter, point, state, gradient: step.gradients.tangent(id)? })
         };
         Some(member())
@@ -91,6 +103,33 @@ impl DlraRule {
     fn numbers(&self, step: &Step, rank: RankDecision) -> DlraStep<'_> {
         let learning_rate = self.spec.learning_rate * step.schedule_factor;
         DlraStep { settings: &self.spec, learning_rate, step: step.number, rank }
+    }
+
+    /// A state that has taken in what was measured at its point: the second moment of its weight's
+    /// inputs where the momentum goes by it, and what cuts go by where that is carried.
+    fn measured<'a>(
+        &self,
+        (id, parameter): (ParamId, &Parameter),
+        state: &'a DlraState,
+        step: &Step,
+    ) -> anyhow::Result<Cow<'a, DlraState>> {
+        let mut state = Cow::Borrowed(state);
+        let place = || format!("taking in the second moments of `{}` failed", parameter.name);
+        if self.spec.momentum.measures_inputs() {
+            let inputs = step.second_moment(ParamStore::l_slot(id), &parameter.name)?;
+            state = Cow::Owned(state.with_inputs(&inputs, &self.spec).with_context(place)?);
+        }
+        if let Some(decay) = self.carried_decay(step) {
+            let [outputs, inputs] = cut_moments_of((id, parameter), step)?;
+            let carried = state.with_moments(decay, [&outputs, &inputs]);
+            state = Cow::Owned(carried.with_context(place)?);
+        }
+        Ok(state)
+    }
+
+    /// The decay of the second moments that cuts go by, at a step that measures them.
+    fn carried_decay(&self, step: &Step) -> Option<f64> {
+        self.ranks.moment_decay().filter(|_| step.measures_for_cuts)
     }
 
     /// What a growth does to a weight's rank; under `coefficient_cycle` the rank before the cycle
@@ -119,6 +158,11 @@ impl DlraRule {
         });
         map_all(step.execution.linalg, uncut.collect(), |(id, state): (ParamId, &UncutState)| {
             let (weight, gradient) = (params.dense(id)?, step.gradients.dense(id)?);
+            let mut state = Cow::Borrowed(state);
+            if let Some(decay) = self.carried_decay(step) {
+                let [outputs, inputs] = cut_moments_of((id, params.get(id)), step)?;
+                state = Cow::Owned(state.with_moments(decay, [&outputs, &inputs])?);
+            }
             let next = state.step(weight, gradient, &hyper, step.execution.compute);
             let place = || format!("the step of `{}` failed", params.get(id).name);
             let (weight, state) = next.with_context(place)?;
@@ -129,13 +173,13 @@ impl DlraRule {
     /// The updates of all weights, computed side by side, by one gradient each.
     fn one_gradient<'a>(
         &'a self,
-        members: &[Member<'a>],
+        members: &'a [Member<'a>],
         step: &Step,
     ) -> anyhow::Result<Vec<DlraUpdate>> {
-        let item = |member: &Member<'a>| {
+        let item = |member: &'a Member<'a>| {
             let hyper = self.numbers(step, self.growth(member, step.rank));
-            let Member { parameter, point, state, gradient, .. } = *member;
-            Item { name: &parameter.name, state, point, gradient, hyper }
+            let Member { parameter, point, state, gradient, .. } = member;
+            Item { name: &parameter.name, state, point, gradient: *gradient, hyper }
         };
         let items: Vec<Item> = members.iter().map(item).collect();
         let updates = match self.spec.cycle_phase(step.number, self.last_step) {
@@ -227,9 +271,17 @@ impl Rule for DlraRule {
     type State = MemberState;
 
     fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<MemberState> {
+        let carries = self.ranks.moment_decay().is_some();
         Ok(match &params.get(id).weight {
-            Weight::Uncut(weight) => MemberState::Uncut(UncutState::new(weight, &self.spec)?),
-            _ => MemberState::Point(DlraState::new(params.point(id)?, &self.spec)?),
+            Weight::Uncut(weight) => {
+                let state = UncutState::new(weight, &self.spec)?;
+                MemberState::Uncut(if carries { state.carrying_moments(weight)? } else { state })
+            }
+            _ => {
+                let point = params.point(id)?;
+                let state = DlraState::new(point, &self.spec)?;
+                MemberState::Point(if carries { state.carrying_moments(point)? } else { state })
+            }
         })
     }
 
@@ -240,7 +292,7 @@ impl Rule for DlraRule {
         oracle: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<Duration> {
-        let points = points_of(members, params, step)?;
+        let points = points_of(members, params, step, self)?;
         let updates = match self.spec.integrator {
             Integrator::AugmentedBug => {
                 self.augmented_bug((&points, &members.everyone), params, oracle, step)

@@ -12,6 +12,7 @@
 //! the tangent space at the point that W becomes, and second moments go there as variances of
 //! independent coordinates.
 
+use super::cut_moments::WholeMoments;
 use super::momenta::carried;
 use super::{DlraState, DlraStep};
 use crate::linalg::polar_newton_schulz_flops;
@@ -32,6 +33,8 @@ pub struct UncutState {
     pub first: Tensor,
     /// The decayed mean of squared gradients, for `adam`.
     pub second: Option<Tensor>,
+    /// Second moments for cuts, where they are carried.
+    pub(super) cut_moments: Option<WholeMoments>,
 }
 
 impl UncutState {
@@ -42,7 +45,28 @@ impl UncutState {
     pub fn new(weight: &Tensor, settings: &DlraSpec) -> Result<Self> {
         let is_adam = settings.momentum == Momentum::Adam;
         let second = if is_adam { Some(weight.zeros_like()?) } else { None };
-        Ok(Self { first: weight.zeros_like()?, second })
+        Ok(Self { first: weight.zeros_like()?, second, cut_moments: None })
+    }
+
+    /// The same state of this matrix, which carries second moments for cuts from now on.
+    ///
+    /// # Errors
+    /// If the device has no memory for them.
+    pub fn carrying_moments(self, weight: &Tensor) -> Result<Self> {
+        Ok(Self { cut_moments: Some(WholeMoments::new(weight)?), ..self })
+    }
+
+    /// The same state with second moments taken in that were measured at its matrix, δᵀδ and xᵀx:
+    /// E ← dE + (1−d)E_now with d = `decay`; nothing where it carries none.
+    ///
+    /// # Errors
+    /// If a shape is not m × m or n × n.
+    pub fn with_moments(&self, decay: f64, measured: [&Tensor; 2]) -> Result<Self> {
+        let mut state = self.clone();
+        if let Some(moments) = &mut state.cut_moments {
+            moments.update(decay, measured)?;
+        }
+        Ok(state)
     }
 
     /// One step; nothing is changed in place.
@@ -56,14 +80,14 @@ impl UncutState {
         hyper: &DlraStep,
         compute: Compute,
     ) -> Result<(Tensor, Self)> {
-        let DlraSpec { beta1, beta2, epsilon, weight_decay, nesterov, .. } = *hyper.settings;
-        let learning_rate = hyper.learning_rate;
+        let DlraSpec { beta2, epsilon, weight_decay, nesterov, .. } = *hyper.settings;
+        let (learning_rate, beta1) = (hyper.learning_rate, hyper.beta1().at(hyper.step));
         if hyper.settings.momentum == Momentum::Spectral {
-            let rule = MuonSpec { learning_rate, beta1, nesterov, weight_decay };
-            let state = MuonState { first: self.first.clone() };
+            let (beta1_schedule, state) = (None, MuonState { first: self.first.clone() });
+            let rule = MuonSpec { learning_rate, beta1, beta1_schedule, nesterov, weight_decay };
             let (weight, MuonState { first }) =
                 state.step(weight, gradient, &rule, learning_rate)?;
-            return Ok((weight, Self { first, second: None }));
+            return Ok((weight, Self { first, second: None, ..self.clone() }));
         }
         let new = match self.second {
             Some(_) => 1.0 - beta1,
@@ -79,14 +103,14 @@ impl UncutState {
         let (keep, mut weight) = (1.0 - learning_rate * weight_decay, weight.copy()?);
         let Some(second) = &self.second else {
             decay_and_add(compute, &mut weight, keep, &mean, -learning_rate)?;
-            return Ok((weight, Self { first, second: None }));
+            return Ok((weight, Self { first, second: None, ..self.clone() }));
         };
         let mut second = second.copy()?;
         gradient.add_square_to(compute, &mut second, beta2, 1.0 - beta2)?;
-        let rate = learning_rate / gathered(beta1, hyper.step + u64::from(nesterov));
+        let rate = learning_rate / hyper.beta1().gathered(hyper.step, nesterov);
         let correction = 1.0 / gathered(beta2, hyper.step);
         subtract_quotient(compute, &mut weight, keep, &mean, rate, &second, correction, epsilon)?;
-        Ok((weight, Self { first, second: Some(second) }))
+        Ok((weight, Self { first, second: Some(second), ..self.clone() }))
     }
 
     /// The moments after `step` steps at a point that the matrix was cut to.
@@ -99,6 +123,7 @@ impl UncutState {
             first: Tangent::project(point, &self.first)?,
             momentum: carried(point, self.second.as_ref(), gathered, settings)?,
             cycle_rank: None,
+            cut_moments: self.cut_moments.as_ref().map(|own| own.seen_by(point)).transpose()?,
         })
     }
 }
@@ -110,7 +135,9 @@ impl Leaves for UncutState {
             Some(second) => Some(map.tensor("second", second)?),
             None => None,
         };
-        Ok(Self { first, second })
+        let cut_moments =
+            self.cut_moments.as_ref().map(|moments| moments.map_leaves(map)).transpose()?;
+        Ok(Self { first, second, cut_moments })
     }
 }
 
@@ -203,7 +230,13 @@ mod tests {
         let gradients: Vec<Tensor> = (1..=3).map(|step| normal(step, DType::F32)).collect();
         for nesterov in [false, true] {
             let (weight, state) = trained(&settings(Momentum::Spectral, nesterov));
-            let rule = MuonSpec { learning_rate: 0.03, beta1: 0.9, nesterov, weight_decay: 0.2 };
+            let rule = MuonSpec {
+                learning_rate: 0.03,
+                beta1: 0.9,
+                beta1_schedule: None,
+                nesterov,
+                weight_decay: 0.2,
+            };
             let mut muon = (normal(0, DType::F32), MuonState::new(&normal(0, DType::F32))?);
             for gradient in &gradients {
                 muon = muon.1.step(&muon.0, Scaled::new(gradient, 0.25), &rule, 0.03)?;
@@ -273,7 +306,8 @@ mod tests {
         let settings = settings(Momentum::Adam, false);
         let weight = normal(0, DType::F64);
         let (first, second) = (normal(1, DType::F64), normal(2, DType::F64).sqr()?);
-        let state = UncutState { first: first.clone(), second: Some(second.clone()) };
+        let (kept, cut_moments) = (Some(second.clone()), None);
+        let state = UncutState { first: first.clone(), second: kept, cut_moments };
         let point = LowRank::from_dense(&weight, 3)?;
         let carried = state.carried_to(&point, 40, &settings)?;
         let (u, v) = (&point.u, &point.v);
@@ -313,7 +347,7 @@ mod tests {
         let settings = settings(Momentum::Adam, false);
         let gathered = gathered(settings.beta2, 40);
         let second = normal(0, DType::F64).zeros_like()?.affine(1.0, 0.04 * gathered)?;
-        let state = UncutState { first: second.clone(), second: Some(second) };
+        let state = UncutState { first: second.clone(), second: Some(second), cut_moments: None };
         let point = LowRank::from_dense(&normal(0, DType::F64), 3)?;
         let carried = state.carried_to(&point, 40, &settings)?;
         let leaf = |name: &str| -> Tensor {

@@ -167,20 +167,19 @@ pub(in super::super) struct CoefficientMoments {
 }
 
 impl CoefficientMoments {
-    /// Takes in a gradient by Ŝ and returns Adam's quotient of a mean whose first moment has
-    /// decayed `decays` times.
+    /// Takes in a gradient by Ŝ and returns Adam's quotient of a mean of gradients whose weights
+    /// so far add up to `gathered`.
     pub fn direction(
         &mut self,
         mean: Tensor,
         gradient: Scaled<Tensor>,
         hyper: &DlraStep,
-        decays: u64,
+        gathered: f64,
     ) -> Result<Tensor> {
-        let DlraSpec { beta1, beta2, epsilon, .. } = *hyper.settings;
+        let DlraSpec { beta2, epsilon, .. } = *hyper.settings;
         let factor = gradient.square_factor(1.0 - beta2);
         self.sum = weighted_sum(beta2, &self.sum, factor, &gradient.sum().sqr()?)?;
         self.weight = self.weight.affine(beta2, 1.0 - beta2)?;
-        let gathered = 1.0 - beta1.powf(decays as f64);
         (mean / gathered)? / ((&self.sum / &self.weight)?.sqrt()? + epsilon)?
     }
 }

@@ -5,7 +5,9 @@
 
 mod adam;
 mod cost;
+mod form_mean;
 mod heavy_ball;
+mod input_whitened_spectral;
 mod matrix_adam;
 mod matrix_moments;
 mod spectral;
@@ -22,9 +24,9 @@ use std::fmt::Debug;
 
 /// What a momentum adds to the first moment m ← β₁m + w·g, which every momentum has.
 ///
-/// A step asks in this order: [`Self::update`] with the gradient, [`Self::direction`] of the mean,
-/// [`Self::core`] of the direction's coefficients in the augmented bases, and, once the bases have
-/// changed, [`Self::transport`].
+/// A step asks in this order: [`Self::take_inputs`], [`Self::update`] with the gradient,
+/// [`Self::direction`] of the mean, [`Self::core`] of the direction's coefficients in the augmented
+/// bases, and, once the bases have changed, [`Self::transport`].
 pub(super) trait TangentMomentum: Debug + Send + Sync {
     /// w, the weight with which a gradient enters the first moment.
     fn gradient_weight(&self, beta1: f64) -> f64 {
@@ -33,6 +35,12 @@ pub(super) trait TangentMomentum: Debug + Send + Sync {
 
     /// Takes a gradient into what scales the first moment.
     fn update(&mut self, _: &LowRank, _: Scaled<Tangent>, _: &DlraSpec) -> Result<()> {
+        Ok(())
+    }
+
+    /// Takes in zᵀz, z = xV, of the step's inputs x, r × r in V's coordinates: a sum over tokens,
+    /// whose number is the same at every step.
+    fn take_inputs(&mut self, _: &Tensor, _: &DlraSpec) -> Result<()> {
         Ok(())
     }
 
@@ -95,6 +103,9 @@ pub(super) fn map_tangent(
     })
 }
 
+/// Also of second moments for cuts.
+pub(super) use form_mean::FormMean;
+
 /// Second moments of the coefficients Ŝ while `augmented_bug` steps them.
 pub(super) use adam::CoefficientMoments;
 
@@ -106,6 +117,9 @@ pub(super) fn new(point: &LowRank, settings: &DlraSpec) -> Result<Box<dyn Tangen
         Momentum::Adam => Box::new(adam::Adam::new(point)?),
         Momentum::MatrixAdam => Box::new(matrix_adam::MatrixAdam::new(point)?),
         Momentum::WhitenedSpectral => Box::new(whitened_spectral::WhitenedSpectral::new(point)?),
+        Momentum::InputWhitenedSpectral => {
+            Box::new(input_whitened_spectral::InputWhitenedSpectral::new(point)?)
+        }
     })
 }
 
@@ -132,5 +146,6 @@ pub(super) fn momentum_cost(momentum: Momentum) -> &'static dyn MomentumCost {
         Momentum::Adam => &adam::Cost,
         Momentum::MatrixAdam => &matrix_adam::Cost,
         Momentum::WhitenedSpectral => &whitened_spectral::Cost,
+        Momentum::InputWhitenedSpectral => &input_whitened_spectral::Cost,
     }
 }

@@ -1,0 +1,99 @@
+//! `input_whitened_spectral`: the polar factor of the tangent first moment, whitened before by the
+//! second moment of the weight's inputs alone.
+
+use super::TangentMomentum;
+use super::cost::MomentumCost;
+use super::form_mean::FormMean;
+use crate::linalg::{inverse_square_root, multiply, polar_newton_schulz_flops};
+use crate::lowrank::{BasisChange, LowRank, Tangent};
+use crate::optim::cost::WeightSize;
+use crate::optim::leaves::LeafMap;
+use crate::optim::rules::dlra::DlraStep;
+use crate::spec::DlraSpec;
+use candle_core::{D, Result, Tensor};
+
+/// M̃ = M H, P̃ = P H, Q̃ = Q with H = (1+γ) c (Ĉ + γcI)^{-1}, Ĉ the bias-corrected decayed mean of
+/// zᵀz, z = xV, which the forward pass has, and c = tr Ĉ / r; then D = 0.2 √max(m, n) times the
+/// polar factor of Z̃ = U M̃ Vᵀ + P̃ Vᵀ + U Q̃ᵀ.
+///
+/// Z̃ is (1+γ) c Z (C + γcI)^{-1} for a second moment C = V Ĉ Vᵀ + c (I − VVᵀ) of inputs: what V
+/// does not see of them was never measured, and counts as the mean of what it sees. Inputs without
+/// a preferred direction leave Z as it is, and a factor of all inputs drops out. Newton-Muon (Du &
+/// Su 2026, arXiv:2604.01472) with r × r matrices; it whitens gradients before the momentum, this
+/// the momentum.
+#[derive(Clone, Debug)]
+pub(super) struct InputWhitenedSpectral(FormMean);
+
+impl InputWhitenedSpectral {
+    /// Nothing gathered yet.
+    pub fn new(point: &LowRank) -> Result<Self> {
+        Ok(Self(FormMean::new(&point.s)?))
+    }
+}
+
+/// (1+γ) c (C + γcI)^{-1} with c = tr C / r, of every matrix of a stack.
+fn whitening(c: &Tensor, damping: f64) -> Result<Tensor> {
+    let root = inverse_square_root(c, damping)?;
+    let size = c.dim(D::Minus1)?;
+    let identity = Tensor::eye(size, c.dtype(), c.device())?.broadcast_as(c.shape())?;
+    let trace = (c * identity)?.sum_keepdim((D::Minus2, D::Minus1))?;
+    multiply(&root, &root)?.broadcast_mul(&(trace * ((1.0 + damping) / size as f64))?)
+}
+
+impl TangentMomentum for InputWhitenedSpectral {
+    fn take_inputs(&mut self, inputs: &Tensor, settings: &DlraSpec) -> Result<()> {
+        self.0.update(settings.beta2, 1.0 - settings.beta2, inputs)
+    }
+
+    fn direction(
+        &self,
+        _: &LowRank,
+        mean: Tangent,
+        _: f64,
+        settings: &DlraSpec,
+    ) -> Result<Tangent> {
+        let right = whitening(&self.0.mean()?, settings.input_damping)?;
+        Ok(Tangent { m: multiply(&mean.m, &right)?, p: multiply(&mean.p, &right)?, q: mean.q })
+    }
+
+    fn core(&self, point: &LowRank, core: &Tensor, hyper: &DlraStep) -> Result<Tensor> {
+        hyper.polar(point, core)
+    }
+
+    fn transport(&mut self, change: &BasisChange, _: &DlraSpec) -> Result<()> {
+        let rotation = change.rotation_v();
+        self.0.transport(&rotation.t()?, rotation)
+    }
+
+    fn map_leaves(&self, map: &mut dyn LeafMap) -> anyhow::Result<Box<dyn TangentMomentum>> {
+        Ok(Box::new(Self(self.0.map_leaves("input_second", map)?)))
+    }
+
+    fn boxed_clone(&self) -> Box<dyn TangentMomentum> {
+        Box::new(self.clone())
+    }
+}
+
+/// Two r × r matrices, their roots, and a polar factor.
+pub(super) struct Cost;
+
+impl MomentumCost for Cost {
+    fn values(&self, size: WeightSize) -> u64 {
+        FormMean::values(size)
+    }
+
+    /// M H and P H, 2 m r² + 2 r³.
+    fn direction(&self, size: WeightSize) -> u64 {
+        2 * size.rows * size.rank * size.rank + 2 * size.cube()
+    }
+
+    /// Two roots by symmetric eigenvalues, 9 r³ + 2 r³ each (Golub & Van Loan, §8.3), and three
+    /// products, 2 r³ each; then the polar factors.
+    fn core(&self, size: WeightSize, (rows, columns): (u64, u64), times: u64) -> u64 {
+        28 * size.cube() + times * polar_newton_schulz_flops(rows, columns)
+    }
+
+    fn transport(&self, size: WeightSize, new: u64) -> u64 {
+        FormMean::transport_flops(size, new)
+    }
+}
