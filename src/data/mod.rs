@@ -10,7 +10,8 @@
 //! target_mask                 which of the tokens are trained on, where not all are
 //! dataset                     tokens, tokenizer and what identifies them
 //! raw_file, raw               token files others wrote, used in place
-//! encode                      documents -> tokens -> shard, a few megabytes at a time
+//! encode, part_writer         documents -> tokens -> shard, a few megabytes at a time
+//! fill, made_tokenizer, progress   a folder of tokenizer and shards, gone on with where it stopped
 //! prepare                     all of the above once, cached under data/<hash>/
 //! listing                     what is prepared already
 //! batches, permutation        tokens -> batches, a pure function of (seed, step, micro-batch)
@@ -29,16 +30,20 @@ mod documents;
 mod encode;
 mod examples;
 mod files;
+mod fill;
 mod gguf_tokenizer;
 mod hugging_face;
 mod hugging_face_form;
 mod instructions;
 mod json_lines;
 mod listing;
+mod made_tokenizer;
 mod markup;
 mod packing;
+mod part_writer;
 mod permutation;
 mod prepare;
+mod progress;
 mod raw;
 mod raw_file;
 mod shard;
