@@ -128,7 +128,7 @@ fn a_preparation_whose_text_changed_begins_anew() {
 fn two_preparations_at_once_do_not_meet() {
     let place = workplace();
     kill_when(&place, "data", is_in("train"));
-    let mut start = || {
+    let start = || {
         let mut command = place.lrpt(&prepare("data"));
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts")
     };

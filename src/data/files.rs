@@ -12,7 +12,7 @@ const SIGNATURES: [(&[u8], &str); 9] = [
     (b"BZh", "bzip2 data; decompress it first (`bunzip2 FILE`)"),
     (&[0xfd, b'7', b'z', b'X', b'Z'], "xz data; decompress it first (`unxz FILE`)"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
-    (b"PAR1", "a Parquet file; write its text as JSON lines first"),
+    (b"PAR1", "a Parquet file; read it with `data.source: {parquet: {train: [FILE]}}`"),
     (b"LRPTTOKN", "a token shard of lrpt, not text"),
     (&[0xff, 0xfe], "UTF-16 text; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
     (&[0xfe, 0xff], "UTF-16 text; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),

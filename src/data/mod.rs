@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! files, text_blocks          the files of globs; text, plain or compressed, in blocks
-//! documents, json_lines       documents as a stream, of text and of JSON lines
-//! corpus, cargo_registry, sources   documents of a source, split into training and validation
+//! documents, json_lines, parquet_rows   documents as a stream, of text, JSON lines and Parquet
+//! corpus, cargo_registry, sources, rows   documents of a source, for training and for validation
 //! instructions, chat_template, chat_settings   conversations as text, and what of it is trained on
 //! tokenizer, byte_pair, ...   text <-> tokens; text as its tokens come
 //! shard, shard_file, shard_writer   tokens on disk, memory-mapped, and the format they have there
@@ -40,12 +40,15 @@ mod listing;
 mod made_tokenizer;
 mod markup;
 mod packing;
+#[cfg(feature = "datasets")]
+mod parquet_rows;
 mod part_writer;
 mod permutation;
 mod prepare;
 mod progress;
 mod raw;
 mod raw_file;
+mod rows;
 mod shard;
 mod shard_file;
 mod shard_writer;

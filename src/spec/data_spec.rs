@@ -38,6 +38,10 @@ impl DataSpec {
                 source.train.iter_mut().for_each(text);
                 texts(&mut source.val);
             }
+            SourceSpec::Parquet(source) => {
+                source.train.iter_mut().for_each(text);
+                texts(&mut source.val);
+            }
             SourceSpec::Instructions(source) => {
                 source.train.iter_mut().for_each(text);
                 texts(&mut source.val);
@@ -69,6 +73,9 @@ pub enum SourceSpec {
     Text(TextSourceSpec),
     /// JSON lines with the text under a key; each document ends with the end-of-text token.
     Jsonl(JsonlSourceSpec),
+    /// Parquet files, as the data sets of Hugging Face have them, with the text in a column; each
+    /// document ends with the end-of-text token.
+    Parquet(ParquetSourceSpec),
     /// JSON lines of conversations, or of prompts with completions: only the answers are trained on.
     Instructions(InstructionsSourceSpec),
     /// Token files as nanoGPT (`train.bin` and `val.bin`, little-endian uint16) and llm.c (with its
@@ -110,6 +117,23 @@ pub struct JsonlSourceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_fraction: Option<f64>,
     /// Key that holds the text.
+    #[serde(default = "default_text_key")]
+    pub text_key: String,
+}
+
+/// Parquet files: one document a row. A build without the feature `datasets` reads none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ParquetSourceSpec {
+    /// Training files or globs.
+    pub train: Vec<String>,
+    /// Validation files or globs; without them `val_fraction` of the documents, from the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val: Option<Vec<String>>,
+    /// Share of the documents, from the end, that is validation when `val` is absent (default 0.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_fraction: Option<f64>,
+    /// Column of strings that holds the text; no other column is read.
     #[serde(default = "default_text_key")]
     pub text_key: String,
 }
