@@ -11,6 +11,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 /// Rows that are read at a time.
@@ -115,7 +116,7 @@ impl Texts<'_> {
                 continue;
             };
             let most = BATCH.min(usize::try_from(self.left).unwrap_or(usize::MAX));
-            let batch = open.next_batch(&mut self.skip, most)?;
+            let batch = guarded(open.path, || open.next_batch(&mut self.skip, most))?;
             if !batch.is_empty() {
                 self.left -= batch.len() as u64;
                 return Ok(batch);
@@ -160,7 +161,7 @@ impl<'a> OpenFile<'a> {
             let rows = rows.context("a damaged Parquet file; fetch it again")?;
             Ok(Self { path, reader, column, rows, next: 0, group: None, behind: 0 })
         };
-        open().with_context(|| path.display().to_string())
+        guarded(path, || open().with_context(|| path.display().to_string()))
     }
 
     /// Up to `most` texts after those to be skipped; none at the end of the file.
@@ -210,6 +211,10 @@ impl<'a> OpenFile<'a> {
     /// Opens the row group before the next one, less some of its rows.
     fn open_group(&mut self, rows: u64, skip: u64) -> Result<Group> {
         let group = self.reader.get_row_group(self.next - 1)?;
+        let chunk = group.metadata().column(self.column);
+        let places = [Some(chunk.compressed_size()), Some(chunk.data_page_offset())];
+        let mut places = places.into_iter().chain([chunk.dictionary_page_offset()]).flatten();
+        ensure!(places.all(|place| place >= 0), "its place in the file is none");
         let ColumnReader::ByteArrayColumnReader(mut texts) =
             group.get_column_reader(self.column)?
         else {
@@ -220,6 +225,15 @@ impl<'a> OpenFile<'a> {
         self.behind += skip;
         Ok(Group { texts, left: rows - skip })
     }
+}
+
+/// What `read` gives of a file; the crate that reads Parquet panics at some damages, and that is an
+/// error as others are.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    // What was being read is not used after an error.
+    std::panic::catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        bail!("{}: the Parquet data is damaged; fetch it again", path.display())
+    })
 }
 
 /// Where a damage is: in a row group, counted from 1.
