@@ -23,6 +23,8 @@ fn workplace() -> Workplace {
     std::fs::write(place.path("text.txt"), text).unwrap();
     let yaml = "name: small\n\
          model: {n_layer: 1, n_head: 2, n_embd: 16, block_size: 16, weights: dense}\n\
+         train: {max_steps: 2, batch_size: 2}\n\
+         schedule: {constant: {warmup_steps: 0}}\n\
          data: {source: {text: {path: text.txt, val_fraction: 0.3}}, \
                 tokenizer: {bpe: {vocab_size: 400, sample_bytes: 100_000}}}\n";
     std::fs::write(place.path("spec.yaml"), yaml).unwrap();

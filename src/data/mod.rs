@@ -1,7 +1,8 @@
 //! Text to tokens to batches.
 //!
 //! ```text
-//! files, text_blocks          the files of globs; text, plain or compressed, in blocks
+//! files, hub_path, hub_files   the files of globs, on this machine and on the Hugging Face Hub
+//! text_blocks                 text, plain or compressed, in blocks
 //! documents, json_lines, parquet_rows   documents as a stream, of text, JSON lines and Parquet
 //! corpus, cargo_registry, sources, rows   documents of a source, for training and for validation
 //! instructions, chat_template, chat_settings   conversations as text, and what of it is trained on
@@ -32,6 +33,10 @@ mod examples;
 mod files;
 mod fill;
 mod gguf_tokenizer;
+#[cfg(feature = "datasets")]
+mod hub_files;
+#[cfg(feature = "datasets")]
+mod hub_path;
 mod hugging_face;
 mod hugging_face_form;
 mod instructions;

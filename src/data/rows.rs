@@ -54,9 +54,12 @@ pub(super) fn read_rows<R: Rows>(
     val_fraction: Option<f64>,
     open: impl Fn(Vec<PathBuf>) -> Result<R>,
 ) -> Result<(R, R, String)> {
-    let rows = |patterns: &[String]| open(expand(patterns)?);
-    let all = rows(train)?;
-    let mut description = format!("{kind}: train {}", train.join(" "));
+    let rows = |patterns: &[String]| {
+        let found = expand(patterns)?;
+        Ok::<_, anyhow::Error>((open(found.files)?, found.names))
+    };
+    let (all, names) = rows(train)?;
+    let mut description = format!("{kind}: train {names}");
     let (train, val) = match (val, val_fraction) {
         (Some(_), Some(_)) => {
             return Err(usage(format!(
@@ -64,8 +67,9 @@ pub(super) fn read_rows<R: Rows>(
             )));
         }
         (Some(val), None) => {
-            description += &format!(", val {}", val.join(" "));
-            (all, rows(val)?)
+            let (val, names) = rows(val)?;
+            description += &format!(", val {names}");
+            (all, val)
         }
         (None, fraction) => {
             let fraction = checked_fraction(fraction, &format!("data.source.{kind}.val_fraction"))?;

@@ -31,20 +31,23 @@ pub(super) fn read(source: &SourceSpec) -> anyhow::Result<Option<Corpus>> {
 fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
     match spec {
         TextSourceSpec { train: Some(train), val: Some(val), path: None, val_fraction: None } => {
+            let (train, val) = (expand(train)?, expand(val)?);
             Ok(Corpus {
-                description: format!("text: train {}, val {}", train.join(" "), val.join(" ")),
-                train: JoinedFiles::measure(expand(train)?)?.whole(),
-                val: JoinedFiles::measure(expand(val)?)?.whole(),
+                description: format!("text: train {}, val {}", train.names, val.names),
+                train: JoinedFiles::measure(train.files)?.whole(),
+                val: JoinedFiles::measure(val.files)?.whole(),
                 documents_end: false,
             })
         }
         TextSourceSpec { train: None, val: None, path: Some(path), val_fraction } => {
             let fraction = checked_fraction(*val_fraction, "data.source.text.val_fraction")?;
-            let text = JoinedFiles::measure(expand(std::slice::from_ref(path))?)?;
+            let found = expand(std::slice::from_ref(path))?;
+            let text = JoinedFiles::measure(found.files)?;
             let (train, val) = text.split(|count| train_share(count, fraction))?;
             Ok(Corpus {
                 description: format!(
-                    "text: {path}, last {fraction} of its characters for validation"
+                    "text: {}, last {fraction} of its characters for validation",
+                    found.names
                 ),
                 train,
                 val,
@@ -207,5 +210,19 @@ mod tests {
         }
         let marked = read("\u{feff}{\"text\": \"one\"}\n{\"text\": \"two\"}", "text").unwrap();
         assert_eq!(marked.train.all(), ["one"]);
+    }
+
+    #[cfg(not(feature = "datasets"))]
+    #[test]
+    fn what_needs_the_feature_names_it() {
+        for source in [
+            serde_json::json!({ "parquet": { "train": ["a.parquet"] } }),
+            serde_json::json!({ "jsonl": { "train": ["hf://datasets/o/n/a.jsonl"] } }),
+        ] {
+            let source: SourceSpec = serde_json::from_value(source).unwrap();
+            let error = read(&source).map(drop).unwrap_err();
+            assert_eq!(crate::error::exit_code(&error), 2);
+            assert!(error.to_string().contains("feature `datasets`"), "{error}");
+        }
     }
 }

@@ -24,7 +24,11 @@ impl DataSpec {
     /// The same with every relative path taken from this folder.
     pub fn within(&self, folder: &Path) -> Self {
         let path = |path: &mut PathBuf| *path = folder.join(&*path);
-        let text = |text: &mut String| *text = folder.join(&*text).display().to_string();
+        let text = |text: &mut String| {
+            if !text.starts_with(HUB) {
+                *text = folder.join(&*text).display().to_string();
+            }
+        };
         let texts = |list: &mut Option<Vec<String>>| list.iter_mut().flatten().for_each(text);
         let mut data = self.clone();
         match &mut data.source {
@@ -60,6 +64,9 @@ impl DataSpec {
     }
 }
 
+/// What paths of files on the Hugging Face Hub begin with.
+pub const HUB: &str = "hf://";
+
 /// Most tokens of a vocabulary: tables over it fit in memory up to here.
 pub const MAX_VOCABULARY: usize = 1 << 24;
 
@@ -86,7 +93,8 @@ pub enum SourceSpec {
     Tinystories(TinystoriesSourceSpec),
 }
 
-/// Text files: either `train` and `val`, or `path` and `val_fraction`. Entries may be globs.
+/// Text files: either `train` and `val`, or `path` and `val_fraction`. Entries may be globs, and
+/// files of the Hugging Face Hub: `hf://datasets/OWNER/NAME@REVISION/PATH`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TextSourceSpec {
@@ -104,7 +112,7 @@ pub struct TextSourceSpec {
     pub val_fraction: Option<f64>,
 }
 
-/// JSON lines.
+/// JSON lines; files may be on the Hugging Face Hub: `hf://datasets/OWNER/NAME@REVISION/PATH`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JsonlSourceSpec {
@@ -121,7 +129,8 @@ pub struct JsonlSourceSpec {
     pub text_key: String,
 }
 
-/// Parquet files: one document a row. A build without the feature `datasets` reads none.
+/// Parquet files: one document a row. Files may be on the Hugging Face Hub:
+/// `hf://datasets/OWNER/NAME@REVISION/PATH`. A build without the feature `datasets` reads none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ParquetSourceSpec {
@@ -224,4 +233,24 @@ pub struct BpeSpec {
     /// it, all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample_bytes: Option<Count>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_the_hub_are_in_no_folder() {
+        let train = ["a.jsonl", "hf://datasets/o/n/a.jsonl"].map(String::from).to_vec();
+        let source = serde_json::json!({ "parquet": { "train": train } });
+        let data = DataSpec {
+            source: serde_json::from_value(source).unwrap(),
+            tokenizer: TokenizerSpec::Bytes,
+            end_of_text: None,
+        };
+        let SourceSpec::Parquet(parquet) = data.within(Path::new("/b")).source else {
+            unreachable!()
+        };
+        assert_eq!(parquet.train, ["/b/a.jsonl", "hf://datasets/o/n/a.jsonl"]);
+    }
 }
