@@ -14,7 +14,7 @@ use support::Workplace;
 fn workplace() -> Workplace {
     let place = Workplace::new();
     let mut state = 7u64;
-    let text: String = (0..36_000_000)
+    let text: String = (0..16_000_000)
         .map(|_| {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             char::from(b"aabcdeefghiijklmnooprstuvw   \n"[(state >> 40) as usize % 30])

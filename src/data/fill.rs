@@ -22,7 +22,7 @@ use std::time::Duration;
 
 /// The least time between two places that a stopped preparation can go on from: so long that
 /// keeping them takes no time to speak of.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
+const SAVE_EVERY: Duration = Duration::from_millis(250);
 
 /// What a folder is filled with.
 pub(super) struct Content<'a> {
