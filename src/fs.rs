@@ -6,7 +6,11 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use tempfile::{Builder, TempDir};
+use tempfile::Builder;
+
+mod folders;
+
+pub use folders::{remove_leftovers, write_directory_atomic, write_directory_resumable};
 
 /// Writes a file so that a reader, also one after a crash, sees the old content or the new, never a
 /// part.
@@ -33,46 +37,6 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
             path.display()
         )
     })
-}
-
-/// Fills a folder so that `target`, whenever it exists, is complete.
-///
-/// `fill` gets an empty temporary folder beside `target`; then every file and folder in it is
-/// flushed (fsync), the whole is renamed to `target`, and the enclosing folder is flushed. A
-/// `target` that exists already is replaced: it is renamed away just before, and deleted after.
-/// Temporary folders of the same target that a killed process left behind are removed first; those
-/// another process is still filling are held by a lock on the folder and stay. (Only Unix can lock
-/// a folder; elsewhere leftovers stay and do no harm.)
-///
-/// # Errors
-/// When `fill` fails (nothing is left behind then), or a folder cannot be created, flushed or
-/// renamed; the message names the path.
-pub fn write_directory_atomic(
-    target: &Path,
-    fill: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let enclosing = parent_folder(target)?;
-    let failed = || {
-        format!(
-            "{}: the folder could not be written (is the disk full, or the place read-only?)",
-            target.display()
-        )
-    };
-    remove_stale(target, &enclosing).with_context(failed)?;
-    let (temporary, _lock) = locked_temporary_folder(target, &enclosing).with_context(failed)?;
-
-    fill(temporary.path())
-        .with_context(|| format!("{}: the folder was not written", target.display()))?;
-
-    let publish = || -> anyhow::Result<()> {
-        flush_tree(temporary.path())?;
-        let replaced = set_aside(target, &enclosing)?;
-        fs::rename(temporary.path(), target)?;
-        flush_folder(&enclosing)?;
-        drop(replaced);
-        Ok(())
-    };
-    publish().with_context(failed)
 }
 
 /// Refuses a path that is a symbolic link: what is written there would land elsewhere. A path that
@@ -185,77 +149,6 @@ fn temporary_builder(prefix: &OsString, mode: u32) -> Builder<'_, 'static> {
     builder
 }
 
-/// A temporary folder and the lock that tells other processes it is in use.
-fn locked_temporary_folder(
-    target: &Path,
-    enclosing: &Path,
-) -> anyhow::Result<(TempDir, Option<File>)> {
-    let prefix = temporary_prefix(target)?;
-    loop {
-        let temporary = temporary_builder(&prefix, 0o777).tempdir_in(enclosing)?;
-        let lock = lock_folder(temporary.path());
-        // Between creation and lock another process may have taken the folder for a leftover; then
-        // another one is made.
-        if temporary.path().exists() {
-            return Ok((temporary, lock));
-        }
-    }
-}
-
-/// The lock of a folder, unless another process holds it or the system cannot lock folders.
-fn lock_folder(folder: &Path) -> Option<File> {
-    if !cfg!(unix) {
-        return None;
-    }
-    let file = File::open(folder).ok()?;
-    file.try_lock().ok()?;
-    Some(file)
-}
-
-/// Removes the temporary folders of `target` that nobody holds.
-fn remove_stale(target: &Path, enclosing: &Path) -> anyhow::Result<()> {
-    let prefix = temporary_prefix(target)?;
-    for entry in fs::read_dir(enclosing)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let is_temporary = name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes())
-            && name.as_encoded_bytes().ends_with(TEMPORARY_SUFFIX.as_bytes())
-            && entry.file_type()?.is_dir();
-        if is_temporary && let Some(_lock) = lock_folder(&entry.path()) {
-            tracing::debug!(
-                "removing {}, left behind by a process that was stopped",
-                entry.path().display()
-            );
-            fs::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Renames an existing `target` to a temporary folder, which is deleted when the returned value is
-/// dropped.
-fn set_aside(target: &Path, enclosing: &Path) -> anyhow::Result<Option<TempDir>> {
-    let aside = temporary_builder(&temporary_prefix(target)?, 0o777).tempdir_in(enclosing)?;
-    match fs::rename(target, aside.path().join("replaced")) {
-        Ok(()) => Ok(Some(aside)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Flushes every file and folder under `folder`, the innermost first.
-fn flush_tree(folder: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            flush_tree(&entry.path())?;
-        } else {
-            File::open(entry.path())?.sync_all()?;
-        }
-    }
-    flush_folder(folder)
-}
-
 /// Makes the names in a folder durable. Only Unix can and needs to.
 fn flush_folder(folder: &Path) -> anyhow::Result<()> {
     if cfg!(unix) {
@@ -343,44 +236,5 @@ mod tests {
         let error = format!("{:#}", write_atomic(&path, b"x").unwrap_err());
         assert!(error.contains("occupied"), "{error}");
         assert_eq!(names(folder.path()), ["occupied"]);
-    }
-
-    #[test]
-    fn a_folder_appears_whole_or_not_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("step-1");
-        let failed = write_directory_atomic(&target, |inside| {
-            fs::write(inside.join("half"), b"x")?;
-            anyhow::bail!("stopped half-way")
-        });
-        assert!(format!("{:#}", failed.unwrap_err()).contains("step-1"));
-        assert!(names(folder.path()).is_empty());
-
-        for content in [b"one", b"two"] {
-            write_directory_atomic(&target, |inside| {
-                fs::create_dir(inside.join("nested"))?;
-                Ok(fs::write(inside.join("nested/file"), content)?)
-            })
-            .unwrap();
-            assert_eq!(fs::read(target.join("nested/file")).unwrap(), content);
-            assert_eq!(names(folder.path()), ["step-1"]);
-        }
-    }
-
-    #[test]
-    #[cfg(unix)]
-    fn leftovers_go_and_folders_in_use_stay() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("set");
-        fs::create_dir(folder.path().join(".set.dead.tmp")).unwrap();
-        fs::create_dir(folder.path().join(".other.dead.tmp")).unwrap();
-        let (in_use, _lock) = locked_temporary_folder(&target, folder.path()).unwrap();
-        let in_use_name = in_use.path().file_name().unwrap().to_str().unwrap().to_string();
-
-        write_directory_atomic(&target, |_| Ok(())).unwrap();
-
-        let mut expected = vec![".other.dead.tmp".to_string(), in_use_name, "set".into()];
-        expected.sort();
-        assert_eq!(names(folder.path()), expected);
     }
 }

@@ -137,6 +137,7 @@ pub(super) fn vocabulary_size(plan: &Plan) -> anyhow::Result<Option<usize>> {
         SourceSpec::CargoRegistry
         | SourceSpec::Text(_)
         | SourceSpec::Jsonl(_)
+        | SourceSpec::Parquet(_)
         | SourceSpec::Instructions(_) => None,
     };
     Ok(match &plan.data.tokenizer {

@@ -4,6 +4,9 @@
 use super::chat_template::Example;
 use super::instructions::Instructions;
 use super::json_lines::JsonLines;
+#[cfg(feature = "datasets")]
+use super::parquet_rows::ParquetRows;
+use super::rows::Rows;
 use super::text_blocks::TextBlocks;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -29,6 +32,9 @@ pub(super) enum Documents {
     Text(TextPart),
     /// One document for each line of JSON.
     Lines(JsonLines),
+    /// One document for each row of Parquet files.
+    #[cfg(feature = "datasets")]
+    Rows(ParquetRows),
     /// One document for each example of instructions.
     Examples(Instructions),
 }
@@ -39,7 +45,9 @@ impl Documents {
         match self {
             Documents::Memory(documents) => documents.len() as u64,
             Documents::Text(_) => 1,
-            Documents::Lines(lines) => lines.count(),
+            Documents::Lines(lines) => lines.span().count,
+            #[cfg(feature = "datasets")]
+            Documents::Rows(rows) => rows.span().count,
             Documents::Examples(examples) => examples.count(),
         }
     }
@@ -52,6 +60,8 @@ impl Documents {
             ),
             Documents::Text(part) => Box::new(part.chunks()),
             Documents::Lines(lines) => Box::new(lines.chunks()),
+            #[cfg(feature = "datasets")]
+            Documents::Rows(rows) => Box::new(rows.chunks()),
             Documents::Examples(examples) => Box::new(
                 examples
                     .examples()

@@ -3,14 +3,11 @@
 use super::documents::{Chunk, Chunks, Documents};
 use super::instructions::Instructions;
 use super::markup::MarkupEncoder;
-use super::shard_file::{Document, Header, Width, token_bytes};
-use super::shard_writer::ShardWriter;
-use super::target_mask::TargetMask;
+use super::part_writer::{Finished, PartWriter};
+use super::shard_file::{Document, Width, token_bytes};
 use super::tokenizer::Tokenizer;
 use anyhow::Context;
-use indicatif::ProgressBar;
 use rayon::prelude::*;
-use std::path::Path;
 
 /// Bytes of text that are encoded side by side.
 const BATCH: usize = 8 << 20;
@@ -91,29 +88,27 @@ struct Encoded {
     token_bytes: u64,
 }
 
-/// Writes the tokens of documents to a shard, each document followed by `end`. Pieces are encoded
+/// Writes the tokens of documents to a part, each document followed by `end`. Pieces are encoded
 /// in parallel; the result does not depend on the number of threads.
 ///
 /// # Errors
-/// When a document cannot be read or encoded, naming it, or the shard cannot be written.
+/// When a document cannot be read or encoded, naming it, or the part cannot be written or go on.
 pub(super) fn write_part(
-    path: &Path,
+    mut part: PartWriter,
     documents: &Documents,
     tokenizer: &Tokenizer,
     end: &DocumentEnd,
     tokenizer_hash: blake3::Hash,
-    progress: &ProgressBar,
-) -> anyhow::Result<Header> {
+) -> anyhow::Result<Finished> {
     let lengths = tokenizer.token_byte_lengths();
     let width = Width::for_vocabulary(tokenizer.vocab_size());
-    let mut shard = ShardWriter::create(path, width)?;
     let encode = |tokens: &[u32]| -> anyhow::Result<Encoded> {
         let (bytes, token_bytes) = (width.encode(tokens)?, token_bytes(tokens, &lengths));
         Ok(Encoded { bytes, tokens: tokens.len() as u64, token_bytes })
     };
     let ending = encode(&end.tokens)?;
     let mut pieces = Pieces::new(documents, |text, from| tokenizer.cut(text, from));
-    let mut document = Document { tokens: 0, text_bytes: 0, token_bytes: 0 };
+    part.skip(&mut pieces, |piece| &piece.text)?;
     loop {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH {
@@ -123,7 +118,7 @@ pub(super) fn write_part(
             batch.push(piece);
         }
         if batch.is_empty() {
-            return shard.finish(tokenizer_hash);
+            return part.finish(tokenizer_hash);
         }
         let encoded: Vec<anyhow::Result<Encoded>> = batch
             .par_iter()
@@ -134,43 +129,45 @@ pub(super) fn write_part(
                 0 => format!("document {}", piece.document + 1),
                 start => format!("document {}, after its first {start} bytes", piece.document + 1),
             })?;
-            document.add(&encoded, piece.text.len() as u64);
-            shard.append(&encoded.bytes)?;
+            part.document.add(&encoded, piece.text.len() as u64);
+            part.shard.append(&encoded.bytes)?;
             if piece.ends {
-                document.add(&ending, end.text_bytes);
-                shard.append(&ending.bytes)?;
-                shard.end_document(&document)?;
-                document = Document { tokens: 0, text_bytes: 0, token_bytes: 0 };
+                part.document.add(&ending, end.text_bytes);
+                part.shard.append(&ending.bytes)?;
+                part.shard.end_document(&std::mem::take(&mut part.document))?;
             }
-            progress.inc(piece.text.len() as u64);
+            part.took(&piece.text);
         }
+        part.save()?;
     }
 }
 
-/// Writes the tokens of examples to a shard, which lists them, and says which are trained on.
+/// Writes the tokens of examples to a part, which lists them, and says which are trained on.
 ///
 /// # Errors
-/// When an example cannot be read or encoded, or the shard cannot be written.
+/// When an example cannot be read or encoded, or the part cannot be written or go on.
 pub(super) fn write_examples(
-    path: &Path,
+    mut part: PartWriter,
     examples: &Instructions,
     tokenizer: &Tokenizer,
     tokenizer_hash: blake3::Hash,
-    progress: &ProgressBar,
-) -> anyhow::Result<(Header, TargetMask)> {
+) -> anyhow::Result<Finished> {
     let lengths = tokenizer.token_byte_lengths();
     let width = Width::for_vocabulary(tokenizer.vocab_size());
-    let (mut shard, mut mask) = (ShardWriter::create(path, width)?, TargetMask::default());
-    shard.list_documents();
+    part.shard.list_documents();
     let encoder = MarkupEncoder::new(tokenizer);
-    let mut examples = examples.examples().enumerate().peekable();
-    while examples.peek().is_some() {
+    let mut examples = examples.examples().enumerate().map(|(i, example)| Ok((i, example?)));
+    part.skip(&mut examples, |(_, example)| &example.text)?;
+    loop {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH {
-            let Some((number, example)) = examples.next() else { break };
-            let example = example?;
+            let Some(example) = examples.next() else { break };
+            let (number, example) = example?;
             bytes += example.text.len();
             batch.push((number, example));
+        }
+        if batch.is_empty() {
+            return part.finish(tokenizer_hash);
         }
         let encoded: Vec<anyhow::Result<Vec<(u32, usize)>>> = batch
             .par_iter()
@@ -181,17 +178,19 @@ pub(super) fn write_examples(
         for ((_, example), encoded) in batch.iter().zip(encoded) {
             let encoded = encoded?;
             let tokens: Vec<u32> = encoded.iter().map(|(token, _)| *token).collect();
-            for (_, start) in &encoded {
-                mask.push(example.trained.iter().any(|part| part.contains(start)));
+            if let Some(mask) = &mut part.mask {
+                for (_, start) in &encoded {
+                    mask.push(example.trained.iter().any(|trained| trained.contains(start)));
+                }
             }
-            shard.append(&width.encode(&tokens)?)?;
+            part.shard.append(&width.encode(&tokens)?)?;
             // Markup is no text: bytes are those of the tokens by themselves.
             let bytes = token_bytes(&tokens, &lengths);
-            shard.end_document(&Document::new(&tokens, bytes, &lengths))?;
-            progress.inc(example.text.len() as u64);
+            part.shard.end_document(&Document::new(&tokens, bytes, &lengths))?;
+            part.took(&example.text);
         }
+        part.save()?;
     }
-    Ok((shard.finish(tokenizer_hash)?, mask))
 }
 
 impl Document {
@@ -203,89 +202,4 @@ impl Document {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::documents::JoinedFiles;
-    use crate::data::hugging_face::last_cut;
-    use crate::data::shard::TokenShard;
-
-    /// Whatever the chunks, pieces make up the documents and end where they may.
-    #[test]
-    fn pieces_are_cut_where_they_may_be() {
-        let documents = ["one\ntwo\n\nthree\nfour", "", "five\n", "no end in sight"];
-        let whole = Documents::Memory(documents.map(String::from).to_vec());
-        for size in 1..8 {
-            let chunks = documents.iter().flat_map(|document| {
-                let characters: Vec<char> = document.chars().collect();
-                let mut parts: Vec<String> =
-                    characters.chunks(size).map(|part| part.iter().collect()).collect();
-                parts.push(String::new());
-                let last = parts.len() - 1;
-                parts
-                    .into_iter()
-                    .enumerate()
-                    .map(move |(index, text)| Ok(Chunk { text: text.into(), ends: index == last }))
-            });
-            let chunks: Chunks = Box::new(chunks.collect::<Vec<_>>().into_iter());
-            let mut pieces = Pieces::new(&whole, last_cut);
-            pieces.chunks = chunks;
-            let mut joined = vec![String::new(); documents.len()];
-            for piece in pieces {
-                let Piece { document, start, text, ends } = piece.unwrap();
-                let before = &mut joined[document as usize];
-                assert_eq!(before.len() as u64, start);
-                before.push_str(&text);
-                assert!(ends || text.ends_with(['e', 'o', '\n']), "{text:?}");
-                assert!(
-                    ends || documents[document as usize][before.len()..]
-                        .starts_with(char::is_alphabetic)
-                );
-            }
-            assert_eq!(joined, documents);
-        }
-    }
-
-    /// Megabytes in several files, in the blocks and batches of a stream: the tokens are those of
-    /// the whole text, for every kind of tokenizer.
-    #[test]
-    fn a_streamed_text_has_the_tokens_of_the_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let text: String = (0..150_000)
-            .map(|i| format!("let é{i} = {};\n{}", i * 7, "\n  ".repeat(i % 3)))
-            .collect();
-        let middle = text.floor_char_boundary(text.len() / 3);
-        let mut paths = Vec::new();
-        for (name, part) in [("a", &text[..middle]), ("b", &text[middle..])] {
-            paths.push(folder.path().join(name));
-            std::fs::write(folder.path().join(name), part).unwrap();
-        }
-        let documents = JoinedFiles::measure(paths).unwrap().whole();
-        let byte_pair = Tokenizer::train_byte_pair(&[text[..20_000].to_string()], 400).unwrap();
-        for tokenizer in [Tokenizer::bytes(), Tokenizer::characters([text.as_str()]), byte_pair] {
-            let end = DocumentEnd { tokens: vec![3, 4], text_bytes: 1 };
-            let path = folder.path().join("train.tokens");
-            let (hash, hidden) = (blake3::hash(b"tokenizer"), ProgressBar::hidden());
-            let header = write_part(&path, &documents, &tokenizer, &end, hash, &hidden).unwrap();
-            let (shard, read) = TokenShard::open(&path, &hash).unwrap();
-            assert_eq!((read, header.text_bytes), (header, text.len() as u64 + 1));
-            let expected = [tokenizer.encode(&text).unwrap(), end.tokens.clone()].concat();
-            assert!(shard.read(0, shard.len()) == expected, "{}", tokenizer.description());
-        }
-    }
-
-    #[test]
-    fn documents_end_with_their_tokens_and_failures_name_them() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("train.tokens");
-        let (hash, hidden) = (blake3::hash(b"tokenizer"), ProgressBar::hidden());
-        let documents = Documents::Memory(["a", "", "b"].map(String::from).to_vec());
-        let end = DocumentEnd { tokens: vec![10], text_bytes: 1 };
-        let tokenizer = Tokenizer::bytes();
-        write_part(&path, &documents, &tokenizer, &end, hash, &hidden).unwrap();
-        let (shard, _) = TokenShard::open(&path, &hash).unwrap();
-        assert_eq!(shard.read(0, shard.len()), b"a\n\nb\n".map(u32::from));
-        let tokenizer = Tokenizer::characters(["a\n"]);
-        let error = write_part(&path, &documents, &tokenizer, &end, hash, &hidden).unwrap_err();
-        assert!(format!("{error:#}").contains("document 3"), "{error:#}");
-    }
-}
+mod tests;

@@ -1,6 +1,9 @@
 //! The files of paths and globs, and what is in them: UTF-8 text, or something to be named.
 
 use super::corpus::usage;
+#[cfg(feature = "datasets")]
+use super::hub_files::fetch;
+use crate::spec::HUB;
 use anyhow::Context;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -12,7 +15,7 @@ const SIGNATURES: [(&[u8], &str); 9] = [
     (b"BZh", "bzip2 data; decompress it first (`bunzip2 FILE`)"),
     (&[0xfd, b'7', b'z', b'X', b'Z'], "xz data; decompress it first (`unxz FILE`)"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
-    (b"PAR1", "a Parquet file; write its text as JSON lines first"),
+    (b"PAR1", "a Parquet file; read it with `data.source: {parquet: {train: [FILE]}}`"),
     (b"LRPTTOKN", "a token shard of lrpt, not text"),
     (&[0xff, 0xfe], "UTF-16 text; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
     (&[0xfe, 0xff], "UTF-16 text; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
@@ -28,17 +31,30 @@ pub(super) fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
+/// Files, and what they were asked for as.
+pub(super) struct Found {
+    pub files: Vec<PathBuf>,
+    /// The paths and globs, those of the Hugging Face Hub with the commit they are of.
+    pub names: String,
+}
+
 /// The files of a list of paths and globs: entries in their order, the files of a glob in path
-/// order, every file once, also where links lead to it twice.
+/// order, every file once, also where links lead to it twice. What begins with `hf://` is fetched
+/// from the Hugging Face Hub.
 ///
 /// # Errors
 /// [`crate::error::Failure::Usage`] for a glob that cannot be parsed and an entry that matches no
-/// file.
-pub(super) fn expand(patterns: &[String]) -> anyhow::Result<Vec<PathBuf>> {
+/// file; where the Hub does not give a file.
+pub(super) fn expand(patterns: &[String]) -> anyhow::Result<Found> {
     let mut seen = BTreeSet::new();
-    let mut files = Vec::new();
+    let (mut files, mut names) = (Vec::new(), Vec::new());
     for pattern in patterns {
-        let matches = if Path::new(pattern).is_file() {
+        let mut name = pattern.clone();
+        let matches = if pattern.starts_with(HUB) {
+            let (matches, at_commit) = fetch(pattern)?;
+            name = at_commit;
+            matches
+        } else if Path::new(pattern).is_file() {
             vec![PathBuf::from(pattern)]
         } else {
             matching_files(pattern)?
@@ -50,13 +66,51 @@ pub(super) fn expand(patterns: &[String]) -> anyhow::Result<Vec<PathBuf>> {
                 here.display()
             )));
         }
-        let place = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        names.push(name);
+        // Files of the Hub that hold the same lead to one place in its cache, and are two all the same.
+        let place = |path: &PathBuf| match pattern.starts_with(HUB) {
+            true => path.clone(),
+            false => path.canonicalize().unwrap_or_else(|_| path.clone()),
+        };
         files.extend(matches.into_iter().filter(|path| seen.insert(place(path))));
     }
     if files.is_empty() {
         return Err(usage("data.source: the list of files is empty"));
     }
-    Ok(files)
+    Ok(Found { files, names: names.join(" ") })
+}
+
+#[cfg(not(feature = "datasets"))]
+fn fetch(pattern: &str) -> anyhow::Result<(Vec<PathBuf>, String)> {
+    Err(usage(format!(
+        "data.source: `{pattern}`: this build of lrpt fetches nothing; build it with the feature \
+         `datasets` (`cargo build --release --features datasets`), or fetch the files \
+         (`hf download`) and name them where they are"
+    )))
+}
+
+/// Of the paths of files, those that a path or a glob names, as the files of a folder are matched.
+///
+/// # Errors
+/// [`crate::error::Failure::Usage`] for a glob that cannot be parsed.
+#[cfg(feature = "datasets")]
+pub(super) fn matching<'a>(
+    pattern: &str,
+    paths: impl Iterator<Item = &'a str> + Clone,
+) -> anyhow::Result<Vec<&'a str>> {
+    if let Some(path) = paths.clone().find(|path| *path == pattern) {
+        return Ok(vec![path]);
+    }
+    let glob = glob_of(pattern, pattern)?;
+    let has_dot = |path: &str| path.split('/').any(|part| is_dot_name(part.as_ref()));
+    let takes_dot_names = has_dot(pattern);
+    Ok(paths.filter(|path| glob.is_match(path) && (takes_dot_names || !has_dot(path))).collect())
+}
+
+fn glob_of(pattern: &str, written: &str) -> anyhow::Result<globset::GlobMatcher> {
+    let glob = globset::GlobBuilder::new(pattern).literal_separator(true).build();
+    let glob = glob.map_err(|e| usage(format!("data.source: `{written}` is not a glob: {e}")))?;
+    Ok(glob.compile_matcher())
 }
 
 /// A glob as the paths it is compared with are written: without `./`, `//` and `/./`.
@@ -67,13 +121,10 @@ fn plain(pattern: &str) -> String {
     format!("{root}{}", parts.join("/"))
 }
 
-fn matching_files(written: &str) -> anyhow::Result<Vec<PathBuf>> {
+/// The files of this machine that match, in path order.
+pub(super) fn matching_files(written: &str) -> anyhow::Result<Vec<PathBuf>> {
     let pattern = plain(written);
-    let glob = globset::GlobBuilder::new(&pattern)
-        .literal_separator(true)
-        .build()
-        .map_err(|e| usage(format!("data.source: `{written}` is not a glob: {e}")))?
-        .compile_matcher();
+    let glob = glob_of(&pattern, written)?;
     let parts: Vec<Component> = Path::new(&pattern).components().collect();
     let fixed: PathBuf = parts.iter().take_while(|part| !is_glob(part)).collect();
     let below = &parts[fixed.components().count().min(parts.len())..];
@@ -149,7 +200,8 @@ mod tests {
     /// The files a pattern under a folder matches, by their paths within it.
     fn matched(folder: &Path, pattern: &str) -> Vec<String> {
         let root = format!("{}/", folder.display());
-        let files = expand(&[format!("{root}{pattern}")]).unwrap_or_default();
+        let found = expand(&[format!("{root}{pattern}")]);
+        let files = found.map_or_else(|_| Vec::new(), |found| found.files);
         files
             .iter()
             .map(|path| path.display().to_string().replace("//", "/").replacen(&root, "", 1))

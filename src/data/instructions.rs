@@ -6,7 +6,7 @@ use super::chat_template::{ChatTemplate, Example};
 use super::corpus::{Corpus, usage};
 use super::documents::Documents;
 use super::json_lines::{JsonLines, object_of_line};
-use super::sources;
+use super::rows::{Rows, read_rows};
 use super::tokenizer::{DOCUMENT_END, Tokenizer};
 use crate::spec::{DataSpec, InstructionsSourceSpec};
 use anyhow::{Context, Result, bail, ensure};
@@ -23,7 +23,7 @@ pub(super) struct Instructions {
 impl Instructions {
     /// Number of examples.
     pub(super) fn count(&self) -> u64 {
-        self.lines.count()
+        self.lines.span().count
     }
 
     /// The examples, in order.
@@ -46,11 +46,11 @@ pub(super) fn read(
     let (settings, name) = ChatSettings::of_instructions(source, data, tokenizer)?;
     let template = settings.chat_template().map_err(|error| usage(format!("{name}: {error:#}")))?;
     let template = Arc::new(template);
-    let (train, val, split) = sources::read_lines(
+    let (train, val, split) = read_rows(
         "instructions",
         (&source.train, source.val.as_deref()),
         source.val_fraction,
-        "",
+        |files| JsonLines::open(files, ""),
     )?;
     let [train, val] = [train, val]
         .map(|lines| Documents::Examples(Instructions { lines, template: Arc::clone(&template) }));

@@ -2,6 +2,7 @@
 
 use super::documents::Chunk;
 use super::files::without_mark;
+use super::rows::{Rows, Span};
 use super::text_blocks;
 use anyhow::Context;
 use rayon::prelude::*;
@@ -22,9 +23,7 @@ const LONGEST_LINE: u64 = 1 << 30;
 pub(super) struct JsonLines {
     files: Vec<PathBuf>,
     text_key: String,
-    /// Lines that are skipped, and those that follow them.
-    first: u64,
-    count: u64,
+    span: Span,
 }
 
 impl JsonLines {
@@ -34,27 +33,14 @@ impl JsonLines {
     /// When a file cannot be read or is not UTF-8.
     pub(super) fn open(files: Vec<PathBuf>, text_key: &str) -> anyhow::Result<Self> {
         let text_key = text_key.to_string();
-        let mut all = Self { files, text_key, first: 0, count: u64::MAX };
+        let mut all = Self { files, text_key, span: Span { first: 0, count: 0 } };
         let mut lines = all.lines();
         let mut count = 0;
         while lines.next_line()?.is_some() {
             count += 1;
         }
-        all.count = count;
+        all.span.count = count;
         Ok(all)
-    }
-
-    /// Number of documents.
-    pub(super) fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// The first so many, and the others.
-    pub(super) fn split(self, count: u64) -> (Self, Self) {
-        let count = count.min(self.count);
-        let first = self.first + count;
-        let after = Self { first, count: self.count - count, ..self.clone() };
-        (Self { count, ..self }, after)
     }
 
     fn lines(&self) -> Lines<'_> {
@@ -75,7 +61,7 @@ impl JsonLines {
         parse: impl Fn(&str) -> anyhow::Result<T> + Sync + Send,
     ) -> impl Iterator<Item = anyhow::Result<T>> + Send {
         let mut lines = self.lines();
-        let (mut skip, mut left) = (self.first, self.count);
+        let Span { first: mut skip, count: mut left } = self.span;
         let mut parsed: VecDeque<anyhow::Result<T>> = VecDeque::new();
         std::iter::from_fn(move || {
             if parsed.is_empty() {
@@ -94,6 +80,23 @@ impl JsonLines {
             }
             parsed.pop_front()
         })
+    }
+}
+
+impl Rows for JsonLines {
+    const NAME: &'static str = "lines";
+
+    fn span(&self) -> Span {
+        self.span
+    }
+
+    fn within(&self, span: Span) -> Self {
+        Self { span, ..self.clone() }
+    }
+
+    fn check_first(&self) -> anyhow::Result<()> {
+        self.parsed(|line| object_of_line(line, "a document")).next().transpose()?;
+        Ok(())
     }
 }
 

@@ -1,16 +1,18 @@
 //! Text to tokens to batches.
 //!
 //! ```text
-//! files, text_blocks          the files of globs; text, plain or compressed, in blocks
-//! documents, json_lines       documents as a stream, of text and of JSON lines
-//! corpus, cargo_registry, sources   documents of a source, split into training and validation
+//! files, hub_path, hub_files   the files of globs, on this machine and on the Hugging Face Hub
+//! text_blocks                 text, plain or compressed, in blocks
+//! documents, json_lines, parquet_rows   documents as a stream, of text, JSON lines and Parquet
+//! corpus, cargo_registry, sources, rows   documents of a source, for training and for validation
 //! instructions, chat_template, chat_settings   conversations as text, and what of it is trained on
 //! tokenizer, byte_pair, ...   text <-> tokens; text as its tokens come
 //! shard, shard_file, shard_writer   tokens on disk, memory-mapped, and the format they have there
 //! target_mask                 which of the tokens are trained on, where not all are
 //! dataset                     tokens, tokenizer and what identifies them
 //! raw_file, raw               token files others wrote, used in place
-//! encode                      documents -> tokens -> shard, a few megabytes at a time
+//! encode, part_writer         documents -> tokens -> shard, a few megabytes at a time
+//! fill, made_tokenizer, progress   a folder of tokenizer and shards, gone on with where it stopped
 //! prepare                     all of the above once, cached under data/<hash>/
 //! listing                     what is prepared already
 //! batches, permutation        tokens -> batches, a pure function of (seed, step, micro-batch)
@@ -29,18 +31,29 @@ mod documents;
 mod encode;
 mod examples;
 mod files;
+mod fill;
 mod gguf_tokenizer;
+#[cfg(feature = "datasets")]
+mod hub_files;
+#[cfg(feature = "datasets")]
+mod hub_path;
 mod hugging_face;
 mod hugging_face_form;
 mod instructions;
 mod json_lines;
 mod listing;
+mod made_tokenizer;
 mod markup;
 mod packing;
+#[cfg(feature = "datasets")]
+mod parquet_rows;
+mod part_writer;
 mod permutation;
 mod prepare;
+mod progress;
 mod raw;
 mod raw_file;
+mod rows;
 mod shard;
 mod shard_file;
 mod shard_writer;

@@ -3,23 +3,21 @@
 //! The source is gone through several times, a few megabytes at a time: to measure it, to hash it
 //! (which names the folder), to make its tokenizer, and to encode it.
 
-use super::corpus::{Corpus, usage};
+use super::corpus::Corpus;
 use super::dataset::{Dataset, DatasetSummary};
-use super::documents::{Chunk, Documents};
-use super::encode::{DocumentEnd, Pieces, write_examples, write_part};
-use super::hugging_face::{last_cut, pieces};
+use super::fill::Content;
 use super::instructions;
+use super::progress::{Asked, PROGRESS, Progress};
 use super::raw::RawSource;
 use super::shard_file::short;
 use super::sources;
-use super::tokenizer::{CharacterSet, DOCUMENT_END, Tokenizer};
+use super::tokenizer::Tokenizer;
 use crate::figures;
-use crate::fs::{is_failed_read, write_directory_atomic};
-use crate::spec::{BpeSpec, DataSpec, SourceSpec, TokenizerSpec};
+use crate::fs::{is_failed_read, remove_leftovers, write_directory_resumable};
+use crate::spec::{DataSpec, SourceSpec, TokenizerSpec};
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 /// Part of the content hash: raise it when the same text and tokenizer give other tokens, or the
@@ -89,18 +87,48 @@ pub fn prepare_or_find(
             Err(error) => tracing::warn!("{error:#}; preparing it again"),
         }
     }
+    remove_outdated(spec, &corpus, &content_hash, cache)?;
     let started = Instant::now();
-    write_directory_atomic(&folder, |inside| {
-        fill(inside, &corpus, spec, file, &content_hash, bytes)
+    let content = Content { corpus: &corpus, spec, file: file.as_ref(), content_hash, bytes };
+    let mut went_on = false;
+    write_directory_resumable(&folder, PROGRESS, |inside| {
+        went_on = content.fill(inside)?;
+        Ok(())
     })?;
     let seconds = started.elapsed().as_secs_f64();
     let rate = bytes.iter().sum::<u64>() as f64 / seconds.max(1e-9);
-    tracing::info!(
-        "prepared {} in {seconds:.1} s ({}/s)",
-        folder.display(),
-        figures::bytes(rate as u64)
-    );
+    // Of a preparation that went on, only a part of the text took the time.
+    let rate =
+        if went_on { String::new() } else { format!(" ({}/s)", figures::bytes(rate as u64)) };
+    tracing::info!("prepared {} in {seconds:.1} s{rate}", folder.display());
     Dataset::open(&folder)
+}
+
+/// Removes what is left of a preparation of the same that was stopped before the text or the
+/// tokenizer changed.
+fn remove_outdated(
+    spec: &DataSpec,
+    corpus: &Corpus,
+    content_hash: &blake3::Hash,
+    cache: &Path,
+) -> anyhow::Result<()> {
+    if !cache.is_dir() {
+        return Ok(());
+    }
+    let asked = Asked::here(spec);
+    let removed = remove_leftovers(cache, |folder| {
+        Progress::read(folder).is_ok_and(|found| {
+            found.asked == asked && found.content_hash != content_hash.to_hex().as_str()
+        })
+    })?;
+    if removed > 0 {
+        tracing::warn!(
+            "{}: the text or the tokenizer has changed since its preparation was stopped; \
+             beginning anew",
+            corpus.description
+        );
+    }
+    Ok(())
 }
 
 /// What [`prepare`] has made of a spec's text before; none where it has not.
@@ -177,166 +205,6 @@ fn content_hash(
     hasher.update(tokenizer.as_bytes());
     let bytes = corpus.hash_into(&mut hasher)?;
     Ok((hasher.finalize(), bytes))
-}
-
-/// Writes `tokenizer.json`, `train.tokens`, `val.tokens` and `dataset.json`.
-fn fill(
-    folder: &Path,
-    corpus: &Corpus,
-    spec: &DataSpec,
-    file: Option<Tokenizer>,
-    content_hash: &blake3::Hash,
-    bytes: [u64; 2],
-) -> anyhow::Result<()> {
-    let [train_size, val_size] = bytes.map(figures::bytes);
-    tracing::info!("{}: {train_size} training, {val_size} validation text", corpus.description);
-    let tokenizer = match file {
-        Some(tokenizer) => tokenizer,
-        None => make_tokenizer(corpus, &spec.tokenizer, bytes[0])?,
-    };
-    let end = document_end(corpus, spec, &tokenizer)?;
-    let json = tokenizer.to_json()?;
-    let tokenizer_hash = blake3::hash(json.as_bytes());
-    std::fs::write(folder.join("tokenizer.json"), json)?;
-
-    let write = |part: &str, documents: &Documents, bytes: u64| {
-        let progress = progress_bar(&format!("tokenizing {part}"), bytes);
-        let path = folder.join(format!("{part}.tokens"));
-        let written = match documents {
-            Documents::Examples(examples) => {
-                write_examples(&path, examples, &tokenizer, tokenizer_hash, &progress)
-                    .map(|(header, mask)| (header, Some(mask)))
-            }
-            _ => write_part(&path, documents, &tokenizer, &end, tokenizer_hash, &progress)
-                .map(|header| (header, None)),
-        };
-        progress.finish_and_clear();
-        let (header, mask) = written.with_context(|| format!("tokenizing the {part} text"))?;
-        if let Some(mask) = &mask {
-            mask.write(&folder.join(format!("{part}.mask")))?;
-        }
-        anyhow::Ok((header, mask.map(|mask| mask.count())))
-    };
-    let (train, train_trained) = write("train", &corpus.train, bytes[0])?;
-    let (val, val_trained) = write("val", &corpus.val, bytes[1])?;
-    let summary = DatasetSummary {
-        source: corpus.description.clone(),
-        tokenizer: tokenizer.description(),
-        content_hash: content_hash.to_hex().to_string(),
-        tokenizer_hash: tokenizer_hash.to_hex().to_string(),
-        vocab_size: tokenizer.vocab_size(),
-        train_tokens: train.tokens,
-        val_tokens: val.tokens,
-        train_bytes: Some(train.text_bytes),
-        val_bytes: Some(val.text_bytes),
-        train_trained,
-        val_trained,
-    };
-    std::fs::write(folder.join("dataset.json"), serde_json::to_string_pretty(&summary)? + "\n")?;
-    Ok(())
-}
-
-/// What follows a document: nothing where the source's documents have no end; else the token the
-/// user named, the tokenizer's own, or a newline.
-fn document_end(
-    corpus: &Corpus,
-    spec: &DataSpec,
-    tokenizer: &Tokenizer,
-) -> anyhow::Result<DocumentEnd> {
-    if !corpus.documents_end {
-        return Ok(DocumentEnd::default());
-    }
-    let token = match &spec.end_of_text {
-        None => tokenizer.end_of_text(),
-        Some(name) => Some(tokenizer.token_of(name).ok_or_else(|| {
-            usage(format!(
-                "data.end_of_text: the tokenizer ({}) has no token {name:?}; name one it has, \
-                     or remove the key",
-                tokenizer.description()
-            ))
-        })?),
-    };
-    Ok(match token {
-        Some(token) => DocumentEnd { tokens: vec![token], text_bytes: 0 },
-        None => {
-            let tokens = tokenizer.encode(DOCUMENT_END)?;
-            let text_bytes = if tokens.is_empty() { 0 } else { DOCUMENT_END.len() as u64 };
-            DocumentEnd { tokens, text_bytes }
-        }
-    })
-}
-
-/// The tokenizer to be made from text: byte pairs from the training text; characters from all of
-/// it, as in nanoGPT, so that a rare character in the validation text has a token.
-fn make_tokenizer(
-    corpus: &Corpus,
-    spec: &TokenizerSpec,
-    train_bytes: u64,
-) -> anyhow::Result<Tokenizer> {
-    match spec {
-        TokenizerSpec::Bytes => Ok(Tokenizer::bytes()),
-        TokenizerSpec::Chars => {
-            let mut set = CharacterSet::default();
-            if corpus.documents_end {
-                set.add(DOCUMENT_END);
-            }
-            for chunk in corpus.train.chunks().chain(corpus.val.chunks()) {
-                let Chunk { text, .. } = chunk?;
-                set.add(&text);
-            }
-            Ok(Tokenizer::of_characters(&set))
-        }
-        TokenizerSpec::Bpe(spec) => train_byte_pair(&corpus.train, spec, train_bytes),
-        TokenizerSpec::File(path) => Tokenizer::from_file(path),
-    }
-}
-
-/// Byte pairs of the training text, or of the share of its pieces that the spec asks for.
-fn train_byte_pair(
-    documents: &Documents,
-    spec: &BpeSpec,
-    train_bytes: u64,
-) -> anyhow::Result<Tokenizer> {
-    let wanted = spec.sample_bytes.map_or(train_bytes, |bytes| bytes.0.min(train_bytes));
-    tracing::info!(
-        "training a byte-level BPE tokenizer of {} tokens on {} of {}",
-        spec.vocab_size.0,
-        figures::bytes(wanted),
-        figures::bytes(train_bytes)
-    );
-    let progress = progress_bar("counting pairs in train", train_bytes);
-    let (failure, (mut seen, mut taken)) = (Mutex::new(None), (0u64, 0u64));
-    let texts = Pieces::new(documents, last_cut).map_while(|piece| match piece {
-        Ok(piece) => Some(pieces(&piece.text).into_iter().map(String::from).collect::<Vec<_>>()),
-        Err(error) => {
-            *failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
-            None
-        }
-    });
-    // A piece is taken whenever less has been taken than its share of what was seen.
-    let texts = texts.flatten().filter(|text| {
-        let (due, all) = (u128::from(wanted) * u128::from(seen), u128::from(train_bytes));
-        seen += text.len() as u64;
-        progress.inc(text.len() as u64);
-        let take = u128::from(taken) * all <= due;
-        taken += if take { text.len() as u64 } else { 0 };
-        take
-    });
-    let trained = Tokenizer::train_byte_pair_on(texts, usize::try_from(spec.vocab_size.0)?);
-    progress.finish_and_clear();
-    match failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
-        Some(error) => Err(error),
-        None => trained,
-    }
-}
-
-/// A bar on stderr, shown on a terminal only: how much of the text, how fast, how much longer.
-fn progress_bar(what: &str, bytes: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left",
-    )
-    .expect("a valid template");
-    ProgressBar::new(bytes).with_style(style).with_message(what.to_string())
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ impl RawSource {
             SourceSpec::CargoRegistry
             | SourceSpec::Text(_)
             | SourceSpec::Jsonl(_)
+            | SourceSpec::Parquet(_)
             | SourceSpec::Instructions(_) => None,
         })
     }

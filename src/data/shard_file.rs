@@ -1,8 +1,9 @@
 //! The file format of prepared shards, described in `data/README.md`.
 
 use anyhow::Context;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, SeekFrom};
 
 const MAGIC: &[u8; 8] = b"LRPTTOKN";
 const VERSION: u32 = 2;
@@ -67,7 +68,8 @@ pub(super) struct Header {
 
 /// A document whose text is not as long as its tokens say, as where the tokenizer takes accents
 /// or spaces away before it splits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Document {
     /// Number of tokens.
     pub tokens: u64,
@@ -78,7 +80,8 @@ pub(super) struct Document {
 }
 
 impl Document {
-    const BYTES: usize = 24;
+    /// Bytes of one in the list.
+    pub(super) const BYTES: usize = 24;
 
     pub(super) fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
@@ -174,6 +177,14 @@ impl Header {
     fn documents_at(&self) -> Option<u64> {
         self.tokens.checked_mul(self.width.bytes() as u64)?.checked_add(HEADER_BYTES as u64)
     }
+}
+
+/// The checksum in a shard's header.
+pub(super) fn stored_checksum(file: &mut File) -> anyhow::Result<blake3::Hash> {
+    let mut bytes = [0; blake3::OUT_LEN];
+    file.seek(SeekFrom::Start(CHECKSUM as u64))?;
+    file.read_exact(&mut bytes)?;
+    Ok(blake3::Hash::from_bytes(bytes))
 }
 
 /// BLAKE3 of a shard's file but for the place of the checksum.

@@ -4,11 +4,9 @@ use super::cargo_registry;
 use super::corpus::{Corpus, usage};
 use super::documents::{Documents, JoinedFiles};
 use super::files::expand;
-use super::json_lines::{JsonLines, object_of_line};
-use crate::spec::{JsonlSourceSpec, SourceSpec, TextSourceSpec};
-
-/// Share of the text that is validation where the spec does not say.
-const DEFAULT_VAL_FRACTION: f64 = 0.1;
+use super::json_lines::JsonLines;
+use super::rows::{checked_fraction, read_rows, train_share};
+use crate::spec::{JsonlSourceSpec, ParquetSourceSpec, SourceSpec, TextSourceSpec};
 
 /// Finds the documents of a source; `None` for sources that are tokens already, and for instructions,
 /// whose text depends on the tokenizer.
@@ -21,6 +19,7 @@ pub(super) fn read(source: &SourceSpec) -> anyhow::Result<Option<Corpus>> {
         SourceSpec::CargoRegistry => cargo_registry::read()?,
         SourceSpec::Text(text) => read_text(text)?,
         SourceSpec::Jsonl(jsonl) => read_jsonl(jsonl)?,
+        SourceSpec::Parquet(parquet) => read_parquet(parquet)?,
         SourceSpec::Instructions(_) | SourceSpec::Bin(_) | SourceSpec::Tinystories(_) => {
             return Ok(None);
         }
@@ -32,20 +31,23 @@ pub(super) fn read(source: &SourceSpec) -> anyhow::Result<Option<Corpus>> {
 fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
     match spec {
         TextSourceSpec { train: Some(train), val: Some(val), path: None, val_fraction: None } => {
+            let (train, val) = (expand(train)?, expand(val)?);
             Ok(Corpus {
-                description: format!("text: train {}, val {}", train.join(" "), val.join(" ")),
-                train: JoinedFiles::measure(expand(train)?)?.whole(),
-                val: JoinedFiles::measure(expand(val)?)?.whole(),
+                description: format!("text: train {}, val {}", train.names, val.names),
+                train: JoinedFiles::measure(train.files)?.whole(),
+                val: JoinedFiles::measure(val.files)?.whole(),
                 documents_end: false,
             })
         }
         TextSourceSpec { train: None, val: None, path: Some(path), val_fraction } => {
             let fraction = checked_fraction(*val_fraction, "data.source.text.val_fraction")?;
-            let text = JoinedFiles::measure(expand(std::slice::from_ref(path))?)?;
+            let found = expand(std::slice::from_ref(path))?;
+            let text = JoinedFiles::measure(found.files)?;
             let (train, val) = text.split(|count| train_share(count, fraction))?;
             Ok(Corpus {
                 description: format!(
-                    "text: {path}, last {fraction} of its characters for validation"
+                    "text: {}, last {fraction} of its characters for validation",
+                    found.names
                 ),
                 train,
                 val,
@@ -62,71 +64,30 @@ fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
 /// JSON lines: one object per line, the text under a key; empty lines are skipped.
 fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
     let (train, val, description) =
-        read_lines("jsonl", (&spec.train, spec.val.as_deref()), spec.val_fraction, &spec.text_key)?;
+        read_rows("jsonl", (&spec.train, spec.val.as_deref()), spec.val_fraction, |files| {
+            JsonLines::open(files, &spec.text_key)
+        })?;
     let (train, val) = (Documents::Lines(train), Documents::Lines(val));
     Ok(Corpus { description, train, val, documents_end: true })
 }
 
-/// Training and validation lines of a source of this kind, whose files are given for both or split
-/// by number; and what they are.
-///
-/// # Errors
-/// As for [`read`].
-pub(super) fn read_lines(
-    kind: &str,
-    (train, val): (&[String], Option<&[String]>),
-    val_fraction: Option<f64>,
-    text_key: &str,
-) -> anyhow::Result<(JsonLines, JsonLines, String)> {
-    let lines = |patterns: &[String]| JsonLines::open(expand(patterns)?, text_key);
-    let all = lines(train)?;
-    let mut description = format!("{kind}: train {}", train.join(" "));
-    let (train, val) = match (val, val_fraction) {
-        (Some(_), Some(_)) => {
-            return Err(usage(format!(
-                "data.source.{kind}: give `val` or `val_fraction`, not both"
-            )));
-        }
-        (Some(val), None) => {
-            description += &format!(", val {}", val.join(" "));
-            (all, lines(val)?)
-        }
-        (None, fraction) => {
-            let fraction = checked_fraction(fraction, &format!("data.source.{kind}.val_fraction"))?;
-            description += &format!(", last {fraction} of the documents for validation");
-            let count = train_share(all.count() as usize, fraction) as u64;
-            all.split(count)
-        }
-    };
-    for (part, documents) in [("training", &train), ("validation", &val)] {
-        if documents.count() > 0 {
-            continue;
-        }
-        // A file that is no JSON Lines, such as an array on one line, is named as what it is.
-        for lines in [&train, &val] {
-            let object = |line: &str| object_of_line(line, "a document");
-            lines.parsed(object).next().transpose()?;
-        }
-        anyhow::bail!(
-            "data.source.{kind}: no {part} documents; give more lines, or another `val_fraction`"
-        );
-    }
-    Ok((train, val, description))
+/// Parquet files: one document a row, the text in a column.
+#[cfg(feature = "datasets")]
+fn read_parquet(spec: &ParquetSourceSpec) -> anyhow::Result<Corpus> {
+    let (train, val, description) =
+        read_rows("parquet", (&spec.train, spec.val.as_deref()), spec.val_fraction, |files| {
+            super::parquet_rows::ParquetRows::open(files, &spec.text_key)
+        })?;
+    let (train, val) = (Documents::Rows(train), Documents::Rows(val));
+    Ok(Corpus { description, train, val, documents_end: true })
 }
 
-fn checked_fraction(fraction: Option<f64>, key: &str) -> anyhow::Result<f64> {
-    let fraction = fraction.unwrap_or(DEFAULT_VAL_FRACTION);
-    if fraction > 0.0 && fraction < 1.0 {
-        Ok(fraction)
-    } else {
-        Err(usage(format!("{key}: {fraction} is not between 0 and 1")))
-    }
-}
-
-/// How many of `count` come before the validation part: int((1 − f)·count), as nanoGPT's `int(n *
-/// 0.9)`.
-fn train_share(count: usize, val_fraction: f64) -> usize {
-    (count as f64 * (1.0 - val_fraction)) as usize
+#[cfg(not(feature = "datasets"))]
+fn read_parquet(_: &ParquetSourceSpec) -> anyhow::Result<Corpus> {
+    Err(usage(
+        "data.source.parquet: this build of lrpt reads no Parquet files; build it with the feature \
+         `datasets` (`cargo build --release --features datasets`)",
+    ))
 }
 
 #[cfg(test)]
@@ -249,5 +210,19 @@ mod tests {
         }
         let marked = read("\u{feff}{\"text\": \"one\"}\n{\"text\": \"two\"}", "text").unwrap();
         assert_eq!(marked.train.all(), ["one"]);
+    }
+
+    #[cfg(not(feature = "datasets"))]
+    #[test]
+    fn what_needs_the_feature_names_it() {
+        for source in [
+            serde_json::json!({ "parquet": { "train": ["a.parquet"] } }),
+            serde_json::json!({ "jsonl": { "train": ["hf://datasets/o/n/a.jsonl"] } }),
+        ] {
+            let source: SourceSpec = serde_json::from_value(source).unwrap();
+            let error = read(&source).map(drop).unwrap_err();
+            assert_eq!(crate::error::exit_code(&error), 2);
+            assert!(error.to_string().contains("feature `datasets`"), "{error}");
+        }
     }
 }

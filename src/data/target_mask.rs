@@ -3,6 +3,7 @@
 //! The file is `LRPTMASK`, the format version (u32), the number of tokens (u64), BLAKE3 of all other
 //! bytes, and the bits, token i in bit i mod 8 of byte ⌊i/8⌋; numbers are little-endian.
 
+use crate::fs::write_atomic;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 
@@ -52,8 +53,44 @@ impl TargetMask {
         let checksum = checksum(&bytes, &self.bits);
         bytes.extend(checksum.as_bytes());
         bytes.extend(&self.bits);
-        std::fs::write(path, bytes)
-            .with_context(|| format!("{}: the mask cannot be written", path.display()))
+        write_atomic(path, &bytes)
+    }
+
+    /// The mask of the first tokens of a file, which may have been written for more.
+    ///
+    /// # Errors
+    /// When it is missing, damaged, or of fewer tokens.
+    pub(super) fn read_first(path: &Path, tokens: usize) -> Result<Self> {
+        let mut mask = Self::read_any(path)?;
+        ensure!(mask.length >= tokens, "a mask of {} tokens beside {tokens}", mask.length);
+        mask.bits.truncate(tokens.div_ceil(8));
+        if let (Some(last), rest @ 1..) = (mask.bits.last_mut(), tokens % 8) {
+            *last &= (1 << rest) - 1;
+        }
+        Ok(Self { length: tokens, ..mask })
+    }
+
+    fn read_any(path: &Path) -> Result<Self> {
+        let bytes = crate::fs::read_ordinary(path, u64::MAX)?;
+        ensure!(
+            bytes.len() >= BITS && bytes.starts_with(MAGIC),
+            "not a mask of tokens: it does not begin with {}",
+            String::from_utf8_lossy(MAGIC)
+        );
+        let version = u32::from_le_bytes(bytes[8..12].try_into()?);
+        ensure!(version == VERSION, "format version {version}, this program reads {VERSION}");
+        let length = usize::try_from(u64::from_le_bytes(bytes[12..CHECKSUM].try_into()?))?;
+        let bits = bytes[BITS..].to_vec();
+        ensure!(
+            checksum(&bytes[..CHECKSUM], &bits).as_bytes()[..] == bytes[CHECKSUM..BITS],
+            "its checksum is not that of its content: bytes of it have changed"
+        );
+        ensure!(
+            bits.len() == length.div_ceil(8),
+            "{} bytes of bits for {length} tokens",
+            bits.len()
+        );
+        Ok(Self { bits, length })
     }
 
     /// Reads the file of a shard of so many tokens.
@@ -62,25 +99,9 @@ impl TargetMask {
     /// When it is missing, damaged, or of another length.
     pub(super) fn read(path: &Path, tokens: usize) -> Result<Self> {
         let read = || -> Result<Self> {
-            let bytes = crate::fs::read_ordinary(path, u64::MAX)?;
-            ensure!(
-                bytes.len() >= BITS && bytes.starts_with(MAGIC),
-                "not a mask of tokens: it does not begin with {}",
-                String::from_utf8_lossy(MAGIC)
-            );
-            let version = u32::from_le_bytes(bytes[8..12].try_into()?);
-            ensure!(version == VERSION, "format version {version}, this program reads {VERSION}");
-            let length = u64::from_le_bytes(bytes[12..CHECKSUM].try_into()?);
-            let bits = bytes[BITS..].to_vec();
-            ensure!(
-                checksum(&bytes[..CHECKSUM], &bits).as_bytes()[..] == bytes[CHECKSUM..BITS],
-                "its checksum is not that of its content: bytes of it have changed"
-            );
-            ensure!(
-                length == tokens as u64 && bits.len() == tokens.div_ceil(8),
-                "a mask of {length} tokens beside {tokens}"
-            );
-            Ok(Self { bits, length: tokens })
+            let mask = Self::read_any(path)?;
+            ensure!(mask.length == tokens, "a mask of {} tokens beside {tokens}", mask.length);
+            Ok(mask)
         };
         read().with_context(|| {
             format!("{}: delete its folder and prepare the data again", path.display())
@@ -114,6 +135,11 @@ mod tests {
             assert_eq!((&read, read.length), (&written, length));
             assert!((0..length).all(|i| read.is_trained(i) == bits[i]) && !read.is_trained(length));
             assert_eq!(read.count(), bits.iter().filter(|bit| **bit).count() as u64);
+            for first in 0..=length {
+                let part = TargetMask::read_first(&path, first).unwrap();
+                assert_eq!(part, mask(&bits[..first]), "{first} of {length}");
+            }
+            assert!(TargetMask::read_first(&path, length + 1).is_err());
         }
     }
 

@@ -10,14 +10,17 @@ pub(super) fn check_data(found: &mut Findings, data: &DataSpec) {
         SourceSpec::Text(text) => check_text_source(found, text),
         SourceSpec::Jsonl(jsonl) => {
             let path = "data.source.jsonl";
-            check_lines(found, path, &jsonl.train, jsonl.val.as_deref(), jsonl.val_fraction);
-            found.require(!jsonl.text_key.is_empty(), &format!("{path}.text_key"), || {
-                "is empty; name the key that holds the text".into()
-            });
+            check_rows(found, path, &jsonl.train, jsonl.val.as_deref(), jsonl.val_fraction);
+            check_text_key(found, path, &jsonl.text_key, "key");
+        }
+        SourceSpec::Parquet(parquet) => {
+            let path = "data.source.parquet";
+            check_rows(found, path, &parquet.train, parquet.val.as_deref(), parquet.val_fraction);
+            check_text_key(found, path, &parquet.text_key, "column");
         }
         SourceSpec::Instructions(source) => {
             let path = "data.source.instructions";
-            check_lines(found, path, &source.train, source.val.as_deref(), source.val_fraction);
+            check_rows(found, path, &source.train, source.val.as_deref(), source.val_fraction);
         }
         SourceSpec::Bin(bin) => check_tokenized_source(found, data, "bin", bin.vocab_size),
         SourceSpec::Tinystories(shards) => {
@@ -46,8 +49,8 @@ pub(super) fn check_packing(found: &mut Findings, packing: bool, source: &Source
     });
 }
 
-/// Files of lines, for both parts or to be split.
-fn check_lines(
+/// Files of rows, for both parts or to be split.
+fn check_rows(
     found: &mut Findings,
     path: &str,
     train: &[String],
@@ -63,6 +66,12 @@ fn check_lines(
         });
     }
     check_fraction(found, val_fraction, &format!("{path}.val_fraction"));
+}
+
+fn check_text_key(found: &mut Findings, path: &str, text_key: &str, what: &str) {
+    found.require(!text_key.is_empty(), &format!("{path}.text_key"), || {
+        format!("is empty; name the {what} that holds the text")
+    });
 }
 
 fn check_text_source(found: &mut Findings, text: &TextSourceSpec) {
@@ -125,6 +134,7 @@ pub(super) fn given_vocabulary(data: &DataSpec) -> Option<u64> {
         SourceSpec::CargoRegistry
         | SourceSpec::Text(_)
         | SourceSpec::Jsonl(_)
+        | SourceSpec::Parquet(_)
         | SourceSpec::Instructions(_) => None,
     };
     match &data.tokenizer {

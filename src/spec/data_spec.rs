@@ -24,7 +24,11 @@ impl DataSpec {
     /// The same with every relative path taken from this folder.
     pub fn within(&self, folder: &Path) -> Self {
         let path = |path: &mut PathBuf| *path = folder.join(&*path);
-        let text = |text: &mut String| *text = folder.join(&*text).display().to_string();
+        let text = |text: &mut String| {
+            if !text.starts_with(HUB) {
+                *text = folder.join(&*text).display().to_string();
+            }
+        };
         let texts = |list: &mut Option<Vec<String>>| list.iter_mut().flatten().for_each(text);
         let mut data = self.clone();
         match &mut data.source {
@@ -35,6 +39,10 @@ impl DataSpec {
                 source.path.iter_mut().for_each(text);
             }
             SourceSpec::Jsonl(source) => {
+                source.train.iter_mut().for_each(text);
+                texts(&mut source.val);
+            }
+            SourceSpec::Parquet(source) => {
                 source.train.iter_mut().for_each(text);
                 texts(&mut source.val);
             }
@@ -56,6 +64,9 @@ impl DataSpec {
     }
 }
 
+/// What paths of files on the Hugging Face Hub begin with.
+pub const HUB: &str = "hf://";
+
 /// Most tokens of a vocabulary: tables over it fit in memory up to here.
 pub const MAX_VOCABULARY: usize = 1 << 24;
 
@@ -69,6 +80,9 @@ pub enum SourceSpec {
     Text(TextSourceSpec),
     /// JSON lines with the text under a key; each document ends with the end-of-text token.
     Jsonl(JsonlSourceSpec),
+    /// Parquet files, as the data sets of Hugging Face have them, with the text in a column; each
+    /// document ends with the end-of-text token.
+    Parquet(ParquetSourceSpec),
     /// JSON lines of conversations, or of prompts with completions: only the answers are trained on.
     Instructions(InstructionsSourceSpec),
     /// Token files as nanoGPT (`train.bin` and `val.bin`, little-endian uint16) and llm.c (with its
@@ -79,7 +93,8 @@ pub enum SourceSpec {
     Tinystories(TinystoriesSourceSpec),
 }
 
-/// Text files: either `train` and `val`, or `path` and `val_fraction`. Entries may be globs.
+/// Text files: either `train` and `val`, or `path` and `val_fraction`. Entries may be globs, and
+/// files of the Hugging Face Hub: `hf://datasets/OWNER/NAME@REVISION/PATH`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TextSourceSpec {
@@ -97,7 +112,7 @@ pub struct TextSourceSpec {
     pub val_fraction: Option<f64>,
 }
 
-/// JSON lines.
+/// JSON lines; files may be on the Hugging Face Hub: `hf://datasets/OWNER/NAME@REVISION/PATH`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JsonlSourceSpec {
@@ -110,6 +125,24 @@ pub struct JsonlSourceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_fraction: Option<f64>,
     /// Key that holds the text.
+    #[serde(default = "default_text_key")]
+    pub text_key: String,
+}
+
+/// Parquet files: one document a row. Files may be on the Hugging Face Hub:
+/// `hf://datasets/OWNER/NAME@REVISION/PATH`. A build without the feature `datasets` reads none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ParquetSourceSpec {
+    /// Training files or globs.
+    pub train: Vec<String>,
+    /// Validation files or globs; without them `val_fraction` of the documents, from the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val: Option<Vec<String>>,
+    /// Share of the documents, from the end, that is validation when `val` is absent (default 0.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_fraction: Option<f64>,
+    /// Column of strings that holds the text; no other column is read.
     #[serde(default = "default_text_key")]
     pub text_key: String,
 }
@@ -200,4 +233,24 @@ pub struct BpeSpec {
     /// it, all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample_bytes: Option<Count>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_the_hub_are_in_no_folder() {
+        let train = ["a.jsonl", "hf://datasets/o/n/a.jsonl"].map(String::from).to_vec();
+        let source = serde_json::json!({ "parquet": { "train": train } });
+        let data = DataSpec {
+            source: serde_json::from_value(source).unwrap(),
+            tokenizer: TokenizerSpec::Bytes,
+            end_of_text: None,
+        };
+        let SourceSpec::Parquet(parquet) = data.within(Path::new("/b")).source else {
+            unreachable!()
+        };
+        assert_eq!(parquet.train, ["/b/a.jsonl", "hf://datasets/o/n/a.jsonl"]);
+    }
 }

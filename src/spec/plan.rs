@@ -326,6 +326,9 @@ fn data_plan(spec: &DataSpec) -> DataSpec {
         SourceSpec::Jsonl(jsonl) if jsonl.val.is_none() => {
             jsonl.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION);
         }
+        SourceSpec::Parquet(parquet) if parquet.val.is_none() => {
+            parquet.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION);
+        }
         SourceSpec::Instructions(source) if source.val.is_none() => {
             source.val_fraction.get_or_insert(DEFAULT_VAL_FRACTION);
         }
