@@ -66,7 +66,10 @@ fn is_a_whitening_by_a_whole_matrix_that_v_has_seen() {
 fn factors_of_full_rank_take_the_dense_step() {
     let columns = 9;
     for (rows, nesterov) in [(9, false), (9, true), (14, true)] {
-        let settings = DlraSpec { nesterov, ..settings(Momentum::InputWhitenedSpectral) };
+        // Of this retraction is the polar factor by products, which Muon takes.
+        let retraction = RetractionSpec::Subspace;
+        let settings =
+            DlraSpec { nesterov, retraction, ..settings(Momentum::InputWhitenedSpectral) };
         let random =
             |purpose: &str, index| tensor(&textbook::random(rows, columns, purpose, index));
         let rule = MuonSpec {
