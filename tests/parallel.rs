@@ -180,12 +180,45 @@ fn answers_alone_are_trained_on_with_the_same_bytes() {
     }
 }
 
+const WHITENED_MUON: &str = "optimizer: {matrices: {muon: {input_damping: 0.2}}}\n";
+
+/// Second moments of inputs pass from process to process as sums of gradients do, of matrices that
+/// stay dense and of those that are cut at steps 5 and 8.
+#[test]
+fn momenta_whitened_by_inputs_give_the_same_bytes() {
+    let place = Workplace::new();
+    let uncut = "optimizer: {low_rank: {dlra: {momentum: input_whitened_spectral}}}\n\
+                 rank: {budget: {final_rank: 8, every: 3, settle: 2, start: 3, freeze: 9}}\n";
+    for (name, weights, extra) in [
+        ("muon", "dense", WHITENED_MUON),
+        ("uncut", "{low_rank: {rank: full, start: dense}}", uncut),
+    ] {
+        let spec = place.spec(weights, extra);
+        let spec = spec.to_str().expect("UTF-8");
+        let one = format!("{name}-1");
+        alone(&place, &["train", spec, "--run-dir", &one, "--set", FOUR], 0);
+        let expected = trajectory(&place, &one, 12);
+        for (processes, is_sharded) in [(2, false), (3, true)] {
+            let run = format!("{name}-{processes}");
+            let sharded = format!("train.data_parallel.shard_optimizer={is_sharded}");
+            let arguments = ["train", spec, "--run-dir", &run, "--set", FOUR, "--set", &sharded];
+            ended(mpirun(&place, processes, &arguments), 0);
+            assert_same(&expected, &trajectory(&place, &run, 12), &run);
+        }
+    }
+}
+
 /// The account's bytes are those sent, dense and low-rank, also where a step evaluates twice.
 #[test]
 fn the_account_has_the_bytes_that_are_sent() {
     let place = Workplace::new();
     let bug = "optimizer: {low_rank: {dlra: {integrator: augmented_bug, learning_rate: 1e-2}}}\n";
-    let cases = [("dense", "dense", ""), ("low-rank", LOW_RANK, ""), ("bug", LOW_RANK, bug)];
+    let cases = [
+        ("dense", "dense", ""),
+        ("whitened", "dense", WHITENED_MUON),
+        ("low-rank", LOW_RANK, ""),
+        ("bug", LOW_RANK, bug),
+    ];
     let cases = cases.iter().flat_map(|case| [(case, false), (case, true)]);
     for (&(name, weights, extra), is_sharded) in cases {
         let spec = place.spec(weights, extra);

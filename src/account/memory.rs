@@ -21,12 +21,13 @@ pub struct MemoryLedger {
     /// All parameters.
     pub weights: u64,
     /// Gradients: one number per dense or factored parameter; K- and L-gradient, (m + n) r, per
-    /// low-rank matrix, and r² more where its momentum goes by the second moment of inputs.
+    /// low-rank matrix; and where a rule goes by the second moment of a matrix's inputs, r² more, or
+    /// n² of a full one.
     pub gradients: u64,
     /// Optimizer moments: two numbers per parameter under AdamW; r² + (m + n) r per low-rank
     /// matrix, twice that for `adam`, 4 r² more for `matrix_adam` and `whitened_spectral`, and 2 r²
-    /// for `input_whitened_spectral`; one number per full matrix' entry under Muon and per factor's
-    /// under heavy ball; (2 max(m, n) + min(m, n)) r per full matrix under GaLore, projector
+    /// for `input_whitened_spectral`; one number per full matrix' entry under Muon, n² more where
+    /// that is whitened, and per factor's entry under heavy ball; (2 max(m, n) + min(m, n)) r per full matrix under GaLore, projector
     /// included. What is carried for cuts is 4 r² per low-rank matrix, and m² + n² per matrix that
     /// is dense until it is cut.
     pub moments: u64,
@@ -56,7 +57,9 @@ pub struct MemoryLedger {
     /// GaLore there are a new weight and new moments for every full matrix, and in hand the SVD in
     /// f64: two copies of the gradient and both bases. Of matrices that are dense until they are cut
     /// there are a new weight and new moments, a cut in the Fisher norm has m² + n² second moments of
-    /// each, and in hand is the SVD as under GaLore.
+    /// each, and in hand is the SVD as under GaLore. Where momenta of full matrices are whitened,
+    /// the new second moments of inputs are there, n² each, and in hand are momentum and moment in
+    /// f64.
     pub optimizer: u64,
     /// What `augmented_bug` holds while it evaluates in the augmented bases, beside the first
     /// evaluation's gradients: gradients of all parameters once more, now 2r wide; and per low-rank

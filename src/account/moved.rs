@@ -1,7 +1,7 @@
 //! A matrix of the network as the rule sees that moves it.
 
 use crate::model::cost::MatrixCost;
-use crate::optim::{MovedWeight, WeightSize, augmented_rank, carried_values};
+use crate::optim::{MovedWeight, WeightSize, augmented_rank, carried_values, rule_cost};
 use crate::spec::{Integrator, Plan};
 
 /// What moves of a matrix.
@@ -22,10 +22,10 @@ pub(super) fn augmented(matrix: MatrixCost, integrator: Integrator) -> MatrixCos
     }
 }
 
-/// Numbers of zᵀz, r², of a matrix whose momentum goes by the second moment of its inputs; else 0.
+/// Numbers of the second moment of a matrix's inputs, where its rule has it measured at every step:
+/// r² of a point on the manifold, n² of a full matrix.
 pub(super) fn input_moment(plan: &Plan, matrix: &MatrixCost) -> u64 {
-    let measures = plan.optimizer.dlra().is_some_and(|dlra| dlra.momentum.measures_inputs());
-    if measures && matrix.is_low_rank() { matrix.rank() * matrix.rank() } else { 0 }
+    rule_cost(&plan.optimizer, matrix.form).input_moment(moved(matrix))
 }
 
 /// Numbers of the second moments that are carried for the cuts of a matrix, if it has a rank to

@@ -23,7 +23,7 @@ pub struct FlopLedger {
     /// matrix has no gradient product of its own (the S-gradient comes from the K-gradient), so
     /// that it counts twice, and that a frozen matrix or head has none, and passes none on where
     /// nothing is trained below it; and 2 r² for the second moment of a low-rank matrix' inputs,
-    /// where its momentum goes by that. The recomputation of attention scores in the backward is
+    /// 2 n² for that of a full one's, where its rule goes by that. The recomputation of attention scores in the backward is
     /// not counted.
     pub training_per_token: u64,
     /// Forward and backward of the further evaluations of an `augmented_bug` step, with every
@@ -32,7 +32,8 @@ pub struct FlopLedger {
     /// The rule's own products on all low-rank and factored matrices, once per step: the geometry of
     /// DLRA, LORO's exact steps; as [`crate::optim::RuleCost`] of the rule says.
     pub low_rank_optimizer_per_step: u64,
-    /// The same on full matrices: polar factors under Muon, projections and SVDs under GaLore.
+    /// The same on full matrices: polar factors under Muon and what is whitened
+    /// before, projections and SVDs under GaLore.
     pub matrix_optimizer_per_step: u64,
 }
 

@@ -2,7 +2,7 @@
 
 use super::memory::{BYTES_PER_VALUE, MemoryLedger};
 use crate::model::{ModelConfig, build};
-use crate::optim::{Movable, WeightSize, augmented_rank, carried_values, share_out};
+use crate::optim::{Movable, MovedWeight, WeightSize, augmented_rank, carried_values, share_out};
 use crate::spec::{DlraSpec, Integrator, OptimizerPlan, Plan};
 
 /// The numbers of each trained parameter, by which the parameters are shared out.
@@ -99,17 +99,18 @@ impl Sharded {
         let further = dlra.map_or(1, DlraSpec::evaluations_per_step) - 1;
         let (size, values) = (movable.weight.size, movable.weight.values);
         let wide = WeightSize { rank: augmented_rank(integrator, size), ..size };
-        let measures_inputs = dlra.is_some_and(|dlra| dlra.momentum.measures_inputs());
-        let sums = |size: WeightSize| match size.rank {
-            0 => values,
-            rank if measures_inputs => rank * (size.rows + size.columns + rank),
-            rank => rank * (size.rows + size.columns),
+        let rule = movable.rule(&plan.optimizer);
+        let sums = |size: WeightSize| {
+            let gradient = match size.rank {
+                0 => values,
+                rank => rank * (size.rows + size.columns),
+            };
+            gradient + rule.input_moment(MovedWeight { size, values })
         };
         let numbers = |size: WeightSize| match size.rank {
             0 => 0,
             rank => rank * (size.rows + size.columns + rank),
         };
-        let rule = movable.rule(&plan.optimizer);
         let carried = match plan.rank.moment_decay() {
             Some(_) if size.rank > 0 || movable.is_uncut => carried_values(size),
             _ => 0,

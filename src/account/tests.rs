@@ -119,6 +119,43 @@ fn muon_is_counted() {
     assert_eq!(plain.memory.moments - muon.memory.moments, 4 * 2 * (4 * 64 + 2 * 256));
 }
 
+/// Beside plain Muon's: n² of every second moment, 64 of 8 inputs and 1024 of 32; a Cholesky factor
+/// and two divisions, 2 m n², of each matrix; and the same of weights that are dense until a cut.
+#[test]
+fn whitened_momenta_of_full_matrices_are_counted() {
+    let muon = |keys: &str| {
+        let rule = format!("optimizer: {{matrices: {{muon: {{{keys}}}}}}}");
+        Ledger::new(&tiny("dense", &rule, false), 10, 1)
+    };
+    let uncut = |momentum: &str| {
+        let rule = format!(
+            "optimizer: {{low_rank: {{dlra: {{momentum: {momentum}}}}}}}\n\
+             rank: {{budget: {{final_share: 0.5, every: 2, start: 1, freeze: 6}}}}"
+        );
+        Ledger::new(&tiny("{low_rank: {rank: full, start: dense}}", &rule, false), 10, 1)
+    };
+    let squares = 2 * (5 * 64 + 1024);
+    let solves =
+        2 * (4 * (512 / 3 + 2 * 8 * 64) + (512 / 3 + 2 * 32 * 64)) + 2 * (32768 / 3 + 2 * 8 * 1024);
+    for [plain, whitened] in [
+        [muon(""), muon("input_damping: 0.2")],
+        [uncut("spectral"), uncut("input_whitened_spectral")],
+    ] {
+        assert_eq!(whitened.memory.gradients - plain.memory.gradients, 4 * squares);
+        assert_eq!(whitened.memory.moments - plain.memory.moments, 4 * squares);
+        assert_eq!(whitened.wire.sums_per_step - plain.wire.sums_per_step, squares);
+        let more = |count: fn(&FlopLedger) -> u64| count(&whitened.flops) - count(&plain.flops);
+        assert_eq!(more(|flops| flops.training_per_token), 2 * squares);
+        let optimizer = |flops: &FlopLedger| {
+            flops.low_rank_optimizer_per_step + flops.matrix_optimizer_per_step
+        };
+        assert_eq!(more(optimizer), solves);
+    }
+    // The new moments, and `down` with what it is divided by, in f64.
+    let in_hand = 2 * (8 * 32 + 32 * 32);
+    assert_eq!(muon("input_damping: 0.2").memory.optimizer, 4 * (squares + in_hand));
+}
+
 fn integrator(keys: &str) -> String {
     format!("optimizer: {{low_rank: {{dlra: {{{keys}}}}}}}")
 }

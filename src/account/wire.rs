@@ -11,8 +11,8 @@ const BYTES: u64 = 4;
 /// Gradient sums on the wire.
 ///
 /// A low-rank matrix has its K- and its L-gradient there, (m + n) r numbers in place of m n; all
-/// else that is trained has as many numbers as it stores; and the r × r second moment of its inputs
-/// where its momentum goes by that. A sum goes from each micro-batch to the
+/// else that is trained has as many numbers as it stores; and the second moment of its inputs, r × r
+/// or n × n, where its rule goes by that. A sum goes from each micro-batch to the
 /// next, M − 1 times, and from the last to all P processes, P − 1 times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireLedger {

@@ -3,7 +3,7 @@
 //!
 //! A multiply-add is two operations. A Gram matrix counts as the whole product AᵀA, of which the
 //! host computes one half. Factorisations iterate or work in blocks, so they count as the textbook
-//! has it (Golub & Van Loan, 4th ed., §5.2, §8.3 and §8.6), wherever one is really made.
+//! has it (Golub & Van Loan, 4th ed., §4.2, §5.2, §8.3 and §8.6), wherever one is really made.
 
 #[cfg(test)]
 use std::cell::Cell;
@@ -30,6 +30,12 @@ pub fn product(rows: usize, inner: usize, columns: usize) {
 #[inline(always)]
 pub fn triangular_division(rows: usize, columns: usize) {
     count(|| rows as f64 * (columns as f64).powi(2));
+}
+
+/// The Cholesky factor of an n × n matrix: n³/3.
+#[inline(always)]
+pub fn cholesky(size: usize) {
+    count(|| (size as f64).powi(3) / 3.0);
 }
 
 /// Q and R of m × n, m ≥ n, by reflections: 4 m n² − 4/3 n³, half of it for Q.

@@ -1,6 +1,7 @@
 //! QR factorisation by matrix products: R from the Cholesky factor of the Gram matrix, repeated
 //! until Q is orthonormal.
 
+use super::cholesky::lower_factor;
 use super::combine::{add_product, frobenius_norm, gram, multiply};
 use super::host::{epsilon, host_product, read, write};
 use super::stack::{
@@ -8,13 +9,9 @@ use super::stack::{
 };
 use super::symmetric::distance_from_identity;
 use candle_core::{D, Result, Tensor, bail};
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::factor::{
-    LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
-};
+use faer::Par;
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::mat::Mat;
-use faer::{Par, Spec};
 use rayon::prelude::*;
 
 /// Passes before giving up; two suffice unless the matrix is ill-conditioned, each more gains a
@@ -339,18 +336,4 @@ impl CholeskyFactor {
         }
         Some(Self { upper, inverse })
     }
-}
-
-fn lower_factor(mut matrix: Mat<f64>) -> Option<Mat<f64>> {
-    let scratch = cholesky_in_place_scratch::<f64>(matrix.nrows(), Par::Seq, Spec::default());
-    let mut memory = MemBuffer::new(scratch);
-    cholesky_in_place(
-        matrix.as_mut(),
-        LltRegularization::default(),
-        Par::Seq,
-        MemStack::new(&mut memory),
-        Spec::default(),
-    )
-    .ok()?;
-    Some(matrix)
 }

@@ -1,5 +1,5 @@
 //! Dense linear algebra on 2-D tensors: products, QR, Cholesky-QR, SVD, polar factor, square roots,
-//! triangular division.
+//! triangular division, whitening.
 //!
 //! Tensors are m × n with m rows, or a [`stack`] L × m × n of L such matrices, `f32` or `f64`, on
 //! any device. The form decides the path:
@@ -15,10 +15,11 @@
 //! On both a result depends on the input alone, bit for bit.
 //!
 //! * Small factorisations, on the host: [`svd`], [`polar`], [`square_roots`],
-//!   [`inverse_square_root`], [`divide_by_upper`], and [`qr`] on the host path.
+//!   [`inverse_square_root`], [`divide_by_upper`], [`whitened`], and [`qr`] on the host path.
 //! * Matrix products only: [`cholesky_qr`], [`orthonormal_directions`], [`polar_newton_schulz`],
 //!   [`reorthonormalize`], and [`qr`] on the device path.
 
+mod cholesky;
 mod cholesky_qr;
 mod combine;
 mod directions;
@@ -31,6 +32,7 @@ mod svd;
 mod symmetric;
 mod triangular;
 
+pub use cholesky::{whitened, whitened_flops};
 pub use combine::{
     add_product, frobenius_norm, gram, inner, multiply, sum_of_products, weighted_sum,
 };

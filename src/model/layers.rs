@@ -244,11 +244,13 @@ impl Linear {
         let bias = self.bias.map(|id| pass.dense(id)).transpose()?;
         match self.weight {
             LinearWeight::Matrix(id) => match &pass.params.get(id).weight {
-                Weight::Dense(_) => ops::linear(pass.tape, x, &pass.dense(id)?, bias.as_ref()),
-                Weight::Uncut(w) => {
+                weight @ (Weight::Dense(w) | Weight::Uncut(w)) => {
+                    let linear = match weight {
+                        Weight::Uncut(_) => ops::measured_linear,
+                        _ => ops::dense_matrix_linear,
+                    };
                     let to_inputs = pass.value(id, ParamStore::l_slot(id), w);
-                    let w = pass.dense(id)?;
-                    ops::measured_linear(pass.tape, x, &w, &to_inputs, bias.as_ref())
+                    linear(pass.tape, x, &pass.dense(id)?, &to_inputs, bias.as_ref())
                 }
                 Weight::LowRank(LowRank { u, s, v }) => {
                     let u = pass.value(id, ParamStore::slot(id), u);

@@ -20,18 +20,30 @@ use std::collections::BTreeMap;
 pub struct Gradients {
     slots: Vec<Slot>,
     wanted: Wanted,
+    /// Whether the Gram matrices of the inputs of matrices that stay dense are asked for.
+    wants_dense_inputs: bool,
     grams: BTreeMap<usize, Tensor>,
     /// Gram matrices of earlier evaluations, until they join those of the last.
     earlier_grams: BTreeMap<usize, Tensor>,
 }
 
-/// Which Gram matrices are asked for.
+/// A kind of Gram matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gram {
+    /// Of the inputs of a layer whose rank is cut, as its V sees them where it has one.
+    Inputs,
+    /// Of the output gradients of such a layer.
+    Outputs,
+    /// Of the inputs of a matrix that stays dense.
+    DenseInputs,
+}
+
+/// Which of those that are of layers whose rank is cut are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Wanted {
     Nothing,
-    /// Of the inputs of low-rank layers.
     Inputs,
-    /// Of inputs and output gradients, and of the layers whose weights are dense until a cut.
+    /// Of inputs and of output gradients.
     All,
 }
 
@@ -47,6 +59,7 @@ impl Gradients {
         Self {
             slots: (0..count).map(|_| Slot::default()).collect(),
             wanted: Wanted::Nothing,
+            wants_dense_inputs: false,
             grams: BTreeMap::new(),
             earlier_grams: BTreeMap::new(),
         }
@@ -62,6 +75,7 @@ impl Gradients {
     pub fn reset(&mut self) {
         self.slots.iter_mut().for_each(|slot| slot.filled = false);
         self.wanted = Wanted::Nothing;
+        self.wants_dense_inputs = false;
         self.grams.clear();
         self.earlier_grams.clear();
     }
@@ -121,14 +135,13 @@ impl Gradients {
         self.grams.iter_mut().try_for_each(|(slot, gram)| one(2 * slot + 1, gram))
     }
 
-    /// Whether all Gram matrices are asked for.
-    pub(super) fn wants_grams(&self) -> bool {
-        self.wanted == Wanted::All
-    }
-
-    /// Whether those of the inputs of low-rank layers are asked for.
-    pub(super) fn wants_input_grams(&self) -> bool {
-        self.wanted >= Wanted::Inputs
+    /// Whether Gram matrices of this kind are asked for.
+    pub(super) fn wants(&self, kind: Gram) -> bool {
+        match kind {
+            Gram::Inputs => self.wanted >= Wanted::Inputs,
+            Gram::Outputs => self.wanted == Wanted::All,
+            Gram::DenseInputs => self.wants_dense_inputs,
+        }
     }
 
     /// Asks the low-rank layers for the second moments of what passes through them; see
@@ -137,9 +150,16 @@ impl Gradients {
         self.wanted = Wanted::All;
     }
 
-    /// Asks for those of their inputs, zᵀz with z = xV, if not for more.
+    /// Asks for those of their inputs, zᵀz with z = xV, if not for more; of a weight that is dense
+    /// until a cut xᵀx.
     pub fn want_input_grams(&mut self) {
         self.wanted = self.wanted.max(Wanted::Inputs);
+    }
+
+    /// Asks the layers whose matrices stay dense for xᵀx of their inputs, beside what else is asked
+    /// for; see [`dense_matrix_linear`](super::dense_matrix_linear).
+    pub fn want_dense_input_grams(&mut self) {
+        self.wants_dense_inputs = true;
     }
 
     /// The sum of xᵀ x over the rows x that passed a slot, if one was asked for and has arrived.

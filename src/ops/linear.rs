@@ -2,6 +2,7 @@
 //! leading dimensions.
 
 use super::compute::{Compute, widened};
+use super::gradients::Gram;
 use super::product::{as_rows, product_by, rows_of};
 use super::tape::{Flow, Remake, Source, Tape, Value};
 use crate::kernels::profile::{Cost, Work, span};
@@ -14,11 +15,27 @@ use rayon::prelude::*;
 /// # Errors
 /// If the shapes do not fit.
 pub fn linear(tape: &Tape, x: &Value, w: &Value, bias: Option<&Value>) -> Result<Value> {
-    dense_linear(tape, x, w, None, bias)
+    dense_linear(tape, x, w, Measured::Nothing, bias)
+}
+
+/// [`linear`] of a block's matrix that stays dense: where [`Gradients`](super::Gradients) ask for
+/// the Gram matrices of their inputs, the slot of `inputs` gets xᵀ x, n × n.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn dense_matrix_linear(
+    tape: &Tape,
+    x: &Value,
+    w: &Value,
+    inputs: &Value,
+    bias: Option<&Value>,
+) -> Result<Value> {
+    dense_linear(tape, x, w, Measured::Inputs(inputs.source()), bias)
 }
 
 /// [`linear`] of a weight whose rank is to be cut: where [`Gradients`](super::Gradients) ask for
-/// Gram matrices, the slot of `inputs` gets xᵀ x, n × n, and that of w δᵀ δ, m × m.
+/// Gram matrices, the slot of `inputs` gets xᵀ x, n × n, and that of w δᵀ δ, m × m; where they ask
+/// for those of inputs, the slot of `inputs` alone.
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -29,15 +46,35 @@ pub fn measured_linear(
     inputs: &Value,
     bias: Option<&Value>,
 ) -> Result<Value> {
-    dense_linear(tape, x, w, inputs.source(), bias)
+    dense_linear(tape, x, w, Measured::ForCuts(inputs.source()), bias)
 }
 
-/// y = x Wᵀ + b; the second moments are measured where those of the inputs have a place.
+/// Second moments that a dense layer measures where they are asked for, with the place of those of
+/// its inputs.
+#[derive(Clone, Copy)]
+enum Measured {
+    Nothing,
+    Inputs(Option<Source>),
+    /// Of inputs and output gradients.
+    ForCuts(Option<Source>),
+}
+
+impl Measured {
+    /// The place of those of the inputs.
+    fn to_inputs(self) -> Option<Source> {
+        match self {
+            Self::Nothing => None,
+            Self::Inputs(to) | Self::ForCuts(to) => to,
+        }
+    }
+}
+
+/// y = x Wᵀ + b, with second moments.
 fn dense_linear(
     tape: &Tape,
     x: &Value,
     w: &Value,
-    to_inputs: Option<Source>,
+    measured: Measured,
     bias: Option<&Value>,
 ) -> Result<Value> {
     let (m, n) = w.tensor().dims2()?;
@@ -52,14 +89,18 @@ fn dense_linear(
     let input = Input::of(x);
     // A frozen weight needs no input kept for its gradient.
     let rows = to_w.map(|_| KeptRows::of(x, rows));
-    Ok(tape.record(&[to_x, to_w, to_inputs, to_bias], y, move |delta, flow| {
+    Ok(tape.record(&[to_x, to_w, measured.to_inputs(), to_bias], y, move |delta, flow| {
         let delta = as_rows(&delta)?;
         if let Some(rows) = rows {
             let rows = rows.tensor(compute)?;
             flow.add_product(to_w, weight.dims(), &delta.t()?, &rows)?;
-            if to_inputs.is_some() {
-                flow.add_gram(to_inputs, &rows)?;
-                flow.add_gram(to_w, &delta)?;
+            match measured {
+                Measured::Nothing => {}
+                Measured::Inputs(to) => flow.add_gram(Gram::DenseInputs, to, &rows)?,
+                Measured::ForCuts(to) => {
+                    flow.add_gram(Gram::Inputs, to, &rows)?;
+                    flow.add_gram(Gram::Outputs, to_w, &delta)?;
+                }
             }
         }
         add_bias_gradient(flow, to_bias, &delta)?;
@@ -115,7 +156,7 @@ pub fn low_rank_linear(
         let delta = as_rows(&delta)?;
         if let Some(z) = z {
             flow.add_product(to_u, u_narrow.dims(), &delta.t()?, &z)?;
-            flow.add_input_gram(to_v, &z)?;
+            flow.add_gram(Gram::Inputs, to_v, &z)?;
         }
         add_bias_gradient(flow, to_bias, &delta)?;
         if to_x.or(to_u).or(to_v).is_none() {
@@ -127,7 +168,7 @@ pub fn low_rank_linear(
             let rows = rows.tensor(compute)?;
             flow.add_product(to_v, v.dims(), &rows.t()?, &delta_u)?;
         }
-        flow.add_gram(to_u, &delta_u)?;
+        flow.add_gram(Gram::Outputs, to_u, &delta_u)?;
         match to_x {
             None => Ok(()),
             Some(_) if n < count => {

@@ -32,7 +32,7 @@ pub use cross_entropy::{Targets, cross_entropies, cross_entropy_head, cross_entr
 pub use documents::PackedDocuments;
 pub use embedding::{embedding, token_embedding};
 pub use gradients::Gradients;
-pub use linear::{linear, low_rank_linear, measured_linear};
+pub use linear::{dense_matrix_linear, linear, low_rank_linear, measured_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use pointwise::{Dropout, add, dropout, gelu, scaled, swiglu};
 pub use product::{product, product_into};

@@ -7,7 +7,7 @@
 
 use super::compute::Compute;
 use super::few_rows::few_rows_product;
-use super::gradients::{Gradients, add_in_place};
+use super::gradients::{Gradients, Gram, add_in_place};
 use super::product::{as_rows, multiplies_in_f32, product_by, product_into_by, widened_view};
 use super::relay::{Contribution, Passing, Relay};
 use crate::kernels::profile::{Work, backward_span, innermost};
@@ -337,22 +337,10 @@ impl Flow<'_> {
         }
     }
 
-    /// Adds the Gram matrix xᵀ x of rows x to a parameter's slot, if the gradients ask for all of
-    /// them.
-    pub fn add_gram(&mut self, to: Option<Source>, x: &Tensor) -> Result<()> {
-        let wanted = self.gradients.wants_grams();
-        self.add_gram_if(wanted, to, x)
-    }
-
-    /// The same of the inputs of a low-rank layer, if the gradients ask for those.
-    pub fn add_input_gram(&mut self, to: Option<Source>, z: &Tensor) -> Result<()> {
-        let wanted = self.gradients.wants_input_grams();
-        self.add_gram_if(wanted, to, z)
-    }
-
-    fn add_gram_if(&mut self, wanted: bool, to: Option<Source>, x: &Tensor) -> Result<()> {
+    /// Adds the Gram matrix xᵀ x of rows x to a parameter's slot, if the gradients ask for its kind.
+    pub(super) fn add_gram(&mut self, kind: Gram, to: Option<Source>, x: &Tensor) -> Result<()> {
         match to {
-            Some(Source::Slot(slot)) if wanted => {
+            Some(Source::Slot(slot)) if self.gradients.wants(kind) => {
                 if let Some(passing) = &mut self.passing {
                     passing.bring_gram(self.gradients, slot, (x.dim(1)?, x.device()))?;
                 }

@@ -70,6 +70,12 @@ pub trait RuleCost {
         0
     }
 
+    /// Numbers of the second moment of the weight's inputs, where every backward pass measures it for
+    /// this rule.
+    fn input_moment(&self, _: MovedWeight) -> u64 {
+        0
+    }
+
     /// Operations of the rule's own products in a step on all these weights; where steps differ,
     /// of one in this phase of a cycle, or the mean.
     fn flops(&self, _: &[MovedWeight], _: Option<CyclePhase>) -> u64 {

@@ -358,8 +358,8 @@ impl ParamStore {
         2 * id.0
     }
 
-    /// The gradient slot of a low-rank weight's V (its L-gradient); until the weight is cut, only
-    /// the second moment of its inputs is there.
+    /// The gradient slot of a low-rank weight's V (its L-gradient); of a dense matrix, cut later or
+    /// never, only the second moment of its inputs is there.
     pub fn l_slot(id: ParamId) -> usize {
         2 * id.0 + 1
     }

@@ -29,7 +29,7 @@ pub struct DlraSpec {
     /// Another decay at first, and the way from it to `beta1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta1_schedule: Option<Beta1ScheduleSpec>,
-    /// Decay of the second moment (`adam`).
+    /// Decay of second moments, of gradients or of inputs.
     pub beta2: f64,
     /// Added to the root of the second moment (`adam`).
     pub epsilon: f64,
@@ -174,12 +174,7 @@ pub(super) fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
         "of at least 0 (0 turns it off)",
         &format!("{path}.spectral_regularization"),
     );
-    found.require_number(
-        dlra.input_damping,
-        dlra.input_damping > 0.0,
-        "greater than 0, such as 0.2",
-        &format!("{path}.input_damping"),
-    );
+    check_input_damping(found, dlra.input_damping, path);
     found
         .require_positive(dlra.reorthonormalize_every.0, &format!("{path}.reorthonormalize_every"));
     found.require_positive(dlra.truncate_every.0, &format!("{path}.truncate_every"));
@@ -201,6 +196,12 @@ pub(super) fn check_dlra(found: &mut Findings, dlra: &DlraSpec, path: &str) {
         format!("`{name}` has gathered no second moments of the directions that `integrator: augmented_bug` steps along; choose `spectral`, `adam` \
          or `heavy_ball`, or the integrator `tangent` or `coefficient_cycle`")
     });
+}
+
+/// What is added to a second moment of inputs before it is inverted.
+pub(super) fn check_input_damping(found: &mut Findings, damping: f64, path: &str) {
+    let range = "greater than 0, such as 0.2";
+    found.require_number(damping, damping > 0.0, range, &format!("{path}.input_damping"));
 }
 
 /// Settings that the integrator does not look at.

@@ -1,12 +1,12 @@
 //! Whether the values of `optimizer:` make sense and fit the weights they are for.
 
 use super::beta1_spec::check_beta1_schedule;
-use super::dlra_spec::check_dlra;
+use super::dlra_spec::{check_dlra, check_input_damping};
 use super::findings::Findings;
 use super::model_spec::{FactorForm, TrainedForm, WeightsSpec};
 use super::optimizer_spec::{
     AdamwSpec, DenseOptimizerSpec, GaloreSpec, LoroSpec, LowRankOptimizerSpec, MatrixOptimizerSpec,
-    OptimizerSpec,
+    MuonSpec, OptimizerSpec,
 };
 use super::plan::{Plan, WeightForm};
 
@@ -21,13 +21,13 @@ pub(super) fn check_optimizer(
     match &optimizer.matrices {
         None => {}
         Some(MatrixOptimizerSpec::Muon(muon)) => {
-            check_momentum(
-                found,
-                [muon.learning_rate, muon.beta1, muon.weight_decay],
-                "optimizer.matrices.muon",
-            );
-            let schedule = muon.beta1_schedule.as_ref();
-            check_beta1_schedule(found, schedule, "optimizer.matrices.muon");
+            let path = "optimizer.matrices.muon";
+            let MuonSpec { learning_rate, beta1, beta2, weight_decay, .. } = *muon;
+            check_moments(found, [learning_rate, beta1, beta2, 1.0, weight_decay], path);
+            check_beta1_schedule(found, muon.beta1_schedule.as_ref(), path);
+            if let Some(damping) = muon.input_damping {
+                check_input_damping(found, damping, path);
+            }
         }
         Some(MatrixOptimizerSpec::Galore(galore)) => {
             check_galore(found, galore, plan, "optimizer.matrices.galore")

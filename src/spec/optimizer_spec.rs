@@ -59,8 +59,30 @@ pub struct MuonSpec {
     pub beta1_schedule: Option<Beta1ScheduleSpec>,
     /// Whether the direction looks ahead by one gradient.
     pub nesterov: bool,
+    /// Whitens the momentum by the second moment of the weight's inputs before its polar factor
+    /// (Newton-Muon, Du & Su 2026): what is added to that moment before it is inverted, as a share
+    /// of its mean eigenvalue, such as 0.2; the larger, the less is whitened. Default: plain Muon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_damping: Option<f64>,
+    /// Decay of the second moment of the inputs (`input_damping`).
+    #[serde(skip_serializing_if = "is_default_input_decay")]
+    pub beta2: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+}
+
+/// As `dlra` has it.
+const DEFAULT_INPUT_DECAY: f64 = 0.99;
+
+fn is_default_input_decay(beta2: &f64) -> bool {
+    *beta2 == DEFAULT_INPUT_DECAY
+}
+
+/// A decay that nothing goes by.
+pub(super) fn unused_of_muon(unused: &mut Vec<String>, muon: &MuonSpec, path: &str) {
+    if muon.input_damping.is_none() && !is_default_input_decay(&muon.beta2) {
+        unused.push(format!("{path}.beta2: unused without `input_damping`"));
+    }
 }
 
 impl Default for MuonSpec {
@@ -70,6 +92,8 @@ impl Default for MuonSpec {
             beta1: 0.95,
             beta1_schedule: None,
             nesterov: true,
+            input_damping: None,
+            beta2: DEFAULT_INPUT_DECAY,
             weight_decay: 0.1,
         }
     }

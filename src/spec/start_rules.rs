@@ -48,12 +48,10 @@ pub(super) fn check_start(found: &mut Findings, plan: &Plan) {
                 .into(),
         );
     }
-    let has_dense_form =
-        matches!(dlra.momentum, Momentum::Spectral | Momentum::Adam | Momentum::HeavyBall);
-    if !has_dense_form {
+    if matches!(dlra.momentum, Momentum::MatrixAdam | Momentum::WhitenedSpectral) {
         refuse(
-            "needs `momentum: spectral`, `adam` or `heavy_ball`; second moments of r × r have no \
-             counterpart where a matrix is dense"
+            "needs `momentum: spectral`, `input_whitened_spectral`, `adam` or `heavy_ball`; second \
+             moments of r × r of gradients have no counterpart where a matrix is dense"
                 .into(),
         );
     }
@@ -109,6 +107,15 @@ mod tests {
     }
 
     #[test]
+    fn momenta_with_a_dense_counterpart_start_dense() {
+        for momentum in ["spectral", "input_whitened_spectral", "adam", "heavy_ball"] {
+            let set = [format!("optimizer.low_rank.dlra.momentum={momentum}")];
+            let (_, plan) = parse_plan(GOOD, "small.yaml", &set).expect(momentum);
+            plan.validate().expect(momentum);
+        }
+    }
+
+    #[test]
     fn what_cannot_start_dense_is_refused_with_a_remedy() {
         for (setting, said) in [
             ("model.weights={low_rank: {rank: 4, start: dense}}", "write `rank: full`"),
@@ -117,6 +124,7 @@ mod tests {
             ("rank.budget={final_share: 0.5, every: 4, start: 11, freeze: 12}", "at step 13"),
             ("train.max_steps=3", "after step 3"),
             ("optimizer.low_rank.dlra.momentum=matrix_adam", "`momentum: spectral`"),
+            ("optimizer.low_rank.dlra.momentum=whitened_spectral", "`input_whitened_spectral`"),
             ("optimizer.low_rank.dlra.integrator=augmented_bug", "`integrator: tangent`"),
             ("optimizer.low_rank.dlra.integrator=coefficient_cycle", "`integrator: tangent`"),
             ("optimizer.low_rank.dlra.spectral_regularization=0.1", "set that to 0"),

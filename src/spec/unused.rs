@@ -4,7 +4,7 @@ use super::adapter_spec::AdapterForm;
 use super::beta1_spec::unused_of_beta1;
 use super::dlra_spec::{Momentum, SecondMomentTransport, unused_of_integrator};
 use super::model_spec::{TrainedForm, WeightsSpec};
-use super::optimizer_spec::LowRankOptimizerSpec;
+use super::optimizer_spec::{LowRankOptimizerSpec, unused_of_muon};
 use super::plan::Plan;
 use super::rank_spec::{RankNorm, RankSpec};
 use super::run_spec::{DeviceSpec, KernelsSpec, LinalgSpec, RunSpec};
@@ -62,6 +62,7 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     if let Some(muon) = optimizer.muon() {
         let at = ("optimizer.matrices.muon", spec.train.max_steps.0);
         unused_of_beta1(&mut unused, muon.beta1_schedule.as_ref(), at);
+        unused_of_muon(&mut unused, muon, at.0);
     }
     let (policy, norm, batches, decay) = match &spec.rank {
         RankSpec::Fixed(_) => (None, RankNorm::Frobenius, 1, 0.0),

@@ -44,6 +44,12 @@ const CASES: &[Case] = &[
     Case { method: "dense-adamw", steps: 1, overrides: &[], cubes: 0 },
     Case { method: "dense-muon", steps: 1, overrides: &[], cubes: 0 },
     Case {
+        method: "dense-muon",
+        steps: 2,
+        overrides: &["optimizer.matrices.muon.input_damping=0.2"],
+        cubes: 0,
+    },
+    Case {
         method: "galore",
         steps: 4,
         overrides: &["optimizer.matrices.galore={rank: 8, refresh_every: 2}"],
@@ -124,6 +130,16 @@ const CASES: &[Case] = &[
     },
     // Dense until a cut, which these steps do not reach.
     Case { method: "dlra-budget", steps: 2, overrides: DENSE_START, cubes: 0 },
+    Case {
+        method: "dlra-budget",
+        steps: 2,
+        overrides: &[
+            DENSE_START[0],
+            DENSE_START[1],
+            "optimizer.low_rank.dlra.momentum=input_whitened_spectral",
+        ],
+        cubes: 0,
+    },
     Case { method: "dense-adamw", steps: 1, overrides: LLAMA, cubes: 0 },
     Case { method: "dense-muon", steps: 1, overrides: LLAMA, cubes: 0 },
     Case {

@@ -61,6 +61,10 @@ fn until_the_first_cut_steps_are_those_of_the_dense_rules() {
             "optimizer.matrices={muon: {learning_rate: 2e-2, beta1: 0.95}}",
         ),
         (
+            "optimizer.low_rank={dlra: {momentum: input_whitened_spectral, nesterov: true, learning_rate: 2e-2, beta1: 0.95, beta2: 0.9, input_damping: 0.3}}",
+            "optimizer.matrices={muon: {learning_rate: 2e-2, beta1: 0.95, beta2: 0.9, input_damping: 0.3}}",
+        ),
+        (
             "optimizer.low_rank={dlra: {momentum: adam, learning_rate: 3e-3, epsilon: 1e-8}}",
             "optimizer.dense={adamw: {learning_rate: 3e-3, weight_decay: 0.1}}",
         ),

@@ -168,7 +168,11 @@ impl<'a> Trainer<'a> {
             };
             self.params.iter().map(|(_, parameter)| of(&parameter.weight)).sum()
         };
-        let cut = |norm| of_all(&|size| cut_flops(norm, size, batches * tokens));
+        let cut = |norm| {
+            let dlra = self.plan.optimizer.dlra();
+            let of = |dlra| of_all(&|size| cut_flops(dlra, norm, size, batches * tokens));
+            dlra.map_or(0, of)
+        };
         let carried = self.plan.rank.moment_decay().map_or(0, |_| {
             let measured = if self.optimizer.only_measures(step) { tokens } else { 0 };
             of_all(&|size| carried_flops(size, measured))

@@ -60,6 +60,57 @@ fn is_a_whitening_by_a_whole_matrix_that_v_has_seen() {
     }
 }
 
+/// At full rank, with orthogonal bases, square and with more rows than columns, where V sees all
+/// inputs: Newton-Muon's step of the dense matrix.
+#[test]
+fn factors_of_full_rank_take_the_dense_step() {
+    let columns = 9;
+    for (rows, nesterov) in [(9, false), (9, true), (14, true)] {
+        // Of this retraction is the polar factor by products, which Muon takes.
+        let retraction = RetractionSpec::Subspace;
+        let settings =
+            DlraSpec { nesterov, retraction, ..settings(Momentum::InputWhitenedSpectral) };
+        let random =
+            |purpose: &str, index| tensor(&textbook::random(rows, columns, purpose, index));
+        let rule = MuonSpec {
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            input_damping: Some(settings.input_damping),
+            weight_decay: DECAY,
+            nesterov,
+            ..MuonSpec::default()
+        };
+        let mut w = random("full", 0);
+        let mut dense_state = MuonState::new(&w, &rule).expect("state");
+        let mut point = LowRank::from_dense(&w, columns).expect("rank fits");
+        let mut state = DlraState::new(&point, &settings).expect("state");
+        for step in 1..=4 {
+            let (gradient, x) = (random("full gradient", step), random("inputs", step));
+            let gram = x.t().and_then(|t| t.matmul(&x)).expect("xᵀx");
+            let seen = point.v.t().and_then(|t| t.matmul(&gram)?.matmul(&point.v)).expect("zᵀz");
+            let tangent = Tangent::project(&point, &gradient).expect("projection");
+            let hyper = DlraStep {
+                settings: &settings,
+                learning_rate: LEARNING_RATE,
+                step,
+                rank: RankDecision::Keep,
+            };
+            let measured = state.with_inputs(&seen, &settings).expect("inputs");
+            let update = measured.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
+            (point, state) = (update.point, update.state);
+
+            let measured = dense_state.with_inputs(&gram, rule.beta2).expect("inputs");
+            let next = measured.step(&w, Scaled::new(&gradient, 1.0), &rule, LEARNING_RATE);
+            (w, dense_state) = next.expect("step");
+            let difference = (dense(&point.to_dense().expect("dense")) - dense(&w)).norm_l2();
+            assert!(
+                difference < 1e-10 * dense(&w).norm_l2(),
+                "{rows} rows, step {step}: {difference:e}"
+            );
+        }
+    }
+}
+
 /// Inputs without a preferred direction, of whatever size, leave the step of `spectral`; uneven
 /// ones do not.
 #[test]

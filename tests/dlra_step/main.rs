@@ -9,10 +9,10 @@ mod support;
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use lrpt::lowrank::{LowRank, Tangent};
-use lrpt::optim::{DlraState, DlraStep, DlraUpdate, Leaves, RankDecision, Scaled};
+use lrpt::optim::{DlraState, DlraStep, DlraUpdate, Leaves, MuonState, RankDecision, Scaled};
 use lrpt::rng;
 use lrpt::spec::{
-    Beta1ScheduleSpec, Count, DlraSpec, Momentum, RetractionSpec, SecondMomentTransport,
+    Beta1ScheduleSpec, Count, DlraSpec, Momentum, MuonSpec, RetractionSpec, SecondMomentTransport,
 };
 use support::textbook::{self, dense, tensor, truncated_svd};
 

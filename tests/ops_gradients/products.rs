@@ -29,31 +29,42 @@ fn low_rank_linear_input_and_bias() -> Result<()> {
     Ok(())
 }
 
-/// zᵀ z in V's slot where inputs are asked for, (δU)ᵀ (δU) in U's where all is; none unasked, and
-/// none of a layer that is dense until a cut where inputs are asked for.
+/// zᵀ z in V's slot, and xᵀ x of a layer that is dense until a cut, where inputs are asked for;
+/// (δU)ᵀ (δU) in U's, and δᵀ δ, where all is; xᵀ x of a matrix that stays dense where that is; none
+/// unasked.
 #[test]
-fn low_rank_linear_measures_what_is_asked_for() -> Result<()> {
+fn linear_layers_measure_what_is_asked_for() -> Result<()> {
     let (u, s, v) = (normal(1, &[7, 2])?, normal(2, &[2, 2])?, normal(3, &[5, 2])?);
     let (x, w) = (normal(4, &[9, 5])?, normal(5, &[7, 5])?);
     let z = x.matmul(&v)?;
-    let gram = z.t()?.matmul(&z)?;
-    let asks: [fn(&mut Gradients); 3] =
-        [|_| (), Gradients::want_input_grams, Gradients::want_grams];
-    for (count, ask) in asks.into_iter().enumerate() {
+    let (gram, whole) = (z.t()?.matmul(&z)?, x.t()?.matmul(&x)?);
+    let asks: [(fn(&mut Gradients), [bool; 6]); 4] = [
+        (|_| (), [false; 6]),
+        (Gradients::want_input_grams, [false, true, false, true, false, false]),
+        (Gradients::want_grams, [true, true, true, true, false, false]),
+        (Gradients::want_dense_input_grams, [false, false, false, false, false, true]),
+    ];
+    for (ask, expected) in asks {
         let tape = Tape::training();
-        let [u, v, w, inputs] =
-            [(0, &u), (1, &v), (2, &w), (3, &x)].map(|(slot, tensor)| tape.parameter(slot, tensor));
-        let x = tape.constant(x.clone());
-        let low_rank = ops::low_rank_linear(&tape, &x, &u, &s, &v, None)?;
-        let dense = ops::measured_linear(&tape, &x, &w, &inputs, None)?;
-        let loss = weighted_sum(&tape, &ops::add(&tape, &low_rank, &dense)?)?;
-        let mut gradients = Gradients::new(4);
+        let parameters = [(0, &u), (1, &v), (2, &w), (3, &x), (4, &w), (5, &x)];
+        let [u, v, w, inputs, dense, dense_inputs] =
+            parameters.map(|(slot, tensor)| tape.parameter(slot, tensor));
+        let rows = tape.constant(x.clone());
+        let low_rank = ops::low_rank_linear(&tape, &rows, &u, &s, &v, None)?;
+        let uncut = ops::measured_linear(&tape, &rows, &w, &inputs, None)?;
+        let dense = ops::dense_matrix_linear(&tape, &rows, &dense, &dense_inputs, None)?;
+        let sum = ops::add(&tape, &ops::add(&tape, &low_rank, &uncut)?, &dense)?;
+        let loss = weighted_sum(&tape, &sum)?;
+        let mut gradients = Gradients::new(6);
         ask(&mut gradients);
         tape.backward(&loss, &mut gradients)?;
-        let found = [0, 1, 2, 3].map(|slot| gradients.gram(slot).is_some());
-        assert_eq!(found, [count == 2, count >= 1, count == 2, count == 2]);
-        if let Some(found) = gradients.gram(1) {
-            assert!(largest(&numbers(&(found - &gram)?)?) < 1e-12 * largest(&numbers(&gram)?));
+        let found = [0, 1, 2, 3, 4, 5].map(|slot| gradients.gram(slot).is_some());
+        assert_eq!(found, expected);
+        for (slot, expected) in [(1, &gram), (3, &whole), (5, &whole)] {
+            if let Some(found) = gradients.gram(slot) {
+                let difference = largest(&numbers(&(found - expected)?)?);
+                assert!(difference < 1e-12 * largest(&numbers(expected)?), "slot {slot}");
+            }
         }
     }
     Ok(())

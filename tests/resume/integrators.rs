@@ -138,7 +138,7 @@ fn operations_of_cuts_are_counted() {
 fn weights_that_are_dense_until_they_are_cut() {
     let weights = "{low_rank: {rank: full, start: dense}}";
     let budget = "rank: {budget: {final_rank: 8, schedule: cubic, every: 3, settle: 2, start: 3, freeze: 12}}\n";
-    for keys in ["spectral, nesterov: true", "adam", "heavy_ball"] {
+    for keys in ["spectral, nesterov: true", "input_whitened_spectral", "adam", "heavy_ball"] {
         let rule = integrator(&format!("momentum: {keys}"));
         check(&format!("dense start, {keys}"), weights, &format!("{rule}{budget}"), &[2, 4, 5, 9]);
     }

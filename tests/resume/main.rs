@@ -85,6 +85,10 @@ fn factored_adamw() {
 #[test]
 fn dense_muon() {
     check("dense Muon", "dense", "optimizer: {matrices: {muon: {learning_rate: 1e-2}}}\n", &[5]);
+    let rule = "optimizer: {matrices: {muon: {learning_rate: 1e-2, input_damping: 0.2}}}\n";
+    check("whitened Muon", "dense", rule, &[5]);
+    let path = "linalg: device\nkernels: portable\ndtype: {compute: bf16}\n";
+    check("whitened Muon, on the device path", "dense", &format!("{path}{rule}"), &[5]);
 }
 
 #[test]

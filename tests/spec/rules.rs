@@ -51,7 +51,10 @@ fn damping_and_what_it_is_for() {
         + &format!(
             "rank: {{budget: {{final_rank: 8}}}}\noptimizer: {{low_rank: {{dlra: {{{whitened}}}}}}}\n"
         );
-    insta::assert_snapshot!(message_of(&text, &[]), @"run.yaml:7:43: model.weights.low_rank.start: needs `momentum: spectral`, `adam` or `heavy_ball`; second moments of r × r have no counterpart where a matrix is dense");
+    let plan = spec::parse_plan(&text, "run.yaml", &[]).expect("a momentum with a dense form").1;
+    assert_eq!(plan.optimizer.dlra().map(|dlra| dlra.momentum.measures_inputs()), Some(true));
+    let whitened_by_gradients = ["optimizer.low_rank.dlra.momentum=whitened_spectral"];
+    insta::assert_snapshot!(message_of(&text, &whitened_by_gradients), @"run.yaml:7:43: model.weights.low_rank.start: needs `momentum: spectral`, `input_whitened_spectral`, `adam` or `heavy_ball`; second moments of r × r of gradients have no counterpart where a matrix is dense");
     let unused = |keys: &str| {
         let text = GOOD.replacen("train:", &dlra(keys), 1);
         let (written, _) = spec::parse_plan(&text, "run.yaml", &[]).expect("a good spec");
@@ -59,4 +62,29 @@ fn damping_and_what_it_is_for() {
     };
     assert_eq!(unused(&format!("{whitened}, input_damping: 0.5")), "");
     insta::assert_snapshot!(unused("input_damping: 0.5"), @"optimizer.low_rank.dlra.input_damping: unused, only `momentum: input_whitened_spectral` has it");
+}
+
+/// What is not written leaves a plan, and its hash, as before the keys were there.
+#[test]
+fn muon_whitened_by_inputs() {
+    let text = |keys: &str| {
+        let muon = format!("optimizer: {{matrices: {{muon: {{{keys}}}}}}}\n");
+        GOOD.replacen("{low_rank: {rank: 16}}", "dense", 1) + &muon
+    };
+    let parsed = |keys: &str| spec::parse_plan(&text(keys), "run.yaml", &[]).expect("a good spec");
+    let (_, plain) = parsed("");
+    let written = serde_json::to_string(&plain.optimizer.muon()).expect("JSON");
+    assert!(!written.contains("input_damping") && !written.contains("beta2"), "{written}");
+    let (spec_of, whitened) = parsed("input_damping: 0.2");
+    assert_eq!(spec::unused_settings(&spec_of), [""; 0]);
+    assert_ne!(plain.hash(), whitened.hash());
+    let muon = whitened.optimizer.muon().expect("Muon");
+    assert_eq!((muon.input_damping, muon.beta2), (Some(0.2), 0.99));
+    assert_eq!(
+        spec::Plan::resolve(&whitened.as_spec().expect("a spec")).expect("a plan"),
+        whitened
+    );
+    insta::assert_snapshot!(message_of(&text("input_damping: 0"), &[]), @"run.yaml:10:46: optimizer.matrices.muon.input_damping: is 0; set a number greater than 0, such as 0.2");
+    insta::assert_snapshot!(message_of(&text("input_damping: 0.2, beta2: 1"), &[]), @"run.yaml:10:58: optimizer.matrices.muon.beta2: is 1; set a number of at least 0 and less than 1");
+    insta::assert_snapshot!(spec::unused_settings(&parsed("beta2: 0.9").0).join("\n"), @"optimizer.matrices.muon.beta2: unused without `input_damping`");
 }

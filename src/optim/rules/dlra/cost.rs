@@ -2,7 +2,7 @@
 //! same wherever it runs.
 
 use super::momenta::momentum_cost;
-use super::uncut;
+use super::uncut_cost;
 use crate::optim::cost::{MovedWeight, RuleCost, WeightSize};
 use crate::spec::{CyclePhase, DlraSpec, Integrator, RankNorm, RetractionSpec};
 
@@ -12,7 +12,7 @@ impl RuleCost for DlraSpec {
     /// A weight that is not cut yet has no rank, as any full one.
     fn kept(&self, weight: MovedWeight) -> u64 {
         if is_uncut(weight) {
-            return uncut::kept(self, weight);
+            return uncut_cost::kept(self, weight);
         }
         weight.values + momentum_cost(self.momentum).values(weight.size)
     }
@@ -26,15 +26,19 @@ impl RuleCost for DlraSpec {
 
     fn in_hand(&self, weight: MovedWeight) -> u64 {
         match is_uncut(weight) {
-            // The SVD of a cut.
-            true => weight.size.dense_svd_values(),
+            true => uncut_cost::in_hand(self, weight),
             false => augmentation_values(weight.size),
         }
     }
 
+    fn input_moment(&self, weight: MovedWeight) -> u64 {
+        let seen = if is_uncut(weight) { weight.size.columns } else { weight.size.rank };
+        if self.momentum.measures_inputs() { seen * seen } else { 0 }
+    }
+
     fn flops(&self, weights: &[MovedWeight], phase: Option<CyclePhase>) -> u64 {
         let step = |weight: &MovedWeight| match phase {
-            _ if is_uncut(*weight) => uncut::step_flops(self, weight.size),
+            _ if is_uncut(*weight) => uncut_cost::step_flops(self, *weight),
             None => step_flops(self, weight.size).total(),
             Some(phase) => cycle_flops(self, weight.size, phase).total(),
         };
@@ -238,10 +242,10 @@ pub fn carried_flops(size: WeightSize, measured: u64) -> u64 {
 /// QRs, 16/3 r³, a second SVD, 21 r³, and two products, 4 r³.
 ///
 /// Of a weight that is not cut yet, whose rank is 0 here as that of any full one, see
-/// `uncut::cut_flops`.
-pub fn cut_flops(norm: RankNorm, size: WeightSize, tokens: u64) -> u64 {
+/// `uncut_cost::cut_flops`.
+pub fn cut_flops(dlra: &DlraSpec, norm: RankNorm, size: WeightSize, tokens: u64) -> u64 {
     if size.rank == 0 {
-        return uncut::cut_flops(norm, size, tokens);
+        return uncut_cost::cut_flops(dlra, norm, size, tokens);
     }
     let (square, cube) = (size.rank * size.rank, size.cube());
     let frobenius = 21 * cube + 2 * size.sides() + 8 * size.sides() + 8 * cube;
@@ -350,9 +354,17 @@ mod tests {
     #[test]
     fn a_cut_by_hand() {
         // m = 5, n = 4, r = 3, 10 tokens: r² = 9, r³ = 27.
+        let dlra = DlraSpec::default();
         let frobenius = 21 * 27 + 10 * 9 * 9 + 8 * 27;
-        assert_eq!(cut_flops(RankNorm::Frobenius, size(5, 4, 3), 10), frobenius);
+        assert_eq!(cut_flops(&dlra, RankNorm::Frobenius, size(5, 4, 3), 10), frobenius);
         let fisher = frobenius + 4 * 9 * 10 + 71 * 27 + 144;
-        assert_eq!(cut_flops(RankNorm::Fisher, size(5, 4, 3), 10), fisher);
+        assert_eq!(cut_flops(&dlra, RankNorm::Fisher, size(5, 4, 3), 10), fisher);
+        // Before a first cut k = 4, and xᵀx, 2 · 16 · 10, is the step's own; 2 · 64 + 2 · 64 for
+        // what V sees of it.
+        let whitened =
+            DlraSpec { momentum: Momentum::InputWhitenedSpectral, ..DlraSpec::default() };
+        let cut = |dlra, norm| cut_flops(dlra, norm, size(5, 4, 0), 10);
+        let more = |norm| cut(&whitened, norm) as i64 - cut(&dlra, norm) as i64;
+        assert_eq!((more(RankNorm::Frobenius), more(RankNorm::Fisher)), (256, 256 - 320));
     }
 }

@@ -2,7 +2,6 @@
 //! (docs/method.md §6).
 
 use super::momenta::FormMean;
-use crate::linalg::multiply;
 use crate::lowrank::{BasisChange, LowRank};
 use crate::optim::leaves::LeafMap;
 use candle_core::{DType, Result, Tensor};
@@ -83,12 +82,8 @@ impl WholeMoments {
 
     /// The same as the bases of a point see them, UᵀE U and VᵀE V: nothing is lost.
     pub fn seen_by(&self, point: &LowRank) -> Result<CutMoments> {
-        let seen = |moment: &Tensor, basis: &Tensor| -> Result<FormMean> {
-            let sum = multiply(&basis.t()?, &multiply(moment, basis)?)?;
-            FormMean::gathered(sum, &self.weight)
-        };
-        let outputs = seen(&self.outputs, &point.u)?;
-        Ok(CutMoments { outputs, inputs: seen(&self.inputs, &point.v)? })
+        let outputs = FormMean::seen(&self.outputs, &self.weight, &point.u)?;
+        Ok(CutMoments { outputs, inputs: FormMean::seen(&self.inputs, &self.weight, &point.v)? })
     }
 
     /// The leaves `cut_outputs`, `cut_inputs` and `cut_weight`.

@@ -14,6 +14,7 @@
 //! side_by_side        many weights at once
 //! conditioning        the spectral regulariser
 //! uncut               weights that are dense until a cut
+//! uncut_cost          what they cost
 //! cut_moments         second moments carried from cut to cut
 //! ```
 
@@ -27,6 +28,7 @@ mod momenta;
 mod rule;
 mod side_by_side;
 mod uncut;
+mod uncut_cost;
 
 use super::SPECTRAL_SCALE;
 use super::beta1::Beta1;

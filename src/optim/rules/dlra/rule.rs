@@ -105,6 +105,17 @@ impl DlraRule {
         DlraStep { settings: &self.spec, learning_rate, step: step.number, rank }
     }
 
+    /// The second moment of a weight's inputs, where the momentum goes by it.
+    fn inputs_of(
+        &self,
+        (id, parameter): (ParamId, &Parameter),
+        step: &Step,
+    ) -> anyhow::Result<Option<Tensor>> {
+        let measures = self.spec.momentum.measures_inputs();
+        let moment = || step.second_moment(ParamStore::l_slot(id), &parameter.name);
+        measures.then(moment).transpose()
+    }
+
     /// A state that has taken in what was measured at its point: the second moment of its weight's
     /// inputs where the momentum goes by it, and what cuts go by where that is carried.
     fn measured<'a>(
@@ -115,8 +126,7 @@ impl DlraRule {
     ) -> anyhow::Result<Cow<'a, DlraState>> {
         let mut state = Cow::Borrowed(state);
         let place = || format!("taking in the second moments of `{}` failed", parameter.name);
-        if self.spec.momentum.measures_inputs() {
-            let inputs = step.second_moment(ParamStore::l_slot(id), &parameter.name)?;
+        if let Some(inputs) = self.inputs_of((id, parameter), step)? {
             state = Cow::Owned(state.with_inputs(&inputs, &self.spec).with_context(place)?);
         }
         if let Some(decay) = self.carried_decay(step) {
@@ -159,6 +169,9 @@ impl DlraRule {
         map_all(step.execution.linalg, uncut.collect(), |(id, state): (ParamId, &UncutState)| {
             let (weight, gradient) = (params.dense(id)?, step.gradients.dense(id)?);
             let mut state = Cow::Borrowed(state);
+            if let Some(inputs) = self.inputs_of((id, params.get(id)), step)? {
+                state = Cow::Owned(state.with_inputs(&inputs, &self.spec)?);
+            }
             if let Some(decay) = self.carried_decay(step) {
                 let [outputs, inputs] = cut_moments_of((id, params.get(id)), step)?;
                 state = Cow::Owned(state.with_moments(decay, [&outputs, &inputs])?);

@@ -2,28 +2,27 @@
 //! weight of full rank, where the manifold is everything.
 //!
 //! ```text
-//! spectral     Muon's step              D = 0.2 √max(m, n) polar(m)
-//! adam         AdamW's                  D = m̂ / (√v̂ + ε)
-//! heavy_ball   heavy ball               D = m
+//! spectral                  Muon's step         D = 0.2 √max(m, n) polar(m)
+//! input_whitened_spectral   Newton-Muon's       D = 0.2 √max(m, n) polar(m H), H of inputs x
+//! adam                      AdamW's             D = m̂ / (√v̂ + ε)
+//! heavy_ball                heavy ball          D = m
 //! ```
 //!
 //! with m ← β₁m + w g as the momentum has it, Nesterov's look-ahead where it is asked for, and W ←
 //! (1 − ηλ) W − η D. A cut goes by the singular values of W itself; the first moment is projected to
-//! the tangent space at the point that W becomes, and second moments go there as variances of
-//! independent coordinates.
+//! the tangent space at the point that W becomes, second moments go there as variances of
+//! independent coordinates, and those of inputs as what V sees of them.
 
 use super::cut_moments::WholeMoments;
 use super::momenta::carried;
 use super::{DlraState, DlraStep};
-use crate::linalg::polar_newton_schulz_flops;
 use crate::lowrank::{LowRank, Tangent};
 use crate::ops::Compute;
-use crate::optim::cost::{MovedWeight, WeightSize};
 use crate::optim::elementwise::{decay_and_add, subtract_quotient};
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::rules::{MuonState, gathered};
-use crate::spec::{DlraSpec, Momentum, MuonSpec, RankNorm};
+use crate::spec::{DlraSpec, Momentum, MuonSpec};
 use candle_core::{Result, Tensor};
 
 /// Moments of a weight that is not cut yet, of its shape.
@@ -33,6 +32,8 @@ pub struct UncutState {
     pub first: Tensor,
     /// The decayed mean of squared gradients, for `adam`.
     pub second: Option<Tensor>,
+    /// The decayed sum of xᵀx, n × n, for `input_whitened_spectral`.
+    pub inputs: Option<Tensor>,
     /// Second moments for cuts, where they are carried.
     pub(super) cut_moments: Option<WholeMoments>,
 }
@@ -45,7 +46,23 @@ impl UncutState {
     pub fn new(weight: &Tensor, settings: &DlraSpec) -> Result<Self> {
         let is_adam = settings.momentum == Momentum::Adam;
         let second = if is_adam { Some(weight.zeros_like()?) } else { None };
-        Ok(Self { first: weight.zeros_like()?, second, cut_moments: None })
+        let MuonState { first, inputs } = MuonState::new(weight, &muon(settings))?;
+        Ok(Self { first, second, inputs, cut_moments: None })
+    }
+
+    /// The same state with xᵀx taken in, n × n, of the inputs of the next gradient's batch: A ← β₂A
+    /// + (1−β₂)xᵀx; nothing where it keeps none.
+    ///
+    /// # Errors
+    /// If the shape is not n × n.
+    pub fn with_inputs(&self, inputs: &Tensor, settings: &DlraSpec) -> Result<Self> {
+        let MuonState { inputs, .. } = self.as_muon().with_inputs(inputs, settings.beta2)?;
+        Ok(Self { inputs, ..self.clone() })
+    }
+
+    /// What Muon's step goes by.
+    fn as_muon(&self) -> MuonState {
+        MuonState { first: self.first.clone(), inputs: self.inputs.clone() }
     }
 
     /// The same state of this matrix, which carries second moments for cuts from now on.
@@ -82,11 +99,10 @@ impl UncutState {
     ) -> Result<(Tensor, Self)> {
         let DlraSpec { beta2, epsilon, weight_decay, nesterov, .. } = *hyper.settings;
         let (learning_rate, beta1) = (hyper.learning_rate, hyper.beta1().at(hyper.step));
-        if hyper.settings.momentum == Momentum::Spectral {
-            let (beta1_schedule, state) = (None, MuonState { first: self.first.clone() });
-            let rule = MuonSpec { learning_rate, beta1, beta1_schedule, nesterov, weight_decay };
-            let (weight, MuonState { first }) =
-                state.step(weight, gradient, &rule, learning_rate)?;
+        if is_muon(hyper.settings) {
+            let rule = MuonSpec { beta1, ..muon(hyper.settings) };
+            let (weight, MuonState { first, .. }) =
+                self.as_muon().step(weight, gradient, &rule, learning_rate)?;
             return Ok((weight, Self { first, second: None, ..self.clone() }));
         }
         let new = match self.second {
@@ -121,7 +137,7 @@ impl UncutState {
         let gathered = gathered(settings.beta2, step);
         Ok(DlraState {
             first: Tangent::project(point, &self.first)?,
-            momentum: carried(point, self.second.as_ref(), gathered, settings)?,
+            momentum: carried(point, self, gathered, settings)?,
             cycle_rank: None,
             cut_moments: self.cut_moments.as_ref().map(|own| own.seen_by(point)).transpose()?,
         })
@@ -135,51 +151,27 @@ impl Leaves for UncutState {
             Some(second) => Some(map.tensor("second", second)?),
             None => None,
         };
+        let inputs = match &self.inputs {
+            Some(inputs) => Some(map.tensor("input_second", inputs)?),
+            None => None,
+        };
         let cut_moments =
             self.cut_moments.as_ref().map(|moments| moments.map_leaves(map)).transpose()?;
-        Ok(Self { first, second, cut_moments })
+        Ok(Self { first, second, inputs, cut_moments })
     }
 }
 
-/// Numbers of the moments.
-pub(super) fn kept(settings: &DlraSpec, weight: MovedWeight) -> u64 {
-    if settings.momentum == Momentum::Adam { 2 * weight.values } else { weight.values }
+/// Whether the step is Muon's.
+pub(super) fn is_muon(settings: &DlraSpec) -> bool {
+    matches!(settings.momentum, Momentum::Spectral | Momentum::InputWhitenedSpectral)
 }
 
-/// Operations of a step: the polar factor of `spectral`.
-pub(super) fn step_flops(settings: &DlraSpec, size: WeightSize) -> u64 {
-    match settings.momentum {
-        Momentum::Spectral => polar_newton_schulz_flops(size.rows, size.columns),
-        _ => 0,
-    }
-}
-
-/// Operations of a cut beside the step that it ends, which has this many tokens, counted as if all
-/// directions stayed; k is the shorter side.
-///
-/// The thin SVD of W ([`WeightSize::dense_svd_flops`]) and that of its diagonal, 21 k³; the new bases,
-/// 2 (m + n) k², and the projection of the first moment, 4 m n k + 4 m k² + 2 n k².
-/// In the Fisher norm besides: second moments, 2 (m² + n²) a token; as seen in the bases, 2 (m² + n²)
-/// k + 2 (m + n) k²; and what a cut of factors of rank k takes beyond its moments and their way, 22
-/// k³ + 8 k³ + 8 k³ + 16/3 k³ + 21 k³ + 4 k³.
-pub(super) fn cut_flops(norm: RankNorm, size: WeightSize, tokens: u64) -> u64 {
-    let WeightSize { rows, columns, .. } = size;
-    let (short, _) = size.short_and_long();
-    let (square, cube) = (short * short, short * short * short);
-    let frobenius = size.dense_svd_flops()
-        + 21 * cube
-        + 2 * (rows + columns) * square
-        + 4 * rows * columns * short
-        + (4 * rows + 2 * columns) * square;
-    let squares = rows * rows + columns * columns;
-    let fisher = 2 * squares * (tokens + short)
-        + 2 * (rows + columns) * square
-        + (22 + 8 + 8 + 21 + 4) * cube
-        + 16 * cube / 3;
-    match norm {
-        RankNorm::Frobenius => frobenius,
-        RankNorm::Fisher => frobenius + fisher,
-    }
+/// Muon by these settings, without their path of β₁.
+pub(super) fn muon(settings: &DlraSpec) -> MuonSpec {
+    let DlraSpec { learning_rate, beta1, nesterov, beta2, weight_decay, .. } = *settings;
+    let input_damping = settings.momentum.measures_inputs().then_some(settings.input_damping);
+    let beta1_schedule = None;
+    MuonSpec { learning_rate, beta1, beta1_schedule, nesterov, input_damping, beta2, weight_decay }
 }
 
 #[cfg(test)]
@@ -210,7 +202,16 @@ mod tests {
         numbers.into_iter().map(f32::to_bits).collect()
     }
 
-    /// Weight and first moment after three steps along given gradients.
+    /// xᵀx of a batch's inputs, uneven.
+    fn inputs(draw: u64, dtype: DType) -> Tensor {
+        let numbers: Vec<f64> = rng::normals(&mut rng::stream(29, "inputs", &[draw]), 20 * SIZE.1);
+        let scaled = numbers.iter().enumerate().map(|(i, x)| x * (1 + i % SIZE.1) as f64);
+        let x = Tensor::from_vec(scaled.collect::<Vec<f64>>(), (20, SIZE.1), &Device::Cpu);
+        crate::linalg::gram(&x.and_then(|x| x.to_dtype(dtype)).expect("rows")).expect("xᵀx")
+    }
+
+    /// Weight and first moment after three steps along given gradients, with inputs taken in where
+    /// they count.
     fn trained(settings: &DlraSpec) -> (Tensor, UncutState) {
         let mut weight = normal(0, DType::F32);
         let mut state = UncutState::new(&weight, settings).expect("zeros");
@@ -218,6 +219,7 @@ mod tests {
             let (rank, learning_rate) = (RankDecision::Keep, settings.learning_rate);
             let hyper = DlraStep { settings, learning_rate, step, rank };
             let sum = normal(step, DType::F32);
+            state = state.with_inputs(&inputs(step, DType::F32), settings).expect("n × n");
             let next = state.step(&weight, Scaled::new(&sum, 0.25), &hyper, Compute::default());
             (weight, state) = next.expect("a step");
         }
@@ -228,21 +230,25 @@ mod tests {
     #[test]
     fn steps_are_those_of_the_dense_rules() -> Result<()> {
         let gradients: Vec<Tensor> = (1..=3).map(|step| normal(step, DType::F32)).collect();
-        for nesterov in [false, true] {
-            let (weight, state) = trained(&settings(Momentum::Spectral, nesterov));
-            let rule = MuonSpec {
-                learning_rate: 0.03,
-                beta1: 0.9,
-                beta1_schedule: None,
-                nesterov,
-                weight_decay: 0.2,
-            };
-            let mut muon = (normal(0, DType::F32), MuonState::new(&normal(0, DType::F32))?);
-            for gradient in &gradients {
-                muon = muon.1.step(&muon.0, Scaled::new(gradient, 0.25), &rule, 0.03)?;
+        let (plain, whitened) = (Momentum::Spectral, Momentum::InputWhitenedSpectral);
+        for (momentum, input_damping, nesterov) in
+            [(plain, None, false), (plain, None, true), (whitened, Some(0.2), true)]
+        {
+            let (weight, state) = trained(&settings(momentum, nesterov));
+            let (learning_rate, beta1, weight_decay) = (0.03, 0.9, 0.2);
+            let rule =
+                MuonSpec { learning_rate, beta1, nesterov, weight_decay, ..MuonSpec::default() };
+            let rule = MuonSpec { input_damping, ..rule };
+            let start = normal(0, DType::F32);
+            let mut muon = (start.clone(), MuonState::new(&start, &rule)?);
+            for (gradient, step) in gradients.iter().zip(1..) {
+                let measured = muon.1.with_inputs(&inputs(step, DType::F32), 0.99)?;
+                muon = measured.step(&muon.0, Scaled::new(gradient, 0.25), &rule, 0.03)?;
             }
             assert_eq!(bits(&weight), bits(&muon.0));
             assert_eq!(bits(&state.first), bits(&muon.1.first));
+            assert_eq!(state.inputs.as_ref().map(bits), muon.1.inputs.as_ref().map(bits));
+            assert_eq!(state.inputs.is_some(), input_damping.is_some());
         }
         let adam = settings(Momentum::Adam, false);
         let (weight, state) = trained(&adam);
@@ -306,8 +312,8 @@ mod tests {
         let settings = settings(Momentum::Adam, false);
         let weight = normal(0, DType::F64);
         let (first, second) = (normal(1, DType::F64), normal(2, DType::F64).sqr()?);
-        let (kept, cut_moments) = (Some(second.clone()), None);
-        let state = UncutState { first: first.clone(), second: kept, cut_moments };
+        let state = UncutState { first: first.clone(), ..UncutState::new(&weight, &settings)? };
+        let state = UncutState { second: Some(second.clone()), ..state };
         let point = LowRank::from_dense(&weight, 3)?;
         let carried = state.carried_to(&point, 40, &settings)?;
         let (u, v) = (&point.u, &point.v);
@@ -340,6 +346,32 @@ mod tests {
         Ok(())
     }
 
+    /// After two measurements C₁ and C₂ of inputs the factors' mean is what V sees of (β₂(1−β₂)C₁ +
+    /// (1−β₂)C₂) / (1−β₂²): the bias correction comes with it.
+    #[test]
+    fn second_moments_of_inputs_come_to_the_factors_as_v_sees_them() -> Result<()> {
+        let settings = settings(Momentum::InputWhitenedSpectral, false);
+        let mut state = UncutState::new(&normal(0, DType::F64), &settings)?;
+        for step in [1, 2] {
+            state = state.with_inputs(&inputs(step, DType::F64), &settings)?;
+        }
+        let point = LowRank::from_dense(&normal(0, DType::F64), 3)?;
+        let leaves = state.carried_to(&point, 2, &settings)?.named_tensors().expect("leaves");
+        let leaf =
+            |name: &str| leaves.iter().find(|(other, _)| other == name).expect(name).1.clone();
+        let decay = settings.beta2;
+        let mean = ((inputs(1, DType::F64) * (decay / (1.0 + decay)))?
+            + (inputs(2, DType::F64) * (1.0 / (1.0 + decay)))?)?;
+        let expected = point.v.t()?.matmul(&mean)?.matmul(&point.v)?;
+        let weight = leaf("input_second_weight");
+        let even = (Tensor::eye(3, DType::F64, &Device::Cpu)? * (1.0 - decay * decay))?;
+        assert!(frobenius_norm(&(&weight - &even)?)? < 1e-12);
+        let found = (leaf("input_second") / (1.0 - decay * decay))?;
+        let apart = frobenius_norm(&(found - &expected)?)?;
+        assert!(apart < 1e-10 * frobenius_norm(&expected)?, "{apart}");
+        Ok(())
+    }
+
     /// Entries that have all gathered the same mean have it in the factors' coordinates: v/c of M,
     /// and on average of the rows of P and Q.
     #[test]
@@ -347,7 +379,8 @@ mod tests {
         let settings = settings(Momentum::Adam, false);
         let gathered = gathered(settings.beta2, 40);
         let second = normal(0, DType::F64).zeros_like()?.affine(1.0, 0.04 * gathered)?;
-        let state = UncutState { first: second.clone(), second: Some(second), cut_moments: None };
+        let state = UncutState::new(&second, &settings)?;
+        let state = UncutState { first: second.clone(), second: Some(second), ..state };
         let point = LowRank::from_dense(&normal(0, DType::F64), 3)?;
         let carried = state.carried_to(&point, 40, &settings)?;
         let leaf = |name: &str| -> Tensor {

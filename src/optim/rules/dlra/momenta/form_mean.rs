@@ -27,8 +27,10 @@ impl FormMean {
         Ok(Self { sum: zeros.clone(), weight: zeros })
     }
 
-    /// A sum whose directions have all gathered this weight, one number.
-    pub fn gathered(sum: Tensor, weight: &Tensor) -> Result<Self> {
+    /// VᵀAV and wI: of a whole A: n × n whose directions have all gathered the weight w, one number,
+    /// what a basis V: n × r sees.
+    pub fn seen(whole: &Tensor, weight: &Tensor, basis: &Tensor) -> Result<Self> {
+        let sum = multiply(&basis.t()?, &multiply(whole, basis)?)?;
         let identity = Tensor::eye(sum.dim(D::Minus1)?, sum.dtype(), sum.device())?;
         Ok(Self { weight: identity.broadcast_mul(&weight.to_dtype(sum.dtype())?)?, sum })
     }
@@ -65,6 +67,11 @@ impl FormMean {
     /// A and C: 2 r².
     pub fn values(size: WeightSize) -> u64 {
         2 * size.rank * size.rank
+    }
+
+    /// Operations of [`Self::seen`] of n × n by r directions: 2 n² r + 2 n r².
+    pub fn seen_flops(size: u64, rank: u64) -> u64 {
+        2 * size * size * rank + 2 * size * rank * rank
     }
 
     /// Operations of [`Self::transport`] to rank `new`: two quadratic forms.

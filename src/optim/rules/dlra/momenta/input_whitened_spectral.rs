@@ -29,6 +29,13 @@ impl InputWhitenedSpectral {
     pub fn new(point: &LowRank) -> Result<Self> {
         Ok(Self(FormMean::new(&point.s)?))
     }
+
+    /// At a point that a dense matrix was cut to, with what V sees of the decayed sum of xᵀx, n × n,
+    /// whose weights add up to `gathered`.
+    pub fn carried(point: &LowRank, inputs: &Tensor, gathered: f64) -> Result<Self> {
+        let gathered = Tensor::new(&[gathered], inputs.device())?;
+        Ok(Self(FormMean::seen(inputs, &gathered, &point.v)?))
+    }
 }
 
 /// (1+γ) c (C + γcI)^{-1} with c = tr C / r, of every matrix of a stack.

@@ -13,7 +13,7 @@ mod matrix_moments;
 mod spectral;
 mod whitened_spectral;
 
-use super::DlraStep;
+use super::{DlraStep, UncutState};
 use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent};
 use crate::optim::gradient::Scaled;
 use crate::optim::leaves::LeafMap;
@@ -123,19 +123,21 @@ pub(super) fn new(point: &LowRank, settings: &DlraSpec) -> Result<Box<dyn Tangen
     })
 }
 
-/// The momentum of the settings at a point that a dense matrix was cut to, with what `second`, the
-/// matrix's element-wise second moments, have gathered where there are any: weights that add up to
-/// `gathered`.
+/// The momentum of the settings at a point that a dense matrix was cut to, with what the matrix's
+/// second moments have gathered where there are any: weights that add up to `gathered`.
 pub(super) fn carried(
     point: &LowRank,
-    second: Option<&Tensor>,
+    state: &UncutState,
     gathered: f64,
     settings: &DlraSpec,
 ) -> Result<Box<dyn TangentMomentum>> {
-    match second {
-        None => new(point, settings),
-        Some(second) => Ok(Box::new(adam::Adam::carried(point, second, gathered)?)),
-    }
+    Ok(match (&state.second, &state.inputs) {
+        (Some(second), _) => Box::new(adam::Adam::carried(point, second, gathered)?),
+        (None, Some(inputs)) => Box::new(input_whitened_spectral::InputWhitenedSpectral::carried(
+            point, inputs, gathered,
+        )?),
+        (None, None) => new(point, settings)?,
+    })
 }
 
 /// What the momentum costs.
