@@ -38,7 +38,8 @@ fn linear_layers_measure_what_is_asked_for() -> Result<()> {
     let (x, w) = (normal(4, &[9, 5])?, normal(5, &[7, 5])?);
     let z = x.matmul(&v)?;
     let (gram, whole) = (z.t()?.matmul(&z)?, x.t()?.matmul(&x)?);
-    let asks: [(fn(&mut Gradients), [bool; 6]); 4] = [
+    type Ask = fn(&mut Gradients);
+    let asks: [(Ask, [bool; 6]); 4] = [
         (|_| (), [false; 6]),
         (Gradients::want_input_grams, [false, true, false, true, false, false]),
         (Gradients::want_grams, [true, true, true, true, false, false]),
