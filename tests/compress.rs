@@ -118,8 +118,8 @@ fn a_comparison_counts_the_ranks_that_a_cut_left() {
     };
     let found = report(&place, "cut");
     let (kept, full) = (sum(&found, "numbers"), sum(&found, "dense_numbers"));
-    let dense = count("source", "parameters");
-    assert_eq!(count("source", "manifold_dimension"), dense);
+    let dense = count("small", "parameters");
+    assert_eq!(count("small", "manifold_dimension"), dense);
     assert_eq!(count("cut", "manifold_dimension"), dense - full as f64 + kept as f64);
 }
 

@@ -62,11 +62,11 @@ fn settings_without_effect_are_warnings() {
     rank.tolerance: unused, only `model.weights: {low_rank: ...}` and adapters but LoRA's have ranks that change
     ");
     assert_eq!((plan.optimizer.low_rank, plan.rank), (None, RankPlan::Fixed));
-    let (message, plan) = unused(&["model.weights={factored: {rank: 8}}", "train.max_steps=20"]);
+    let (message, plan) = unused(&["model.weights={factored: {rank: 8}}", "train.max_steps=15"]);
     insta::assert_snapshot!(message, @r"
     optimizer.low_rank.dlra: unused with factored weights, which move by `optimizer.dense`'s rule
     rank.tolerance: unused, only `model.weights: {low_rank: ...}` and adapters but LoRA's have ranks that change
-    schedule: the warm-up of 100 steps is longer than the run of 20; it ends before the full learning rate
+    schedule: the warm-up of 20 steps is longer than the run of 15; it ends before the full learning rate
     ");
     assert_eq!(plan.optimizer.factored_adamw().map(|adamw| adamw.learning_rate), Some(0.5));
 }
