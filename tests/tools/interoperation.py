@@ -426,6 +426,11 @@ def main():
             place, "llama-kept-rank", mixed, False, "bytes", "--factored", model=LLAMA + GROUPED
         )
         exported(place, "untied", "dense", True, "chars", model=UNTIED)
+        fused = ", fused_qkv: true"
+        joint = "{low_rank: {rank: 12, targets: {qkv: 18, down: 5}}}"
+        exported(place, "fused", "dense", True, "bytes", model=fused)
+        exported(place, "fused-kept-rank", joint, True, "bytes", "--factored", model=fused)
+        exported(place, "llama-fused", joint, False, "chars", model=LLAMA + GROUPED + fused)
         low_rank, tied = "{low_rank: {rank: 16}}", ", tie_word_embeddings: true"
         exported(place, "llama", "dense", False, "bytes", model=LLAMA)
         exported(place, "llama-tied", "dense", False, "chars", model=LLAMA + tied)
