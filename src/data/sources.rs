@@ -6,7 +6,7 @@ use super::documents::{Documents, JoinedFiles};
 use super::files::expand;
 use super::json_lines::JsonLines;
 use super::rows::{checked_fraction, read_rows, train_share};
-use crate::spec::{JsonlSourceSpec, ParquetSourceSpec, SourceSpec, TextSourceSpec};
+use crate::spec::{RowsSourceSpec, SourceSpec, TextSourceSpec};
 
 /// Finds the documents of a source; `None` for sources that are tokens already, and for instructions,
 /// whose text depends on the tokenizer.
@@ -62,7 +62,7 @@ fn read_text(spec: &TextSourceSpec) -> anyhow::Result<Corpus> {
 }
 
 /// JSON lines: one object per line, the text under a key; empty lines are skipped.
-fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
+fn read_jsonl(spec: &RowsSourceSpec) -> anyhow::Result<Corpus> {
     let (train, val, description) =
         read_rows("jsonl", (&spec.train, spec.val.as_deref()), spec.val_fraction, |files| {
             JsonLines::open(files, &spec.text_key)
@@ -73,7 +73,7 @@ fn read_jsonl(spec: &JsonlSourceSpec) -> anyhow::Result<Corpus> {
 
 /// Parquet files: one document a row, the text in a column.
 #[cfg(feature = "datasets")]
-fn read_parquet(spec: &ParquetSourceSpec) -> anyhow::Result<Corpus> {
+fn read_parquet(spec: &RowsSourceSpec) -> anyhow::Result<Corpus> {
     let (train, val, description) =
         read_rows("parquet", (&spec.train, spec.val.as_deref()), spec.val_fraction, |files| {
             super::parquet_rows::ParquetRows::open(files, &spec.text_key)
@@ -83,7 +83,7 @@ fn read_parquet(spec: &ParquetSourceSpec) -> anyhow::Result<Corpus> {
 }
 
 #[cfg(not(feature = "datasets"))]
-fn read_parquet(_: &ParquetSourceSpec) -> anyhow::Result<Corpus> {
+fn read_parquet(_: &RowsSourceSpec) -> anyhow::Result<Corpus> {
     Err(usage(
         "data.source.parquet: this build of lrpt reads no Parquet files; build it with the feature \
          `datasets` (`cargo build --release --features datasets`)",
@@ -168,7 +168,7 @@ mod tests {
         let read = |content: &str, text_key: &str| {
             std::fs::write(&path, content).unwrap();
             let train = vec![path.to_str().unwrap().to_string()];
-            read_jsonl(&JsonlSourceSpec {
+            read_jsonl(&RowsSourceSpec {
                 train,
                 val: None,
                 val_fraction: Some(0.5),

@@ -38,11 +38,7 @@ impl DataSpec {
                 texts(&mut source.val);
                 source.path.iter_mut().for_each(text);
             }
-            SourceSpec::Jsonl(source) => {
-                source.train.iter_mut().for_each(text);
-                texts(&mut source.val);
-            }
-            SourceSpec::Parquet(source) => {
+            SourceSpec::Jsonl(source) | SourceSpec::Parquet(source) => {
                 source.train.iter_mut().for_each(text);
                 texts(&mut source.val);
             }
@@ -79,10 +75,10 @@ pub enum SourceSpec {
     /// Text files.
     Text(TextSourceSpec),
     /// JSON lines with the text under a key; each document ends with the end-of-text token.
-    Jsonl(JsonlSourceSpec),
+    Jsonl(RowsSourceSpec),
     /// Parquet files, as the data sets of Hugging Face have them, with the text in a column; each
-    /// document ends with the end-of-text token.
-    Parquet(ParquetSourceSpec),
+    /// document ends with the end-of-text token. A build without the feature `datasets` reads none.
+    Parquet(RowsSourceSpec),
     /// JSON lines of conversations, or of prompts with completions: only the answers are trained on.
     Instructions(InstructionsSourceSpec),
     /// Token files as nanoGPT (`train.bin` and `val.bin`, little-endian uint16) and llm.c (with its
@@ -112,10 +108,11 @@ pub struct TextSourceSpec {
     pub val_fraction: Option<f64>,
 }
 
-/// JSON lines; files may be on the Hugging Face Hub: `hf://datasets/OWNER/NAME@REVISION/PATH`.
+/// Files of which every row is a document; they may be on the Hugging Face Hub:
+/// `hf://datasets/OWNER/NAME@REVISION/PATH`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct JsonlSourceSpec {
+pub struct RowsSourceSpec {
     /// Training files or globs.
     pub train: Vec<String>,
     /// Validation files or globs; without them `val_fraction` of the documents, from the end.
@@ -124,25 +121,7 @@ pub struct JsonlSourceSpec {
     /// Share of the documents, from the end, that is validation when `val` is absent (default 0.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_fraction: Option<f64>,
-    /// Key that holds the text.
-    #[serde(default = "default_text_key")]
-    pub text_key: String,
-}
-
-/// Parquet files: one document a row. Files may be on the Hugging Face Hub:
-/// `hf://datasets/OWNER/NAME@REVISION/PATH`. A build without the feature `datasets` reads none.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ParquetSourceSpec {
-    /// Training files or globs.
-    pub train: Vec<String>,
-    /// Validation files or globs; without them `val_fraction` of the documents, from the end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub val: Option<Vec<String>>,
-    /// Share of the documents, from the end, that is validation when `val` is absent (default 0.1).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub val_fraction: Option<f64>,
-    /// Column of strings that holds the text; no other column is read.
+    /// Key of the JSON objects, or column of strings, that holds the text.
     #[serde(default = "default_text_key")]
     pub text_key: String,
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::data::TokenShard;
-use crate::spec::{BpeSpec, Count, JsonlSourceSpec, SourceSpec, TextSourceSpec};
+use crate::spec::{BpeSpec, Count, RowsSourceSpec, SourceSpec, TextSourceSpec};
 use std::path::PathBuf;
 
 struct Fixture {
@@ -172,7 +172,7 @@ fn prepare_lines(
     let lines: String =
         (0..20).map(|index| format!("{{\"text\": \"Document NUMBER {index}\"}}\n")).collect();
     std::fs::write(fixture.path("documents.jsonl"), lines).unwrap();
-    let source = SourceSpec::Jsonl(JsonlSourceSpec {
+    let source = SourceSpec::Jsonl(RowsSourceSpec {
         train: vec![fixture.path("documents.jsonl").to_str().unwrap().to_string()],
         val: None,
         val_fraction: None,
@@ -290,7 +290,7 @@ fn compressed_sources_are_the_text_they_hold() {
         let source = if name.starts_with('t') {
             SourceSpec::Text(TextSourceSpec { path: Some(path), ..Default::default() })
         } else {
-            SourceSpec::Jsonl(JsonlSourceSpec {
+            SourceSpec::Jsonl(RowsSourceSpec {
                 train: vec![path],
                 val: None,
                 val_fraction: None,
