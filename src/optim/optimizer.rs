@@ -188,12 +188,7 @@ impl Optimizer {
         let OptimizerSettings { schedule, grad_clip, execution, .. } = &self.settings;
         let rank = self.settings.rank_event(step);
         gradients.reset();
-        if self.settings.rules.dlra().is_some_and(|dlra| dlra.momentum.measures_inputs()) {
-            gradients.want_input_grams();
-        }
-        if self.settings.rules.muon().is_some_and(|muon| muon.input_damping.is_some()) {
-            gradients.want_dense_input_grams();
-        }
+        self.groups.iter().for_each(|group| group.ask(gradients));
         let mut batches_measured = 1;
         let is_fisher_cut = rank.cut_norm() == Some(RankNorm::Fisher);
         let measures_for_cuts = is_fisher_cut || self.settings.ranks.measures_at(step);

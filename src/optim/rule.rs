@@ -80,6 +80,9 @@ pub trait Rule: Debug + Send + Sync {
     /// If the parameter has another form than the rule moves.
     fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<Self::State>;
 
+    /// Asks for the second moments that its steps go by, beside the gradients.
+    fn ask(&self, _: &mut Gradients) {}
+
     /// Computes the step beside the old numbers, into `members.proposed`, or checks what can fail
     /// where the step itself is taken in place; returns the time that went into gradient
     /// evaluations of its own.
@@ -156,6 +159,9 @@ impl<S: Leaves> Members<S> {
 
 /// A group of parameters with the rule that moves them, as the optimizer sees it.
 pub(super) trait Group: Debug + Send + Sync {
+    /// As [`Rule::ask`].
+    fn ask(&self, gradients: &mut Gradients);
+
     /// As [`Rule::propose`].
     fn propose(
         &mut self,
@@ -211,6 +217,10 @@ pub(super) fn group<R: Rule + 'static>(
 }
 
 impl<R: Rule> Group for RuleAndMembers<R> {
+    fn ask(&self, gradients: &mut Gradients) {
+        self.rule.ask(gradients);
+    }
+
     fn propose(
         &mut self,
         params: &ParamStore,

@@ -8,6 +8,7 @@ use crate::linalg::{
     matrix_shape, polar_newton_schulz, polar_newton_schulz_flops, weighted_sum, whitened,
     whitened_flops,
 };
+use crate::ops::Gradients;
 use crate::optim::cost::{MovedWeight, RuleCost};
 use crate::optim::execution::{Placement, groups};
 use crate::optim::gradient::Scaled;
@@ -234,6 +235,12 @@ impl Rule for MuonRule {
 
     fn fresh(&self, params: &ParamStore, id: ParamId) -> anyhow::Result<MuonState> {
         Ok(MuonState::new(params.dense(id)?, &self.0)?)
+    }
+
+    fn ask(&self, gradients: &mut Gradients) {
+        if self.0.input_damping.is_some() {
+            gradients.want_dense_input_grams();
+        }
     }
 
     fn propose(

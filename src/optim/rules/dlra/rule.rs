@@ -298,6 +298,12 @@ impl Rule for DlraRule {
         })
     }
 
+    fn ask(&self, gradients: &mut Gradients) {
+        if self.spec.momentum.measures_inputs() {
+            gradients.want_input_grams();
+        }
+    }
+
     fn propose(
         &mut self,
         members: &mut Members<Self::State>,
