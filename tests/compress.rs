@@ -121,6 +121,12 @@ fn a_comparison_counts_the_ranks_that_a_cut_left() {
     let dense = count("small", "parameters");
     assert_eq!(count("small", "manifold_dimension"), dense);
     assert_eq!(count("cut", "manifold_dimension"), dense - full as f64 + kept as f64);
+    // The same run at full rank needs more while it trains.
+    train(&place, "full", &["model.weights={low_rank: {rank: full}}"], &[], 0);
+    let compared = place.run(&["compare", "full", "--json"], 0);
+    let compared: Value = serde_json::from_slice(&compared.stdout).expect("one object");
+    let uncut = compared["groups"][0]["training_memory"].as_f64().expect("bytes");
+    assert!(count("cut", "training_memory") < 0.9 * uncut, "{uncut}");
 }
 
 /// The cut is made once: a run that stopped right after it, or later, goes on to the same bytes

@@ -5,7 +5,9 @@ use crate::account::Ledger;
 use crate::data::DatasetSummary;
 use crate::fs::{read_ordinary, read_text};
 use crate::record::{MetricsLine, StepFigures, TruncationFigures};
-use crate::spec::{AdapterForm, FactorForm, LowRankStart, Plan, RankPlan, Target, WeightForm};
+use crate::spec::{
+    AdapterForm, FactorForm, LowRankStart, ModelPlan, Plan, RankPlan, Target, WeightForm,
+};
 use crate::train::{Progress, RunFolder, RunState};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
@@ -164,8 +166,7 @@ impl RunResults {
     /// stored: what is stored less 2 r² for each U S Vᵀ and r² for each B A. None before the first
     /// validation, or if a run whose ranks are not those of its plan has not recorded them.
     pub fn manifold_dimension(&self) -> Option<f64> {
-        let model = &self.plan.model;
-        let redundant = |(layer, target): (usize, Target)| match model.form_in(layer, target) {
+        let redundant = |form: WeightForm| match form {
             WeightForm::Dense => 0,
             WeightForm::LowRank { rank } | WeightForm::Factored { rank, form: FactorForm::Usv } => {
                 2 * rank * rank
@@ -174,40 +175,48 @@ impl RunResults {
             WeightForm::Factored { rank, form: FactorForm::Ba }
             | WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => rank * rank,
         };
-        // A weight of full rank is dense there.
-        let is_uncut = |name: &str, rank: usize| {
-            let target = name.rsplit('.').next().and_then(Target::named);
-            let full = target.map(|target| model.shape(target));
-            model.start == LowRankStart::Dense
-                && full.is_some_and(|(rows, columns)| rank == rows.min(columns))
-        };
-        let redundant = match (&self.plan.rank, self.plan.cut) {
-            (RankPlan::Fixed, None) => model.places().map(redundant).sum::<usize>(),
-            _ => {
-                let ranks = self.last_ranks()?.into_iter();
-                let factors = ranks.filter(|(name, rank)| !is_uncut(name, *rank));
+        let redundant = match (&self.plan.rank, self.ranks.last()) {
+            (RankPlan::Fixed, _) => {
+                let model = self.model_as_cut()?;
+                let forms = model.places().map(|(layer, target)| model.form_in(layer, target));
+                forms.map(redundant).sum::<usize>()
+            }
+            (_, Some(last)) => {
+                let model = &self.plan.model;
+                // A weight of full rank is dense there.
+                let is_uncut = |name: &str, rank: usize| {
+                    let full = place_of(name).map(|(_, target)| model.shape(target));
+                    model.start == LowRankStart::Dense
+                        && full.is_some_and(|(rows, columns)| rank == rows.min(columns))
+                };
+                let factors = last.layers.iter().filter(|(name, rank)| !is_uncut(name, *rank));
                 factors.map(|(_, rank)| 2 * rank * rank).sum()
             }
+            (_, None) => return None,
         };
         Some(self.validations.last()?.parameters - redundant as f64)
     }
 
-    /// Names and newest ranks of the low-rank weights: as recorded where ranks change, else as many
-    /// as the last spectrum has singular values, which tells what a cut before the first step left.
-    fn last_ranks(&self) -> Option<Vec<(&str, usize)>> {
-        let recorded = self
-            .ranks
-            .last()
-            .map(|last| last.layers.iter().map(|(name, rank)| (name.as_str(), *rank)).collect());
-        recorded.or_else(|| {
-            let layers = &self.spectra.last()?.layers;
-            Some(layers.iter().map(|(name, values)| (name.as_str(), values.len())).collect())
-        })
+    /// The model with the ranks that a cut before the first step left, which the first validation
+    /// recorded; none before that.
+    fn model_as_cut(&self) -> Option<ModelPlan> {
+        let mut model = self.plan.model.clone();
+        if self.plan.cut.is_some() {
+            model.layers.resize_with(model.n_layer, BTreeMap::new);
+            for (name, values) in &self.spectra.first()?.layers {
+                let (layer, target) = place_of(name)?;
+                model.layers.get_mut(layer)?.insert(target, values.len());
+            }
+        }
+        Some(model)
     }
 
-    /// Bytes that training needs at once at the ranks of its start, counted from shapes.
+    /// Bytes that training needs at once at the ranks of its start, counted from shapes; of a run
+    /// that began with a cut, until its first validation at those before the cut.
     pub fn training_memory(&self) -> u64 {
-        Ledger::new(&self.plan, self.data.vocab_size, 1).memory.peak()
+        let mut plan = self.plan.clone();
+        plan.model = self.model_as_cut().unwrap_or(plan.model);
+        Ledger::new(&plan, self.data.vocab_size, 1).memory.peak()
     }
 
     /// The validation at the plan's last step, or for a run that is taken as it stands the newest;
@@ -227,6 +236,12 @@ impl RunResults {
         (self.state != RunState::Finished)
             .then(|| format!("{}, step {} of {all}", self.state, step.unwrap_or(0)))
     }
+}
+
+/// Block and target of a weight, by its name: `transformer.h.3.attn.q`.
+fn place_of(name: &str) -> Option<(usize, Target)> {
+    let layer = name.split('.').find_map(|part| part.parse().ok())?;
+    Some((layer, Target::named(name.rsplit('.').next()?)?))
 }
 
 /// The JSON objects of a file, one per line; a last line that a killed process cut short is left
