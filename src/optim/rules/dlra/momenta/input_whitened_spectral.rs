@@ -4,7 +4,7 @@
 use super::TangentMomentum;
 use super::cost::MomentumCost;
 use super::form_mean::FormMean;
-use crate::linalg::{inverse_square_root, multiply, polar_newton_schulz_flops};
+use crate::linalg::{multiply, polar_newton_schulz_flops, whitened, whitened_flops};
 use crate::lowrank::{BasisChange, LowRank, Tangent};
 use crate::optim::cost::WeightSize;
 use crate::optim::leaves::LeafMap;
@@ -38,13 +38,10 @@ impl InputWhitenedSpectral {
     }
 }
 
-/// (1+γ) c (C + γcI)^{-1} with c = tr C / r, of every matrix of a stack.
-fn whitening(c: &Tensor, damping: f64) -> Result<Tensor> {
-    let root = inverse_square_root(c, damping)?;
-    let size = c.dim(D::Minus1)?;
-    let identity = Tensor::eye(size, c.dtype(), c.device())?.broadcast_as(c.shape())?;
-    let trace = (c * identity)?.sum_keepdim((D::Minus2, D::Minus1))?;
-    multiply(&root, &root)?.broadcast_mul(&(trace * ((1.0 + damping) / size as f64))?)
+/// I of this shape, r × r or a stack of such.
+fn identity_like(square: &Tensor) -> Result<Tensor> {
+    let size = square.dim(D::Minus1)?;
+    Tensor::eye(size, square.dtype(), square.device())?.broadcast_as(square.shape())?.contiguous()
 }
 
 impl TangentMomentum for InputWhitenedSpectral {
@@ -59,7 +56,9 @@ impl TangentMomentum for InputWhitenedSpectral {
         _: f64,
         settings: &DlraSpec,
     ) -> Result<Tangent> {
-        let right = whitening(&self.0.mean()?, settings.input_damping)?;
+        // H itself, so that where tensors are on a device only r × r go to the host.
+        let inputs = self.0.mean()?;
+        let right = whitened(&identity_like(&inputs)?, &inputs, settings.input_damping)?;
         Ok(Tangent { m: multiply(&mean.m, &right)?, p: multiply(&mean.p, &right)?, q: mean.q })
     }
 
@@ -81,7 +80,7 @@ impl TangentMomentum for InputWhitenedSpectral {
     }
 }
 
-/// Two r × r matrices, their roots, and a polar factor.
+/// Two r × r matrices, a root of one, division by the other, and a polar factor.
 pub(super) struct Cost;
 
 impl MomentumCost for Cost {
@@ -94,10 +93,12 @@ impl MomentumCost for Cost {
         2 * size.rows * size.rank * size.rank + 2 * size.cube()
     }
 
-    /// Two roots by symmetric eigenvalues, 9 r³ + 2 r³ each (Golub & Van Loan, §8.3), and three
-    /// products, 2 r³ each; then the polar factors.
+    /// The mean's root by symmetric eigenvalues, 9 r³ + 2 r³ (Golub & Van Loan, §8.3), and its two
+    /// products, 2 r³ each; H; then the polar factors.
     fn core(&self, size: WeightSize, (rows, columns): (u64, u64), times: u64) -> u64 {
-        28 * size.cube() + times * polar_newton_schulz_flops(rows, columns)
+        15 * size.cube()
+            + whitened_flops(size.rank, size.rank)
+            + times * polar_newton_schulz_flops(rows, columns)
     }
 
     fn transport(&self, size: WeightSize, new: u64) -> u64 {
