@@ -4,9 +4,9 @@ use super::report::SecondsPerStep;
 use super::steps::{StepCounts, time_steps};
 use crate::account::Ledger;
 use crate::figures::operations;
-use crate::plot::{Axis, Chart, Mark, Series};
+use crate::plot::{Axis, Chart, Mark, PowerLaw, Series};
 use crate::spec::Plan;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use serde::Serialize;
 use std::fmt;
@@ -88,30 +88,14 @@ fn exponents(
     seconds: &dyn Fn(&GrowthPoint) -> f64,
     flops: &dyn Fn(&GrowthPoint) -> u64,
 ) -> Result<Exponents> {
-    let pairs = |y: &dyn Fn(&GrowthPoint) -> f64| {
-        points.iter().map(|point| (point.value, y(point))).collect::<Vec<_>>()
+    let exponent = |y: &dyn Fn(&GrowthPoint) -> f64| {
+        let pairs: Vec<_> = points.iter().map(|point| (point.value, y(point))).collect();
+        let law = PowerLaw::through(&pairs).with_context(|| {
+            format!("an exponent needs at least two different values, all positive, not {pairs:?}")
+        })?;
+        anyhow::Ok(law.exponent)
     };
-    Ok(Exponents {
-        seconds: log_slope(&pairs(seconds))?,
-        flops: log_slope(&pairs(&|point| flops(point) as f64))?,
-    })
-}
-
-/// The slope of ln y over ln x by least squares.
-fn log_slope(pairs: &[(f64, f64)]) -> Result<f64> {
-    ensure!(
-        pairs.iter().all(|(x, y)| *x > 0.0 && *y > 0.0),
-        "an exponent is fitted to positive values only, not to {pairs:?}"
-    );
-    let logs: Vec<(f64, f64)> = pairs.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
-    let count = logs.len() as f64;
-    let (mean_x, mean_y) = (
-        logs.iter().map(|l| l.0).sum::<f64>() / count,
-        logs.iter().map(|l| l.1).sum::<f64>() / count,
-    );
-    let spread: f64 = logs.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
-    ensure!(spread > 0.0, "growth needs at least two different values");
-    Ok(logs.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum::<f64>() / spread)
+    Ok(Exponents { seconds: exponent(seconds)?, flops: exponent(&|point| flops(point) as f64)? })
 }
 
 impl Growth {
@@ -192,19 +176,5 @@ impl fmt::Display for Growth {
             Some(exponents) => write!(f, "{:>22.2}{:>14.2}", exponents.seconds, exponents.flops),
             None => Ok(()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::log_slope;
-
-    #[test]
-    fn the_exponent_of_a_power_law() {
-        let pairs: Vec<(f64, f64)> =
-            [2.0f64, 3.0, 10.0, 40.0].iter().map(|x| (*x, 7.0 * x.powf(1.75))).collect();
-        assert!((log_slope(&pairs).expect("a slope") - 1.75).abs() < 1e-12);
-        assert!(log_slope(&pairs[..1]).is_err());
-        assert!(log_slope(&[(1.0, 2.0), (2.0, 0.0)]).is_err());
     }
 }
