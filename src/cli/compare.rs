@@ -114,7 +114,7 @@ fn to_json(comparison: &Comparison) -> Value {
         let at_equal: serde_json::Map<String, Value> =
             Spending::ALL.iter().zip(summary.loss_at_equal).map(|(spending, loss)| (spending.name().to_lowercase(), json!(loss))).collect();
         json!({
-            "method": group.name, "n": summary.loss.count, "loss": summary.loss.mean, "standard_error": summary.loss.standard_error,
+            "method": group.name, "family": group.family, "n": summary.loss.count, "loss": summary.loss.mean, "standard_error": summary.loss.standard_error,
             "best": group.chosen().tuned, "tuning": group.tuning(), "unfinished": group.unfinished(), "parameters": summary.parameters,
             "manifold_dimension": summary.manifold_dimension, "training_memory": summary.training_memory, "tokens": summary.tokens,
             "flops": summary.flops, "seconds": summary.seconds, "peak_memory": summary.peak_memory, "difference": difference,
@@ -124,5 +124,9 @@ fn to_json(comparison: &Comparison) -> Value {
         })
     });
     let baseline = comparison.baseline.map(|index| comparison.groups[index].0.name.clone());
-    json!({"name": comparison.name, "baseline": baseline, "rule": comparison.rule, "groups": groups.collect::<Vec<_>>()})
+    let scaling = comparison.scaling().into_iter().map(|scaling| {
+        json!({"family": scaling.family, "sizes": scaling.sizes, "coefficient": scaling.law.coefficient, "exponent": scaling.law.exponent})
+    });
+    let scaling: Vec<Value> = scaling.collect();
+    json!({"name": comparison.name, "baseline": baseline, "rule": comparison.rule, "scaling": scaling, "groups": groups.collect::<Vec<_>>()})
 }

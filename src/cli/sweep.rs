@@ -11,8 +11,8 @@ use crate::record::Terminal;
 use crate::report::{Column, fitted};
 use crate::spec::DeviceSpec;
 use crate::sweep::{
-    Calibration, LaunchOptions, Launched, Solver, Sweep, SweepManifest, launch, read_sweep,
-    refuse_links,
+    Calibration, LaunchOptions, Launched, Solver, Sweep, SweepManifest, final_parameters, launch,
+    planned_operations, read_sweep, refuse_links,
 };
 use crate::train::StopSignal;
 use anyhow::{Context, Result, bail};
@@ -179,7 +179,8 @@ fn dry_run(sweep: &Sweep, only: &Only, wide: bool, calibration: &mut Calibration
     let runs: Vec<_> = sweep.runs.iter().filter(|run| only.wants(&run.id)).collect();
     let mut rows = Vec::with_capacity(runs.len());
     for run in &runs {
-        let ledger = Ledger::new(&run.plan, calibration.vocabulary_size(&run.plan)?, 1);
+        let vocabulary = calibration.vocabulary_size(&run.plan)?;
+        let ledger = Ledger::new(&run.plan, vocabulary, 1);
         let steps = run.plan.train.max_steps.0;
         let seconds = steps as f64 * calibration.seconds_per_step(&run.plan)?;
         total += seconds;
@@ -194,9 +195,9 @@ fn dry_run(sweep: &Sweep, only: &Only, wide: bool, calibration: &mut Calibration
             count(ledger.parameters.trained() as f64),
             count(ledger.total_tokens() as f64),
             steps.to_string(),
-            operations(ledger.flops_per_step().saturating_mul(steps) as f64),
+            operations(planned_operations(&run.plan, vocabulary)),
             duration(seconds),
-            count(ledger.parameters.manifold_dimension() as f64),
+            count(final_parameters(&run.plan, vocabulary) as f64),
             remarks.join("  "),
         ]);
     }

@@ -243,6 +243,7 @@ mod tests {
     fn run(group: &str, seed: u64, loss: f64) -> LabelledRun {
         LabelledRun {
             id: format!("{group}-{seed}"),
+            family: group.into(),
             group: group.into(),
             tuned: BTreeMap::new(),
             seed,

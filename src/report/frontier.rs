@@ -36,22 +36,15 @@ fn panel(comparison: &Comparison, (title, label, cost): Cost) -> Chart {
     if front.len() > 1 {
         series.push(Series::new("Pareto front", Mark::Dashed, 6, front));
     }
-    let mut methods: Vec<&str> = Vec::new();
-    for (group, _) in &comparison.groups {
-        let method = method_of(&group.name);
-        if !methods.contains(&method) {
-            methods.push(method);
-        }
-    }
-    for (look, method) in methods.iter().enumerate() {
-        let of_method = comparison.groups.iter().filter(|(g, _)| method_of(&g.name) == *method);
-        let mut found: Vec<((f64, f64), f64)> = of_method
+    for (look, family) in comparison.families().into_iter().enumerate() {
+        let of_family = comparison.groups.iter().filter(|(group, _)| group.family == family);
+        let mut found: Vec<((f64, f64), f64)> = of_family
             .filter_map(|(_, s)| Some((point(s)?, s.loss.half_interval().unwrap_or(0.0))))
             .collect();
         found.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
         let mark = if found.len() > 1 { Mark::LineWithDots } else { Mark::Dots };
         let (points, errors) = found.into_iter().unzip();
-        series.push(Series::new(*method, mark, look, points).with_errors(errors));
+        series.push(Series::new(family, mark, look, points).with_errors(errors));
     }
     Chart {
         title: format!("Final loss against {title}"),
@@ -59,11 +52,6 @@ fn panel(comparison: &Comparison, (title, label, cost): Cost) -> Chart {
         y: Axis::linear("validation loss (nats per token)"),
         series,
     }
-}
-
-/// The variant of a group's name; what follows are values of the sweep's axes.
-fn method_of(group: &str) -> &str {
-    group.split(", ").next().unwrap_or(group)
 }
 
 /// The points that no other is below at the same cost or less, by increasing cost.

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct LabelledRun {
     /// Name of the run, unique in the experiment.
     pub id: String,
+    /// The method of which its group is one size.
+    pub family: String,
     /// What it represents: a method, with any settings that make it a different experiment.
     pub group: String,
     /// Searched settings, key path and value as written.
@@ -88,6 +90,8 @@ pub enum Search {
 pub struct Group {
     /// What the runs represent.
     pub name: String,
+    /// The method of which it is one size; groups of one family are joined in charts.
+    pub family: String,
     /// One for each combination of searched settings, in the order of their first appearance.
     pub candidates: Vec<Candidate>,
     /// Index of the best.
@@ -115,12 +119,12 @@ pub fn group_runs(runs: Vec<LabelledRun>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for run in runs {
         let index = groups.iter().position(|group| group.name == run.group).unwrap_or_else(|| {
-            let (name, search) = (run.group.clone(), Search::None);
             groups.push(Group {
-                name,
+                name: run.group.clone(),
+                family: run.family.clone(),
                 candidates: Vec::new(),
                 best: 0,
-                search,
+                search: Search::None,
                 missing: Vec::new(),
             });
             groups.len() - 1
@@ -238,6 +242,7 @@ mod tests {
     fn run(group: &str, rate: &str, seed: u64, loss: Option<f64>) -> LabelledRun {
         LabelledRun {
             id: format!("{group}-{rate}-{seed}"),
+            family: group.into(),
             group: group.into(),
             tuned: BTreeMap::from([(
                 "optimizer.dense.adamw.learning_rate".to_owned(),

@@ -9,6 +9,7 @@
 //! comparison    groups compared with a baseline; refuses what cannot be compared
 //! goal          what counts as success, and who reaches it
 //! frontier      loss against parameters, operations and memory
+//! scaling       power laws of the loss in operations
 //! columns       a table as wide as the terminal
 //! table         the comparison as text and Markdown
 //! charts        the comparison as charts
@@ -32,6 +33,7 @@ mod page;
 mod run_charts;
 mod run_page;
 mod run_results;
+mod scaling;
 mod spectra;
 mod statistics;
 mod table;
@@ -45,6 +47,7 @@ pub use groups::{Candidate, Group, LabelledRun, Search, group_runs, last_key};
 pub use page::write_report;
 pub use run_page::write_run_report;
 pub use run_results::{Point, RanksAt, RunResults, SpectrumAt};
+pub use scaling::Scaling;
 pub use spectra::{SpectrumSummary, spectra_figure, spectra_json, spectra_table};
 pub use statistics::{Estimate, paired_difference};
 pub use table::{markdown_table, text_table};

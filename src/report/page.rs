@@ -197,6 +197,7 @@ mod tests {
     fn the_report_has_every_figure_and_escapes_names() {
         let run = |group: &str, rate: &str, seed: u64, loss: f64| LabelledRun {
             id: format!("{group}-{rate}-{seed}"),
+            family: group.into(),
             group: group.into(),
             tuned: BTreeMap::from([(
                 "optimizer.dense.adamw.learning_rate".to_owned(),

@@ -130,6 +130,7 @@ pub(super) fn remarks(comparison: &Comparison) -> Vec<String> {
          r (m + n − r) and everything else as it is stored."
             .to_owned(),
     );
+    remarks.extend(super::scaling::remark(comparison));
     remarks.extend(comparison.rule.clone());
     remarks.extend(comparison.goal.iter().flat_map(|goal| goal.remarks(comparison)));
     for (group, _) in &comparison.groups {

@@ -3,7 +3,8 @@
 use super::sweep_spec::{Budget, Equal, Unknown};
 use crate::account::Ledger;
 use crate::spec::{
-    BudgetPlan, LowRankStart, Plan, RampShape, RankCount, RankPlan, Target, WeightForm, bounds,
+    BudgetPlan, CutBudgetSpec, CutSpec, LowRankStart, Plan, RampShape, RankCount, RankPlan, Target,
+    WeightForm, bounds, share_of_dense,
 };
 use anyhow::{Context, Result, bail, ensure};
 
@@ -60,9 +61,9 @@ pub trait Solver {
                      made equal beforehand; use `rank: budget`, or `equal: {{flops: …}}`"
                 );
                 let vocabulary = self.vocabulary_size(plan)?;
-                parameters(plan, vocabulary) as f64
+                final_parameters(plan, vocabulary) as f64
             }
-            Equal::Flops(_) => operations(plan, self.vocabulary_size(plan)?),
+            Equal::Flops(_) => planned_operations(plan, self.vocabulary_size(plan)?),
             Equal::Seconds(_) => steps * self.seconds_per_step(plan)?,
         })
     }
@@ -228,9 +229,29 @@ fn widths(plan: &Plan) -> Grid {
     Grid { what: "n_embd", key: "model.n_embd", unit, parts: 1, first, last, present }
 }
 
-/// The plan with the ranks that a budget of ranks ends with, taken as equal in all weights.
+/// The ranks of a plan's low-rank weights by target.
+fn ranks_of(plan: &Plan) -> impl Iterator<Item = (Target, usize)> + '_ {
+    plan.model.weights.iter().filter_map(|(target, form)| Some((*target, form.rank()?)))
+}
+
+/// The budget of ranks that a plan ends with, and how it counts: of its schedule, or of the cut
+/// that it begins with.
+fn final_budget(plan: &Plan) -> Option<(RankCount, u64)> {
+    match (&plan.rank, plan.cut) {
+        (RankPlan::Budget(budget), _) => {
+            Some((RankCount::of_budget(budget.final_share), budget.final_parameters))
+        }
+        (RankPlan::Fixed, Some(CutSpec::Budget(CutBudgetSpec { share, .. }))) => {
+            let cut = ranks_of(plan).map(|(target, _)| target);
+            Some((RankCount::Exported, share_of_dense(&plan.model, cut, share)))
+        }
+        _ => None,
+    }
+}
+
+/// The plan with the ranks that its budget ends with, taken as equal in all weights.
 fn at_the_end(plan: &Plan) -> Plan {
-    let RankPlan::Budget(budget) = &plan.rank else { return plan.clone() };
+    let Some((count, most)) = final_budget(plan) else { return plan.clone() };
     let with_rank = |rank: usize| {
         let mut ending = plan.clone();
         ending.model.start = LowRankStart::Factors;
@@ -242,32 +263,25 @@ fn at_the_end(plan: &Plan) -> Plan {
         }
         ending
     };
-    let stored = |rank: usize| -> u64 {
-        let ending = with_rank(rank);
-        let forms = ending.model.weights.iter();
-        let ranks = forms.filter_map(|(target, form)| Some((*target, form.rank()?)));
-        RankCount::of_budget(budget.final_share).of_all(&ending.model, ranks)
-    };
-    let most = plan.model.weights.values().filter_map(|form| form.rank()).max().unwrap_or(1);
-    let (mut low, mut high) = (1, most + 1);
+    let (mut low, mut high) = (1, ranks_of(plan).map(|(_, rank)| rank).max().unwrap_or(1) + 1);
     while high - low > 1 {
         let middle = low + (high - low) / 2;
-        if stored(middle) <= budget.final_parameters { low = middle } else { high = middle }
+        let ending = with_rank(middle);
+        let fits = count.of_all(&ending.model, ranks_of(&ending)) <= most;
+        if fits { low = middle } else { high = middle }
     }
     with_rank(low)
 }
 
 /// Numbers of the trained model, r (m + n − r) for a weight of rank r: at the end of the run, where
-/// ranks may fall.
-fn parameters(plan: &Plan, vocabulary: usize) -> u64 {
+/// ranks may fall; by a tolerance as they start.
+pub fn final_parameters(plan: &Plan, vocabulary: usize) -> u64 {
     let ending = at_the_end(plan);
     let numbers = Ledger::new(&ending, vocabulary, 1).parameters.manifold_dimension();
-    match &plan.rank {
-        RankPlan::Budget(budget) if budget.final_share.is_some() => {
-            let forms = ending.model.weights.iter();
-            let ranks = forms.filter_map(|(target, form)| Some((*target, form.rank()?)));
-            // A share lies between those of two ranks that all weights have.
-            numbers - RankCount::Exported.of_all(&ending.model, ranks) + budget.final_parameters
+    match final_budget(plan) {
+        // A share lies between those of two ranks that all weights have.
+        Some((RankCount::Exported, left)) => {
+            numbers - RankCount::Exported.of_all(&ending.model, ranks_of(&ending)) + left
         }
         _ => numbers,
     }
@@ -276,10 +290,10 @@ fn parameters(plan: &Plan, vocabulary: usize) -> u64 {
 /// Operations of the whole run. Under a budget of ranks, where a step costs about in proportion to
 /// what its weights store, the steps of the fall cost what lies between the first and the last by
 /// the mean of the fall; ranks by a tolerance are counted as they start.
-fn operations(plan: &Plan, vocabulary: usize) -> f64 {
-    let (steps, first) = (plan.train.max_steps.0, per_step(plan, vocabulary));
-    let RankPlan::Budget(budget) = &plan.rank else { return steps as f64 * first };
-    let last = per_step(&at_the_end(plan), vocabulary);
+pub fn planned_operations(plan: &Plan, vocabulary: usize) -> f64 {
+    let (steps, last) = (plan.train.max_steps.0, per_step(&at_the_end(plan), vocabulary));
+    let RankPlan::Budget(budget) = &plan.rank else { return steps as f64 * last };
+    let first = per_step(plan, vocabulary);
     let remaining = match budget.schedule {
         RampShape::Linear | RampShape::Cosine => 0.5,
         RampShape::Cubic => 0.25,

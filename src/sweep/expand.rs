@@ -28,6 +28,8 @@ pub struct PlannedRun {
     pub id: String,
     /// Name of its variant.
     pub variant: String,
+    /// The method of which it is one size.
+    pub family: String,
     /// Values of the axes as written, by key path.
     pub axes: BTreeMap<String, String>,
     /// Searched values as written, by key path.
@@ -96,6 +98,7 @@ impl Sweep {
                         runs.push(PlannedRun {
                             id: spec.name.clone(),
                             variant: variant.name.clone(),
+                            family: variant.family.as_ref().unwrap_or(&variant.name).clone(),
                             axes: written(&axes),
                             tuned: written(&tuned),
                             seed: *seed,

@@ -28,6 +28,7 @@ fn label(
     };
     Ok(LabelledRun {
         id: run.id.clone(),
+        family: run.family.as_ref().unwrap_or(&run.variant).clone(),
         group: run.group.clone(),
         tuned: run.tuned.clone(),
         seed: run.seed,
@@ -121,6 +122,7 @@ pub fn plain_runs(folders: &[PathBuf]) -> Result<Vec<LabelledRun>> {
         let id = folder.display().to_string();
         runs.push(LabelledRun {
             id,
+            family: group.clone(),
             group,
             tuned: BTreeMap::new(),
             seed,

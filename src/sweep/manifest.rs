@@ -52,6 +52,9 @@ pub struct ManifestRun {
     pub id: String,
     /// Variant.
     pub variant: String,
+    /// The method of which it is one size; none where that is the variant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
     /// What a table calls it: the variant and the axes' values.
     pub group: String,
     /// Values of the axes by key path.
@@ -248,6 +251,7 @@ impl ManifestRun {
         Self {
             id: run.id.clone(),
             variant: run.variant.clone(),
+            family: (run.family != run.variant).then(|| run.family.clone()),
             group: run.group(),
             axes: run.axes.clone(),
             tuned: run.tuned.clone(),

@@ -23,7 +23,7 @@ mod slurm;
 mod sweep_spec;
 
 pub use calibrate::Calibration;
-pub use equal::{Load, Solver, Wish};
+pub use equal::{Load, Solver, Wish, final_parameters, planned_operations};
 pub use expand::{PlannedRun, Sweep};
 pub use experiment::{experiment, plain_runs};
 pub use launch::{LaunchOptions, Launched, launch, training};

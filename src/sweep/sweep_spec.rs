@@ -45,6 +45,10 @@ pub struct SweepSpec {
 pub struct VariantSpec {
     /// Name in tables and folders.
     pub name: String,
+    /// The method of which this variant is one size: charts join the sizes by a line, and
+    /// comparisons fit a power law to three or more. Default: its own name.
+    #[serde(default)]
+    pub family: Option<String>,
     /// Its settings.
     #[serde(default)]
     pub set: BTreeMap<String, Value>,
@@ -198,6 +202,11 @@ fn problems(sweep: &SweepSpec) -> Vec<(String, String)> {
     for (index, variant) in sweep.variants.iter().enumerate() {
         let named = name_problem(&variant.name);
         require(named.is_none(), "variants", named.unwrap_or_default());
+        require(
+            variant.family.as_deref() != Some(""),
+            "variants",
+            format!("`{}`: family is empty; name the method, or remove the key", variant.name),
+        );
         let twice = sweep.variants[..index].iter().any(|other| other.name == variant.name);
         require(!twice, "variants", format!("two are named `{}`", variant.name));
         for (key, values) in &variant.tune {

@@ -3,6 +3,7 @@
 
 mod interrupted;
 mod processes;
+mod sizes;
 #[path = "../support/mod.rs"]
 mod support;
 
