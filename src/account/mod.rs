@@ -115,12 +115,16 @@ impl Ledger {
 /// The budgets that cuts keep, each with everything beside the low-rank matrices; they count
 /// r (m + n − r) numbers for a matrix of rank r, as exported with `--factored`.
 fn after_cuts(plan: &Plan, parameters: &ParameterLedger) -> Vec<(&'static str, String)> {
-    let low_rank = |form: WeightForm| matches!(form, WeightForm::LowRank { .. });
+    let is_cut = |form| matches!(form, WeightForm::LowRank { .. } | WeightForm::Adapter { .. });
     let most = |share: f64| {
-        let targets = parameters.targets.iter();
-        let beside: u64 = targets.clone().filter(|t| !low_rank(t.form)).map(|t| t.parameters).sum();
-        let cut = targets.filter(|t| low_rank(t.form)).map(|t| t.target);
-        grouped(parameters.dense_rest() + beside + share_of_dense(&plan.model, cut, share))
+        // What lies beside an adapter is frozen and stays.
+        let beside = parameters.targets.iter().map(|target| match is_cut(target.form) {
+            true => target.parameters - target.trained,
+            false => target.parameters,
+        });
+        let cut = parameters.targets.iter().filter(|t| is_cut(t.form)).map(|t| t.target);
+        let left = share_of_dense(&plan.model, cut, share);
+        grouped(parameters.dense_rest() + beside.sum::<u64>() + left)
     };
     let cut = plan.cut.map(|cut| match cut {
         CutSpec::Budget(CutBudgetSpec { share, .. }) => {

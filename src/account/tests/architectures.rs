@@ -78,6 +78,17 @@ fn only_adapters_are_trained_and_frozen_matrices_get_no_gradient() {
     assert!(shown.contains("k     8 × 8, dense") && shown.contains("  trained"), "{shown}");
 }
 
+/// Adapters that fall to a share of what they lie beside leave all that is frozen, and that share:
+/// 0.4 of two matrices of 8 × 8 in both blocks.
+#[test]
+fn falling_adapters_leave_what_is_frozen_and_their_share() {
+    let dense = Ledger::new(&tiny("dense", "", true), 10, 1);
+    let budget = "rank: {budget: {final_share: 0.4, every: 2, settle: 1, start: 1, freeze: 5}}";
+    let falling = adapted("low_rank", "[q, v]", budget);
+    let left = grouped(dense.parameters.total() + 102);
+    assert_eq!(falling.after_cuts, [("at most, exported, at the end", left)]);
+}
+
 /// Llama: no table of positions, a gate, a head of its own, norms without biases.
 #[test]
 fn a_llama_is_counted() {
