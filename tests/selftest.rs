@@ -38,3 +38,20 @@ fn a_device_that_is_not_there_is_named() {
     let output = place.run(&["selftest", "--device", "tpu"], 2);
     assert!(String::from_utf8_lossy(&output.stderr).contains("`cuda:1`"));
 }
+
+#[test]
+fn the_linear_algebra_is_compared_at_the_sizes_asked_for() {
+    let place = Workplace::new();
+    let sizes = ["--linalg", "30x20x12", "--linalg", "20x20x4"];
+    let output = place.run(&[&["selftest", "--device", "cpu"], &sizes[..]].concat(), 0);
+    let table = String::from_utf8(output.stdout).expect("UTF-8");
+    for part in ["30x20x12: new directions", "20x20x4: transport", "comparisons agree"] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    assert!(!table.contains("causal attention"), "nothing else is compared: {table}");
+    for wrong in ["20x30x4", "30x20x20", "30x20x1", "30x20", "axbxc"] {
+        let output = place.run(&["selftest", "--linalg", wrong], 2);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(error.contains("such as 768x768x192"), "{error}");
+    }
+}

@@ -59,7 +59,8 @@ pub const DOCTOR: &str = "Examples:
   lrpt doctor";
 pub const SELFTEST: &str = "Examples:
   lrpt selftest
-  lrpt selftest --device cpu";
+  lrpt selftest --device cpu
+  lrpt selftest --linalg 768x768x192 --linalg 3072x768x192";
 pub const DEMO: &str = "Examples:
   lrpt demo momentum";
 pub const COMPLETIONS: &str = "Examples:

@@ -2,7 +2,7 @@
 
 use super::{compute, output};
 use crate::device::{describe, short_name};
-use crate::selftest::{self, Check};
+use crate::selftest::{self, Check, Sizes};
 use crate::spec::DeviceSpec;
 use anyhow::Result;
 use clap::Args;
@@ -17,6 +17,10 @@ pub struct SelftestArgs {
     /// Steps of the training that is compared.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
+    /// Compare the linear algebra alone, on matrices of this size and points of this rank; may be
+    /// given several times.
+    #[arg(long, value_name = "ROWSxCOLUMNSxRANK", conflicts_with = "steps")]
+    linalg: Vec<Sizes>,
 }
 
 /// Prints a line for every comparison; fails if one misses.
@@ -30,7 +34,7 @@ pub fn run(args: SelftestArgs) -> Result<()> {
         "", "group", "what", "error", "at most"
     ))?;
     let (mut missed, mut count, mut written) = (Vec::new(), 0, Ok(()));
-    selftest::run(&device, args.steps, &mut |check| {
+    let mut found = |check: Check| {
         count += 1;
         if written.is_ok() {
             written = output::line(row(&check));
@@ -38,7 +42,17 @@ pub fn run(args: SelftestArgs) -> Result<()> {
         if !check.passes() {
             missed.push(check);
         }
-    });
+    };
+    match args.linalg.as_slice() {
+        [] => selftest::run(&device, args.steps, &mut found),
+        all => {
+            for &sizes in all {
+                selftest::run_linear_algebra(&device, sizes, &mut |check| {
+                    found(Check { name: format!("{sizes}: {}", check.name), ..check });
+                });
+            }
+        }
+    }
     written?;
     if missed.is_empty() {
         return output::line(format!("all {count} comparisons agree"));

@@ -8,16 +8,55 @@ use crate::linalg::{
 use crate::lowrank::{Augmentation, BasisChange, LowRank, Tangent};
 use crate::rng;
 use candle_core::{DType, Device, Result, Tensor};
+use std::fmt;
+use std::str::FromStr;
 
 /// Matrices of a stack.
 const MATRICES: usize = 3;
-/// Sizes of the matrices, and a rank.
-const ROWS: usize = 96;
-const COLUMNS: usize = 40;
-const RANK: usize = 12;
 
-/// Compares all factorisations and the steps of the geometry.
-pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
+/// Sizes of the matrices of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Rows, as many as columns or more.
+    pub rows: usize,
+    /// Columns, more than the rank.
+    pub columns: usize,
+    /// Rank of the points, 2 or more.
+    pub rank: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { rows: 96, columns: 40, rank: 12 }
+    }
+}
+
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rows, columns, rank } = self;
+        write!(f, "{rows}x{columns}x{rank}")
+    }
+}
+
+impl FromStr for Sizes {
+    type Err = String;
+
+    /// From `ROWSxCOLUMNSxRANK`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let numbers: Option<Vec<usize>> = text.split('x').map(|part| part.parse().ok()).collect();
+        match numbers.as_deref() {
+            Some(&[rows, columns, rank]) if rows >= columns && columns > rank && rank >= 2 => {
+                Ok(Self { rows, columns, rank })
+            }
+            _ => Err("not ROWSxCOLUMNSxRANK with ROWS >= COLUMNS > RANK >= 2, such as 768x768x192"
+                .into()),
+        }
+    }
+}
+
+/// Compares all factorisations and the steps of the geometry, on matrices of these sizes.
+pub fn run(device: &Device, sizes: Sizes, found: &mut dyn FnMut(Check)) {
+    let Sizes { rows, columns, rank } = sizes;
     let mut check = |name: &str, bound: f64, error: Result<f64>| {
         found(Check::new("linear algebra", name, bound, error.map_err(Into::into)))
     };
@@ -28,15 +67,15 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
     check(
         "QR: columns orthonormal",
         1e-5,
-        (|| orthonormality_defect(&cholesky_qr(&on(&normals(1, ROWS, COLUMNS)?)?)?.0))(),
+        (|| orthonormality_defect(&cholesky_qr(&on(&normals(1, rows, columns)?)?)?.0))(),
     );
     check(
         "QR: factors",
         1e-4,
         (|| {
-            let (q, r) = cholesky_qr(&on(&normals(1, ROWS, COLUMNS)?)?)?;
+            let (q, r) = cholesky_qr(&on(&normals(1, rows, columns)?)?)?;
             let expected =
-                matrices(1, ROWS, COLUMNS)?.iter().map(qr).collect::<Result<Vec<_>>>()?;
+                matrices(1, rows, columns)?.iter().map(qr).collect::<Result<Vec<_>>>()?;
             let (expected_q, expected_r): (Vec<_>, Vec<_>) = expected.into_iter().unzip();
             Ok(against(&q, &expected_q)?.max(against(&r, &expected_r)?))
         })(),
@@ -47,14 +86,14 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
         (|| {
             // Columns from 1 down to 1e-5, mixed: the Gram matrix is singular to f32.
             let scales: Vec<f64> =
-                (0..RANK).map(|j| 10f64.powf(-5.0 * j as f64 / (RANK - 1) as f64)).collect();
-            let scaled = normals(2, ROWS, RANK)?.broadcast_mul(&Tensor::from_vec(
+                (0..rank).map(|j| 10f64.powf(-5.0 * j as f64 / (rank - 1) as f64)).collect();
+            let scaled = normals(2, rows, rank)?.broadcast_mul(&Tensor::from_vec(
                 scales,
-                (1, 1, RANK),
+                (1, 1, rank),
                 &Device::Cpu,
             )?)?;
             orthonormality_defect(
-                &cholesky_qr(&on(&multiply(&scaled, &normals(3, RANK, RANK)?)?)?)?.0,
+                &cholesky_qr(&on(&multiply(&scaled, &normals(3, rank, rank)?)?)?)?.0,
             )
         })(),
     );
@@ -62,14 +101,14 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
         "new directions beside bases",
         1e-4,
         (|| {
-            let bases = matrices(4, ROWS, RANK)?
+            let bases = matrices(4, rows, rank)?
                 .iter()
                 .map(|x| Ok(qr(x)?.0))
                 .collect::<Result<Vec<_>>>()?;
-            let directions = matrices(5, ROWS, RANK)?;
+            let directions = matrices(5, rows, rank)?;
             let (q, r) = orthonormal_directions(
                 &on(&stack(&bases.iter().collect::<Vec<_>>())?)?,
-                &on(&normals(5, ROWS, RANK)?)?,
+                &on(&normals(5, rows, rank)?)?,
             )?;
             let expected = bases
                 .iter()
@@ -82,13 +121,13 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
     );
     type OfMatrix = fn(&Tensor) -> Result<Tensor>;
     let each: [(&str, (usize, usize), f64, OfMatrix); 5] = [
-        ("polar factor by polynomials", (COLUMNS, COLUMNS), 1e-3, polar_newton_schulz),
-        ("polar factor by polynomials, wide", (COLUMNS, ROWS), 1e-3, polar_newton_schulz),
-        ("polar factor by SVD", (ROWS, COLUMNS), 1e-4, polar),
-        ("inverse square root", (COLUMNS, COLUMNS), 1e-3, |x| {
+        ("polar factor by polynomials", (columns, columns), 1e-3, polar_newton_schulz),
+        ("polar factor by polynomials, wide", (columns, rows), 1e-3, polar_newton_schulz),
+        ("polar factor by SVD", (rows, columns), 1e-4, polar),
+        ("inverse square root", (columns, columns), 1e-3, |x| {
             inverse_square_root(&multiply(&x.t()?, x)?, 1e-2)
         }),
-        ("re-orthonormalisation", (ROWS, RANK), 1e-4, |x| reorthonormalize(&qr(x)?.0)),
+        ("re-orthonormalisation", (rows, rank), 1e-4, |x| reorthonormalize(&qr(x)?.0)),
     ];
     for (name, (rows, columns), bound, apply) in each {
         check(
@@ -108,7 +147,7 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
             name,
             1e-4,
             (|| {
-                let points = points()?;
+                let points = points(sizes)?;
                 let expected = points
                     .iter()
                     .map(|(point, vector)| Ok(step(point, vector, subspace)?.0))
@@ -122,7 +161,7 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
         "transport of a tangent vector",
         1e-4,
         (|| {
-            let points = points()?;
+            let points = points(sizes)?;
             let expected = points
                 .iter()
                 .map(|(point, vector)| Ok(step(point, vector, true)?.1))
@@ -149,12 +188,12 @@ fn step(point: &LowRank, vector: &Tangent, subspace: bool) -> Result<(Tensor, Te
 }
 
 /// Points with a tangent vector each, in f64 on the host.
-fn points() -> Result<Vec<(LowRank, Tangent)>> {
+fn points(Sizes { rows, columns, rank }: Sizes) -> Result<Vec<(LowRank, Tangent)>> {
     let one = |index: usize| {
         let mut random = rng::stream(3, "selftest points", &[index as u64]);
         let point =
-            LowRank::random(ROWS, COLUMNS, RANK, 5.0, &mut random, DType::F64, &Device::Cpu)?;
-        let vector = Tangent::project(&point, &matrices(7, ROWS, COLUMNS)?[index])?;
+            LowRank::random(rows, columns, rank, 5.0, &mut random, DType::F64, &Device::Cpu)?;
+        let vector = Tangent::project(&point, &matrices(7, rows, columns)?[index])?;
         Ok((point, vector))
     };
     (0..MATRICES).map(one).collect()

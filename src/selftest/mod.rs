@@ -14,6 +14,8 @@ mod algebra;
 mod operations;
 mod training;
 
+pub use algebra::Sizes;
+
 use candle_core::{DType, Device, Result, Tensor};
 
 /// One comparison.
@@ -50,8 +52,13 @@ impl Check {
 /// training.
 pub fn run(device: &Device, steps: u64, found: &mut dyn FnMut(Check)) {
     operations::run(device, found);
-    algebra::run(device, found);
+    algebra::run(device, Sizes::default(), found);
     training::run(device, steps, found);
+}
+
+/// Compares the linear algebra alone, on matrices of these sizes.
+pub fn run_linear_algebra(device: &Device, sizes: Sizes, found: &mut dyn FnMut(Check)) {
+    algebra::run(device, sizes, found);
 }
 
 /// A tensor on a device in a type; whole numbers keep theirs.
