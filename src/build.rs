@@ -1,4 +1,4 @@
-//! The build script: which commit is built, for `lrpt --version`.
+//! The build script: which commit is built, for `lrpt --version`, and the kernels for NVIDIA GPUs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,6 +15,29 @@ fn main() {
         checkout.map_or("unknown".to_owned(), |checkout| checkout.commit)
     });
     println!("cargo:rustc-env=LRPT_BUILT_FROM={commit}");
+    #[cfg(all(feature = "cuda", not(test)))]
+    compile_kernels();
+}
+
+/// The kernels for NVIDIA GPUs as PTX, with constants of it in `kernels.rs`.
+#[cfg(all(feature = "cuda", not(test)))]
+fn compile_kernels() {
+    let folder = "src/kernels/gpu";
+    println!("cargo:rerun-if-changed={folder}");
+    let built = cudaforge::KernelBuilder::new()
+        .source_dir(folder)
+        .arg("-std=c++17")
+        .arg("-O3")
+        .build_ptx()
+        .and_then(|kernels| {
+            let out = std::env::var("OUT_DIR").expect("Cargo sets OUT_DIR");
+            kernels.write(Path::new(&out).join("kernels.rs"))
+        });
+    if let Err(error) = built {
+        panic!(
+            "the kernels in {folder} cannot be compiled: {error}; docs/gpu.md says what is needed"
+        );
+    }
 }
 
 /// What is checked out in a folder.

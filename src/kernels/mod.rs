@@ -1,10 +1,12 @@
-//! The floor of the code that computes on the CPU: tensors' numbers in host memory, the two number
-//! types, loops at the processor's SIMD level, products, and sums in a fixed order.
+//! The floor of the code that computes: tensors' numbers in host memory, the two number types, loops
+//! at the processor's SIMD level, products, and sums in a fixed order; and the launching of kernels
+//! on NVIDIA GPUs ([`gpu`]).
 //!
 //! [`Host`] and [`mutate`] are the one bridge from candle's tensors to their memory. Results of
 //! sums depend on lengths alone, neither on the number of threads nor on the SIMD level.
 
 mod gemm;
+pub mod gpu;
 mod host;
 mod matrix;
 mod multiply;

@@ -3,12 +3,14 @@
 
 use super::cholesky::lower_factor;
 use super::combine::{add_product, frobenius_norm, gram, multiply};
+use super::gpu;
 use super::host::{epsilon, host_product, read, write};
 use super::stack::{
     epsilon_of, matrix_shape, read_stacks, stack_shape, sum_each, write_each, write_stacks,
 };
 use super::symmetric::distance_from_identity;
-use candle_core::{D, Result, Tensor, bail};
+use crate::kernels::gpu::Gpu;
+use candle_core::{D, DType, Result, Tensor, bail};
 use faer::Par;
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::mat::Mat;
@@ -34,7 +36,7 @@ pub(super) fn orthonormalize_by_products(
         return Ok(None);
     }
     let epsilon = epsilon(a.dtype())?;
-    let shift = 8.0 * epsilon * (columns as f64).sqrt();
+    let shift = shift(epsilon, columns);
     let mut q = a.clone();
     let mut r = Mat::<f64>::identity(columns, columns);
     let mut lengths = Vec::new();
@@ -149,19 +151,11 @@ pub(super) fn orthonormalize_stacks(
             small.push(gram(&state.q)?);
             small.push(along_basis);
         }
-        let read = read_stacks(&small.iter().collect::<Vec<_>>())?;
-        let inverses: Vec<Vec<Mat<f64>>> = open
-            .iter_mut()
-            .zip(read.chunks(2))
-            .map(|(state, read)| state.factorize(pass, &read[0], &read[1]))
-            .collect();
-        let groups: Vec<_> = inverses
-            .iter()
-            .zip(&open)
-            .map(|(inverses, state)| (inverses.as_slice(), &state.q))
-            .collect();
-        let written = write_stacks(&groups)?;
-        for (state, inverse) in open.iter_mut().zip(written) {
+        let inverses = match small.iter().map(Gpu::of).collect::<Option<Vec<_>>>() {
+            Some(_) => factorize_on_gpu(&mut open, pass, &small)?,
+            None => factorize_on_host(&mut open, pass, &small)?,
+        };
+        for (state, inverse) in open.iter_mut().zip(inverses) {
             state.q = multiply(&state.q, &inverse)?;
         }
     }
@@ -172,6 +166,67 @@ pub(super) fn orthonormalize_stacks(
             state.map_or_else(|| Ok(Orthonormalized::none(a)), StackState::finish)
         })
         .collect()
+}
+
+/// The factors R⁻¹ to multiply each stack by, from its Gram matrices and what lay along its basis:
+/// by the host, with one transfer there and one back.
+fn factorize_on_host(
+    open: &mut [&mut StackState],
+    pass: usize,
+    small: &[Tensor],
+) -> Result<Vec<Tensor>> {
+    let read = read_stacks(&small.iter().collect::<Vec<_>>())?;
+    let inverses: Vec<Vec<Mat<f64>>> = open
+        .iter_mut()
+        .zip(read.chunks(2))
+        .map(|(state, read)| state.factorize(pass, &read[0], &read[1]))
+        .collect();
+    let groups: Vec<_> = inverses
+        .iter()
+        .zip(open)
+        .map(|(inverses, state)| (inverses.as_slice(), &state.q))
+        .collect();
+    write_stacks(&groups)
+}
+
+/// The same by a GPU, from where only what decides comes to the host, in one transfer.
+fn factorize_on_gpu(
+    open: &mut [&mut StackState],
+    pass: usize,
+    small: &[Tensor],
+) -> Result<Vec<Tensor>> {
+    let (mut inverses, mut notes) = (Vec::new(), Vec::new());
+    for (state, small) in open.iter().zip(small.chunks(2)) {
+        let inverted = gpu::cholesky_inverses(&small[0], state.shift()?)?;
+        inverses.push(inverted.inverse);
+        notes.extend([inverted.notes, small[1].to_dtype(DType::F64)?]);
+    }
+    let read = read_stacks(&notes.iter().collect::<Vec<_>>())?;
+    for (state, read) in open.iter_mut().zip(read.chunks(2)) {
+        let found: Vec<Found> = read[0].iter().map(Found::of_notes).collect();
+        state.note(pass, &found, &read[1]);
+    }
+    Ok(inverses)
+}
+
+/// What a pass found of a matrix.
+struct Found {
+    /// ‖QᵀQ − I‖_F.
+    distance: f64,
+    /// Column lengths.
+    lengths: Vec<f64>,
+    /// R's diagonal; none where products cannot decide.
+    diagonal: Option<Vec<f64>>,
+}
+
+impl Found {
+    /// From one row of [`gpu::Inverted::notes`].
+    fn of_notes(notes: &Mat<f64>) -> Self {
+        let columns = (notes.ncols() - 2) / 2;
+        let numbers = |first: usize| (first..first + columns).map(|j| notes[(0, j)]).collect();
+        let diagonal = (notes[(0, 0)] == 1.0).then(|| numbers(2));
+        Self { distance: notes[(0, 1)], lengths: numbers(2 + columns), diagonal }
+    }
 }
 
 /// A stack on its way to orthonormal columns.
@@ -229,33 +284,57 @@ impl StackState {
     }
 
     /// Notes what this pass does to every matrix and returns the factors R⁻¹ to multiply Q by: I
-    /// where there is nothing left to do.
+    /// where products cannot decide.
     fn factorize(
         &mut self,
         pass: usize,
         grams: &[Mat<f64>],
         along_basis: &[Mat<f64>],
     ) -> Vec<Mat<f64>> {
-        let epsilon = self.epsilon;
-        let factorize = |((matrix, gram), along): ((&mut MatrixState, &Mat<f64>), &Mat<f64>)| {
+        let shift = shift(self.epsilon, grams.first().map_or(0, Mat::ncols));
+        let factorize = |(matrix, gram): (&MatrixState, &Mat<f64>)| {
             let columns = gram.ncols();
-            let identity = || Mat::identity(columns, columns);
+            let factor = if matrix.failed { None } else { CholeskyFactor::new(gram, shift) };
+            let diagonal = |factor: &CholeskyFactor| {
+                (0..columns).map(|j| factor.upper[(j, j)]).collect::<Vec<_>>()
+            };
+            let found = Found {
+                distance: distance_from_identity(gram),
+                lengths: (0..columns).map(|j| gram[(j, j)].sqrt()).collect(),
+                diagonal: factor.as_ref().map(diagonal),
+            };
+            (factor.map_or_else(|| Mat::identity(columns, columns), |f| f.inverse), found)
+        };
+        let (inverses, found): (Vec<_>, Vec<_>) =
+            self.matrices.par_iter().zip(grams).map(factorize).unzip();
+        self.note(pass, &found, along_basis);
+        inverses
+    }
+
+    /// 8 ε √n, the shift of the Gram matrix of n columns where one is needed.
+    fn shift(&self) -> Result<f64> {
+        Ok(shift(self.epsilon, matrix_shape(&self.q)?.1))
+    }
+
+    /// Notes what this pass did to every matrix.
+    fn note(&mut self, pass: usize, found: &[Found], along_basis: &[Mat<f64>]) {
+        let epsilon = self.epsilon;
+        for ((matrix, found), along) in self.matrices.iter_mut().zip(found).zip(along_basis) {
             if pass == 0 {
-                matrix.lengths = (0..columns).map(|j| gram[(j, j)].sqrt()).collect();
-                matrix.diagonal = vec![1.0; columns];
+                matrix.lengths.clone_from(&found.lengths);
+                matrix.diagonal = vec![1.0; found.lengths.len()];
             }
             if matrix.failed {
-                return identity();
+                continue;
             }
+            let Some(diagonal) = &found.diagonal else {
+                matrix.failed = true;
+                continue;
+            };
             let last = pass > 0
                 && along[(0, 0)].sqrt() <= NEARLY_ORTHONORMAL
-                && distance_from_identity(gram) <= NEARLY_ORTHONORMAL;
-            let Some(factor) = CholeskyFactor::new(gram, 8.0 * epsilon * (columns as f64).sqrt())
-            else {
-                matrix.failed = true;
-                return identity();
-            };
-            matrix.diagonal.iter_mut().enumerate().for_each(|(j, x)| *x *= factor.upper[(j, j)]);
+                && found.distance <= NEARLY_ORTHONORMAL;
+            matrix.diagonal.iter_mut().zip(diagonal).for_each(|(product, x)| *product *= x);
             if last && !matrix.done {
                 matrix.done = true;
                 matrix.failed = matrix
@@ -264,9 +343,7 @@ impl StackState {
                     .zip(&matrix.lengths)
                     .any(|(x, length)| *x <= 10.0 * epsilon * length);
             }
-            factor.inverse
-        };
-        self.matrices.par_iter_mut().zip(grams).zip(along_basis).map(factorize).collect()
+        }
     }
 
     /// Q, and R as the upper triangle of QᵀA, which is R up to rounding.
@@ -283,6 +360,11 @@ impl StackState {
         let triangle = Tensor::triu2(columns, full.dtype(), full.device())?;
         Ok(Orthonormalized { found: Some((self.q, full.broadcast_mul(&triangle)?)), undecided })
     }
+}
+
+/// 8 ε √n.
+fn shift(epsilon: f64, columns: usize) -> f64 {
+    8.0 * epsilon * (columns as f64).sqrt()
 }
 
 /// RᵀR = G, and R⁻¹.

@@ -23,6 +23,7 @@ mod cholesky;
 mod cholesky_qr;
 mod combine;
 mod directions;
+mod gpu;
 mod host;
 mod householder;
 mod newton_schulz;

@@ -1,13 +1,14 @@
 //! How operations compute: by which code, and in which number type.
 
+use crate::kernels::gpu::Gpu;
 use crate::kernels::has_kernel;
 use candle_core::{DType, Result, Tensor};
 
 /// What every operation of a forward and backward pass is done with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compute {
-    /// Whether CPU tensors take the kernels; without them they take the candle operations that
-    /// other devices take.
+    /// Whether tensors take the kernels, of the CPU or of an NVIDIA GPU; without them they take the
+    /// candle operations that other devices take.
     pub kernels: bool,
     /// Type of the large products and of the activations between them; none: that of the
     /// parameters. Norms, softmax, loss, the residual stream, sums of parameter gradients and Gram
@@ -25,6 +26,11 @@ impl Compute {
     /// Whether the CPU kernels are to be used for this tensor.
     pub fn takes_kernels(self, x: &Tensor) -> bool {
         self.kernels && has_kernel(x)
+    }
+
+    /// The GPU that this tensor is on, if kernels are to be used there.
+    pub(super) fn gpu(self, x: &Tensor) -> Option<Gpu<'_>> {
+        Gpu::of(x).filter(|_| self.kernels)
     }
 
     /// The tensor in the type of the products.

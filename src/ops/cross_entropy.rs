@@ -3,6 +3,7 @@
 
 use super::compute::{Compute, widened};
 use super::few_rows::few_rows_product;
+use super::gpu;
 use super::product::{as_rows, multiply, product_by, wide_product_by};
 use super::tape::{Tape, Value};
 use crate::kernels::profile::{Cost, Work, span};
@@ -323,27 +324,25 @@ fn portable(
     let rows_per_chunk = (PORTABLE_CHUNK / vocabulary).clamp(64, count.max(64));
     let (mut loss, mut each) = (Tensor::zeros((), wide, w.device())?, Vec::new());
     let (mut dw, mut dh) = (None, Vec::new());
+    let divisor = wanted.gradients().then_some(divisor);
     for first in (0..count).step_by(rows_per_chunk) {
         let rows = rows_per_chunk.min(count - first);
         let (input, ids) = (
             h.narrow(0, first, rows)?,
             targets.narrow(0, first, rows)?.unsqueeze(1)?.contiguous()?,
         );
-        let logits = product_by(compute, &input, &narrow.t()?)?.to_dtype(wide)?;
-        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+        let logits = product_by(compute, &input, &narrow.t()?)?;
+        let (losses, d_logits) = match compute.gpu(&logits) {
+            Some(gpu) => gpu::cross_entropy(gpu, &logits, &ids, divisor.map(f64::recip))?,
+            None => losses_of(&logits.to_dtype(wide)?, &ids, divisor)?,
+        };
         drop(logits);
-        let powers = shifted.exp()?;
-        let sums = powers.sum_keepdim(D::Minus1)?;
-        let losses = (sums.log()? - shifted.gather(&ids, 1)?)?;
         loss = (loss + losses.sum_all()?)?;
         if wanted.each {
             each.extend(losses.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
         }
-        drop(shifted);
-        if wanted.gradients() {
-            let minus_one = Tensor::ones((rows, 1), wide, w.device())?.neg()?;
-            let p = powers.broadcast_div(&sums)?.scatter_add(&ids, &minus_one, 1)?;
-            let d_logits = compute.narrowed(&(p / divisor)?)?;
+        if let Some(d_logits) = d_logits {
+            let d_logits = compute.narrowed(&d_logits)?;
             if wanted.h {
                 dh.push(product_by(compute, &d_logits, &narrow)?);
             }
@@ -359,4 +358,22 @@ fn portable(
     }
     let dh = if wanted.h { Some(Tensor::cat(&dh, 0)?.to_dtype(wide)?) } else { None };
     Ok(Summed { loss, each, dh, dw })
+}
+
+/// Loss of each row of logits (rows, V) against its target (rows, 1), and, with a divisor, (softmax −
+/// onehot) / divisor.
+fn losses_of(
+    logits: &Tensor,
+    ids: &Tensor,
+    divisor: Option<f64>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+    let powers = shifted.exp()?;
+    let sums = powers.sum_keepdim(D::Minus1)?;
+    let losses = (sums.log()? - shifted.gather(ids, 1)?)?;
+    drop(shifted);
+    let Some(divisor) = divisor else { return Ok((losses, None)) };
+    let minus_one = ids.ones_like()?.to_dtype(logits.dtype())?.neg()?;
+    let p = powers.broadcast_div(&sums)?.scatter_add(ids, &minus_one, 1)?;
+    Ok((losses, Some((p / divisor)?)))
 }

@@ -1,10 +1,12 @@
 //! Token and position embedding: x[b, t] = token_table[token[b, t]] + position_table[t], or without
 //! the latter.
 
+use super::gpu;
 use super::tape::{Tape, Value};
+use crate::kernels::gpu::Gpu;
 use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, Real, SharedOut, build, with_real};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Columns that one thread scatters; fixed, and every column adds its tokens in order, so the
@@ -75,8 +77,13 @@ fn embedded(
         if !kernels {
             if to_tokens.is_some() {
                 let rows = delta.reshape((b * t, width))?;
-                let zeros = token_table.zeros_like()?;
-                flow.add(to_tokens, zeros.index_add(&tokens.flatten_all()?, &rows, 0)?)?;
+                let ids = tokens.flatten_all()?;
+                let of_f32 = |_: &Gpu| rows.dtype() == DType::F32;
+                let gradient = match flow.compute().gpu(&token_table).filter(of_f32) {
+                    Some(gpu) => gpu::embedding_gradient(gpu, &ids, &rows, &token_table)?,
+                    None => token_table.zeros_like()?.index_add(&ids, &rows, 0)?,
+                };
+                flow.add(to_tokens, gradient)?;
             }
             let Some(table) = position_table.filter(|_| to_positions.is_some()) else {
                 return Ok(());

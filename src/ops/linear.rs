@@ -2,6 +2,7 @@
 //! leading dimensions.
 
 use super::compute::{Compute, widened};
+use super::gpu;
 use super::gradients::Gram;
 use super::product::{as_rows, product_by, rows_of};
 use super::tape::{Flow, Remake, Source, Tape, Value};
@@ -265,6 +266,9 @@ fn add_bias(tape: &Tape, y: Tensor, bias: Option<&Value>) -> Result<Tensor> {
     if bias.tensor().dims() != [width] {
         bail!("a bias of shape {:?} for outputs that are {width} wide", bias.tensor().dims())
     }
+    if let Some(gpu) = tape.compute().gpu(&y).filter(|_| bias.tensor().dtype() == DType::F32) {
+        return gpu::add_bias(gpu, &y, bias.tensor());
+    }
     if !tape.uses_kernels(&y) {
         return y.broadcast_add(&tape.compute().narrowed(bias.tensor())?);
     }
@@ -282,6 +286,9 @@ fn add_bias(tape: &Tape, y: Tensor, bias: Option<&Value>) -> Result<Tensor> {
 fn add_bias_gradient(flow: &mut Flow, to: Option<Source>, delta: &Tensor) -> Result<()> {
     if to.is_none() {
         return Ok(());
+    }
+    if let Some(gpu) = flow.compute().gpu(delta) {
+        return flow.add(to, gpu::column_sums(gpu, &delta.contiguous()?)?);
     }
     flow.add(to, column_sums(flow.compute(), &widened(delta)?)?)
 }

@@ -1,8 +1,8 @@
 //! The differentiable operations that training spends its time in, on a tape of our own.
 //!
-//! Every operation has a CPU kernel (f32, and f64 for tests) and a portable path of candle
-//! operations for other devices; both give the same numbers within rounding, and the kernels the
-//! same bits on every run at a fixed number of threads. [`Compute`] says which is taken and in
+//! Every operation has a CPU kernel (f32, and f64 for tests), most have one for NVIDIA GPUs, and all
+//! have a portable path of candle operations for other devices; they give the same numbers within
+//! rounding, and the kernels the same bits on every run at a fixed number of threads. [`Compute`] says which is taken and in
 //! which type products are made; [`Tape::portable`] runs on the CPU what a GPU runs. candle's CPU
 //! has no product of half-precision matrices: there they are widened, multiplied in f32 and
 //! rounded.
@@ -13,6 +13,7 @@ mod cross_entropy;
 mod documents;
 mod embedding;
 mod few_rows;
+mod gpu;
 mod gradients;
 mod linear;
 mod norm;

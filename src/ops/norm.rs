@@ -3,6 +3,7 @@
 //! which is the same without the mean.
 
 use super::compute::widened;
+use super::gpu;
 use super::linear::sum_rows;
 use super::product::{as_rows, rows_of};
 use super::tape::{Tape, Value};
@@ -65,7 +66,11 @@ fn norm<const CENTERED: bool>(
     let _span = span(|| Work::pass(name, x.tensor(), (2, 3)));
     let input = widened(x.tensor())?.contiguous()?;
     let kernels = tape.uses_kernels(&input);
-    let normed = if kernels {
+    let of_gpu = gpu::Norm { x: &input, weight: weight.tensor(), epsilon, centered: CENTERED };
+    let normed = if let Some(gpu) = tape.compute().gpu(&input) {
+        let dtype = tape.compute().half.unwrap_or(input.dtype());
+        of_gpu.forward(gpu, bias.map(Value::tensor), dtype)?
+    } else if kernels {
         with_real!(input.dtype(), T => forward::<T, CENTERED>(&input, weight.tensor(), bias.map(Value::tensor), epsilon)?)
     } else {
         let y = normalized::<CENTERED>(&input, epsilon)?.0.broadcast_mul(weight.tensor())?;
@@ -77,10 +82,15 @@ fn norm<const CENTERED: bool>(
     let (to_x, to_weight, to_bias) = (x.source(), weight.source(), bias.and_then(Value::source));
     let (weight, given) = (weight.tensor().clone(), x.tensor().dtype());
     Ok(tape.record(&[to_x, to_weight, to_bias], tape.compute().narrowed(&normed)?, move |delta, flow| {
-        let delta = widened(&delta)?.contiguous()?;
-        let (dx, d_weight, d_bias) = if kernels {
+        let of_gpu = gpu::Norm { x: &input, weight: &weight, epsilon, centered: CENTERED };
+        let delta = delta.contiguous()?;
+        let (dx, d_weight, d_bias) = if let Some(gpu) = flow.compute().gpu(&input) {
+            of_gpu.backward(gpu, &delta, to_bias.is_some())?
+        } else if kernels {
+            let delta = widened(&delta)?;
             with_real!(input.dtype(), T => backward::<T, CENTERED>(&input, &weight, &delta, epsilon, to_bias.is_some())?)
         } else {
+            let delta = widened(&delta)?;
             let (hat, inverse) = normalized::<CENTERED>(&input, epsilon)?;
             let g = delta.broadcast_mul(&weight)?;
             let last = g.rank() - 1;

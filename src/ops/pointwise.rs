@@ -1,11 +1,12 @@
 //! Element-wise operations: GELU, SwiGLU, addition, scaling, dropout.
 
 use super::compute::{Compute, widened};
+use super::gpu;
 use super::tape::{Tape, Value};
 use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, PIECE, Real, build, unwritten, vectorized, with_real};
 use crate::rng;
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// √(2/π), of the tanh form of GELU.
@@ -20,6 +21,11 @@ pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
     let (x_kept, compute) = (x.tensor().clone(), tape.compute());
     let (to_x, x_again) = (x.source(), x_kept.clone());
     let y = tape.record(&[to_x], gelu_of(&x_kept, compute)?, move |delta, flow| {
+        if let Some(gpu) = compute.gpu(&x_kept) {
+            let inputs = [&x_kept.contiguous()?, &delta.contiguous()?];
+            let [dx] = gpu::elementwise(gpu, "gelu_backward", &inputs)?;
+            return flow.add(to_x, dx);
+        }
         let (input, delta) = (widened(&x_kept)?.contiguous()?, widened(&delta)?);
         let dx = if compute.takes_kernels(&input) {
             let delta = delta.contiguous()?;
@@ -48,6 +54,10 @@ pub fn gelu(tape: &Tape, x: &Value) -> Result<Value> {
 
 /// x σ(2u), computed in f32 at least, in x's type.
 fn gelu_of(x: &Tensor, compute: Compute) -> Result<Tensor> {
+    if let Some(gpu) = compute.gpu(x) {
+        let [y] = gpu::elementwise(gpu, "gelu", &[&x.contiguous()?])?;
+        return Ok(y);
+    }
     let input = widened(x)?.contiguous()?;
     let y = if compute.takes_kernels(&input) {
         with_real!(input.dtype(), T => map::<T>(&input, |x| x * gate(x))?)
@@ -89,6 +99,12 @@ pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
     let (to_gate, to_up) = (gate.source(), up.source());
     let y = swiglu_of(&kept.0, &kept.1, compute)?;
     let y = tape.record(&[to_gate, to_up], y, move |delta, flow| {
+        if let Some(gpu) = compute.gpu(&kept.0) {
+            let inputs = [&kept.0.contiguous()?, &kept.1.contiguous()?, &delta.contiguous()?];
+            let [d_gate, d_up] = gpu::elementwise(gpu, "swiglu_backward", &inputs)?;
+            flow.add(to_up, d_up)?;
+            return flow.add(to_gate, d_gate);
+        }
         let (g, u, delta) = (wide(&kept.0)?, wide(&kept.1)?, wide(&delta)?);
         let (d_gate, d_up) = if compute.takes_kernels(&g) {
             with_real!(g.dtype(), T => swiglu_backward::<T>(&g, &u, &delta)?)
@@ -110,6 +126,10 @@ pub fn swiglu(tape: &Tape, gate: &Value, up: &Value) -> Result<Value> {
 
 /// silu(gate) ∘ up, computed in f32 at least, in the arguments' type.
 fn swiglu_of(gate: &Tensor, up: &Tensor, compute: Compute) -> Result<Tensor> {
+    if let Some(gpu) = compute.gpu(gate) {
+        let [y] = gpu::elementwise(gpu, "swiglu", &[&gate.contiguous()?, &up.contiguous()?])?;
+        return Ok(y);
+    }
     let (g, u) = (widened(gate)?.contiguous()?, widened(up)?.contiguous()?);
     let y = if compute.takes_kernels(&g) {
         with_real!(g.dtype(), T => map2::<T>(&g, &u, |g, u| g * sigmoid(g) * u)?)
@@ -164,12 +184,16 @@ pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
     // Its gradient goes on to both as it is.
     let _span = span(|| Work::pass("add", a.tensor(), (3, 0)));
     let (a_type, b_type) = (a.tensor().dtype(), b.tensor().dtype());
-    let other = b.tensor().to_dtype(a_type)?;
-    let sum = if tape.uses_kernels(a.tensor()) {
-        let (a, b) = (a.tensor().contiguous()?, other.contiguous()?);
-        with_real!(a.dtype(), T => map2::<T>(&a, &b, |a, b| a + b)?)
+    let sum = if let Some(gpu) = tape.compute().gpu(a.tensor()).filter(|_| a_type == DType::F32) {
+        gpu::add(gpu, &a.tensor().contiguous()?, &b.tensor().contiguous()?)?
     } else {
-        (a.tensor() + other)?
+        let other = b.tensor().to_dtype(a_type)?;
+        if tape.uses_kernels(a.tensor()) {
+            let (a, b) = (a.tensor().contiguous()?, other.contiguous()?);
+            with_real!(a.dtype(), T => map2::<T>(&a, &b, |a, b| a + b)?)
+        } else {
+            (a.tensor() + other)?
+        }
     };
     let (to_a, to_b) = (a.source(), b.source());
     Ok(tape.record(&[to_a, to_b], sum, move |delta, flow| {

@@ -1,8 +1,9 @@
 //! Rotary positions (Su et al. 2021), in the convention of `transformers`: within a head of width
 //! d, numbers i and i + d/2 are a pair, which position p turns by the angle p θ^(−2i/d).
 
-use super::compute::{wide, widened};
+use super::compute::{Compute, wide, widened};
 use super::documents::PackedDocuments;
+use super::gpu;
 use super::tape::{Tape, Value};
 use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, Real, build, vectorized, with_real};
@@ -67,9 +68,16 @@ impl Rotation {
         Ok(Self { cosines: self.cosines.clone(), sines: self.sines.neg()? })
     }
 
-    fn turn(&self, x: &Tensor, kernels: bool) -> Result<Tensor> {
+    fn turn(&self, x: &Tensor, compute: Compute) -> Result<Tensor> {
+        if let Some(gpu) = compute.gpu(x) {
+            return gpu::rotary(gpu, &x.contiguous()?, &self.cosines, &self.sines);
+        }
         let x = widened(x)?.contiguous()?;
-        if kernels { with_real!(x.dtype(), T => self.forward::<T>(&x)) } else { self.portable(&x) }
+        if compute.kernels && x.device().is_cpu() {
+            with_real!(x.dtype(), T => self.forward::<T>(&x))
+        } else {
+            self.portable(&x)
+        }
     }
 
     fn portable(&self, x: &Tensor) -> Result<Tensor> {
@@ -136,11 +144,10 @@ pub fn rotary(tape: &Tape, x: &Value, rotation: &Rotation) -> Result<Value> {
         bail!("rotary: {given:?} and angles for {:?}", rotation.cosines.dtype())
     }
     let _span = span(|| Work::pass("rotary", x.tensor(), (2, 2)));
-    let kernels = tape.compute().kernels && x.tensor().device().is_cpu();
-    let y = rotation.turn(x.tensor(), kernels)?.to_dtype(given)?;
+    let y = rotation.turn(x.tensor(), tape.compute())?.to_dtype(given)?;
     let (to_x, rotation) = (x.source(), rotation.clone());
     Ok(tape.record(&[to_x], y, move |delta, flow| {
-        let dx = rotation.reversed()?.turn(&delta, kernels)?;
+        let dx = rotation.reversed()?.turn(&delta, flow.compute())?;
         flow.add(to_x, dx.to_dtype(given)?)
     }))
 }

@@ -51,29 +51,30 @@ pub fn run(device: &Device, found: &mut dyn FnMut(Check)) {
     };
     for operation in &operations {
         for (half, bound) in [(None, BOUND), (Some(DType::BF16), BOUND_BF16)] {
-            let name = format!("{}, {}", operation.name, half.map_or("f32", |half| half.as_str()));
-            found(Check::new(
-                "operations",
-                name,
-                bound,
-                compare(operation, half, device).map_err(Into::into),
-            ));
+            // The CPU's kernels are the other side; a GPU's are tested, and so is what runs without.
+            let ways: &[bool] = if device.is_cpu() { &[false] } else { &[true, false] };
+            for &kernels in ways {
+                let dtype = half.map_or("f32", |half| half.as_str());
+                let way = if !kernels && ways.len() > 1 { ", candle's" } else { "" };
+                found(Check::new(
+                    "operations",
+                    format!("{}, {dtype}{way}", operation.name),
+                    bound,
+                    compare(operation, Compute { kernels, half }, device).map_err(Into::into),
+                ));
+            }
         }
     }
 }
 
 /// The worst error of the output and of every gradient.
-fn compare(operation: &Operation, half: Option<DType>, device: &Device) -> Result<f64> {
+fn compare(operation: &Operation, compute: Compute, device: &Device) -> Result<f64> {
     let exact = results(
         operation,
         Compute::default(),
         ComputePlace { dtype: DType::F64, device: &Device::Cpu },
     )?;
-    let computed = results(
-        operation,
-        Compute { kernels: false, half },
-        ComputePlace { dtype: DType::F32, device },
-    )?;
+    let computed = results(operation, compute, ComputePlace { dtype: DType::F32, device })?;
     let errors = computed
         .iter()
         .zip(&exact)

@@ -1,12 +1,15 @@
-//! Attention by candle operations, for other devices than the CPU.
+//! Attention by products of stacks, for other devices than the CPU: with kernels of our own between
+//! the products on an NVIDIA GPU, with candle's operations elsewhere.
 
 use super::AttentionShape;
-use crate::ops::compute::widened;
+use crate::kernels::gpu::Gpu;
+use crate::ops::compute::{Compute, widened};
 use crate::ops::documents::PackedDocuments;
+use crate::ops::gpu;
 use crate::ops::pointwise::Dropout;
 use crate::ops::product::batched_product;
 use crate::ops::tape::{Tape, Value};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// [`causal_attention`](super::causal_attention) by candle operations: tiles of query rows against
 /// the keys up to the causal limit, probabilities computed again in the backward.
@@ -21,24 +24,25 @@ pub fn attention(
     documents: Option<&PackedDocuments>,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
-    let AttentionShape { t, .. } = shape;
+    let (AttentionShape { t, .. }, compute) = (shape, tape.compute());
     let heads = Heads {
-        q: shape.split(q.tensor())?,
-        k: shape.repeat(&shape.of_keys().split(k.tensor())?)?,
-        v: shape.repeat(&shape.of_keys().split(v.tensor())?)?,
+        q: shape.split(compute, q.tensor())?,
+        k: shape.repeat(&shape.of_keys().split(compute, k.tensor())?)?,
+        v: shape.repeat(&shape.of_keys().split(compute, v.tensor())?)?,
         starts: documents.map(|documents| documents.starts(q.tensor().device())).transpose()?,
         shape,
+        compute,
         dropout,
     };
-    let tiles = Tile::all(t, heads.q.device())?;
+    let tiles = Tile::all(t, &heads)?;
     let parts = tiles.iter().map(|tile| heads.forward(tile)).collect::<Result<Vec<_>>>()?;
-    let out = shape.merge(&Tensor::cat(&parts, 1)?)?;
+    let out = shape.merge(compute, &Tensor::cat(&parts, 1)?)?;
     let sources = [q.source(), k.source(), v.source()];
     Ok(tape.record(&sources, out, move |delta, flow| {
-        let gradients = heads.backward(&tiles, &shape.split(&delta)?)?;
+        let gradients = heads.backward(&tiles, &shape.split(compute, &delta)?)?;
         let shapes = [shape, shape.of_keys(), shape.of_keys()];
         for ((to, gradient), shape) in sources.into_iter().zip(gradients).zip(shapes) {
-            flow.add(to, shape.merge(&gradient)?)?;
+            flow.add(to, shape.merge(compute, &gradient)?)?;
         }
         Ok(())
     }))
@@ -46,15 +50,15 @@ pub fn attention(
 
 impl AttentionShape {
     /// (B, T, C) as (B H, T, d).
-    fn split(&self, x: &Tensor) -> Result<Tensor> {
+    fn split(&self, compute: Compute, x: &Tensor) -> Result<Tensor> {
         let AttentionShape { b, t, heads, d, .. } = *self;
-        x.reshape((b, t, heads, d))?.transpose(1, 2)?.contiguous()?.reshape((b * heads, t, d))
+        swapped(compute, &x.reshape((b, t, heads, d))?)?.reshape((b * heads, t, d))
     }
 
     /// (B H, T, d) as (B, T, C).
-    fn merge(&self, x: &Tensor) -> Result<Tensor> {
+    fn merge(&self, compute: Compute, x: &Tensor) -> Result<Tensor> {
         let AttentionShape { b, t, heads, d, .. } = *self;
-        x.reshape((b, heads, t, d))?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * d))
+        swapped(compute, &x.reshape((b, heads, t, d))?)?.reshape((b, t, heads * d))
     }
 
     /// Keys or values (B G, T, d) as (B H, T, d): each head once for every head of queries that
@@ -80,31 +84,46 @@ impl AttentionShape {
     }
 }
 
+/// The two middle dimensions of four in each other's place.
+fn swapped(compute: Compute, x: &Tensor) -> Result<Tensor> {
+    match compute.gpu(x) {
+        Some(gpu) => gpu::swap_axes(gpu, &x.contiguous()?),
+        None => x.transpose(1, 2)?.contiguous(),
+    }
+}
+
 /// Query rows `first..first + rows` against keys `0..limit`.
 struct Tile {
     first: usize,
     rows: usize,
     limit: usize,
-    /// (rows, limit) in f32: 0 where a row may look, −∞ behind it.
-    mask: Tensor,
+    /// (rows, limit) in f32: 0 where a row may look, −∞ behind it; none where a kernel knows.
+    mask: Option<Tensor>,
 }
 
 impl Tile {
     /// Query rows per tile: large enough to keep a device busy, small enough to leave out most of
     /// what the mask would hide.
     const ROWS: usize = 256;
+    /// The same where kernels of our own make little of what is hidden.
+    const GPU_ROWS: usize = 512;
 
-    fn all(t: usize, device: &Device) -> Result<Vec<Self>> {
+    fn all(t: usize, heads: &Heads) -> Result<Vec<Self>> {
+        let (device, by_kernels) = (heads.q.device(), heads.gpu().is_some());
+        let most = if by_kernels { Self::GPU_ROWS } else { Self::ROWS };
         let tile = |first: usize| {
-            let rows = Self::ROWS.min(t - first);
+            let rows = most.min(t - first);
             let limit = first + rows;
+            if by_kernels {
+                return Ok(Self { first, rows, limit, mask: None });
+            }
             let hidden =
                 |i: usize| if i % limit > first + i / limit { f32::NEG_INFINITY } else { 0.0 };
             let mask =
                 Tensor::from_vec((0..rows * limit).map(hidden).collect(), (rows, limit), device)?;
-            Ok(Self { first, rows, limit, mask })
+            Ok(Self { first, rows, limit, mask: Some(mask) })
         };
-        (0..t).step_by(Self::ROWS).map(tile).collect()
+        (0..t).step_by(most).map(tile).collect()
     }
 }
 
@@ -116,20 +135,39 @@ struct Heads {
     /// The first token that each query's document has, (B, 1, T, 1) f32, where rows have several.
     starts: Option<Tensor>,
     shape: AttentionShape,
+    compute: Compute,
     dropout: Option<Dropout>,
 }
 
 impl Heads {
+    /// The GPU whose kernels stand between the products; they know no dropout.
+    fn gpu(&self) -> Option<Gpu<'_>> {
+        self.compute.gpu(&self.q).filter(|_| self.dropout.is_none())
+    }
+
+    /// What such a kernel is told of a tile.
+    fn causal_rows(&self, tile: &Tile) -> gpu::CausalRows<'_> {
+        let AttentionShape { t, heads, .. } = self.shape;
+        let (first, scale, starts) = (tile.first, self.shape.scale(), self.starts.as_ref());
+        gpu::CausalRows { first, heads, length: t, scale, starts }
+    }
+
+    /// q kᵀ of a tile, (B H, rows, limit), in their type.
+    fn scores(&self, tile: &Tile) -> Result<Tensor> {
+        let (q, k) =
+            (Self::rows(&self.q, tile.first, tile.rows)?, Self::rows(&self.k, 0, tile.limit)?);
+        batched_product(&q, &k.t()?)
+    }
+
     fn rows(x: &Tensor, first: usize, count: usize) -> Result<Tensor> {
         x.narrow(1, first, count)?.contiguous()
     }
 
     /// softmax of a tile, (B H, rows, limit), in f32 or wider.
     fn probabilities(&self, tile: &Tile) -> Result<Tensor> {
-        let (q, k) =
-            (Self::rows(&self.q, tile.first, tile.rows)?, Self::rows(&self.k, 0, tile.limit)?);
-        let scores = (widened(&batched_product(&q, &k.t()?)?)? * self.shape.scale())?;
-        let mask = tile.mask.to_dtype(scores.dtype())?;
+        let scores = (widened(&self.scores(tile)?)? * self.shape.scale())?;
+        let Some(mask) = &tile.mask else { bail!("a tile of queries without its mask") };
+        let mask = mask.to_dtype(scores.dtype())?;
         let masked = match &self.starts {
             None => scores.broadcast_add(&mask)?,
             Some(starts) => {
@@ -170,6 +208,10 @@ impl Heads {
     }
 
     fn forward(&self, tile: &Tile) -> Result<Tensor> {
+        if let Some(gpu) = self.gpu() {
+            let p = self.causal_rows(tile).softmax(gpu, &self.scores(tile)?)?;
+            return batched_product(&p, &Self::rows(&self.v, 0, tile.limit)?);
+        }
         let p = self.probabilities(tile)?;
         let p = match self.factors(tile, p.dtype())? {
             Some(factors) => (p * factors)?,
@@ -178,24 +220,36 @@ impl Heads {
         batched_product(&p.to_dtype(self.v.dtype())?, &Self::rows(&self.v, 0, tile.limit)?)
     }
 
+    /// The probabilities of a tile as they met the values, and the gradient by its scores, from that
+    /// by the former: both in the type of the products.
+    fn gradient_by_scores(&self, tile: &Tile, dp: Tensor) -> Result<(Tensor, Tensor)> {
+        let given = self.q.dtype();
+        let p = self.probabilities(tile)?;
+        let factors = self.factors(tile, p.dtype())?;
+        let masked = |x: Tensor| if let Some(factors) = &factors { x * factors } else { Ok(x) };
+        let dp = masked(widened(&dp)?)?;
+        let centered = dp.broadcast_sub(&(&dp * &p)?.sum_keepdim(2)?)?;
+        drop(dp);
+        let ds = ((&p * centered)? * self.shape.scale())?.to_dtype(given)?;
+        Ok((masked(p)?.to_dtype(given)?, ds))
+    }
+
     /// dq, dk, dv by head; sums over tiles are in f32 or wider.
     fn backward(&self, tiles: &[Tile], delta: &Tensor) -> Result<[Tensor; 3]> {
         let given = self.q.dtype();
         let (mut dq, mut dk, mut dv) = (Vec::with_capacity(tiles.len()), None, None);
         // From the last tile, which reaches every key, to the first.
         for tile in tiles.iter().rev() {
-            let p = self.probabilities(tile)?;
-            let factors = self.factors(tile, p.dtype())?;
-            let masked = |x: Tensor| if let Some(factors) = &factors { x * factors } else { Ok(x) };
             let (delta, q) = (
                 Self::rows(delta, tile.first, tile.rows)?,
                 Self::rows(&self.q, tile.first, tile.rows)?,
             );
             let (k, v) = (Self::rows(&self.k, 0, tile.limit)?, Self::rows(&self.v, 0, tile.limit)?);
-            let dp = masked(widened(&batched_product(&delta, &v.t()?)?)?)?;
-            let centered = dp.broadcast_sub(&(&dp * &p)?.sum_keepdim(2)?)?;
-            drop(dp);
-            let ds = ((&p * centered)? * self.shape.scale())?.to_dtype(given)?;
+            let dp = batched_product(&delta, &v.t()?)?;
+            let (p, ds) = match self.gpu() {
+                Some(gpu) => self.causal_rows(tile).backward(gpu, &self.scores(tile)?, &dp)?,
+                None => self.gradient_by_scores(tile, dp)?,
+            };
             dq.push(batched_product(&ds, &k)?);
             let add = |sum: Option<Tensor>, part: Tensor| -> Result<Option<Tensor>> {
                 let part = widened(&part)?;
@@ -205,7 +259,7 @@ impl Heads {
                 }))
             };
             dk = add(dk, batched_product(&ds.t()?, &q)?)?;
-            dv = add(dv, batched_product(&masked(p)?.to_dtype(given)?.t()?, &delta)?)?;
+            dv = add(dv, batched_product(&p.t()?, &delta)?)?;
         }
         dq.reverse();
         let whole = |sum: Option<Tensor>| {
