@@ -39,11 +39,22 @@ pub struct Backend {
 }
 
 /// NVIDIA's GPUs.
-pub const CUDA: Backend =
-    Backend { name: "cuda", built: cfg!(feature = "cuda"), open: Device::new_cuda };
+pub const CUDA: Backend = Backend { name: "cuda", built: cfg!(feature = "cuda"), open: open_cuda };
 /// Apple's GPUs.
 pub const METAL: Backend =
     Backend { name: "metal", built: cfg!(feature = "metal"), open: Device::new_metal };
+
+fn open_cuda(index: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda(index)?;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = &device {
+        // SAFETY: everything here runs on the one stream of the device, in order, so no tensor needs
+        // events that tell other streams when it is free. Two for every tensor would cost as much
+        // as a launch.
+        unsafe { cuda.disable_event_tracking() };
+    }
+    Ok(device)
+}
 
 /// What a device says about itself; the CPU says nothing.
 ///

@@ -36,32 +36,30 @@ pub enum Argument<'a> {
     Double(f64),
 }
 
-/// Blocks of a launch, their threads, and the bytes that the threads of one share.
+/// Blocks of a launch and their threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
     /// Blocks, in two dimensions.
     pub blocks: (usize, usize),
     /// Threads of each, a multiple of 32.
     pub threads: u32,
-    /// Shared bytes beside those that the kernel declares.
-    pub shared_bytes: usize,
 }
 
 impl Grid {
     /// A thread for each of these.
     pub fn of_threads(count: usize) -> Self {
-        Self { blocks: (count.div_ceil(THREADS as usize), 1), threads: THREADS, shared_bytes: 0 }
+        Self { blocks: (count.div_ceil(THREADS as usize), 1), threads: THREADS }
     }
 
     /// A warp of 32 threads for each of these.
     pub fn of_warps(count: usize) -> Self {
         let blocks = (count.div_ceil(THREADS as usize / 32), 1);
-        Self { blocks, threads: THREADS, shared_bytes: 0 }
+        Self { blocks, threads: THREADS }
     }
 
     /// A block of this many threads for each of these.
     pub fn of_blocks(count: usize, threads: u32) -> Self {
-        Self { blocks: (count, 1), threads, shared_bytes: 0 }
+        Self { blocks: (count, 1), threads }
     }
 
     /// A thread for each column of each part.
@@ -214,11 +212,8 @@ fn launch(
     let (Ok(x), Ok(y)) = (u32::try_from(grid.blocks.0), u32::try_from(grid.blocks.1)) else {
         bail!("{kernel}: {:?} blocks are more than a launch has", grid.blocks)
     };
-    let config = LaunchConfig {
-        grid_dim: (x, y, 1),
-        block_dim: (grid.threads, 1, 1),
-        shared_mem_bytes: grid.shared_bytes as u32,
-    };
+    let config =
+        LaunchConfig { grid_dim: (x, y, 1), block_dim: (grid.threads, 1, 1), shared_mem_bytes: 0 };
     // SAFETY: the callers' arguments are those of the kernel, and each kernel stays within the
     // numbers that its sizes say.
     unsafe { builder.launch(config) }.w()?;

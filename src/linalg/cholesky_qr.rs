@@ -195,18 +195,19 @@ fn factorize_on_gpu(
     pass: usize,
     small: &[Tensor],
 ) -> Result<Vec<Tensor>> {
-    let (mut inverses, mut notes) = (Vec::new(), Vec::new());
-    for (state, small) in open.iter().zip(small.chunks(2)) {
-        let inverted = gpu::cholesky_inverses(&small[0], state.shift()?)?;
-        inverses.push(inverted.inverse);
-        notes.extend([inverted.notes, small[1].to_dtype(DType::F64)?]);
+    let grams: Vec<&Tensor> = small.iter().step_by(2).collect();
+    let shifts = open.iter().map(|state| state.shift()).collect::<Result<Vec<_>>>()?;
+    let inverted = gpu::cholesky_inverses(&grams, &shifts)?;
+    let mut decisive = Vec::new();
+    for (inverted, along) in inverted.iter().zip(small.iter().skip(1).step_by(2)) {
+        decisive.extend([inverted.notes.clone(), along.to_dtype(DType::F64)?]);
     }
-    let read = read_stacks(&notes.iter().collect::<Vec<_>>())?;
+    let read = read_stacks(&decisive.iter().collect::<Vec<_>>())?;
     for (state, read) in open.iter_mut().zip(read.chunks(2)) {
         let found: Vec<Found> = read[0].iter().map(Found::of_notes).collect();
         state.note(pass, &found, &read[1]);
     }
-    Ok(inverses)
+    Ok(inverted.into_iter().map(|inverted| inverted.inverse).collect())
 }
 
 /// What a pass found of a matrix.

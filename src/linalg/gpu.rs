@@ -1,13 +1,18 @@
 //! Cholesky factors on NVIDIA GPUs.
 
-use super::stack::{shape_like, stack_shape};
+use super::stack::stack_shape;
 use crate::kernels::gpu::{Argument, Gpu, Grid, Module};
 use candle_core::{DType, Result, Tensor, bail};
+use std::collections::BTreeMap;
 
 /// Threads for each matrix.
-const THREADS: u32 = 512;
+const THREADS: u32 = 256;
+
+/// Side of the tiles that the kernel takes a matrix in.
+const TILE: usize = 32;
 
 /// R⁻¹ of matrices G = RᵀR.
+#[derive(Clone)]
 pub(super) struct Inverted {
     /// R⁻¹, L × n × n, upper triangular; I where there is no factor.
     pub inverse: Tensor,
@@ -16,29 +21,59 @@ pub(super) struct Inverted {
     pub notes: Tensor,
 }
 
-/// R⁻¹ of every Gram matrix of a stack on a GPU, in f64, scaled and shifted as on the host.
+/// R⁻¹ of every Gram matrix of these stacks on a GPU, in f64, scaled, and shifted by as much for
+/// each stack, as on the host. Matrices of one size are worked on side by side.
 ///
 /// # Errors
-/// If the stack is not on a GPU, or the device has too little memory.
-pub(super) fn cholesky_inverses(gram: &Tensor, shift: f64) -> Result<Inverted> {
+/// If a stack is not on a GPU, or the device has too little memory.
+pub(super) fn cholesky_inverses(grams: &[&Tensor], shifts: &[f64]) -> Result<Vec<Inverted>> {
+    let mut by_size: BTreeMap<(usize, u64), Vec<usize>> = BTreeMap::new();
+    for (index, (gram, shift)) in grams.iter().zip(shifts).enumerate() {
+        by_size.entry((stack_shape(gram)?.1, shift.to_bits())).or_default().push(index);
+    }
+    let mut found = vec![None; grams.len()];
+    for ((size, shift), members) in by_size {
+        let stacks = members
+            .iter()
+            .map(|&index| grams[index].reshape(((), size, size)))
+            .collect::<Result<Vec<_>>>()?;
+        let all = of_one_size(&Tensor::cat(&stacks, 0)?, f64::from_bits(shift))?;
+        let mut first = 0;
+        for (index, stack) in members.into_iter().zip(stacks) {
+            let count = stack.dim(0)?;
+            let inverse = all.inverse.narrow(0, first, count)?.reshape(grams[index].shape())?;
+            let notes = all.notes.narrow(0, first, count)?;
+            found[index] = Some(Inverted { inverse, notes });
+            first += count;
+        }
+    }
+    match found.into_iter().collect() {
+        Some(found) => Ok(found),
+        None => bail!("a stack of Gram matrices belongs to no size"),
+    }
+}
+
+/// The same of one stack, L × n × n.
+fn of_one_size(gram: &Tensor, shift: f64) -> Result<Inverted> {
     let Some(gpu) = Gpu::of(gram).filter(|_| gram.dtype() == DType::F32) else {
         bail!("Cholesky factors of {:?} on {:?} have no kernel", gram.dtype(), gram.device())
     };
     let gram = gram.contiguous()?;
-    let (count, size, _) = stack_shape(&gram)?;
+    let (count, size, _) = gram.dims3()?;
     let inverse = gpu.output(gram.shape(), gram.dtype())?;
-    let notes = gpu.output(shape_like(&gram, 1, 2 * size + 2), DType::F64)?;
-    let scratch = gpu.output((count, 2 * size * size), DType::F64)?;
+    let notes = gpu.output((count, 1, 2 * size + 2), DType::F64)?;
+    let padded = size.next_multiple_of(TILE);
+    let scratch = gpu.output((count, 2, padded, padded), DType::F64)?;
     let arguments = [
         Argument::Of(&gram),
         Argument::Of(&inverse),
         Argument::Of(&notes),
         Argument::Of(&scratch),
         Argument::Count(size),
+        Argument::Count(padded),
         Argument::Double(shift),
     ];
-    let grid =
-        Grid { shared_bytes: size * DType::F64.size_in_bytes(), ..Grid::of_blocks(count, THREADS) };
+    let grid = Grid::of_blocks(count, THREADS);
     gpu.launch(Module::Cholesky, "cholesky_inverse_f32", grid, &arguments)?;
     Ok(Inverted { inverse, notes })
 }

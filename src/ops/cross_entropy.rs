@@ -17,6 +17,8 @@ use rayon::prelude::*;
 const CHUNK: usize = 1 << 21;
 /// The same where candle's operations run: 256 MB in f32, enough for a device to be busy.
 const PORTABLE_CHUNK: usize = 1 << 26;
+/// The same where one kernel makes the gradient of the logits, and nothing else of their size.
+const GPU_CHUNK: usize = 1 << 27;
 
 /// Which of the N = B T targets of a batch count, where not all do.
 #[derive(Clone, Copy, Debug)]
@@ -321,7 +323,8 @@ fn portable(
 ) -> Result<Summed> {
     let ((count, _), vocabulary) = (h.dims2()?, w.dim(0)?);
     let (narrow, wide) = (compute.narrowed(w)?, w.dtype());
-    let rows_per_chunk = (PORTABLE_CHUNK / vocabulary).clamp(64, count.max(64));
+    let chunk = if compute.gpu(w).is_some() { GPU_CHUNK } else { PORTABLE_CHUNK };
+    let rows_per_chunk = (chunk / vocabulary).clamp(64, count.max(64));
     let (mut loss, mut each) = (Tensor::zeros((), wide, w.device())?, Vec::new());
     let (mut dw, mut dh) = (None, Vec::new());
     let divisor = wanted.gradients().then_some(divisor);

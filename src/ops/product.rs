@@ -69,10 +69,21 @@ pub fn as_rows(x: &Tensor) -> Result<Tensor> {
     x.reshape(rows_of(x)?)
 }
 
-/// x, 2-D or a stack, as candle's products take it on every device: without gaps, or the transpose
-/// of that.
+/// x, 2-D or a stack, as candle's products take it: without gaps, or the transpose of that; on an
+/// NVIDIA GPU with gaps between the matrices of a stack.
 fn whole(x: &Tensor) -> Result<Tensor> {
-    if x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() }
+    let gaps_between = x.device().is_cuda() && is_whole_by_matrix(x);
+    if gaps_between || x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() }
+}
+
+/// Whether every matrix of a stack lies without gaps, or is the transpose of one that does.
+fn is_whole_by_matrix(x: &Tensor) -> bool {
+    match (x.dims(), x.stride()) {
+        ([_, rows, columns], [_, down, along]) => {
+            (*along == 1 && down == columns) || (*down == 1 && along == rows)
+        }
+        _ => false,
+    }
 }
 
 /// [`widened`], a transposed view staying one: its numbers are read in the order they lie in.

@@ -1,7 +1,9 @@
 //! Every operation, forward and backward.
 
 use super::{Check, distance, numbers, placed};
-use crate::ops::{self, Compute, Dropout, Gradients, Rotation, Tape, Value};
+use crate::ops::{
+    self, AttentionHeads, Compute, Dropout, Gradients, PackedDocuments, Rotation, Tape, Value,
+};
 use crate::rng;
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -202,6 +204,24 @@ fn operations() -> Result<Vec<Operation>> {
             }),
         );
     }
+    // More tokens than any tile of queries has.
+    let long = |draw| Ok((normal(draw, &[1, 1100, 8])?, Activation));
+    add(
+        "causal attention, long",
+        [1, 9, 10].map(long).into_iter().collect::<Result<_>>()?,
+        Box::new(|tape, v, _| ops::causal_attention(tape, &v[0], &v[1], &v[2], 2, None)),
+    );
+    let positions: Vec<u32> = (0..(b * t) as u32).map(|i| i % 300 % 77).collect();
+    let documents = PackedDocuments::new(&Tensor::from_vec(positions, (b, t), &Device::Cpu)?)?;
+    let keys = |draw| normal(draw, &[b, t, width / 3]);
+    add(
+        "attention within documents, grouped heads",
+        vec![(x()?, Activation), (keys(9)?, Activation), (keys(10)?, Activation)],
+        Box::new(move |tape, v, _| {
+            let heads = AttentionHeads { queries: 3, keys: 1 };
+            ops::document_attention(tape, [&v[0], &v[1], &v[2]], heads, &documents, None)
+        }),
+    );
     let tokens = ids(50, (b, t))?;
     let read = tokens.clone();
     add(

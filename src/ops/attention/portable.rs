@@ -105,8 +105,9 @@ impl Tile {
     /// Query rows per tile: large enough to keep a device busy, small enough to leave out most of
     /// what the mask would hide.
     const ROWS: usize = 256;
-    /// The same where kernels of our own make little of what is hidden.
-    const GPU_ROWS: usize = 512;
+    /// The same where kernels of our own make little of what is hidden, and sums over tiles cost
+    /// more than that.
+    const GPU_ROWS: usize = 1024;
 
     fn all(t: usize, heads: &Heads) -> Result<Vec<Self>> {
         let (device, by_kernels) = (heads.q.device(), heads.gpu().is_some());
@@ -159,8 +160,10 @@ impl Heads {
         batched_product(&q, &k.t()?)
     }
 
+    /// These rows of every head, as products take them.
     fn rows(x: &Tensor, first: usize, count: usize) -> Result<Tensor> {
-        x.narrow(1, first, count)?.contiguous()
+        let rows = x.narrow(1, first, count)?;
+        if x.device().is_cuda() { Ok(rows) } else { rows.contiguous() }
     }
 
     /// softmax of a tile, (B H, rows, limit), in f32 or wider.
@@ -252,7 +255,7 @@ impl Heads {
             };
             dq.push(batched_product(&ds, &k)?);
             let add = |sum: Option<Tensor>, part: Tensor| -> Result<Option<Tensor>> {
-                let part = widened(&part)?;
+                let part = if tiles.len() == 1 { part } else { widened(&part)? };
                 Ok(Some(match sum {
                     Some(sum) => (sum + part.pad_with_zeros(1, 0, self.shape.t - tile.limit)?)?,
                     None => part,
