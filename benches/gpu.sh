@@ -3,12 +3,12 @@
 #
 #     benches/gpu.sh LRPT DATA OUT [PART...]
 #
-# LRPT is a CUDA build; DATA a folder with train.bin, val.bin (nanoGPT's form) and tokenizer.json of gpt-small's data; OUT gets the logs.
-# Parts: doctor selftest linalg gpt-small exchange speed ranks torch. A machine without Rust has no default corpus, hence DATA.
+# LRPT is a CUDA build; DATA a folder with train.bin, val.bin (nanoGPT's form) and tokenizer.json, those of gpt-small's data for the figures in
+# runs/LOG.md; OUT gets what every part printed. A machine without Rust has no default corpus, hence DATA.
 set -u
 lrpt=$1 data=$2 out=$3
 shift 3
-[ $# = 0 ] && set -- doctor selftest gpt-small exchange speed torch ranks linalg
+[ $# = 0 ] && set -- doctor selftest speed gpt-small generate exchange torch ranks linalg
 cd "$(dirname "$0")/.." || exit
 mkdir -p "$out"
 work=$(mktemp -d)
@@ -21,39 +21,45 @@ part() {
     timeout "$limit" "$@" >"$out/$name.txt" 2>&1 || status=$?
     echo "== $name: exit code $status, $((SECONDS - before)) s"
 }
-train() { timeout 100 "$lrpt" train configs/gpt-small.yaml --set "$source" --set sample.tokens=0 "$@"; }
-short() { train --set train.max_steps=40 --set eval.every=20 --set eval.tokens=16384 "$@"; }
+train() { timeout 60 "$lrpt" train "$@" --set "$source" --set sample.tokens=0; }
+short() { train "configs/$1.yaml" "${@:2}" --set train.max_steps=40 --set eval.every=20 --set eval.tokens=16384; }
 losses() { grep -h '"val/loss"' "$1/metrics.jsonl" | grep -o '"step":[0-9]*\|"val/loss":[0-9.]*' | paste -sd' '; }
 
 for name in "$@"; do
     case $name in
     doctor) part doctor 60 "$lrpt" doctor && cat "$out/doctor.txt" ;;
     selftest)
-        part selftest 110 "$lrpt" selftest --device cuda
+        part selftest 30 "$lrpt" selftest --device cuda
         grep -v '^ok' "$out/selftest.txt"
         ;;
     linalg)
-        part linalg 40 "$lrpt" selftest --device cuda --linalg 768x768x64 --linalg 768x768x128 --linalg 3072x768x256 --linalg 3072x768x512
+        part linalg 40 "$lrpt" selftest --device cuda --linalg 768x768x64 --linalg 768x768x256 --linalg 768x768x512
         grep -v '^ok' "$out/linalg.txt"
         ;;
     gpt-small)
         export -f train
         export lrpt source
-        part gpt-small 110 bash -c "train --run-dir $work/small --set device=cuda"
+        part gpt-small 60 bash -c "train configs/gpt-small.yaml --run-dir $work/small --set device=cuda"
         tail -n 3 "$out/gpt-small.txt"
         losses "$work/small"
         ;;
+    generate)
+        part generate 20 "$lrpt" generate "$work/small" --prompt "pub fn " --tokens 200 --device cuda
+        tail -n 5 "$out/generate.txt"
+        ;;
     exchange)
-        # 40 steps on one device, and 20 on each, in either order.
+        # 40 steps on one device, and 20 on each, in either order; and a Llama.
         for device in cpu cuda; do
-            short --run-dir "$work/$device" --set device=$device >"$out/exchange-$device.txt" 2>&1
-            echo "$device: $(losses "$work/$device")"
+            for spec in gpt-small llama-small; do
+                short $spec --run-dir "$work/$spec-$device" --set device=$device >"$out/exchange-$spec-$device.txt" 2>&1
+                echo "$spec on $device: $(losses "$work/$spec-$device")"
+            done
         done
         for pair in "cpu cuda" "cuda cpu"; do
             set -- $pair
-            short --run-dir "$work/$1-$2" --set device="$1" --set checkpoint.every=20 >"$out/exchange-$1-$2.txt" 2>&1
+            short gpt-small --run-dir "$work/$1-$2" --set device="$1" --set checkpoint.every=20 >"$out/exchange-$1-$2.txt" 2>&1
             rm -rf "$work/$1-$2/checkpoints/step-00000040"
-            short --run-dir "$work/$1-$2" --resume --set device="$2" --set checkpoint.every=20 >>"$out/exchange-$1-$2.txt" 2>&1
+            short gpt-small --run-dir "$work/$1-$2" --resume --set device="$2" --set checkpoint.every=20 >>"$out/exchange-$1-$2.txt" 2>&1
             echo "$1 then $2: $(losses "$work/$1-$2")"
         done
         ;;
@@ -63,21 +69,19 @@ for name in "$@"; do
             set -- $form
             weights="{low_rank: {rank: $2}}"
             [ "$2" = dense ] && weights=dense
-            part "speed-$1-$2" 45 "$lrpt" bench configs/gpt2-124m.yaml $batch --set dtype.compute="$1" --set "model.weights=$weights" --steps 2 --warm-up 1
+            part "speed-$1-$2" 30 "$lrpt" bench configs/gpt2-124m.yaml $batch --set dtype.compute="$1" --set "model.weights=$weights" --steps 2 --warm-up 1
             cat "$out/speed-$1-$2.txt"
         done
-        part operations 45 "$lrpt" bench configs/gpt2-124m.yaml --set train.batch_size=12 --set train.gradient_accumulation_steps=1 --set device=cuda \
-            --set dtype.compute=bf16 --steps 2 --warm-up 1 --operations
         ;;
     ranks)
         for rank in 64 128 256 512; do
-            part "rank-$rank" 25 "$lrpt" bench configs/gpt2-124m.yaml --set train.batch_size=4 --set train.gradient_accumulation_steps=1 --set device=cuda \
+            part "rank-$rank" 15 "$lrpt" bench configs/gpt2-124m.yaml --set train.batch_size=4 --set train.gradient_accumulation_steps=1 --set device=cuda \
                 --set dtype.compute=bf16 --set "model.weights={low_rank: {rank: $rank}}" --steps 3 --warm-up 2
             cat "$out/rank-$rank.txt"
         done
         ;;
     torch)
-        part torch 130 python3 benches/torch_gpu.py
+        part torch "${TORCH_SECONDS:-130}" python3 benches/torch_gpu.py
         cat "$out/torch.txt"
         ;;
     *) echo "no part \`$name\`" ;;

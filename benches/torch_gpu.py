@@ -106,8 +106,8 @@ def measure(dtype, rank, compiled, peak):
 
 
 peaks = {dtype: product_peak(dtype) for dtype in (torch.bfloat16, torch.float32)}
-for dtype, rank, compiled in ((torch.bfloat16, 0, False), (torch.bfloat16, 0, True), (torch.float32, 0, False),
-                              (torch.bfloat16, a.rank, True), (torch.bfloat16, a.rank, False), (torch.float32, 0, True)):
+for dtype, rank, compiled in ((torch.bfloat16, a.rank, False), (torch.bfloat16, 0, False), (torch.bfloat16, 0, True), (torch.bfloat16, a.rank, True),
+                              (torch.float32, 0, False), (torch.float32, 0, True)):
     measure(dtype, rank, compiled, peaks[dtype])
     torch.compiler.reset()
     torch.cuda.empty_cache()

@@ -45,7 +45,11 @@ fn the_linear_algebra_is_compared_at_the_sizes_asked_for() {
     let sizes = ["--linalg", "30x20x12", "--linalg", "20x20x4"];
     let output = place.run(&[&["selftest", "--device", "cpu"], &sizes[..]].concat(), 0);
     let table = String::from_utf8(output.stdout).expect("UTF-8");
-    for part in ["new directions beside bases (30x20x12)", "transport of a tangent vector (20x20x4)", "comparisons agree"] {
+    for part in [
+        "new directions beside bases (30x20x12)",
+        "transport of a tangent vector (20x20x4)",
+        "comparisons agree",
+    ] {
         assert!(table.contains(part), "{part} in {table}");
     }
     assert!(!table.contains("causal attention"), "nothing else is compared: {table}");

@@ -1,10 +1,9 @@
 //! New orthonormal directions beside an orthonormal basis.
 
-use super::cholesky_qr::{
-    Orthonormalized, orthonormalize_by_products, orthonormalize_stacks, pick,
-};
+use super::cholesky_qr::orthonormalize_by_products;
 use super::host::{ensure_finite, epsilon, host_product, read, write};
 use super::householder::{complement, pivoted_qr};
+use super::orthonormal_stacks::{Orthonormalized, orthonormalize_stacks, pick};
 use super::stack::{matrix_shape, on_host, shape_like};
 use candle_core::{Device, Result, Tensor, bail};
 use faer::mat::Mat;
@@ -59,9 +58,12 @@ pub fn orthonormal_directions_together(
             return empty(directions, rows, columns);
         }
         let tolerance = 10.0 * epsilon(directions.dtype())?;
-        found.with_failures(directions, columns, |index| {
-            rank_revealing(pick(basis, index)?, pick(directions, index)?, count, tolerance)
-        })
+        found.with_failures(
+            directions,
+            columns,
+            |index| Ok((pick(basis, index)?, pick(directions, index)?)),
+            |(basis, directions)| rank_revealing(basis, directions, count, tolerance),
+        )
     };
     by_products.into_iter().zip(problems).map(finish).collect()
 }

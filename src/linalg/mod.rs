@@ -27,6 +27,7 @@ mod gpu;
 mod host;
 mod householder;
 mod newton_schulz;
+mod orthonormal_stacks;
 mod qr_choice;
 mod stack;
 mod svd;

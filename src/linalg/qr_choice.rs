@@ -1,8 +1,9 @@
 //! QR factorisation: which of the two ways a matrix takes.
 
-use super::cholesky_qr::{orthonormalize_by_products, orthonormalize_stacks, pick};
+use super::cholesky_qr::orthonormalize_by_products;
 use super::host::{read, write};
 use super::householder::thin_qr;
+use super::orthonormal_stacks::{orthonormalize_stacks, pick};
 use super::stack::{matrix_shape, on_host};
 use crate::kernels::with_real;
 use candle_core::{Result, Tensor, bail};
@@ -43,7 +44,7 @@ pub fn cholesky_qr(a: &Tensor) -> Result<(Tensor, Tensor)> {
         let Some(by_products) = orthonormalize_stacks(&[(None, a)])?.pop() else {
             bail!("no factorisation was found for {:?}", a.dims())
         };
-        return by_products.with_failures(a, columns, |index| thin_qr(pick(a, index)?));
+        return by_products.with_failures(a, columns, |index| pick(a, index), thin_qr);
     }
     if let Some(found) = orthonormalize_by_products(None, a)? {
         return Ok(found);

@@ -304,17 +304,14 @@ fn single_matrices_take_the_path_of_stacks_as_well() -> Result<()> {
     for (dtype, tolerance) in DTYPES {
         let (a, basis) = (normal(40, 9, 21, dtype), qr(&normal(40, 6, 22, dtype))?.0);
         let on_device = |basis: Option<&Tensor>, a: &Tensor, beside: usize| {
-            let found =
-                cholesky_qr::orthonormalize_stacks(&[(basis, a)])?.pop().expect("one problem");
+            let found = orthonormal_stacks::orthonormalize_stacks(&[(basis, a)])?
+                .pop()
+                .expect("one problem");
             let tolerance = 10.0 * host::epsilon(dtype)?;
-            found.with_failures(a, a.dim(1)?, |index| match basis {
-                None => householder::thin_qr(cholesky_qr::pick(a, index)?),
-                Some(basis) => directions::rank_revealing(
-                    host::read(basis)?,
-                    cholesky_qr::pick(a, index)?,
-                    beside,
-                    tolerance,
-                ),
+            let pick = |index| orthonormal_stacks::pick(a, index);
+            found.with_failures(a, a.dim(1)?, pick, |a| match basis {
+                None => householder::thin_qr(a),
+                Some(basis) => directions::rank_revealing(host::read(basis)?, a, beside, tolerance),
             })
         };
         let dependent = Tensor::cat(&[&a, &a.narrow(1, 0, 2)?], 1)?;
@@ -337,6 +334,44 @@ fn single_matrices_take_the_path_of_stacks_as_well() -> Result<()> {
             &polar_by_polynomials(&square, &polynomials)?,
         );
         assert!(difference < tolerance * 100.0, "{dtype:?}: {difference}");
+    }
+    Ok(())
+}
+
+/// More directions than there is room for beside the bases, as at ranks above half of the width: the
+/// new ones span all of it, and nothing is lost.
+#[test]
+fn stacks_of_more_directions_than_room_are_decided_by_products() -> Result<()> {
+    for (dtype, tolerance) in DTYPES {
+        for taken in [0, 14] {
+            let matrices = |rows, columns, first| {
+                (0..3u64).map(move |i| normal(rows, columns, first + i, dtype))
+            };
+            let stacked = |all: Vec<Tensor>| stack(&all.iter().collect::<Vec<_>>());
+            let a = stacked(matrices(20, 25, 40).collect())?;
+            let basis = match taken {
+                0 => None,
+                _ => Some(stacked(
+                    matrices(20, taken, 50).map(|x| Ok(qr(&x)?.0)).collect::<Result<_>>()?,
+                )?),
+            };
+            let before = transfers();
+            let (q, r) = match &basis {
+                Some(basis) => orthonormal_directions(basis, &a)?,
+                None => cholesky_qr(&a)?,
+            };
+            assert!(transfers() - before <= 2 * 5, "a pass takes two, and a matrix none by itself");
+            assert_eq!((q.dims(), r.dims()), (&[3, 20, 20 - taken][..], &[3, 20 - taken, 25][..]));
+            assert!(orthonormality_defect(&q)? < tolerance * 10.0);
+            let mut again = multiply(&q, &r)?;
+            if let Some(basis) = &basis {
+                let overlap = multiply(&basis.t()?, &q)?;
+                assert!(frobenius_norm(&overlap.flatten_to(1)?)? < tolerance * 10.0);
+                again = (again + multiply(basis, &multiply(&basis.t()?, &a)?)?)?;
+            }
+            let lost = (again - &a)?.flatten_to(1)?;
+            assert!(frobenius_norm(&lost)? < tolerance * 100.0, "{dtype:?}, {taken} taken");
+        }
     }
     Ok(())
 }
