@@ -24,20 +24,44 @@ fn main() {
 fn compile_kernels() {
     let folder = "src/kernels/gpu";
     println!("cargo:rerun-if-changed={folder}");
+    for variable in ["CUDA_COMPUTE_CAP", "NVCC", "CUDA_HOME"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    let out = PathBuf::from(std::env::var("OUT_DIR").expect("Cargo sets OUT_DIR"));
+    // What a stand-in for nvcc wrote, with which types are checked, is not what a build links.
+    let mut empty = empty_kernels(&out);
+    empty.iter().for_each(|file| std::fs::remove_file(file).expect("a file of this build"));
     let built = cudaforge::KernelBuilder::new()
         .source_dir(folder)
         .arg("-std=c++17")
         .arg("-O3")
         .build_ptx()
-        .and_then(|kernels| {
-            let out = std::env::var("OUT_DIR").expect("Cargo sets OUT_DIR");
-            kernels.write(Path::new(&out).join("kernels.rs"))
-        });
+        .and_then(|kernels| kernels.write(out.join("kernels.rs")));
     if let Err(error) = built {
         panic!(
             "the kernels in {folder} cannot be compiled: {error}; docs/gpu.md says what is needed"
         );
     }
+    empty = empty_kernels(&out);
+    if let Some(file) = empty.first() {
+        println!(
+            "cargo:warning={} is empty: this build checks types and runs nowhere",
+            file.display()
+        );
+        // A file that is not there: the next build compiles them anew.
+        println!("cargo:rerun-if-changed={}", out.join("kernels that are not empty").display());
+    }
+}
+
+/// Compiled kernels with nothing in them.
+#[cfg(all(feature = "cuda", not(test)))]
+fn empty_kernels(out: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(out).into_iter().flatten().flatten();
+    let is_empty = |file: &std::fs::DirEntry| {
+        file.path().extension().is_some_and(|extension| extension == "ptx")
+            && file.metadata().is_ok_and(|metadata| metadata.len() == 0)
+    };
+    files.filter(is_empty).map(|file| file.path()).collect()
 }
 
 /// What is checked out in a folder.
