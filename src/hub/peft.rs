@@ -67,7 +67,7 @@ pub fn export_peft(
         to.display()
     );
     let modules = format_of(config.arch).modules(config);
-    let adapted = model.sites().iter().filter(|site| config.form(site.kind).is_adapter());
+    let adapted = model.sites().iter().filter(|site| config.is_adapted_in(site.layer, site.kind));
     refuse_parted(&modules, adapted, "export the whole model with --merge")?;
     let rows: BTreeMap<&str, usize> =
         model.sites().iter().map(|site| (site.name.as_str(), site.rows)).collect();
@@ -113,12 +113,20 @@ fn settings(config: &ModelConfig, ranks: &[(String, usize)], base: Option<&str>)
         .filter(|(_, rank)| *rank != common)
         .map(|(name, rank)| (name.clone(), json!(rank)))
         .collect();
-    // The last two parts of a name, `attn.c_attn`, are the same in every block.
+    // The last two parts of a name, `attn.c_attn`, are the same in every block, and stand for those
+    // of all; names in full where a block has none.
+    let mut in_blocks: BTreeMap<&str, usize> = BTreeMap::new();
+    let end_of = |name: &'_ str| name.rmatch_indices('.').nth(1).map_or(0, |(at, _)| at + 1);
+    for (name, _) in ranks {
+        *in_blocks.entry(&name[end_of(name)..]).or_default() += 1;
+    }
     let mut targets: Vec<&str> = Vec::new();
     for (name, _) in ranks {
-        let parts = name.rmatch_indices('.').nth(1).map_or(0, |(at, _)| at + 1);
-        if !targets.contains(&&name[parts..]) {
-            targets.push(&name[parts..]);
+        let end = &name[end_of(name)..];
+        let is_everywhere = in_blocks.get(end) == Some(&config.n_layer);
+        let target = if is_everywhere { end } else { name.as_str() };
+        if !targets.contains(&target) {
+            targets.push(target);
         }
     }
     json!({
@@ -149,9 +157,10 @@ fn site_factors(
     site: &str,
 ) -> Result<Option<(Tensor, Tensor)>> {
     let config = model.config();
-    let kind = model.sites().iter().find(|other| other.name == site).map(|site| site.kind);
-    let kind = kind.with_context(|| format!("the model has no site `{site}`"))?;
-    let WeightForm::Adapter { rank, alpha, .. } = config.form(kind) else { return Ok(None) };
+    let place = model.sites().iter().find(|other| other.name == site);
+    let place = place.with_context(|| format!("the model has no site `{site}`"))?;
+    let form = config.form_in(place.layer, place.kind);
+    let WeightForm::Adapter { rank, alpha, .. } = form else { return Ok(None) };
     if let Some(Weight::LowRank(point)) = weights.get(format!("{site}.adapter").as_str()) {
         let point = point.to_device(&Device::Cpu)?;
         let diagonal = Spectrum::new(&point)?.truncate(&point, point.rank())?.point;

@@ -97,6 +97,10 @@ impl ModelConfig {
         );
         for (layer, ranks) in self.layers.iter().enumerate() {
             for (target, rank) in ranks {
+                // An adapter of rank 0 is none.
+                if *rank == 0 && self.form(*target).is_adapter() {
+                    continue;
+                }
                 self.check_rank(&format!("layers[{layer}].{}", target.name()), *target, *rank)?;
             }
         }

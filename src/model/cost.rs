@@ -145,12 +145,14 @@ fn trained_form(model: &ModelPlan, layer: usize, target: Target) -> (WeightForm,
     }
 }
 
-/// Whether a matrix passes a gradient on to its input: all do, except those of the first block
-/// that have no adapter below them.
+/// Whether a matrix passes a gradient on to its input: all do, except those that have no adapter
+/// below them where adapters alone are trained.
 pub fn passes_on(model: &ModelPlan, layer: usize, target: Target) -> bool {
-    let is_adapted_below =
-        |(other, form): (&Target, &WeightForm)| form.is_adapter() && stage(*other) < stage(target);
-    !model.is_adapted() || layer > 0 || model.weights.iter().any(is_adapted_below)
+    let is_below = |(block, other): (usize, Target)| {
+        let is_lower = block < layer || (block == layer && stage(other) < stage(target));
+        is_lower && model.is_adapted_in(block, other)
+    };
+    !model.is_adapted() || model.places().any(is_below)
 }
 
 /// Place of a matrix among those of its block that work on the same input.

@@ -20,9 +20,11 @@ pub fn merged(config: &ModelConfig, params: ParamStore) -> Result<(ModelConfig, 
     let adapted = build(config.clone())?;
     let mut dense = config.clone();
     dense.weights.values_mut().for_each(|form| *form = WeightForm::Dense);
+    dense.layers.clear();
     let mut weights = params.weights();
     for site in adapted.sites() {
-        let WeightForm::Adapter { rank, alpha, .. } = config.form(site.kind) else { continue };
+        let form = config.form_in(site.layer, site.kind);
+        let WeightForm::Adapter { rank, alpha, .. } = form else { continue };
         let product = product(&weights, &site.name, lora_scale(rank, alpha))?;
         let frozen = weights
             .get_mut(&format!("{}.weight", site.name))

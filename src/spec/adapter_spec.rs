@@ -29,6 +29,12 @@ pub struct AdapterWeightsSpec {
     /// default: all matrices of the blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<AdapterTargets>,
+    /// Ranks of single blocks' adapters: a list with an entry for each block from the first on,
+    /// `[{up: 8}, {q: 0, up: 0}]`; 0 for a matrix that is not adapted there. For ranks that stay as
+    /// they start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::model_spec::per_layer_schema")]
+    pub layers: Vec<BTreeMap<Target, usize>>,
 }
 
 /// What is added to a frozen matrix W₀: m × n.
@@ -68,8 +74,12 @@ impl AdapterWeightsSpec {
         WeightForm::Adapter { rank, form: self.form, alpha }
     }
 
-    /// The spec of these forms of all targets, the first adapter's settings for all.
-    pub(super) fn of(forms: &BTreeMap<Target, WeightForm>) -> Option<Self> {
+    /// The spec of these forms of all targets, the first adapter's settings for all, and of these
+    /// ranks of single blocks.
+    pub(super) fn of(
+        forms: &BTreeMap<Target, WeightForm>,
+        layers: &[BTreeMap<Target, usize>],
+    ) -> Option<Self> {
         let adapters: BTreeMap<Target, (usize, AdapterForm, Option<usize>)> = forms
             .iter()
             .filter_map(|(target, form)| match form {
@@ -85,7 +95,8 @@ impl AdapterWeightsSpec {
         let targets = (!is_usual).then(|| AdapterTargets(ranks.collect()));
         // One α for all, or each its rank.
         let follows = adapters.values().all(|(rank, _, alpha)| *alpha == Some(*rank));
-        Some(Self { rank, form, alpha: alpha.filter(|_| !follows), targets })
+        let alpha = alpha.filter(|_| !follows);
+        Some(Self { rank, form, alpha, targets, layers: layers.to_vec() })
     }
 }
 

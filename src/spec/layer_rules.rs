@@ -1,4 +1,4 @@
-//! Whether ranks of single blocks can be had: `model.weights.low_rank.layers`.
+//! Whether ranks of single blocks can be had: `model.weights.low_rank.layers`, and of adapters.
 
 use super::bounds;
 use super::findings::Findings;
@@ -10,9 +10,13 @@ use super::run_spec::RunSpec;
 /// What stands against `layers`: a block or a matrix that is not there, a rank that the matrix
 /// cannot have, or settings that choose ranks themselves.
 pub(super) fn check_layers(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
-    let WeightsSpec::LowRank(low_rank) = &spec.model.weights else { return };
-    let path = "model.weights.low_rank.layers";
-    let (layers, blocks) = (&low_rank.layers, spec.model.n_layer);
+    let (form, layers, start) = match &spec.model.weights {
+        WeightsSpec::LowRank(low_rank) => ("low_rank", &low_rank.layers, low_rank.start),
+        WeightsSpec::Adapter(adapter) => ("adapter", &adapter.layers, LowRankStart::Factors),
+        _ => return,
+    };
+    let path = &format!("model.weights.{form}.layers");
+    let (is_adapter, blocks) = (form == "adapter", spec.model.n_layer);
     if layers.is_empty() {
         return;
     }
@@ -32,17 +36,24 @@ pub(super) fn check_layers(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             }
             // A width of 0 has been refused already.
             let shape = plan.model.shape(*target);
-            if let Some(problem) =
-                bounds::rank_problem(name, *rank, shape).filter(|_| shape.0.min(shape.1) > 0)
+            let is_left_out = is_adapter && *rank == 0;
+            if let Some(problem) = bounds::rank_problem(name, *rank, shape)
+                .filter(|_| shape.0.min(shape.1) > 0 && !is_left_out)
             {
                 found.require(false, &path, || problem);
             }
             found.require(plan.model.form(*target) != WeightForm::Dense, &path, || {
-                format!("`{name}` is dense in all blocks by `targets`; remove one of them")
+                let state = if is_adapter { "not adapted" } else { "dense" };
+                format!("`{name}` is {state} in all blocks by `targets`; remove one of them")
             });
         }
     }
-    let chooses = match (&plan.rank, plan.cut, low_rank.start) {
+    let is_anything =
+        plan.model.places().any(|(layer, target)| plan.model.is_adapted_in(layer, target));
+    found.require(!is_adapter || is_anything, path, || {
+        "leaves no adapter; give one of them a rank of at least 1".into()
+    });
+    let chooses = match (&plan.rank, plan.cut, start) {
         (RankPlan::Tolerance(_), ..) => "`rank: {tolerance: ...}`",
         (RankPlan::Budget(_), ..) => "`rank: {budget: ...}`",
         (RankPlan::Fixed, Some(_), _) => "`cut`",

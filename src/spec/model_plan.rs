@@ -100,11 +100,18 @@ impl ModelPlan {
         self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
     }
 
-    /// Form of one matrix of one block, its own rank included.
+    /// Form of one matrix of one block, its own rank included: dense where an adapter has rank 0.
+    ///
+    /// An α that is the rank of all is each one's own rank.
     pub fn form_in(&self, layer: usize, target: Target) -> WeightForm {
         let own = self.layers.get(layer).and_then(|ranks| ranks.get(&target));
         match (self.form(target), own) {
             (WeightForm::LowRank { .. }, Some(rank)) => WeightForm::LowRank { rank: *rank },
+            (WeightForm::Adapter { .. }, Some(0)) => WeightForm::Dense,
+            (WeightForm::Adapter { rank, form, alpha }, Some(own)) => {
+                let alpha = alpha.map(|alpha| if alpha == rank { *own } else { alpha });
+                WeightForm::Adapter { rank: *own, form, alpha }
+            }
             (form, _) => form,
         }
     }
@@ -123,6 +130,11 @@ impl ModelPlan {
     pub fn places(&self) -> impl Iterator<Item = (usize, Target)> {
         let targets = self.targets();
         (0..self.n_layer).flat_map(move |layer| targets.iter().map(move |target| (layer, *target)))
+    }
+
+    /// Whether a matrix of a block has an adapter.
+    pub fn is_adapted_in(&self, layer: usize, target: Target) -> bool {
+        self.form_in(layer, target).is_adapter()
     }
 
     /// Whether only adapters are trained.

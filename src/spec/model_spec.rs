@@ -251,7 +251,7 @@ pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) 
 }
 
 /// Schema of a list, by block, of maps from targets to ranks.
-fn per_layer_schema(generator: &mut SchemaGenerator) -> Schema {
+pub(super) fn per_layer_schema(generator: &mut SchemaGenerator) -> Schema {
     let mut ranks = per_target_schema::<usize>(generator);
     ranks.insert("description".into(), "Ranks of one block's matrices.".into());
     json_schema!({ "type": "array", "items": ranks.to_value() })

@@ -295,6 +295,7 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
         weights: BTreeMap::new(),
         layers: match &spec.weights {
             WeightsSpec::LowRank(low_rank) => low_rank.layers.clone(),
+            WeightsSpec::Adapter(adapter) => adapter.layers.clone(),
             _ => Vec::new(),
         },
     };

@@ -110,7 +110,7 @@ fn weights(model: &ModelPlan, cut: Option<CutSpec>) -> Result<WeightsSpec, Probl
     let Some(first) = forms.values().find(|form| **form != WeightForm::Dense) else {
         return Ok(WeightsSpec::Dense);
     };
-    if let Some(adapter) = AdapterWeightsSpec::of(forms) {
+    if let Some(adapter) = AdapterWeightsSpec::of(forms, &model.layers) {
         return Ok(WeightsSpec::Adapter(adapter));
     }
     let rank = first.rank().unwrap_or(0);
