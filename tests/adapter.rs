@@ -28,6 +28,15 @@ fn model(form: AdapterForm, kernels: bool) -> Box<dyn Network> {
     model
 }
 
+/// The same without q in the first block, and with another rank of v in the second.
+fn model_by_blocks(form: AdapterForm) -> Box<dyn Network> {
+    let mut config = serde_json::to_value(model(form, true).config()).expect("a configuration");
+    config["layers"] = serde_json::json!([{ "q": 0 }, { "v": 4 }]);
+    let config: ModelConfig = serde_json::from_value(config).expect("a configuration");
+    config.validate().expect("a sound one");
+    build(config).expect("a network")
+}
+
 fn parameters(model: &dyn Network) -> ParamStore {
     model.initialize(5, DType::F64, &Device::Cpu).expect("parameters")
 }
@@ -306,5 +315,37 @@ fn every_rule_starts_from_zero() {
         let cut = spectrum.truncate(&start, 2).expect("a cut").point;
         assert_eq!((cut.rank(), cut.frobenius_norm().expect("a norm")), (2, 0.0));
         assert!(cut.orthonormality_defect().expect("a defect") < 1e-12);
+    }
+}
+
+/// Of rank 0 an adapter is none: its matrix is frozen as all others are, and the merged model has
+/// what the other adapters add.
+#[test]
+fn single_blocks_have_adapters_of_their_own_ranks_or_none() {
+    for form in [AdapterForm::LowRank, AdapterForm::Lora] {
+        let model = model_by_blocks(form);
+        let mut params = parameters(model.as_ref());
+        let named = |name: &str| params.iter().find(|(_, p)| p.name.starts_with(name));
+        assert!(named("transformer.h.0.attn.q.adapter").is_none());
+        let (_, frozen) = named("transformer.h.0.attn.q.weight").expect("the frozen matrix");
+        assert!(!frozen.trained);
+        for (site, rank) in [("0.attn.v", 2), ("1.attn.v", 4), ("1.attn.q", 3)] {
+            let (_, adapter) =
+                named(&format!("transformer.h.{site}.adapter")).unwrap_or_else(|| panic!("{site}"));
+            let found = match &adapter.weight {
+                Weight::LowRank(point) => point.rank(),
+                Weight::Dense(b) => b.dim(1).expect("B"),
+                Weight::Uncut(_) => panic!("adapters are factors"),
+            };
+            assert_eq!(found, rank, "{site}");
+        }
+        filled(&mut params);
+        let (expected, gradients) = loss(model.as_ref(), &params);
+        for (id, parameter) in params.iter() {
+            assert_eq!(gradients.get(ParamStore::slot(id)).is_some(), parameter.trained);
+        }
+        let (config, dense) = merged(model.config(), params).expect("a merged model");
+        let (found, _) = loss(build(config).expect("a network").as_ref(), &dense);
+        assert!((found - expected).abs() < 1e-12, "{found} and {expected}");
     }
 }

@@ -30,8 +30,8 @@ pub struct AdapterWeightsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<AdapterTargets>,
     /// Ranks of single blocks' adapters: a list with an entry for each block from the first on,
-    /// `[{up: 8}, {q: 0, up: 0}]`; 0 for a matrix that is not adapted there. For ranks that stay as
-    /// they start.
+    /// `[{up: 8}, {q: 0, up: 0}]`; 0 for a matrix that is not adapted there. Other ranks are for
+    /// those that stay as they start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::model_spec::per_layer_schema")]
     pub layers: Vec<BTreeMap<Target, usize>>,

@@ -60,14 +60,19 @@ pub(super) fn check_layers(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
         (RankPlan::Fixed, None, LowRankStart::Dense) => "`start: dense`",
         (RankPlan::Fixed, None, LowRankStart::Factors) => return,
     };
-    found.require(false, path, || {
-        format!("is for ranks that stay as they start, and {chooses} changes them; remove one")
+    // What is not there has no rank to change.
+    let only_leaves_out =
+        is_adapter && layers.iter().flat_map(|ranks| ranks.values()).all(|rank| *rank == 0);
+    found.require(only_leaves_out, path, || {
+        let remedy =
+            if is_adapter { "leave out by ranks of 0 alone, or remove one" } else { "remove one" };
+        format!("is for ranks that stay as they start, and {chooses} changes them; {remedy}")
     });
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::spec::{Plan, Target, WeightForm, parse_plan};
+    use crate::spec::{AdapterForm, Plan, RankPlan, Target, WeightForm, parse_plan};
 
     const GOOD: &str = "name: small\n\
         model: {n_layer: 3, n_head: 2, n_embd: 8, block_size: 4, weights: {low_rank: {rank: 3, layers: [{q: 8, up: 1}, {}, {q: 2}]}}}\n\
@@ -86,6 +91,50 @@ mod tests {
         assert_eq!(ranks(Target::K), [Some(3); 3]);
         assert_eq!(ranks(Target::named("up").expect("a target")), [Some(1), Some(3), Some(3)]);
         assert_eq!(plan.model.form(Target::Q), WeightForm::LowRank { rank: 3 });
+    }
+
+    /// An adapter of rank 0 is none; a policy changes the others.
+    #[test]
+    fn adapters_are_left_out_of_blocks() {
+        let weights = "model.weights={adapter: {rank: 3, form: lora, layers: [{q: 0}, {up: 5}]}}";
+        let settings = [weights, "init={run: source}"].map(str::to_owned);
+        let (_, plan) = parse_plan(GOOD, "small.yaml", &settings).expect("a good spec");
+        assert_eq!(Plan::resolve(&plan.as_spec().expect("a spec")).expect("a plan"), plan);
+        let up = Target::named("up").expect("a target");
+        assert_eq!(plan.model.form_in(0, Target::Q), WeightForm::Dense);
+        let form = AdapterForm::Lora;
+        assert_eq!(
+            plan.model.form_in(1, up),
+            WeightForm::Adapter { rank: 5, form, alpha: Some(5) },
+            "alpha is the rank, where none is given"
+        );
+        assert_eq!([Target::Q, up].map(|target| plan.model.blocks_of(target)), [2, 3]);
+
+        let weights = "model.weights={adapter: {rank: 3, layers: [{q: 0}, {k: 0, up: 0}]}}";
+        let budget = "rank={budget: {final_rank: 1, every: 5}}";
+        let settings = [weights, "init={run: source}", budget].map(str::to_owned);
+        let (_, plan) = parse_plan(GOOD, "small.yaml", &settings).expect("a good spec");
+        let RankPlan::Budget(budget) = &plan.rank else { panic!("a budget") };
+        // q and k in two of three blocks, v and o in all; up in two and down in all.
+        let numbers =
+            |rank: u64| (2 + 2 + 3 + 3) * rank * (16 + rank) + (2 + 3) * rank * (40 + rank);
+        assert_eq!([budget.initial_parameters, budget.final_parameters], [3, 1].map(numbers));
+
+        for (setting, said) in [
+            ("model.weights={adapter: {rank: 3, layers: [{q: 9}]}}", "choose 1 to 8"),
+            ("model.weights={adapter: {rank: 3, targets: [v], layers: [{q: 2}]}}", "not adapted"),
+            (
+                "model.weights={adapter: {rank: 3, layers: [{v: 0}, {v: 0}, {v: 0}], targets: [v]}}",
+                "leaves no adapter",
+            ),
+            ("model.weights={adapter: {rank: 3, layers: [{q: 2}]}}", "ranks of 0 alone"),
+        ] {
+            let settings =
+                ["init={run: source}", "rank={budget: {final_rank: 1, every: 5}}", setting];
+            let error = parse_plan(GOOD, "small.yaml", &settings.map(str::to_owned));
+            let error = error.expect_err(setting).to_string();
+            assert!(error.contains("adapter.layers") && error.contains(said), "{setting}: {error}");
+        }
     }
 
     #[test]

@@ -132,6 +132,14 @@ impl ModelPlan {
         (0..self.n_layer).flat_map(move |layer| targets.iter().map(move |target| (layer, *target)))
     }
 
+    /// Blocks in which this matrix has the form that [`Self::form`] says: all, or those where its
+    /// adapter is not left out.
+    pub fn blocks_of(&self, target: Target) -> usize {
+        let is_left_out =
+            |layer: &usize| self.form(target).is_adapter() && !self.is_adapted_in(*layer, target);
+        (0..self.n_layer).filter(|layer| !is_left_out(layer)).count()
+    }
+
     /// Whether a matrix of a block has an adapter.
     pub fn is_adapted_in(&self, layer: usize, target: Target) -> bool {
         self.form_in(layer, target).is_adapter()

@@ -244,23 +244,26 @@ impl RankCount {
         rank.saturating_mul(width) as u64
     }
 
-    /// The numbers of these targets' weights of all blocks at these ranks; saturates.
+    /// The numbers of these targets' weights of all blocks that have them at these ranks; saturates.
     pub fn of_all(self, model: &ModelPlan, ranks: impl Iterator<Item = (Target, usize)>) -> u64 {
         let numbers = ranks.map(|(target, rank)| {
             let (rows, columns) = model.shape(target);
-            self.numbers(rows.saturating_add(columns), rank)
+            let of_one = self.numbers(rows.saturating_add(columns), rank);
+            of_one.saturating_mul(model.blocks_of(target) as u64)
         });
-        numbers.fold(0, u64::saturating_add).saturating_mul(model.n_layer as u64)
+        numbers.fold(0, u64::saturating_add)
     }
 }
 
-/// A share of the numbers that these targets of all blocks would have as full matrices.
+/// A share of the numbers that these targets of all blocks that have them would have as full
+/// matrices.
 pub fn share_of_dense(model: &ModelPlan, targets: impl Iterator<Item = Target>, share: f64) -> u64 {
     let dense = targets.map(|target| {
         let (rows, columns) = model.shape(target);
-        rows.saturating_mul(columns) as u64
+        let of_one = rows.saturating_mul(columns) as u64;
+        of_one.saturating_mul(model.blocks_of(target) as u64)
     });
-    let dense = dense.fold(0, u64::saturating_add).saturating_mul(model.n_layer as u64);
+    let dense = dense.fold(0, u64::saturating_add);
     (share * dense as f64).round() as u64
 }
 

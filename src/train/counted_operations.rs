@@ -122,6 +122,16 @@ const CASES: &[Case] = &[
         ],
         cubes: 0,
     },
+    // In the first block o has no adapter, and in the second q has none.
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &[
+            "init={run: source}",
+            "model.weights={adapter: {rank: 8, targets: [q, o, down], layers: [{o: 0, down: 4}, {q: 0}]}}",
+        ],
+        cubes: 12,
+    },
     Case {
         method: "dlra-coefficient-cycle",
         steps: 4,

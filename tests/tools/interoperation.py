@@ -259,7 +259,15 @@ def adapters(place):
         place, "adapter-ranks", "{adapter: {rank: 6, targets: {q: 4, v: 6, down: 8}}}",
         "--set", fast, "--set", changing,
     )  # fmt: skip
+    adapted(
+        place, "adapter-blocks", "{adapter: {rank: 6, layers: [{q: 0, k: 0, up: 0}, {q: 2, down: 0}]}}",
+        "--set", fast,
+    )  # fmt: skip
     lora = "optimizer.low_rank={adamw: {learning_rate: 1e-2}}"
+    adapted(
+        place, "lora-blocks", "{adapter: {rank: 8, alpha: 16, form: lora, layers: [{v: 0, o: 4}]}}",
+        "--set", lora,
+    )  # fmt: skip
     adapted(place, "lora", "{adapter: {rank: 8, alpha: 16, form: lora}}", "--set", lora)
     adapter_of_peft(place, "peft-default", r=4, lora_alpha=12, target_modules=["c_attn"])
     adapter_of_peft(
