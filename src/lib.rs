@@ -21,10 +21,10 @@
 //!     ├ checkpoint  atomic folders of named tensors with a manifest; knows no model
 //!     └ record      what happens, as one `Event`, and its observers: metrics, console, samples
 //!        ├ params   the named parameters in one order: declared, drawn from a seed, read by name
-//!        ├ ops      differentiable operations on a tape, with CPU kernels and a portable path
+//!        ├ ops      differentiable operations on a tape, with kernels of CPU and GPU and a portable path
 //!        ├ lowrank  geometry of fixed-rank matrices: point, tangent, retraction, transport
 //!        │  └ linalg    QR, SVD, polar factor, orthonormality; no words of machine learning
-//!        │     └ kernels   numbers in host memory, SIMD loops, products, sums in a fixed order
+//!        │     └ kernels   numbers in host memory, SIMD loops, products, sums in a fixed order; GPU launches
 //!        └ spec     what a user may write in YAML (`RunSpec`) and what it resolves to (`Plan`)
 //! error   exit codes          fs    durable files            rng     random streams, pure functions
 //! plot    charts as SVG       device  what a GPU says of itself

@@ -3,13 +3,21 @@
 
 use crate::kernels::gpu::{Argument, Gpu, Grid, Module, kernel_name};
 use Argument::{Count, Long, Maybe, Of, Single};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// Rows that one thread sums; fixed, so that a sum depends on its sizes alone.
 const ROWS_PER_PART: usize = 64;
 
 /// Threads for each row of logits.
 const THREADS_PER_ROW: u32 = 512;
+
+/// Refuses a tensor of another type or number of numbers than the kernel reads.
+fn expect(kernel: &str, x: &Tensor, dtype: DType, count: usize) -> Result<()> {
+    if x.dtype() != dtype || x.elem_count() != count {
+        bail!("{kernel}: {:?} of {:?} in place of {count} of {dtype:?}", x.dims(), x.dtype())
+    }
+    Ok(())
+}
 
 /// Query rows of an attention against the keys that they may see.
 pub(super) struct CausalRows<'a> {
@@ -32,6 +40,12 @@ impl CausalRows<'_> {
         let (tasks, rows, keys) = inputs[0].dims3()?;
         let places = [inputs, outputs].concat();
         let kernel = kernel_name(name, inputs[0], keys, &places);
+        for x in &places {
+            expect(&kernel, x, inputs[0].dtype(), tasks * rows * keys)?;
+        }
+        if let Some(starts) = self.starts {
+            expect(&kernel, starts, DType::F32, tasks / self.heads * self.length)?;
+        }
         let mut arguments: Vec<Argument> = inputs.iter().map(|x| Of(x)).collect();
         arguments.push(Maybe(self.starts));
         arguments.extend(outputs.iter().map(|x| Of(x)));
@@ -81,6 +95,7 @@ pub(super) fn cross_entropy(
     let losses = gpu.output(rows, DType::F32)?;
     let gradient = factor.map(|_| gpu.output(logits.shape(), logits.dtype())).transpose()?;
     let kernel = kernel_name("cross_entropy", logits, width, &[logits]);
+    expect(&kernel, targets, DType::U32, rows)?;
     let arguments = [
         Of(logits),
         Of(targets),
@@ -107,6 +122,13 @@ pub(super) struct Norm<'a> {
 }
 
 impl Norm<'_> {
+    /// Refuses what the kernels do not read.
+    fn check(&self, kernel: &str) -> Result<()> {
+        let (rows, width) = self.sizes();
+        expect(kernel, self.weight, DType::F32, width)?;
+        expect(kernel, self.x, DType::F32, rows * width)
+    }
+
     fn sizes(&self) -> (usize, usize) {
         let width = self.weight.elem_count();
         (self.x.elem_count() / width.max(1), width)
@@ -124,6 +146,8 @@ impl Norm<'_> {
         let mut places = vec![self.x, self.weight];
         places.extend(bias);
         let kernel = kernel_name("norm", &y, width, &places);
+        self.check(&kernel)?;
+        bias.map_or(Ok(()), |bias| expect(&kernel, bias, DType::F32, width))?;
         let arguments = [&[Of(self.x), Of(self.weight), Maybe(bias), Of(&y)], &self.settings()[..]];
         gpu.launch(Module::Operations, &kernel, Grid::of_warps(rows), &arguments.concat())?;
         Ok(y)
@@ -141,6 +165,8 @@ impl Norm<'_> {
         let of_rows = gpu.output((rows, 2), DType::F32)?;
         let places = [self.x, self.weight, delta];
         let kernel = kernel_name("norm_backward", delta, width, &places);
+        self.check(&kernel)?;
+        expect(&kernel, delta, delta.dtype(), rows * width)?;
         let tensors = [Of(self.x), Of(self.weight), Of(delta), Of(&dx), Of(&of_rows)];
         let arguments = [&tensors[..], &self.settings()[..]].concat();
         gpu.launch(Module::Operations, &kernel, Grid::of_warps(rows), &arguments)?;
@@ -190,6 +216,9 @@ pub(super) fn elementwise<const N: usize>(
     arguments.extend(outputs.iter().map(Of));
     arguments.push(Long(count));
     let kernel = kernel_name(name, inputs[0], count, inputs);
+    for x in inputs {
+        expect(&kernel, x, inputs[0].dtype(), count)?;
+    }
     gpu.launch(Module::Operations, &kernel, per_number(&kernel, count), &arguments)?;
     outputs.try_into().map_err(|_| candle_core::Error::Msg(format!("{name}: {N} outputs")))
 }
@@ -204,6 +233,7 @@ pub(super) fn add_bias(gpu: Gpu, y: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (count, width) = (y.elem_count(), bias.elem_count());
     let out = gpu.output(y.shape(), y.dtype())?;
     let kernel = kernel_name("add_bias", y, width, &[y, bias]);
+    expect(&kernel, bias, DType::F32, width)?;
     let arguments = [Of(y), Of(bias), Of(&out), Long(count), Count(width)];
     gpu.launch(Module::Operations, &kernel, per_number(&kernel, count), &arguments)?;
     Ok(out)
@@ -214,6 +244,8 @@ pub(super) fn add(gpu: Gpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let count = a.elem_count();
     let out = gpu.output(a.shape(), DType::F32)?;
     let kernel = kernel_name("add_f32", b, count, &[a, b]);
+    expect(&kernel, a, DType::F32, count)?;
+    expect(&kernel, b, b.dtype(), count)?;
     let arguments = [Of(a), Of(b), Of(&out), Long(count)];
     gpu.launch(Module::Operations, &kernel, per_number(&kernel, count), &arguments)?;
     Ok(out)
@@ -225,6 +257,9 @@ pub(super) fn rotary(gpu: Gpu, x: &Tensor, cosines: &Tensor, sines: &Tensor) -> 
     let y = gpu.output(x.shape(), x.dtype())?;
     let pairs = x.elem_count() / 2;
     let kernel = format!("rotary_{}", x.dtype().as_str());
+    for table in [cosines, sines] {
+        expect(&kernel, table, DType::F32, positions * half)?;
+    }
     let sizes = [positions, width / (2 * half), half].map(Count);
     let tensors = [Of(x), Of(cosines), Of(sines), Of(&y), Long(pairs)];
     let arguments = [&tensors[..], &sizes[..]].concat();
@@ -241,12 +276,16 @@ pub(super) fn embedding_gradient(
     table: &Tensor,
 ) -> Result<Tensor> {
     let ((rows, width), vocabulary) = (delta.dims2()?, table.dim(0)?);
+    let kernel = "embedding_gradient_f32";
+    expect(kernel, ids, DType::U32, rows)?;
+    expect(kernel, delta, DType::F32, rows * width)?;
+    expect(kernel, table, DType::F32, vocabulary * width)?;
     let gradient = table.zeros_like()?;
     let arguments =
         [Of(ids), Of(delta), Of(&gradient), Count(rows), Count(width), Count(vocabulary)];
     let columns = Grid::of_columns(width, 1);
     // The rows are the first dimension, which may have more blocks.
     let grid = Grid { blocks: (rows, columns.blocks.0), ..columns };
-    gpu.launch(Module::Operations, "embedding_gradient_f32", grid, &arguments)?;
+    gpu.launch(Module::Operations, kernel, grid, &arguments)?;
     Ok(gradient)
 }

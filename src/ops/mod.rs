@@ -2,10 +2,10 @@
 //!
 //! Every operation has a CPU kernel (f32, and f64 for tests), most have one for NVIDIA GPUs, and all
 //! have a portable path of candle operations for other devices; they give the same numbers within
-//! rounding, and the kernels the same bits on every run at a fixed number of threads. [`Compute`] says which is taken and in
-//! which type products are made; [`Tape::portable`] runs on the CPU what a GPU runs. candle's CPU
-//! has no product of half-precision matrices: there they are widened, multiplied in f32 and
-//! rounded.
+//! rounding, and the kernels the same bits on every run at a fixed number of threads. [`Compute`]
+//! says which is taken and in which type products are made; [`Tape::portable`] runs on the CPU what
+//! other devices run. candle's CPU has no product of half-precision matrices: there they are
+//! widened, multiplied in f32 and rounded.
 
 mod attention;
 mod compute;

@@ -68,6 +68,7 @@ fn norm<const CENTERED: bool>(
     let kernels = tape.uses_kernels(&input);
     let of_gpu = gpu::Norm { x: &input, weight: weight.tensor(), epsilon, centered: CENTERED };
     let normed = if let Some(gpu) = tape.compute().gpu(&input) {
+        // In the type of the products at once.
         let dtype = tape.compute().half.unwrap_or(input.dtype());
         of_gpu.forward(gpu, bias.map(Value::tensor), dtype)?
     } else if kernels {

@@ -184,7 +184,8 @@ pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
     // Its gradient goes on to both as it is.
     let _span = span(|| Work::pass("add", a.tensor(), (3, 0)));
     let (a_type, b_type) = (a.tensor().dtype(), b.tensor().dtype());
-    let sum = if let Some(gpu) = tape.compute().gpu(a.tensor()).filter(|_| a_type == DType::F32) {
+    let of_gpu = tape.compute().gpu(b.tensor()).filter(|_| a_type == DType::F32);
+    let sum = if let Some(gpu) = of_gpu {
         gpu::add(gpu, &a.tensor().contiguous()?, &b.tensor().contiguous()?)?
     } else {
         let other = b.tensor().to_dtype(a_type)?;
