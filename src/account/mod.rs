@@ -158,19 +158,28 @@ impl fmt::Display for Ledger {
         line(f, "norms", grouped(parameters.norms))?;
         line(f, "biases", grouped(parameters.biases))?;
         for target in &parameters.targets {
+            let ranks = |rank: usize| match target.ranks.unwrap_or((rank, rank)) {
+                (least, most) if least < most => format!("{least} to {most}"),
+                (rank, _) => rank.to_string(),
+            };
+            let adapter = |name: &str, rank: usize| match target.blocks {
+                (0, _) => "dense".to_owned(),
+                (some, all) if some < all => {
+                    format!("frozen, {name} {} in {some} of {all}", ranks(rank))
+                }
+                _ => format!("frozen, {name} {}", ranks(rank)),
+            };
             let form = match target.form {
                 WeightForm::Dense => "dense".to_owned(),
                 WeightForm::LowRank { .. } if target.is_uncut => "dense until cut".to_owned(),
-                WeightForm::LowRank { rank } => match target.ranks.unwrap_or((rank, rank)) {
-                    (least, most) if least < most => format!("ranks {least} to {most}"),
-                    (rank, _) => format!("rank {rank}"),
-                },
+                WeightForm::LowRank { rank } => {
+                    let (least, most) = target.ranks.unwrap_or((rank, rank));
+                    format!("rank{} {}", if least < most { "s" } else { "" }, ranks(rank))
+                }
                 WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
-                    format!("frozen, adapter {rank}")
+                    adapter("adapter", rank)
                 }
-                WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => {
-                    format!("frozen, LoRA {rank}")
-                }
+                WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => adapter("LoRA", rank),
                 WeightForm::Factored { rank, form: FactorForm::Ba } => format!("factored, {rank}"),
                 WeightForm::Factored { rank, form: FactorForm::Usv } => {
                     format!("factored usv, {rank}")

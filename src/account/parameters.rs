@@ -86,6 +86,8 @@ pub struct TargetLedger {
     pub form: WeightForm,
     /// The smallest and largest rank over the blocks; none of a full matrix.
     pub ranks: Option<(usize, usize)>,
+    /// Blocks in which it has that form, and all blocks; an adapter may be left out of some.
+    pub blocks: (usize, usize),
     /// Whether it is low-rank and dense until it is cut; it counts as it is then.
     pub is_uncut: bool,
     /// m.
@@ -114,6 +116,7 @@ impl TargetLedger {
             target,
             form: model.form(target),
             ranks: ranks().min().zip(ranks().max()),
+            blocks: (model.blocks_of(target), model.n_layer),
             is_uncut: blocks().any(|matrix| matrix.is_uncut),
             rows: rows as u64,
             columns: columns as u64,

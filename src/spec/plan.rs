@@ -38,7 +38,7 @@ pub struct Plan {
     /// Where the linear algebra runs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub linalg: LinalgSpec,
-    /// Whether the CPU computes with kernels of its own.
+    /// By which code the CPU and NVIDIA GPUs compute.
     #[serde(default, skip_serializing_if = "is_default")]
     pub kernels: KernelsSpec,
     /// Number types.

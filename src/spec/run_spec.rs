@@ -32,7 +32,7 @@ pub struct RunSpec {
     /// Where the linear algebra of low-rank and full matrices runs.
     #[serde(default)]
     pub linalg: LinalgSpec,
-    /// By which code the CPU computes.
+    /// By which code the CPU and NVIDIA GPUs compute.
     #[serde(default)]
     pub kernels: KernelsSpec,
     /// Number types.
@@ -107,8 +107,8 @@ pub enum KernelsSpec {
     /// Kernels of its own wherever there is one.
     #[default]
     Auto,
-    /// The operations that a GPU takes, several times slower; to try on the CPU what a GPU would
-    /// run.
+    /// candle's operations, several times slower; to try on the CPU what other devices run, and to
+    /// compare.
     Portable,
 }
 

@@ -33,10 +33,8 @@ pub fn unused_settings(spec: &RunSpec) -> Vec<String> {
     {
         unused.push("model.weights.adapter.alpha: unused, only `form: lora` has it".into());
     }
-    if spec.kernels == KernelsSpec::Portable
-        && matches!(spec.device, DeviceSpec::Cuda(_) | DeviceSpec::Metal)
-    {
-        unused.push("kernels: unused, only the CPU has kernels of its own".into());
+    if spec.kernels == KernelsSpec::Portable && spec.device == DeviceSpec::Metal {
+        unused.push("kernels: unused, there are kernels for the CPU and CUDA alone".into());
     }
     let optimizer = Plan::derive(spec).optimizer;
     if spec.linalg != LinalgSpec::Auto && optimizer.dlra().is_none() && optimizer.muon().is_none() {

@@ -78,6 +78,27 @@ fn only_adapters_are_trained_and_frozen_matrices_get_no_gradient() {
     assert!(shown.contains("k     8 × 8, dense") && shown.contains("  trained"), "{shown}");
 }
 
+/// Adapters of single blocks: each counts where it is.
+#[test]
+fn adapters_left_out_of_blocks_are_not_counted() {
+    let layers = "model.weights={adapter: {rank: 2, targets: [q, k, v], layers: [{q: 0, k: 0, v: 1}, {k: 0}]}}";
+    let text = "name: tiny\nmodel: {n_layer: 2, n_head: 2, n_embd: 8, block_size: 4, weights: dense}\n\
+        data: {source: cargo_registry, tokenizer: bytes}\ntrain: {max_steps: 7, batch_size: 3}\n";
+    let settings = ["init={run: source}", layers].map(str::to_owned);
+    let plan = crate::spec::parse_plan(text, "tiny", &settings).expect("a good spec").1;
+    let ledger = Ledger::new(&plan, 10, 1);
+    // q of rank 2 in the second block, v of rank 1 in the first and 2 in the second.
+    assert_eq!(ledger.parameters.trained(), 2 * (16 + 2) + (16 + 1) + 2 * (16 + 2));
+    let shown = ledger.to_string();
+    for line in [
+        "q     8 × 8, frozen, adapter 2 in 1 of 2",
+        "k     8 × 8, dense",
+        "v     8 × 8, frozen, adapter 1 to 2",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+}
+
 /// Adapters that fall to a share of what they lie beside leave all that is frozen, and that share:
 /// 0.4 of two matrices of 8 × 8 in both blocks.
 #[test]
