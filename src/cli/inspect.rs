@@ -69,9 +69,9 @@ fn ranks(args: &InspectArgs, run: &LoadedRun) -> Result<()> {
         .ranks()
         .filter_map(|(_, parameter, rank)| of_place(parameter.role, rank))
         .collect();
-    if ranks.is_empty() || run.model.config().is_adapted() {
+    if ranks.is_empty() {
         let message = format!(
-            "{}: has no low-rank weights that stand alone, so no ranks",
+            "{}: has neither low-rank weights nor adapters by DLRA, so no ranks",
             args.run.display()
         );
         return Err(Failure::Usage(message).into());

@@ -7,16 +7,23 @@ use std::collections::BTreeMap;
 /// `model.weights` of a spec with these ranks of a model's low-rank matrices, each times `scale`,
 /// rounded, at least 1 and at most what the matrix can have: `{low_rank: {rank: r, layers: [{q: …,
 /// …}, …]}}` with r the mean over all of them, and `targets` for those that are dense in the model.
-/// The ranks come by block and target; a block that has none is an empty entry.
+/// The ranks come by block and target; a block that has none is an empty entry. Of adapters
+/// `{adapter: …}`, with `targets` for those that are adapted; there 0 is a rank, that of none.
 pub fn allotment(
     model: &ModelPlan,
     ranks: &BTreeMap<(usize, Target), usize>,
     scale: f64,
 ) -> String {
+    let (form, least) = if model.is_adapted() { ("adapter", 0) } else { ("low_rank", 1) };
     let scaled = |target: Target, rank: usize| {
         let (rows, columns) = model.shape(target);
-        ((rank as f64 * scale).round() as usize).clamp(1, rows.min(columns).max(1))
+        ((rank as f64 * scale).round() as usize).clamp(least, rows.min(columns).max(1))
     };
+    let left_out = model.places().filter(|(_, target)| model.form(*target).is_adapter());
+    let mut ranks = ranks.clone();
+    left_out.for_each(|place| {
+        ranks.entry(place).or_insert(0);
+    });
     let total: usize = ranks.iter().map(|((_, target), rank)| scaled(*target, *rank)).sum();
     let mean = (total as f64 / ranks.len().max(1) as f64).round() as usize;
     let blocks = ranks.keys().map(|(layer, _)| layer + 1).max().unwrap_or(0);
@@ -27,19 +34,25 @@ pub fn allotment(
         format!("  {{{}}}", own.collect::<Vec<_>>().join(", "))
     };
     let layers: Vec<String> = (0..blocks).map(block).collect();
-    let dense = model.weights.iter().filter(|(_, form)| **form == WeightForm::Dense);
-    let dense: Vec<String> = dense.map(|(target, _)| format!("{}: dense", target.name())).collect();
-    let targets = match dense.is_empty() {
-        true => String::new(),
-        false => format!("targets: {{{}}}, ", dense.join(", ")),
+    let (dense, others): (Vec<_>, Vec<_>) =
+        model.weights.iter().partition(|(_, form)| **form == WeightForm::Dense);
+    let names = |targets: &[(&Target, &WeightForm)], end: &str| {
+        let names = targets.iter().map(|(target, _)| format!("{}{end}", target.name()));
+        names.collect::<Vec<_>>().join(", ")
     };
-    format!("{{low_rank: {{rank: {mean}, {targets}layers: [\n{}\n]}}}}", layers.join(",\n"))
+    let targets = match (dense.is_empty(), form) {
+        (true, _) => String::new(),
+        (false, "adapter") => format!("targets: [{}], ", names(&others, "")),
+        (false, _) => format!("targets: {{{}}}, ", names(&dense, ": dense")),
+    };
+    let (mean, layers) = (mean.max(1), layers.join(",\n"));
+    format!("{{{form}: {{rank: {mean}, {targets}layers: [\n{layers}\n]}}}}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::allotment;
-    use crate::spec::{Architecture, ModelPlan, Target, WeightForm};
+    use crate::spec::{AdapterForm, Architecture, ModelPlan, Target, WeightForm};
     use serde_json::{Value, json};
     use std::collections::BTreeMap;
 
@@ -61,5 +74,24 @@ mod tests {
         model.weights.insert(Target::V, WeightForm::Dense);
         let expected = json!({"rank": 9, "targets": {"v": "dense"}, "layers": layers});
         assert_eq!(read(&model, 3.0), json!({ "low_rank": expected }));
+    }
+
+    /// An adapter may be scaled away, and one that was left out stays so.
+    #[test]
+    fn ranks_of_adapters_are_written_as_adapters() {
+        let mut model = ModelPlan { n_layer: 2, n_embd: 16, ..ModelPlan::of(Architecture::Gpt2) };
+        let (form, alpha) = (AdapterForm::LowRank, None);
+        model.weights.values_mut().for_each(|form| *form = WeightForm::Dense);
+        for target in [Target::Q, Target::DOWN] {
+            model.weights.insert(target, WeightForm::Adapter { rank: 4, form, alpha });
+        }
+        model.layers = vec![BTreeMap::new(), BTreeMap::from([(Target::Q, 0)])];
+        let ranks =
+            BTreeMap::from([((0, Target::Q), 9), ((0, Target::DOWN), 1), ((1, Target::DOWN), 3)]);
+        let written = allotment(&model, &ranks, 0.4);
+        let found: Value = serde_yaml::from_str(&written).expect(&written);
+        let layers = json!([{"q": 4, "down": 0}, {"q": 0, "down": 1}]);
+        let expected = json!({"rank": 1, "targets": ["q", "down"], "layers": layers});
+        assert_eq!(found, json!({ "adapter": expected }));
     }
 }
