@@ -3,8 +3,8 @@
 #
 #     benches/gpu.sh LRPT DATA OUT [PART...]
 #
-# LRPT is a CUDA build; DATA a folder with train.bin, val.bin (nanoGPT's form) and tokenizer.json, those of gpt-small's data for the figures in
-# runs/LOG.md; OUT gets what every part printed. A machine without Rust has no default corpus, hence DATA.
+# LRPT is a CUDA build; DATA the folder of gpt-small's prepared data (`lrpt data prepare configs/gpt-small.yaml`, on a machine with Rust: one
+# without has no default corpus), carried there; OUT gets what every part printed.
 set -u
 lrpt=$1 data=$2 out=$3
 shift 3
@@ -12,7 +12,17 @@ shift 3
 cd "$(dirname "$0")/.." || exit
 mkdir -p "$out"
 work=$(mktemp -d)
-source="data={source: {bin: {train: $data/train.bin, val: $data/val.bin}}, tokenizer: {file: $data/tokenizer.json}}"
+# The tokens without the header of 104 bytes and the list of documents: nanoGPT's files.
+python3 - "$data" "$work" <<'END' || exit
+import pathlib, struct, sys
+data, work = map(pathlib.Path, sys.argv[1:])
+for part in ("train", "val"):
+    shard = (data / f"{part}.tokens").read_bytes()
+    width, count = struct.unpack("<I", shard[12:16])[0], struct.unpack("<Q", shard[16:24])[0]
+    assert shard[:8] == b"LRPTTOKN" and width == 2, f"{part}.tokens is no shard of two bytes a token"
+    (work / f"{part}.bin").write_bytes(shard[104:104 + 2 * count])
+END
+source="data={source: {bin: {train: $work/train.bin, val: $work/val.bin}}, tokenizer: {file: $data/tokenizer.json}}"
 
 # part NAME SECONDS COMMAND...: its output in OUT/NAME.txt, its end here.
 part() {
