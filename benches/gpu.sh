@@ -6,7 +6,7 @@
 # LRPT is a CUDA build; DATA the folder of gpt-small's prepared data (`lrpt data prepare configs/gpt-small.yaml`, on a machine with Rust: one
 # without has no default corpus), carried there; OUT gets what every part printed.
 set -u
-lrpt=$1 data=$2 out=$3
+lrpt=$(realpath "$1") data=$(realpath "$2") out=$(realpath -m "$3")
 shift 3
 [ $# = 0 ] && set -- doctor selftest speed gpt-small generate exchange torch ranks linalg
 cd "$(dirname "$0")/.." || exit
