@@ -4,7 +4,7 @@
 #     benches/gpu.sh LRPT DATA OUT [PART...]
 #
 # LRPT is a CUDA build; DATA the folder of gpt-small's prepared data (`lrpt data prepare configs/gpt-small.yaml`, on a machine with Rust: one
-# without has no default corpus), carried there; OUT gets what every part printed.
+# without has no default corpus), carried there; OUT gets what every part printed. TORCH_SECONDS limits PyTorch's part.
 set -u
 lrpt=$(realpath "$1") data=$(realpath "$2") out=$(realpath -m "$3")
 shift 3
@@ -54,7 +54,7 @@ for name in "$@"; do
         losses "$work/small"
         ;;
     generate)
-        part generate 20 "$lrpt" generate "$work/small" --prompt "pub fn " --tokens 200 --device cuda
+        part generate 20 "$lrpt" generate "$work/small" --prompt "pub fn " --max-new-tokens 200 --device cuda
         tail -n 5 "$out/generate.txt"
         ;;
     exchange)

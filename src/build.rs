@@ -29,8 +29,9 @@ fn compile_kernels() {
     }
     let out = PathBuf::from(std::env::var("OUT_DIR").expect("Cargo sets OUT_DIR"));
     // What a stand-in for nvcc wrote, with which types are checked, is not what a build links.
-    let mut empty = empty_kernels(&out);
-    empty.iter().for_each(|file| std::fs::remove_file(file).expect("a file of this build"));
+    for file in empty_kernels(&out) {
+        std::fs::remove_file(file).expect("a file of this build");
+    }
     let built = cudaforge::KernelBuilder::new()
         .source_dir(folder)
         .arg("-std=c++17")
@@ -42,8 +43,7 @@ fn compile_kernels() {
             "the kernels in {folder} cannot be compiled: {error}; docs/gpu.md says what is needed"
         );
     }
-    empty = empty_kernels(&out);
-    if let Some(file) = empty.first() {
+    if let Some(file) = empty_kernels(&out).first() {
         println!(
             "cargo:warning={} is empty: this build checks types and runs nowhere",
             file.display()

@@ -2,7 +2,7 @@
 //! portable path round alike.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lrpt::ops::{self, Compute, Dropout, Gradients, Rotation, Tape, Value};
+use lrpt::ops::{self, AttentionHeads, Compute, Dropout, Gradients, Rotation, Tape, Value};
 use lrpt::rng;
 
 fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
@@ -211,6 +211,38 @@ fn parameter_gradients_and_gram_matrices_of_bf16_rows_are_not_rounded() -> Resul
             let error = distance(&numbers(found.expect(name))?, &numbers(&exact)?);
             assert!(error < 1e-6, "kernels {kernels}, {name}: {error}");
         }
+    }
+    Ok(())
+}
+
+/// The gradient of a head of keys that many heads of queries share is summed in f32, in one tile of
+/// queries as in several: off by what rounds each head's share, not by a rounding of every sum.
+#[test]
+fn gradients_of_shared_keys_are_summed_in_f32() -> Result<()> {
+    let (t, d, queries) = (24, 8, 64);
+    let heads = AttentionHeads { queries, keys: 1 };
+    let arguments =
+        [normal(61, &[1, t, queries * d])?, normal(62, &[1, t, d])?, normal(63, &[1, t, d])?];
+    let arguments = arguments.map(|x| x.to_dtype(DType::BF16).expect("bf16"));
+    let gradients = |tape: Tape, dtype: DType| -> Result<Vec<Vec<f64>>> {
+        let mut values = Vec::new();
+        for (slot, x) in arguments.iter().enumerate() {
+            values.push(tape.parameter(slot, &x.to_dtype(dtype)?));
+        }
+        let y = ops::causal_attention(&tape, &values[0], &values[1], &values[2], heads, None)?;
+        let (to_y, delta) = (y.source(), normal(64, y.tensor().dims())?.to_dtype(DType::BF16)?);
+        let delta = delta.to_dtype(dtype)?;
+        let zero = Tensor::zeros((), dtype, &Device::Cpu)?;
+        let loss = tape.record(&[to_y], zero, move |_, flow| flow.add(to_y, delta));
+        let mut gradients = Gradients::new(3);
+        tape.backward(&loss, &mut gradients)?;
+        (1..3).map(|slot| numbers(gradients.get(slot).expect("a gradient"))).collect()
+    };
+    let exact = gradients(Tape::training(), DType::F64)?;
+    let found = gradients(Tape::training().portable(), DType::BF16)?;
+    for (found, exact) in found.iter().zip(&exact) {
+        let error = distance(found, exact);
+        assert!(error < 6e-3, "{error}");
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ pub fn run(args: SelftestArgs) -> Result<()> {
         all => {
             for &sizes in all {
                 selftest::run_linear_algebra(&device, sizes, &mut |check| {
-                    found(Check { name: format!("{} ({sizes})", check.name), ..check });
+                    found(Check { group: sizes.to_string(), ..check });
                 });
             }
         }

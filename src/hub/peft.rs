@@ -116,7 +116,7 @@ fn settings(config: &ModelConfig, ranks: &[(String, usize)], base: Option<&str>)
     // The last two parts of a name, `attn.c_attn`, are the same in every block, and stand for those
     // of all; names in full where a block has none.
     let mut in_blocks: BTreeMap<&str, usize> = BTreeMap::new();
-    let end_of = |name: &'_ str| name.rmatch_indices('.').nth(1).map_or(0, |(at, _)| at + 1);
+    let end_of = |name: &str| name.rmatch_indices('.').nth(1).map_or(0, |(at, _)| at + 1);
     for (name, _) in ranks {
         *in_blocks.entry(&name[end_of(name)..]).or_default() += 1;
     }

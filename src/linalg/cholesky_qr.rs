@@ -67,7 +67,7 @@ pub(super) fn orthonormalize_by_products(
     Ok(None)
 }
 
-/// 8 ε √n.
+/// 8 ε √n, the shift of the Gram matrix of n columns where one is needed.
 pub(super) fn shift(epsilon: f64, columns: usize) -> f64 {
     8.0 * epsilon * (columns as f64).sqrt()
 }

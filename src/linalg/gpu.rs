@@ -1,14 +1,15 @@
 //! Cholesky factors on NVIDIA GPUs.
 
-use super::stack::stack_shape;
+use super::cholesky_qr::shift;
+use super::stack::{epsilon_of, stack_shape};
 use crate::kernels::gpu::{Argument, Gpu, Grid, Module};
 use candle_core::{DType, Result, Tensor, bail};
 use std::collections::BTreeMap;
 
-/// Threads for each matrix.
+/// Threads for each matrix, as many as the kernel is compiled for.
 const THREADS: u32 = 256;
 
-/// Side of the tiles that the kernel takes a matrix in.
+/// Side of the tiles that the kernel takes a matrix in, its `TILE`.
 const TILE: usize = 32;
 
 /// R⁻¹ of matrices G = RᵀR.
@@ -21,23 +22,23 @@ pub(super) struct Inverted {
     pub notes: Tensor,
 }
 
-/// R⁻¹ of every Gram matrix of these stacks on a GPU, in f64, scaled, and shifted by as much for
-/// each stack, as on the host. Matrices of one size are worked on side by side.
+/// R⁻¹ of every Gram matrix of these stacks on a GPU, in f64, scaled and shifted as on the host.
+/// Matrices of one size are worked on side by side.
 ///
 /// # Errors
 /// If a stack is not on a GPU, or the device has too little memory.
-pub(super) fn cholesky_inverses(grams: &[&Tensor], shifts: &[f64]) -> Result<Vec<Inverted>> {
-    let mut by_size: BTreeMap<(usize, u64), Vec<usize>> = BTreeMap::new();
-    for (index, (gram, shift)) in grams.iter().zip(shifts).enumerate() {
-        by_size.entry((stack_shape(gram)?.1, shift.to_bits())).or_default().push(index);
+pub(super) fn cholesky_inverses(grams: &[&Tensor]) -> Result<Vec<Inverted>> {
+    let mut by_size: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (index, gram) in grams.iter().enumerate() {
+        by_size.entry(stack_shape(gram)?.1).or_default().push(index);
     }
     let mut found = vec![None; grams.len()];
-    for ((size, shift), members) in by_size {
+    for (size, members) in by_size {
         let stacks = members
             .iter()
             .map(|&index| grams[index].reshape(((), size, size)))
             .collect::<Result<Vec<_>>>()?;
-        let all = of_one_size(&Tensor::cat(&stacks, 0)?, f64::from_bits(shift))?;
+        let all = of_one_size(&Tensor::cat(&stacks, 0)?)?;
         let mut first = 0;
         for (index, stack) in members.into_iter().zip(stacks) {
             let count = stack.dim(0)?;
@@ -54,7 +55,7 @@ pub(super) fn cholesky_inverses(grams: &[&Tensor], shifts: &[f64]) -> Result<Vec
 }
 
 /// The same of one stack, L × n × n.
-fn of_one_size(gram: &Tensor, shift: f64) -> Result<Inverted> {
+fn of_one_size(gram: &Tensor) -> Result<Inverted> {
     let Some(gpu) = Gpu::of(gram).filter(|_| gram.dtype() == DType::F32) else {
         bail!("Cholesky factors of {:?} on {:?} have no kernel", gram.dtype(), gram.device())
     };
@@ -71,7 +72,7 @@ fn of_one_size(gram: &Tensor, shift: f64) -> Result<Inverted> {
         Argument::Of(&scratch),
         Argument::Count(size),
         Argument::Count(padded),
-        Argument::Double(shift),
+        Argument::Double(shift(epsilon_of(&gram)?, size)),
     ];
     let grid = Grid::of_blocks(count, THREADS);
     gpu.launch(Module::Cholesky, "cholesky_inverse_f32", grid, &arguments)?;

@@ -100,9 +100,10 @@ pub(super) fn orthonormalize_stacks(
             small.push(gram(&state.q)?);
             small.push(along_basis);
         }
-        let inverses = match small.iter().map(Gpu::of).collect::<Option<Vec<_>>>() {
-            Some(_) => factorize_on_gpu(&mut open, pass, &small)?,
-            None => factorize_on_host(&mut open, pass, &small)?,
+        let inverses = if small.iter().all(|x| Gpu::of(x).is_some()) {
+            factorize_on_gpu(&mut open, pass, &small)?
+        } else {
+            factorize_on_host(&mut open, pass, &small)?
         };
         for (state, inverse) in open.iter_mut().zip(inverses) {
             state.q = multiply(&state.q, &inverse)?;
@@ -145,8 +146,7 @@ fn factorize_on_gpu(
     small: &[Tensor],
 ) -> Result<Vec<Tensor>> {
     let grams: Vec<&Tensor> = small.iter().step_by(2).collect();
-    let shifts = open.iter().map(|state| state.shift()).collect::<Result<Vec<_>>>()?;
-    let inverted = gpu::cholesky_inverses(&grams, &shifts)?;
+    let inverted = gpu::cholesky_inverses(&grams)?;
     let mut decisive = Vec::new();
     for (inverted, along) in inverted.iter().zip(small.iter().skip(1).step_by(2)) {
         decisive.extend([inverted.notes.clone(), along.to_dtype(DType::F64)?]);
@@ -256,11 +256,6 @@ impl StackState {
             self.matrices.par_iter().zip(grams).map(factorize).unzip();
         self.note(pass, &found, along_basis);
         inverses
-    }
-
-    /// 8 ε √n, the shift of the Gram matrix of n columns where one is needed.
-    fn shift(&self) -> Result<f64> {
-        Ok(shift(self.epsilon, matrix_shape(&self.q)?.1))
     }
 
     /// Notes what this pass did to every matrix.

@@ -3,7 +3,6 @@
 
 use super::gpu;
 use super::tape::{Tape, Value};
-use crate::kernels::gpu::Gpu;
 use crate::kernels::profile::{Work, span};
 use crate::kernels::{Host, Real, SharedOut, build, with_real};
 use candle_core::{DType, Result, Tensor, bail};
@@ -78,8 +77,8 @@ fn embedded(
             if to_tokens.is_some() {
                 let rows = delta.reshape((b * t, width))?;
                 let ids = tokens.flatten_all()?;
-                let of_f32 = |_: &Gpu| rows.dtype() == DType::F32;
-                let gradient = match flow.compute().gpu(&token_table).filter(of_f32) {
+                let is_f32 = rows.dtype() == DType::F32;
+                let gradient = match flow.compute().gpu(&token_table).filter(|_| is_f32) {
                     Some(gpu) => gpu::embedding_gradient(gpu, &ids, &rows, &token_table)?,
                     None => token_table.zeros_like()?.index_add(&ids, &rows, 0)?,
                 };

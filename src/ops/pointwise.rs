@@ -187,14 +187,11 @@ pub fn add(tape: &Tape, a: &Value, b: &Value) -> Result<Value> {
     let of_gpu = tape.compute().gpu(b.tensor()).filter(|_| a_type == DType::F32);
     let sum = if let Some(gpu) = of_gpu {
         gpu::add(gpu, &a.tensor().contiguous()?, &b.tensor().contiguous()?)?
+    } else if tape.uses_kernels(a.tensor()) {
+        let (a, b) = (a.tensor().contiguous()?, b.tensor().to_dtype(a_type)?.contiguous()?);
+        with_real!(a.dtype(), T => map2::<T>(&a, &b, |a, b| a + b)?)
     } else {
-        let other = b.tensor().to_dtype(a_type)?;
-        if tape.uses_kernels(a.tensor()) {
-            let (a, b) = (a.tensor().contiguous()?, other.contiguous()?);
-            with_real!(a.dtype(), T => map2::<T>(&a, &b, |a, b| a + b)?)
-        } else {
-            (a.tensor() + other)?
-        }
+        (a.tensor() + b.tensor().to_dtype(a_type)?)?
     };
     let (to_a, to_b) = (a.source(), b.source());
     Ok(tape.record(&[to_a, to_b], sum, move |delta, flow| {

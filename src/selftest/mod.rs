@@ -22,7 +22,7 @@ use candle_core::{DType, Device, Result, Tensor};
 #[derive(Clone, Debug)]
 pub struct Check {
     /// What kind of comparison.
-    pub group: &'static str,
+    pub group: String,
     /// What is compared.
     pub name: String,
     /// How far apart the two sides are, or why there is nothing to compare.
@@ -33,12 +33,17 @@ pub struct Check {
 
 impl Check {
     fn new(
-        group: &'static str,
+        group: impl Into<String>,
         name: impl Into<String>,
         bound: f64,
         error: anyhow::Result<f64>,
     ) -> Self {
-        Self { group, name: name.into(), error: error.map_err(|error| format!("{error:#}")), bound }
+        Self {
+            group: group.into(),
+            name: name.into(),
+            error: error.map_err(|error| format!("{error:#}")),
+            bound,
+        }
     }
 
     /// Whether the two sides agree.

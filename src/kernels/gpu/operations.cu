@@ -43,36 +43,56 @@ __device__ __forceinline__ float warp_max(float x) {
 #define FOR_ROW(i, from, to) for (uint32_t i = (from) + V * (threadIdx.x % 32); i < (to); i += 32 * V)
 #define ROW_OF_WARP (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32)
 
+// What a row of scores sees: keys from `start` to `live`, and where the row lies.
+struct CausalRow {
+    uint32_t start, live;
+    size_t place;
+    __device__ __forceinline__ bool sees(uint32_t key) const { return key >= start && key < live; }
+};
+
+__device__ __forceinline__ CausalRow causal_row(uint32_t row, const float *starts, uint32_t rows, uint32_t keys, uint32_t first, uint32_t heads,
+                                                uint32_t length) {
+    const uint32_t query = first + row % rows, live = query + 1 < keys ? query + 1 : keys;
+    const uint32_t start = starts ? static_cast<uint32_t>(starts[row / rows / heads * length + query]) : 0;
+    return {start, live, static_cast<size_t>(row) * keys};
+}
+
+// The largest score that a row sees, by a warp.
+template <int V, typename T>
+__device__ __forceinline__ float largest(const T *s, const CausalRow &row) {
+    float v[V], most = -INFINITY;
+    FOR_ROW(i, 0, row.live) {
+        load(s + i, v);
+        for (int k = 0; k < V; k++)
+            if (row.sees(i + k)) most = fmaxf(most, v[k]);
+    }
+    return warp_max(most);
+}
+
 // p = softmax(scale s) of each row of scores (tasks, rows, keys), where row r of a task is query first + r, which sees the keys up to its own
 // and, with `starts` (sequences, length), from that of its document on. What it does not see is 0.
 template <typename T, int V>
 __device__ void causal_softmax(const T *s, const float *starts, T *p, uint32_t tasks, uint32_t rows, uint32_t keys, uint32_t first, uint32_t heads,
                                uint32_t length, float scale) {
-    const uint32_t row = ROW_OF_WARP;
-    if (row >= tasks * rows) return;
-    const uint32_t query = first + row % rows, live = query + 1 < keys ? query + 1 : keys;
-    const uint32_t start = starts ? static_cast<uint32_t>(starts[row / rows / heads * length + query]) : 0;
-    s += static_cast<size_t>(row) * keys, p += static_cast<size_t>(row) * keys;
-    float v[V], most = -INFINITY, sum = 0;
-    FOR_ROW(i, 0, live) {
+    const uint32_t index = ROW_OF_WARP;
+    if (index >= tasks * rows) return;
+    const CausalRow row = causal_row(index, starts, rows, keys, first, heads, length);
+    s += row.place, p += row.place;
+    const float most = largest<V>(s, row);
+    float v[V], sum = 0;
+    FOR_ROW(i, 0, row.live) {
         load(s + i, v);
         for (int k = 0; k < V; k++)
-            if (i + k >= start && i + k < live) most = fmaxf(most, v[k]);
-    }
-    most = warp_max(most);
-    FOR_ROW(i, 0, live) {
-        load(s + i, v);
-        for (int k = 0; k < V; k++)
-            if (i + k >= start && i + k < live) sum += expf(scale * (v[k] - most));
+            if (row.sees(i + k)) sum += expf(scale * (v[k] - most));
     }
     const float inverse = 1 / warp_sum(sum);
     FOR_ROW(i, 0, keys) {
         float out[V];
         for (int k = 0; k < V; k++) out[k] = 0;
-        if (i < live) {
+        if (i < row.live) {
             load(s + i, v);
             for (int k = 0; k < V; k++)
-                if (i + k >= start && i + k < live) out[k] = inverse * expf(scale * (v[k] - most));
+                if (row.sees(i + k)) out[k] = inverse * expf(scale * (v[k] - most));
         }
         store(p + i, out);
     }
@@ -82,23 +102,16 @@ __device__ void causal_softmax(const T *s, const float *starts, T *p, uint32_t t
 template <typename T, int V>
 __device__ void causal_softmax_backward(const T *s, const T *dp, const float *starts, T *p, T *ds, uint32_t tasks, uint32_t rows, uint32_t keys,
                                         uint32_t first, uint32_t heads, uint32_t length, float scale) {
-    const uint32_t row = ROW_OF_WARP;
-    if (row >= tasks * rows) return;
-    const uint32_t query = first + row % rows, live = query + 1 < keys ? query + 1 : keys;
-    const uint32_t start = starts ? static_cast<uint32_t>(starts[row / rows / heads * length + query]) : 0;
-    const size_t place = static_cast<size_t>(row) * keys;
-    s += place, dp += place, p += place, ds += place;
-    float v[V], d[V], most = -INFINITY, sum = 0, along = 0;
-    FOR_ROW(i, 0, live) {
-        load(s + i, v);
-        for (int k = 0; k < V; k++)
-            if (i + k >= start && i + k < live) most = fmaxf(most, v[k]);
-    }
-    most = warp_max(most);
-    FOR_ROW(i, 0, live) {
+    const uint32_t index = ROW_OF_WARP;
+    if (index >= tasks * rows) return;
+    const CausalRow row = causal_row(index, starts, rows, keys, first, heads, length);
+    s += row.place, dp += row.place, p += row.place, ds += row.place;
+    const float most = largest<V>(s, row);
+    float v[V], d[V], sum = 0, along = 0;
+    FOR_ROW(i, 0, row.live) {
         load(s + i, v), load(dp + i, d);
         for (int k = 0; k < V; k++)
-            if (i + k >= start && i + k < live) {
+            if (row.sees(i + k)) {
                 const float e = expf(scale * (v[k] - most));
                 sum += e, along += e * d[k];
             }
@@ -108,10 +121,10 @@ __device__ void causal_softmax_backward(const T *s, const T *dp, const float *st
     FOR_ROW(i, 0, keys) {
         float probability[V], gradient[V];
         for (int k = 0; k < V; k++) probability[k] = gradient[k] = 0;
-        if (i < live) {
+        if (i < row.live) {
             load(s + i, v), load(dp + i, d);
             for (int k = 0; k < V; k++)
-                if (i + k >= start && i + k < live) {
+                if (row.sees(i + k)) {
                     probability[k] = inverse * expf(scale * (v[k] - most));
                     gradient[k] = scale * probability[k] * (d[k] - along);
                 }
@@ -267,6 +280,26 @@ __device__ void column_sums(const T *x, float *out, uint32_t rows, uint32_t widt
     const size_t i = V * (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x); \
     if (i < (count))
 
+// y = f(a) and y = f(a, b), number by number.
+template <int V, typename A, typename Y, typename F>
+__device__ __forceinline__ void map(const A *a, Y *y, size_t count, F f) {
+    FOR_EACH(i, count) {
+        float v[V];
+        load(a + i, v);
+        for (int k = 0; k < V; k++) v[k] = f(v[k]);
+        store(y + i, v);
+    }
+}
+template <int V, typename A, typename B, typename Y, typename F>
+__device__ __forceinline__ void map(const A *a, const B *b, Y *y, size_t count, F f) {
+    FOR_EACH(i, count) {
+        float v[V], w[V];
+        load(a + i, v), load(b + i, w);
+        for (int k = 0; k < V; k++) v[k] = f(v[k], w[k]);
+        store(y + i, v);
+    }
+}
+
 // The tanh form of GELU: x s(2u) with u = sqrt(2/pi) (x + 0.044715 x^3).
 #define ROOT 0.7978845608028654f
 #define CUBIC 0.044715f
@@ -275,37 +308,23 @@ __device__ __forceinline__ float gelu_gate(float x) { return sigmoid(2 * ROOT * 
 
 template <typename T, int V>
 __device__ void gelu(const T *x, T *y, size_t count) {
-    FOR_EACH(i, count) {
-        float v[V];
-        load(x + i, v);
-        for (int k = 0; k < V; k++) v[k] *= gelu_gate(v[k]);
-        store(y + i, v);
-    }
+    map<V>(x, y, count, [](float x) { return x * gelu_gate(x); });
 }
 
 template <typename T, int V>
 __device__ void gelu_backward(const T *x, const T *delta, T *dx, size_t count) {
-    FOR_EACH(i, count) {
-        float v[V], d[V];
-        load(x + i, v), load(delta + i, d);
-        for (int k = 0; k < V; k++) {
-            // Beyond 10 the slope is 0 or 1 to the last bit, and the square of a huge x would overflow.
-            const float x = fminf(fmaxf(v[k], -10.0f), 10.0f), s = gelu_gate(x);
-            v[k] = d[k] * s * (1 + x * (1 - s) * (2 * ROOT * (1 + 3 * CUBIC * x * x)));
-        }
-        store(dx + i, v);
-    }
+    map<V>(x, delta, dx, count, [](float x, float delta) {
+        // Beyond 10 the slope is 0 or 1 to the last bit, and the square of a huge x would overflow.
+        x = fminf(fmaxf(x, -10.0f), 10.0f);
+        const float s = gelu_gate(x);
+        return delta * s * (1 + x * (1 - s) * (2 * ROOT * (1 + 3 * CUBIC * x * x)));
+    });
 }
 
 // gate s(gate) up.
 template <typename T, int V>
 __device__ void swiglu(const T *gate, const T *up, T *y, size_t count) {
-    FOR_EACH(i, count) {
-        float g[V], u[V];
-        load(gate + i, g), load(up + i, u);
-        for (int k = 0; k < V; k++) g[k] = g[k] * sigmoid(g[k]) * u[k];
-        store(y + i, g);
-    }
+    map<V>(gate, up, y, count, [](float gate, float up) { return gate * sigmoid(gate) * up; });
 }
 
 template <typename T, int V>
@@ -334,15 +353,10 @@ __device__ void add_bias(const T *y, const float *b, T *out, size_t count, uint3
     }
 }
 
-// a + b in a's type.
+// a + b in f32.
 template <typename T, int V>
 __device__ void add(const float *a, const T *b, float *out, size_t count) {
-    FOR_EACH(i, count) {
-        float v[V], other[V];
-        load(a + i, v), load(b + i, other);
-        for (int k = 0; k < V; k++) v[k] += other[k];
-        store(out + i, v);
-    }
+    map<V>(a, b, out, count, [](float a, float b) { return a + b; });
 }
 
 // Every head of every row turned by the angles of the row's position, of which there are `positions`: x (rows, heads, 2 half).

@@ -74,13 +74,14 @@ impl AttentionShape {
             .reshape((b * self.heads, t, d))
     }
 
-    /// A gradient of what [`Self::repeat`] gave, summed over the repetitions: (B G, T, d).
+    /// A gradient of what [`Self::repeat`] gave, summed over the repetitions in f32 or wider:
+    /// (B G, T, d).
     fn sum_repeated(&self, gradient: Tensor) -> Result<Tensor> {
         let (AttentionShape { b, t, d, .. }, group) = (*self, self.group());
         if group == 1 {
             return Ok(gradient);
         }
-        gradient.reshape((b * self.key_heads, group, t, d))?.sum(1)
+        widened(&gradient)?.reshape((b * self.key_heads, group, t, d))?.sum(1)
     }
 }
 
@@ -237,7 +238,7 @@ impl Heads {
         Ok((masked(p)?.to_dtype(given)?, ds))
     }
 
-    /// dq, dk, dv by head; sums over tiles are in f32 or wider.
+    /// dq, dk, dv by head; sums over tiles and over heads that share keys are in f32 or wider.
     fn backward(&self, tiles: &[Tile], delta: &Tensor) -> Result<[Tensor; 3]> {
         let given = self.q.dtype();
         let (mut dq, mut dk, mut dv) = (Vec::with_capacity(tiles.len()), None, None);
