@@ -12,14 +12,15 @@ use lrpt::params::{ParamId, ParamStore, Weight};
 use lrpt::spec::{AdapterForm, Count, DlraSpec, Momentum, RetractionSpec, WeightForm};
 use support::textbook::{self, dense, tensor, truncated_svd};
 
-/// Two blocks with adapters on q, v and down; not all of one rank.
+/// Two blocks with adapters on q, v and down, and one on a head of its own; not all of one rank.
 fn model(form: AdapterForm, kernels: bool) -> Box<dyn Network> {
     let alpha = (form == AdapterForm::Lora).then_some(6);
     let adapter = |rank| WeightForm::Adapter { rank, form, alpha };
     let config = serde_json::json!({
         "arch": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6, "vocab_size": 11,
-        "dropout": 0.0, "bias": true,
+        "dropout": 0.0, "bias": true, "tie_word_embeddings": false,
         "weights": {"q": adapter(3), "v": adapter(2), "down": adapter(3)},
+        "head_adapter": adapter(4),
     });
     let config: ModelConfig = serde_json::from_value(config).expect("a configuration");
     config.validate().expect("a sound one");
@@ -99,8 +100,8 @@ fn filled(params: &mut ParamStore) {
     }
 }
 
-const SITES: [&str; 3] =
-    ["transformer.h.0.attn.q", "transformer.h.1.attn.v", "transformer.h.1.mlp.down"];
+const SITES: [&str; 4] =
+    ["transformer.h.0.attn.q", "transformer.h.1.attn.v", "transformer.h.1.mlp.down", "lm_head"];
 
 /// The K- and the L-gradient are G V and Gᵀ U, with G the gradient by W₀, at S = 0 and elsewhere;
 /// nothing but adapters has a gradient.
@@ -167,6 +168,7 @@ fn an_adapter_starts_at_nothing_and_merges_into_its_matrix() {
         let mut params = parameters(model.as_ref());
         let mut plain = model.config().clone();
         plain.weights.clear();
+        plain.head_adapter = None;
         let plain = build(plain).expect("a network");
         let dense_params = parameters(plain.as_ref());
         let logits = |model: &dyn Network, params: &ParamStore| -> Vec<f64> {
@@ -192,6 +194,61 @@ fn an_adapter_starts_at_nothing_and_merges_into_its_matrix() {
         let found = logits(build(config).expect("a network").as_ref(), &together);
         for (a, b) in expected.iter().zip(&found) {
             assert!((a - b).abs() < 1e-12, "{form:?}: {a} {b}");
+        }
+    }
+}
+
+/// An adapter of a head that is the table of tokens changes the head alone: merged, it is a matrix of
+/// its own, and the table is as it was. Losses, each and in sum, logits of whole sequences and of
+/// one token after others are those of the merged model.
+#[test]
+fn a_tied_head_is_adapted_apart_from_the_table() {
+    for (form, kernels) in [
+        (AdapterForm::LowRank, true),
+        (AdapterForm::LowRank, false),
+        (AdapterForm::Lora, true),
+        (AdapterForm::Lora, false),
+    ] {
+        let mut config = model(form, kernels).config().clone();
+        config.tie_word_embeddings = None;
+        let mut model = build(config).expect("a network");
+        model.set_compute(Compute { kernels, half: None });
+        let mut params = parameters(model.as_ref());
+        assert!(params.iter().all(|(_, parameter)| parameter.name != "lm_head.weight"));
+        filled(&mut params);
+        let (config, together) = merged(model.config(), params.clone()).expect("merged");
+        assert!(!config.ties_embeddings() && config.head_adapter.is_none());
+        let whole = build(config).expect("a network");
+        let table = |params: &ParamStore| {
+            let at = id(params, "transformer.wte.weight");
+            let table = params.dense(at).and_then(|table| table.flatten_all());
+            table.and_then(|table| table.to_vec1::<f64>()).expect("the table")
+        };
+        assert_eq!(table(&params), table(&together));
+        let tokens = Tensor::new(&[[1u32, 4, 9, 0, 3, 3]], &Device::Cpu).expect("tokens");
+        let targets = Tensor::new(&[[4u32, 9, 0, 3, 3, 8]], &Device::Cpu).expect("targets");
+        let answers = |model: &dyn Network, params: &ParamStore| -> Vec<f64> {
+            let sum = model.loss_sum(params, &tokens, &targets).expect("a sum");
+            let mut answers = model.losses_of(params, &tokens, (&targets).into()).expect("losses");
+            let each: f64 = answers.iter().sum();
+            assert!((each - sum).abs() < 1e-12 * sum, "{each} {sum}");
+            answers.extend([sum, 6.0 * loss(model, params).0]);
+            let mut cache = model.cache(6);
+            let first = tokens.narrow(1, 0, 4).expect("four");
+            model.extend(params, &first, &mut cache).expect("logits");
+            let fifth = tokens.narrow(1, 4, 1).expect("one");
+            for logits in [
+                model.extend(params, &fifth, &mut cache).expect("logits"),
+                model.next_token_logits(params, &[1, 4, 9, 0, 3]).expect("logits"),
+            ] {
+                answers.extend(logits.flatten_all().and_then(|x| x.to_vec1::<f64>()).expect("x"));
+            }
+            answers
+        };
+        let (adapted, dense) =
+            (answers(model.as_ref(), &params), answers(whole.as_ref(), &together));
+        for (a, b) in adapted.iter().zip(&dense) {
+            assert!((a - b).abs() < 1e-12, "{form:?}, kernels {kernels}: {a} {b}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //! repeatability, causality, range.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lrpt::ops::{self, Compute, Dropout, Gradients, Rotation, Tape, Value};
+use lrpt::ops::{self, Compute, Dropout, Gradients, HeadAdapter, Rotation, Tape, Value};
 use lrpt::rng;
 
 fn normal(draw: u64, shape: &[usize]) -> Result<Tensor> {
@@ -188,6 +188,26 @@ fn heads_agree_over_several_chunks() -> Result<()> {
             (mean.tensor().to_scalar::<f64>()? * (b * t) as f64 - sum).abs() < 1e-9 * sum,
             "{sum}"
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn adapted_heads_agree_over_several_chunks() -> Result<()> {
+    for (b, t, width, vocabulary, r) in [(2, 65, 5, 40_000, 3), (3, 7, 33, 257, 20)] {
+        let targets = random_ids(vocabulary as u32, (b, t))?;
+        let s = normal(5, &[r, r])?;
+        let inputs = [
+            normal(1, &[b, t, width])?,
+            normal(2, &[vocabulary, width])?,
+            normal(3, &[vocabulary, r])?,
+            normal(4, &[width, r])?,
+        ];
+        check("a head and U S Vᵀ", &inputs, &|tape, v| {
+            let s = s.to_dtype(v[0].tensor().dtype())?;
+            let adapter = HeadAdapter::LowRank { u: v[2].clone(), s, v: v[3].clone() };
+            ops::adapted_cross_entropy_head(tape, &v[0], &v[1], Some(&adapter), &targets)
+        })?;
     }
     Ok(())
 }

@@ -73,7 +73,7 @@ impl MemoryLedger {
         let model = &plan.model;
         let parameters = ParameterLedger::new(model, vocabulary);
         let integrator = plan.optimizer.dlra().map(|dlra| dlra.integrator);
-        let starting = MatrixCost::all(model);
+        let starting = MatrixCost::all(model, vocabulary);
         let augmented: Vec<MatrixCost> = starting
             .iter()
             .map(|matrix| augmented(*matrix, integrator.unwrap_or(Integrator::Tangent)))

@@ -29,7 +29,7 @@ mod wire;
 
 use crate::figures::{bytes, grouped, operations};
 use crate::spec::{
-    AdapterForm, CutBudgetSpec, CutSpec, DlraSpec, FactorForm, Plan, RankPlan, WeightForm,
+    AdapterForm, CutBudgetSpec, CutSpec, DlraSpec, FactorForm, Plan, RankPlan, Target, WeightForm,
     share_of_dense,
 };
 pub use memory::{LOGITS_PER_CHUNK, MemoryLedger};
@@ -73,7 +73,7 @@ impl Ledger {
         let parameters = ParameterLedger::new(&plan.model, vocabulary);
         Ledger {
             vocabulary_size: vocabulary,
-            wire: WireLedger::new(plan, &parameters),
+            wire: WireLedger::new(plan, &parameters, vocabulary),
             shards: ShardLedger::new(plan, vocabulary),
             after_cuts: after_cuts(plan, &parameters),
             parameters,
@@ -115,14 +115,19 @@ impl Ledger {
 /// The budgets that cuts keep, each with everything beside the low-rank matrices; they count
 /// r (m + n − r) numbers for a matrix of rank r, as exported with `--factored`.
 fn after_cuts(plan: &Plan, parameters: &ParameterLedger) -> Vec<(&'static str, String)> {
-    let is_cut = |form| matches!(form, WeightForm::LowRank { .. } | WeightForm::Adapter { .. });
+    // What is beside the head keeps its rank.
+    let is_cut = |target: &TargetLedger| {
+        let is_low_rank =
+            matches!(target.form, WeightForm::LowRank { .. } | WeightForm::Adapter { .. });
+        is_low_rank && target.target != Target::HEAD
+    };
     let most = |share: f64| {
         // What lies beside an adapter is frozen and stays.
-        let beside = parameters.targets.iter().map(|target| match is_cut(target.form) {
+        let beside = parameters.targets.iter().map(|target| match is_cut(target) {
             true => target.parameters - target.trained,
             false => target.parameters,
         });
-        let cut = parameters.targets.iter().filter(|t| is_cut(t.form)).map(|t| t.target);
+        let cut = parameters.targets.iter().filter(|target| is_cut(target)).map(|t| t.target);
         let left = share_of_dense(&plan.model, cut, share);
         grouped(parameters.dense_rest() + beside.sum::<u64>() + left)
     };

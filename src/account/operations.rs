@@ -17,7 +17,7 @@ pub struct FlopLedger {
     /// Forward, causal attention: a token sees (T + 1) / 2 keys on average, twice (scores and
     /// mixture): 2 C (T + 1) per block.
     pub forward_attention_per_token: u64,
-    /// Forward, head: 2 V C.
+    /// Forward, head: 2 V C, and 2 (C r + r² + r V) for an adapter beside it.
     pub forward_head_per_token: u64,
     /// Forward and backward: three times the forward, except that the r × r product of a low-rank
     /// matrix has no gradient product of its own (the S-gradient comes from the K-gradient), so
@@ -79,14 +79,18 @@ impl FlopLedger {
         let model = &plan.model;
         let layers = model.n_layer as u64;
         let matrices: Vec<MatrixCost> = model
-            .places()
-            .map(|(layer, target)| form(MatrixCost::new(model, layer, target), layer, target))
+            .places_with_head()
+            .map(|(layer, target)| {
+                form(MatrixCost::new(model, vocabulary, layer, target), layer, target)
+            })
             .collect();
+        let (of_blocks, of_head) = matrices.split_at(model.places().count());
+        let forward = |of: &[MatrixCost]| of.iter().map(MatrixCost::forward_flops).sum::<u64>();
         let of = |matrices: &[MatrixCost]| {
             let training = |(matrix, (layer, target)): (&MatrixCost, (usize, Target))| {
                 matrix.training_flops(passes_on(model, layer, target))
             };
-            let products = matrices.iter().zip(model.places()).map(training).sum::<u64>();
+            let products = matrices.iter().zip(model.places_with_head()).map(training).sum::<u64>();
             products + attention_training_flops(model) + head_training_flops(model, vocabulary)
         };
         let coefficient_evaluations = plan.optimizer.dlra().map_or(0, |dlra| {
@@ -104,9 +108,9 @@ impl FlopLedger {
             })
         };
         FlopLedger {
-            forward_products_per_token: matrices.iter().map(MatrixCost::forward_flops).sum(),
+            forward_products_per_token: forward(of_blocks),
             forward_attention_per_token: layers * attention_flops(model),
-            forward_head_per_token: head_flops(model, vocabulary),
+            forward_head_per_token: head_flops(model, vocabulary) + forward(of_head),
             training_per_token: of(&matrices)
                 + matrices.iter().map(|matrix| 2 * input_moment(plan, matrix)).sum::<u64>(),
             coefficient_evaluations_per_token: coefficient_evaluations,

@@ -17,7 +17,7 @@ pub struct ParameterLedger {
     /// Biases of layer norms, (2 L + 1) C, and of linear layers, L times the sum of their outputs;
     /// 0 without biases.
     pub biases: u64,
-    /// The matrices of a block.
+    /// The matrices of a block, and the adapter of the head.
     pub targets: Vec<TargetLedger>,
     /// Whether only adapters are trained.
     pub is_adapted: bool,
@@ -39,7 +39,8 @@ impl ParameterLedger {
             targets: model
                 .targets()
                 .iter()
-                .map(|target| TargetLedger::new(model, *target))
+                .chain(model.head_adapter.as_ref().map(|_| &Target::HEAD))
+                .map(|target| TargetLedger::new(model, vocabulary, *target))
                 .collect(),
             is_adapted: model.is_adapted(),
         }
@@ -77,7 +78,8 @@ impl ParameterLedger {
     }
 }
 
-/// One of the matrices, over all blocks.
+/// One of the matrices, over all blocks; or what is beside the head, whose own matrix is counted
+/// elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetLedger {
     /// Which matrix.
@@ -106,24 +108,29 @@ pub struct TargetLedger {
 }
 
 impl TargetLedger {
-    fn new(model: &ModelPlan, target: Target) -> Self {
-        let blocks = || (0..model.n_layer).map(|layer| MatrixCost::new(model, layer, target));
+    fn new(model: &ModelPlan, vocabulary: u64, target: Target) -> Self {
+        let layers = match target {
+            Target::HEAD => model.n_layer..model.n_layer + 1,
+            _ => 0..model.n_layer,
+        };
+        let blocks = || layers.clone().map(|at| MatrixCost::new(model, vocabulary, at, target));
         let sum = |count: &dyn Fn(&MatrixCost) -> u64| blocks().map(|m| count(&m)).sum::<u64>();
-        let ranks = || (0..model.n_layer).filter_map(|layer| model.form_in(layer, target).rank());
-        let (rows, columns) = model.shape(target);
-        let trained = sum(&MatrixCost::parameters);
+        let ranks = || layers.clone().filter_map(|layer| model.form_in(layer, target).rank());
+        let is_of_block = target != Target::HEAD;
+        let (trained, numbers) = (sum(&MatrixCost::parameters), sum(&|m| m.rows * m.columns));
+        let first = MatrixCost::new(model, vocabulary, layers.start, target);
         TargetLedger {
             target,
             form: model.form(target),
             ranks: ranks().min().zip(ranks().max()),
-            blocks: (model.blocks_of(target), model.n_layer),
+            blocks: if is_of_block { (model.blocks_of(target), model.n_layer) } else { (1, 1) },
             is_uncut: blocks().any(|matrix| matrix.is_uncut),
-            rows: rows as u64,
-            columns: columns as u64,
+            rows: first.rows,
+            columns: first.columns,
             parameters: trained + sum(&MatrixCost::frozen_values),
             trained,
             manifold_dimension: sum(&MatrixCost::manifold_dimension),
-            dense_equivalent: model.n_layer as u64 * rows as u64 * columns as u64,
+            dense_equivalent: if is_of_block { numbers } else { 0 },
         }
     }
 }

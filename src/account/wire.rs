@@ -29,10 +29,10 @@ pub struct WireLedger {
 }
 
 impl WireLedger {
-    pub(super) fn new(plan: &Plan, parameters: &ParameterLedger) -> Self {
+    pub(super) fn new(plan: &Plan, parameters: &ParameterLedger, vocabulary: u64) -> Self {
         let rest = if parameters.is_adapted { 0 } else { parameters.dense_rest() };
         let sums = |form: &dyn Fn(MatrixCost) -> MatrixCost| {
-            let matrices = MatrixCost::all(&plan.model).into_iter();
+            let matrices = MatrixCost::all(&plan.model, vocabulary).into_iter();
             let sums = |matrix: MatrixCost| matrix.gradient_values() + input_moment(plan, &matrix);
             rest + matrices.map(|matrix| sums(form(matrix))).sum::<u64>()
         };

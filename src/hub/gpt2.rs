@@ -3,7 +3,7 @@
 
 use super::format::Format;
 use super::settings::Settings;
-use super::weights::{HEAD, Module, Named, imported_head};
+use super::weights::{HEAD_WEIGHT, Module, Named, imported_head};
 use crate::model::ModelConfig;
 use crate::params::{ParamStore, TensorReader};
 use crate::spec::{Architecture, ModelPlan};
@@ -84,7 +84,7 @@ impl Format for Gpt2 {
         }
         out.extend(norm("transformer.ln_f".to_owned())?);
         if !model.ties_embeddings() {
-            out.push((HEAD.to_owned(), named.dense(HEAD)?));
+            out.push((HEAD_WEIGHT.to_owned(), named.dense(HEAD_WEIGHT)?));
         }
         Ok(out)
     }
@@ -161,7 +161,7 @@ impl Format for Gpt2 {
         for norm in norms {
             shapes.extend(["weight", "bias"].map(|leaf| (format!("{norm}.{leaf}"), vec![width])));
         }
-        shapes.push((HEAD.to_owned(), table));
+        shapes.push((HEAD_WEIGHT.to_owned(), table));
         shapes
     }
 
@@ -180,7 +180,7 @@ impl Format for Gpt2 {
         for (name, tensor) in tensors {
             let name = match name.strip_prefix("transformer.") {
                 Some(_) => name,
-                None if name == HEAD => {
+                None if name == HEAD_WEIGHT => {
                     head = Some(tensor);
                     continue;
                 }

@@ -2,7 +2,7 @@
 
 use super::format::Format;
 use super::settings::Settings;
-use super::weights::{HEAD, Module, Named, imported_head};
+use super::weights::{HEAD_WEIGHT, Module, Named, imported_head};
 use crate::model::ModelConfig;
 use crate::params::{ParamStore, TensorReader};
 use crate::spec::{Architecture, ModelPlan, ROPE_THETA, Target};
@@ -69,7 +69,7 @@ impl Format for Llama {
             out.push((norm, weight));
         }
         if !model.ties_embeddings() {
-            out.push((HEAD.to_owned(), named.dense(HEAD)?));
+            out.push((HEAD_WEIGHT.to_owned(), named.dense(HEAD_WEIGHT)?));
         }
         Ok(out)
     }
@@ -157,7 +157,7 @@ impl Format for Llama {
             }
         }
         shapes.extend(norms(model.n_layer).map(|norm| (norm, vec![model.n_embd])));
-        shapes.push((HEAD.to_owned(), table));
+        shapes.push((HEAD_WEIGHT.to_owned(), table));
         shapes
     }
 
@@ -173,7 +173,7 @@ impl Format for Llama {
     ) -> Result<Vec<(String, Tensor)>> {
         let (mut head, mut given) = (None, Vec::new());
         for (name, tensor) in tensors {
-            if name == HEAD {
+            if name == HEAD_WEIGHT {
                 head = Some(tensor);
             } else {
                 let whole = name.starts_with("model.");

@@ -8,9 +8,9 @@ use super::tokenizer::{ChatTokenizer, write_tokenizer};
 use super::{Exported, import};
 use crate::fs::write_directory_atomic;
 use crate::lowrank::Spectrum;
-use crate::model::{ModelConfig, Network};
+use crate::model::{HEAD, ModelConfig, Network};
 use crate::params::{Factor, ParamStore, TensorReader, Weight};
-use crate::spec::{Architecture, WeightForm};
+use crate::spec::{Architecture, Target, WeightForm};
 use crate::tensor_file::TensorFile;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -73,20 +73,34 @@ pub fn export_peft(
         model.sites().iter().map(|site| (site.name.as_str(), site.rows)).collect();
     let weights: BTreeMap<&str, &Weight> =
         params.iter().map(|(_, p)| (p.name.as_str(), &p.weight)).collect();
+    let form_of = |name: &str| -> Result<WeightForm> {
+        let site = model.sites().iter().find(|site| site.name == name);
+        let site = site.with_context(|| format!("the model has no site `{name}`"))?;
+        Ok(config.form_in(site.layer, site.kind))
+    };
     let mut tensors = BTreeMap::new();
     let mut ranks: Vec<(String, usize)> = Vec::new();
+    let mut add = |module: &str, b: Tensor, a: Tensor| -> Result<()> {
+        ranks.push((module.to_owned(), a.dim(0)?));
+        for (leaf, tensor) in [("lora_A", a), ("lora_B", b)] {
+            let name = format!("{PREFIX}.{module}.{leaf}.weight");
+            tensors.insert(name, tensor.to_dtype(dtype)?.contiguous()?);
+        }
+        Ok(())
+    };
     for module in modules {
         let parts = module
             .sites
             .iter()
-            .map(|site| Ok((rows[site.as_str()], site_factors(model, &weights, site)?)))
+            .map(|site| Ok((rows[site.as_str()], factors(&weights, site, form_of(site)?)?)))
             .collect::<Result<Vec<_>>>()?;
-        let Some((b, a)) = fused(&parts)? else { continue };
-        ranks.push((module.name.clone(), a.dim(0)?));
-        for (leaf, tensor) in [("lora_A", a), ("lora_B", b)] {
-            let name = format!("{PREFIX}.{}.{leaf}.weight", module.name);
-            tensors.insert(name, tensor.to_dtype(dtype)?.contiguous()?);
+        if let Some((b, a)) = fused(&parts)? {
+            add(&module.name, b, a)?;
         }
+    }
+    let of_head = config.form(Target::HEAD);
+    if let Some((b, a)) = factors(&weights, HEAD, of_head)? {
+        add(HEAD, b, a)?;
     }
     let exported = Exported {
         parameters: tensors.values().map(Tensor::elem_count).sum(),
@@ -150,16 +164,12 @@ fn settings(config: &ModelConfig, ranks: &[(String, usize)], base: Option<&str>)
     })
 }
 
-/// B: m × r and A: r × n of a site's adapter, its scale in B; none where it has none.
-fn site_factors(
-    model: &dyn Network,
+/// B: m × r and A: r × n of a site's adapter, or the head's, its scale in B; none where it has none.
+fn factors(
     weights: &BTreeMap<&str, &Weight>,
     site: &str,
+    form: WeightForm,
 ) -> Result<Option<(Tensor, Tensor)>> {
-    let config = model.config();
-    let place = model.sites().iter().find(|other| other.name == site);
-    let place = place.with_context(|| format!("the model has no site `{site}`"))?;
-    let form = config.form_in(place.layer, place.kind);
     let WeightForm::Adapter { rank, alpha, .. } = form else { return Ok(None) };
     if let Some(Weight::LowRank(point)) = weights.get(format!("{site}.adapter").as_str()) {
         let point = point.to_device(&Device::Cpu)?;
@@ -204,7 +214,7 @@ pub fn import_peft(
     base: Option<&Path>,
 ) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
     let settings = read_json(&adapter.join(CONFIG))?;
-    let (config, mut tensors) = import(&peft_base(adapter, base)?)?;
+    let (mut config, mut tensors) = import(&peft_base(adapter, base)?)?;
     let path = adapter.join(WEIGHTS);
     let mut file = TensorFile::open(&path)?;
     let mut add = || -> Result<()> {
@@ -222,16 +232,9 @@ pub fn import_peft(
         let scale = Scale::read(&settings)?;
         let mut places: HashMap<String, usize> =
             tensors.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
-        for module in format_of(config.arch).modules(&config) {
-            let name = |leaf: &str| format!("{PREFIX}.{}.{leaf}.weight", module.name);
-            if !reader.contains(&name("lora_A")) {
-                continue;
-            }
-            let (a, b) = (reader.take(&name("lora_A"))?, reader.take(&name("lora_B"))?);
-            let sizes = || format!("`{}`", module.name);
-            let (rank, columns) = a.dims2().with_context(sizes)?;
-            let (outputs, inner) = b.dims2().with_context(sizes)?;
-            ensure!(inner == rank, "`{}`: lora_A has rank {rank}, lora_B {inner}", module.name);
+        let format = format_of(config.arch);
+        for module in format.modules(&config) {
+            let Some(factors) = Factors::take(&mut reader, &module.name)? else { continue };
             let place = |site: &String| {
                 let weight = format!("{site}.weight");
                 let at = places.remove(&weight);
@@ -242,11 +245,11 @@ pub fn import_peft(
             let mut rows = 0;
             for at in &parts {
                 let (m, n) = tensors[*at].1.dims2()?;
-                ensure!(n == columns, "`{}` has {columns} columns, the base {n}", module.name);
+                factors.check("columns", factors.a.dim(1)?, n)?;
                 rows += m;
             }
-            ensure!(outputs == rows, "`{}` has {outputs} rows, the base {rows}", module.name);
-            let update = (b.matmul(&a)? * scale.of(&module.name, rank)?)?;
+            factors.check("rows", factors.b.dim(0)?, rows)?;
+            let update = factors.product(&scale)?;
             let mut above = 0;
             for at in parts {
                 let w = &tensors[at].1;
@@ -256,10 +259,62 @@ pub fn import_peft(
                 tensors[at].1 = sum;
             }
         }
+        if let Some(factors) = Factors::take(&mut reader, HEAD)? {
+            // A head that is the table of tokens is no longer.
+            let tied = config.ties_embeddings();
+            let name = format!("{HEAD}.weight");
+            let frozen = if tied { &format.shapes(&config)[0].0 } else { &name };
+            let at = places.remove(frozen.as_str());
+            let at = at.with_context(|| format!("the base has no weight `{frozen}`"))?;
+            let (m, n) = tensors[at].1.dims2()?;
+            factors.check("columns", factors.a.dim(1)?, n)?;
+            factors.check("rows", factors.b.dim(0)?, m)?;
+            let sum = (&tensors[at].1 + factors.product(&scale)?)?;
+            if tied {
+                tensors.push((name, sum));
+                config.tie_word_embeddings = Some(false).filter(|_| config.arch.ties_embeddings());
+            } else {
+                tensors[at].1 = sum;
+            }
+        }
         reader.finish()
     };
     add().with_context(|| format!("{} cannot be imported", adapter.display()))?;
     Ok((config, tensors))
+}
+
+/// B and A of a module.
+struct Factors<'a> {
+    module: &'a str,
+    b: Tensor,
+    a: Tensor,
+}
+
+impl<'a> Factors<'a> {
+    /// Those of this module; none where it has none.
+    fn take(reader: &mut TensorReader, module: &'a str) -> Result<Option<Self>> {
+        let name = |leaf: &str| format!("{PREFIX}.{module}.{leaf}.weight");
+        if !reader.contains(&name("lora_A")) {
+            return Ok(None);
+        }
+        let (a, b) = (reader.take(&name("lora_A"))?, reader.take(&name("lora_B"))?);
+        let sizes = || format!("`{module}`");
+        let (rank, _) = a.dims2().with_context(sizes)?;
+        let (_, inner) = b.dims2().with_context(sizes)?;
+        ensure!(inner == rank, "`{module}`: lora_A has rank {rank}, lora_B {inner}");
+        Ok(Some(Self { module, b, a }))
+    }
+
+    fn check(&self, what: &str, own: usize, of_base: usize) -> Result<()> {
+        let module = self.module;
+        ensure!(own == of_base, "`{module}` has {own} {what}, the base {of_base}");
+        Ok(())
+    }
+
+    /// (α/r) B A.
+    fn product(&self, scale: &Scale) -> Result<Tensor> {
+        Ok((self.b.matmul(&self.a)? * scale.of(self.module, self.a.dim(0)?)?)?)
+    }
 }
 
 /// α/r, or α/√r, by module.

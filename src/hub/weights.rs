@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
 /// The head of every architecture, here and there, where it is not the table of tokens.
-pub(super) const HEAD: &str = "lm_head.weight";
+pub(super) const HEAD_WEIGHT: &str = "lm_head.weight";
 
 /// The head of an imported model by its name here; none where it is the table of tokens, which
 /// some write twice.
@@ -27,23 +27,23 @@ pub(super) fn imported_head(
     let Some(head) = head else {
         ensure!(
             model.ties_embeddings(),
-            "the imported model: there is no `{HEAD}`, and config.json says that it is not the \
+            "the imported model: there is no `{HEAD_WEIGHT}`, and config.json says that it is not the \
              token table (tie_word_embeddings)"
         );
         return Ok(None);
     };
     ensure!(
         head.dims() == table.dims(),
-        "the imported model: `{HEAD}` has shape {:?}, the token table {:?}",
+        "the imported model: `{HEAD_WEIGHT}` has shape {:?}, the token table {:?}",
         head.dims(),
         table.dims()
     );
     if !model.ties_embeddings() {
-        return Ok(Some((HEAD.to_owned(), head)));
+        return Ok(Some((HEAD_WEIGHT.to_owned(), head)));
     }
     ensure!(
         !differs(&head)?,
-        "the imported model: `{HEAD}` is not the token table, but config.json says that it is \
+        "the imported model: `{HEAD_WEIGHT}` is not the token table, but config.json says that it is \
          (tie_word_embeddings)"
     );
     Ok(None)

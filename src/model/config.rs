@@ -89,6 +89,13 @@ impl ModelConfig {
             );
             self.check_rank(&format!("weights.{}", target.name()), *target, rank)?;
         }
+        if let Some(form) = self.head_adapter {
+            let WeightForm::Adapter { rank, alpha, .. } = form else {
+                bail!("config.json: head_adapter: is no adapter")
+            };
+            ensure!(alpha != Some(0), "config.json: head_adapter: alpha is 0; it is at least 1");
+            self.check_rank("head_adapter", Target::HEAD, rank)?;
+        }
         ensure!(
             self.layers.len() <= self.n_layer,
             "config.json: layers: has {} entries for {} blocks",
@@ -109,7 +116,10 @@ impl ModelConfig {
 
     /// Refuses a rank that a matrix cannot have, by the key of `config.json`.
     fn check_rank(&self, key: &str, target: Target, rank: usize) -> Result<()> {
-        let (rows, columns) = self.shape(target);
+        let (rows, columns) = match target {
+            Target::HEAD => (self.vocab_size, self.n_embd),
+            _ => self.shape(target),
+        };
         let limit = rows.min(columns);
         ensure!(
             (1..=limit).contains(&rank),

@@ -5,7 +5,7 @@
 
 use crate::spec::{AdapterForm, FactorForm, LowRankStart, ModelPlan, Target, WeightForm};
 
-/// One weight matrix of one block.
+/// One weight matrix of one block, or the adapter of the head.
 #[derive(Clone, Copy, Debug)]
 pub struct MatrixCost {
     /// The form of what is trained, never an adapter.
@@ -22,18 +22,23 @@ pub struct MatrixCost {
 }
 
 impl MatrixCost {
-    /// The matrix of this kind in this block.
-    pub fn new(model: &ModelPlan, layer: usize, target: Target) -> Self {
-        let (rows, columns) = model.shape(target);
+    /// The matrix of this kind in this block, of a model with this vocabulary; of the head what is
+    /// beside its matrix, which is no part of this.
+    pub fn new(model: &ModelPlan, vocabulary: u64, layer: usize, target: Target) -> Self {
+        let (rows, columns) = match target {
+            Target::HEAD => (vocabulary as usize, model.n_embd),
+            _ => model.shape(target),
+        };
         let (form, is_beside_frozen) = trained_form(model, layer, target);
         let is_uncut =
             model.start == LowRankStart::Dense && matches!(form, WeightForm::LowRank { .. });
         MatrixCost { form, rows: rows as u64, columns: columns as u64, is_beside_frozen, is_uncut }
     }
 
-    /// The matrices of all blocks, block by block.
-    pub fn all(model: &ModelPlan) -> Vec<Self> {
-        model.places().map(|(layer, target)| Self::new(model, layer, target)).collect()
+    /// The matrices of all blocks, block by block, and what is beside the head.
+    pub fn all(model: &ModelPlan, vocabulary: u64) -> Vec<Self> {
+        let new = |(layer, target)| Self::new(model, vocabulary, layer, target);
+        model.places_with_head().map(new).collect()
     }
 
     /// The matrix once it is a point of this rank on the manifold.
@@ -133,12 +138,13 @@ const NOTHING: WeightForm = WeightForm::Factored { rank: 0, form: FactorForm::Ba
 
 /// What is trained of a matrix, and whether it stands beside a frozen one.
 fn trained_form(model: &ModelPlan, layer: usize, target: Target) -> (WeightForm, bool) {
+    let is_of_block = target != Target::HEAD;
     match model.form_in(layer, target) {
         WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
-            (WeightForm::LowRank { rank }, true)
+            (WeightForm::LowRank { rank }, is_of_block)
         }
         WeightForm::Adapter { rank, form: AdapterForm::Lora, .. } => {
-            (WeightForm::Factored { rank, form: FactorForm::Ba }, true)
+            (WeightForm::Factored { rank, form: FactorForm::Ba }, is_of_block)
         }
         _ if model.is_adapted() => (NOTHING, true),
         form => (form, false),
@@ -184,14 +190,15 @@ pub fn head_flops(model: &ModelPlan, vocabulary: u64) -> u64 {
     2 * vocabulary * model.n_embd as u64
 }
 
-/// Operations of the head on a token, forward and backward: three times the forward, or twice where
-/// it is frozen.
+/// Operations of the head's matrix on a token, forward and backward: three times the forward; twice
+/// where it is frozen, and once where no gradient passes through it either.
 pub fn head_training_flops(model: &ModelPlan, vocabulary: u64) -> u64 {
-    if model.is_adapted() {
-        2 * head_flops(model, vocabulary)
-    } else {
-        3 * head_flops(model, vocabulary)
-    }
+    let products = match (model.is_adapted(), passes_on(model, model.n_layer, Target::HEAD)) {
+        (false, _) => 3,
+        (true, true) => 2,
+        (true, false) => 1,
+    };
+    products * head_flops(model, vocabulary)
 }
 
 /// Numbers that a token's forward pass keeps for the backward pass.

@@ -1,4 +1,4 @@
-//! The layers that architectures are made of: norms, linear layers in their forms, the head.
+//! The layers that architectures are made of: norms and linear layers in their forms.
 //!
 //! A layer declares its parameters once and keeps their ids; a forward pass looks the numbers up. A
 //! weight is m × n (outputs × inputs): y = x Wᵀ.
@@ -26,7 +26,8 @@ pub struct Declarations {
 }
 
 impl Declarations {
-    fn add(&mut self, name: String, role: Role, initial: Initial) -> ParamId {
+    /// A parameter.
+    pub(super) fn add(&mut self, name: String, role: Role, initial: Initial) -> ParamId {
         self.parameters.push(Declared::trained(name, role, initial));
         ParamId(self.parameters.len() - 1)
     }
@@ -37,20 +38,6 @@ impl Declarations {
         let initial = Initial::Normal { rows, columns, standard_deviation };
         self.add(name.to_owned(), Role::Embedding, initial)
     }
-
-    /// A head of its own, beside the table of tokens.
-    pub fn head(&mut self, vocabulary: usize, width: usize) -> ParamId {
-        let standard_deviation = INIT_STANDARD_DEVIATION;
-        let initial = Initial::Normal { rows: vocabulary, columns: width, standard_deviation };
-        self.add("lm_head.weight".to_owned(), Role::Head, initial)
-    }
-}
-
-/// The matrix (V, C) that turns hidden states into logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// Its parameter, which may be the table of tokens.
-    pub weight: ParamId,
 }
 
 /// Layer normalisation over the last dimension.
@@ -315,7 +302,12 @@ pub struct Pass<'a> {
     pub cache: Option<&'a KeyValueCache>,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    /// One over whole sequences that only answers.
+    pub fn answering(params: &'a ParamStore, tape: &'a Tape) -> Self {
+        Self { params, tape, probability: 0.0, key: None, documents: None, cache: None }
+    }
+
     /// A dense parameter's tensor on the tape.
     ///
     /// # Errors
@@ -370,7 +362,7 @@ impl Pass<'_> {
     }
 
     /// A tensor of a parameter, whose gradient goes to this slot; a frozen one has none.
-    fn value(&self, id: ParamId, slot: usize, tensor: &Tensor) -> Value {
+    pub(super) fn value(&self, id: ParamId, slot: usize, tensor: &Tensor) -> Value {
         if self.params.get(id).trained {
             self.tape.parameter(slot, tensor)
         } else {

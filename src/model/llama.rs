@@ -4,7 +4,8 @@
 //! Shapes: B sequences, T tokens, C = `n_embd`, V vocabulary.
 
 use super::config::ModelConfig;
-use super::layers::{Declarations, Head, Linear, Pass, RmsNorm};
+use super::head::Head;
+use super::layers::{Declarations, Linear, Pass, RmsNorm};
 use super::network::{Network, Structure};
 use super::projections::Projections;
 use crate::ops::{self, AttentionHeads, Compute, Rotation, Value};
@@ -43,13 +44,10 @@ impl Llama {
             .map(|layer| Block::declare(&config, layer, &mut declarations))
             .collect();
         let final_norm = norm(&config, "model.norm", &mut declarations);
-        let head = match config.ties_embeddings() {
-            true => token_table,
-            false => declarations.head(config.vocab_size, config.n_embd),
-        };
+        let head = Head::declare(&mut declarations, &config, token_table);
         let Declarations { parameters: declared, sites } = declarations;
         let structure = Structure { config, compute: Compute::default(), declared, sites };
-        Self { structure, token_table, blocks, final_norm, head: Head { weight: head } }
+        Self { structure, token_table, blocks, final_norm, head }
     }
 }
 

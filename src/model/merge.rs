@@ -1,15 +1,17 @@
 //! Adapters taken into the matrices that they adapt.
 
+use super::head::HEAD;
 use super::layers::{adapter_name, lora_scale};
 use super::{ModelConfig, build};
 use crate::params::{Factor, ParamStore, Weight};
 use crate::spec::WeightForm;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 
 /// The network with dense matrices W₀ + U S Vᵀ or W₀ + (α/r) B A in place of frozen ones with
-/// adapters; one without adapters as it is.
+/// adapters; one without adapters as it is. A head that is the table of tokens becomes one of its
+/// own by its adapter.
 ///
 /// # Errors
 /// If a parameter is missing or has another form than the configuration says.
@@ -22,6 +24,17 @@ pub fn merged(config: &ModelConfig, params: ParamStore) -> Result<(ModelConfig, 
     dense.weights.values_mut().for_each(|form| *form = WeightForm::Dense);
     dense.layers.clear();
     let mut weights = params.weights();
+    // The head first, while the table of tokens that it may be is as it was.
+    if let Some(WeightForm::Adapter { rank, alpha, .. }) = dense.head_adapter.take() {
+        let product = product(&weights, HEAD, lora_scale(rank, alpha))?;
+        let frozen = &adapted.declared()[adapted.head().weight.0].name;
+        let Some(Weight::Dense(w)) = weights.get(frozen) else {
+            bail!("the model has no head `{frozen}`")
+        };
+        let merged = Weight::Dense((w + product)?);
+        weights.insert(format!("{HEAD}.weight"), merged);
+        dense.tie_word_embeddings = Some(false).filter(|_| dense.arch.ties_embeddings());
+    }
     for site in adapted.sites() {
         let form = config.form_in(site.layer, site.kind);
         let WeightForm::Adapter { rank, alpha, .. } = form else { continue };
@@ -46,7 +59,7 @@ fn product(weights: &BTreeMap<String, Weight>, site: &str, scale: f64) -> Result
     }
     let factor = |factor: Factor| match weights.get(&format!("{adapter}.{}", factor.name())) {
         Some(Weight::Dense(tensor)) => Ok(tensor),
-        _ => anyhow::bail!("the model has no factor {} of `{adapter}`", factor.name()),
+        _ => bail!("the model has no factor {} of `{adapter}`", factor.name()),
     };
     Ok((factor(Factor::B)?.matmul(factor(Factor::A)?)? * scale)?)
 }

@@ -4,9 +4,10 @@
 use super::cache::KeyValueCache;
 use super::config::ModelConfig;
 use super::gpt2::Gpt2;
-use super::layers::{Head, Pass};
+use super::head::Head;
+use super::layers::Pass;
 use super::llama::Llama;
-use crate::ops::{self, Compute, PackedDocuments, Tape, Targets, Value};
+use crate::ops::{Compute, PackedDocuments, Tape, Targets, Value};
 use crate::params::{Declared, ParamStore};
 use crate::spec::{Architecture, Target};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -218,7 +219,7 @@ pub trait Network: Debug + Send + Sync {
         let hidden = self.hidden_observed(params, tape, sequences, dropout, observe)?;
         let (probability, documents) = (self.config().dropout, sequences.documents);
         let pass = Pass { params, tape, probability, key: dropout, documents, cache: None };
-        ops::cross_entropy_head(tape, &hidden, &pass.dense(self.head().weight)?, targets)
+        self.head().loss(&pass, &hidden, targets)
     }
 
     /// Sum of the cross-entropies in nats over all targets, without gradients.
@@ -234,9 +235,9 @@ pub trait Network: Debug + Send + Sync {
     /// # Errors
     /// As for [`Network::loss_of`].
     fn loss_sum_of(&self, params: &ParamStore, tokens: &Tensor, targets: Targets) -> Result<f64> {
-        let hidden = self.hidden(params, &self.inference_tape(), tokens, None)?;
-        let head = params.dense(self.head().weight)?;
-        ops::cross_entropy_sum(self.compute(), hidden.tensor(), head, targets)
+        let tape = self.inference_tape();
+        let hidden = self.hidden(params, &tape, tokens, None)?;
+        self.head().loss_sum(&Pass::answering(params, &tape), hidden.tensor(), targets)
     }
 
     /// The cross-entropy in nats of each target that counts, in order, without gradients.
@@ -249,9 +250,9 @@ pub trait Network: Debug + Send + Sync {
         tokens: &Tensor,
         targets: Targets,
     ) -> Result<Vec<f64>> {
-        let hidden = self.hidden(params, &self.inference_tape(), tokens, None)?;
-        let head = params.dense(self.head().weight)?;
-        ops::cross_entropies(self.compute(), hidden.tensor(), head, targets)
+        let tape = self.inference_tape();
+        let hidden = self.hidden(params, &tape, tokens, None)?;
+        self.head().losses(&Pass::answering(params, &tape), hidden.tensor(), targets)
     }
 
     /// An empty cache for sequences of at most `tokens` tokens, which are at most `block_size`.
@@ -273,17 +274,11 @@ pub trait Network: Debug + Send + Sync {
     ) -> Result<Tensor> {
         let count = tokens.dim(1)?;
         let tape = self.inference_tape().of_few_rows();
-        let pass = Pass {
-            params,
-            tape: &tape,
-            probability: 0.0,
-            key: None,
-            documents: None,
-            cache: Some(&*cache),
-        };
+        let pass = Pass { cache: Some(&*cache), ..Pass::answering(params, &tape) };
         let hidden = self.run(&pass, tokens, &mut |_, _| Ok(()))?;
+        let logits = self.last_logits(&Pass::answering(params, &tape), &hidden);
         cache.advance(count);
-        self.last_logits(params, &hidden)
+        logits
     }
 
     /// Logits (V) of the token after the last of `tokens` (T ≤ `block_size`), by a pass over all of
@@ -294,18 +289,19 @@ pub trait Network: Debug + Send + Sync {
     fn next_token_logits(&self, params: &ParamStore, tokens: &[u32]) -> Result<Tensor> {
         let device = params.dense(self.head().weight)?.device();
         let tokens = Tensor::from_slice(tokens, (1, tokens.len()), device)?;
-        let hidden = self.hidden(params, &self.inference_tape(), &tokens, None)?;
-        self.last_logits(params, &hidden)?.squeeze(0)
+        let tape = self.inference_tape();
+        let hidden = self.hidden(params, &tape, &tokens, None)?;
+        self.last_logits(&Pass::answering(params, &tape), &hidden)?.squeeze(0)
     }
 
     /// Logits (B, V) of the last of hidden states (B, T, C).
     ///
     /// # Errors
     /// If the widths do not fit.
-    fn last_logits(&self, params: &ParamStore, hidden: &Value) -> Result<Tensor> {
+    fn last_logits(&self, pass: &Pass, hidden: &Value) -> Result<Tensor> {
         let hidden = hidden.tensor();
         let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
-        ops::logits(self.compute(), &last, params.dense(self.head().weight)?)
+        self.head().logits(pass, &last)
     }
 }
 

@@ -1,24 +1,19 @@
 //! The head: logits h Wᵀ and their cross-entropy, fused in chunks of rows, so that the full logits
 //! (B·T × V) never exist.
 
+mod by_kernels;
+mod portable;
+
 use super::compute::{Compute, widened};
 use super::few_rows::few_rows_product;
-use super::gpu;
-use super::product::{as_rows, multiply, product_by, wide_product_by};
+use super::head_adapter::{HeadAdapter, HeadMatrix, Term, TermGradients};
+use super::product::as_rows;
 use super::tape::{Tape, Value};
 use crate::kernels::profile::{Cost, Work, span};
-use crate::kernels::{
-    Host, Matrix, Real, build, lane_max, lane_sum, scalar, unwritten, vectorized, with_real,
-};
-use candle_core::{D, DType, Result, Tensor, bail};
-use rayon::prelude::*;
-
-/// Logits per chunk: 8 MB in f32, which a large cache holds.
-const CHUNK: usize = 1 << 21;
-/// The same where candle's operations run: 256 MB in f32, enough for a device to be busy.
-const PORTABLE_CHUNK: usize = 1 << 26;
-/// The same where one kernel makes the gradient of the logits, and nothing else of their size.
-const GPU_CHUNK: usize = 1 << 27;
+use crate::kernels::{Host, scalar, with_real};
+use by_kernels::chunks;
+use candle_core::{DType, Result, Tensor, bail};
+use portable::portable;
 
 /// Which of the N = B T targets of a batch count, where not all do.
 #[derive(Clone, Copy, Debug)]
@@ -60,19 +55,47 @@ pub fn cross_entropy_head<'a>(
     w: &Value,
     targets: impl Into<Targets<'a>>,
 ) -> Result<Value> {
-    let (to_h, to_w) = (h.source(), w.source());
+    adapted_cross_entropy_head(tape, h, w, None, targets)
+}
+
+/// [`cross_entropy_head`] of W₀ + U S Vᵀ or W₀ + scale · B A, whose parameters' slots get their
+/// gradients as [`low_rank_linear`](super::low_rank_linear) and products of two factors give them;
+/// W₀ gets one only where it is wanted.
+///
+/// # Errors
+/// As for [`cross_entropy_head`].
+pub fn adapted_cross_entropy_head<'a>(
+    tape: &Tape,
+    h: &Value,
+    w: &Value,
+    adapter: Option<&HeadAdapter>,
+    targets: impl Into<Targets<'a>>,
+) -> Result<Value> {
+    let (compute, to_h, to_w) = (tape.compute(), h.source(), w.source());
+    let to_adapter = adapter.map_or([None; 2], HeadAdapter::sources);
     let wanted = Wanted {
         h: tape.is_recording() && to_h.is_some(),
         w: tape.is_recording() && to_w.is_some(),
+        term: tape.is_recording() && to_adapter.iter().any(Option::is_some),
         each: false,
     };
     let counted = Counted::new(h.tensor(), targets.into())?;
     let _span = span(|| loss_work(&counted.h, w.tensor()));
-    let Summed { loss, dh, dw, .. } = summed(tape.compute(), &counted, w.tensor(), wanted)?;
+    let head = HeadMatrix { w: w.tensor(), adapter };
+    let Summed { loss, mut dh, dw, term, .. } = summed(compute, &counted, head, wanted)?;
     let mean = (loss / counted.divisor)?.to_dtype(w.tensor().dtype())?;
+    let mut by_adapter = None;
+    if let (Some(adapter), Some((term, by_term))) = (adapter, term) {
+        if let Some(dh) = &mut dh {
+            *dh = (&*dh + adapter.input_gradient(compute, &by_term)?)?;
+        }
+        let rows = compute.narrowed(&counted.h)?;
+        by_adapter = Some(adapter.gradients(compute, &rows, term, &by_term)?);
+    }
     let (shape, given) = (h.tensor().dims().to_vec(), h.tensor().dtype());
     let dh = dh.map(|dh| counted.spread(dh)).transpose()?;
-    Ok(tape.record(&[to_h, to_w], mean, move |delta, flow| {
+    let sources = [to_h, to_w, to_adapter[0], to_adapter[1]];
+    Ok(tape.record(&sources, mean, move |delta, flow| {
         // A loss is mostly the end of the tape, where its gradient is 1; where looking costs
         // nothing, that saves two passes.
         let is_one =
@@ -80,6 +103,9 @@ pub fn cross_entropy_head<'a>(
         let scaled = |x: Tensor| if is_one { Ok(x) } else { x.broadcast_mul(&delta) };
         if let Some(dw) = dw {
             flow.add(to_w, scaled(dw)?)?;
+        }
+        if let Some(by_adapter) = by_adapter {
+            by_adapter.send(to_adapter, flow, &scaled)?;
         }
         match dh {
             Some(dh) => flow.add(to_h, scaled(dh)?.to_dtype(given)?.reshape(shape)?),
@@ -95,10 +121,11 @@ pub fn cross_entropy_head<'a>(
 pub fn cross_entropy_sum<'a>(
     compute: Compute,
     h: &Tensor,
-    w: &Tensor,
+    head: impl Into<HeadMatrix<'a>>,
     targets: impl Into<Targets<'a>>,
 ) -> Result<f64> {
-    scalar(&summed(compute, &Counted::new(h, targets.into())?, w, Wanted::default())?.loss)
+    let counted = Counted::new(h, targets.into())?;
+    scalar(&summed(compute, &counted, head.into(), Wanted::default())?.loss)
 }
 
 /// The cross-entropy in nats of each target that counts, in order; no gradient.
@@ -108,11 +135,11 @@ pub fn cross_entropy_sum<'a>(
 pub fn cross_entropies<'a>(
     compute: Compute,
     h: &Tensor,
-    w: &Tensor,
+    head: impl Into<HeadMatrix<'a>>,
     targets: impl Into<Targets<'a>>,
 ) -> Result<Vec<f64>> {
     let wanted = Wanted { each: true, ..Wanted::default() };
-    Ok(summed(compute, &Counted::new(h, targets.into())?, w, wanted)?.each)
+    Ok(summed(compute, &Counted::new(h, targets.into())?, head.into(), wanted)?.each)
 }
 
 /// The rows of a batch whose targets count.
@@ -157,9 +184,22 @@ impl Counted {
 }
 
 /// Logits h Wᵀ of rows h (N, C) for W (V, C), in W's type.
-pub fn logits(compute: Compute, h: &Tensor, w: &Tensor) -> Result<Tensor> {
-    few_rows_product(compute, &compute.narrowed(h)?, &compute.narrowed(w)?.t()?)?
-        .to_dtype(w.dtype())
+///
+/// # Errors
+/// If the widths do not fit.
+pub fn logits<'a>(compute: Compute, h: &Tensor, head: impl Into<HeadMatrix<'a>>) -> Result<Tensor> {
+    let (HeadMatrix { w, adapter }, h) = (head.into(), compute.narrowed(h)?);
+    let product = |x: &Tensor, by: &Tensor| -> Result<Tensor> {
+        few_rows_product(compute, x, &by.t()?)?.to_dtype(w.dtype())
+    };
+    let logits = product(&h, &compute.narrowed(w)?)?;
+    match adapter {
+        None => Ok(logits),
+        Some(adapter) => {
+            let Term { left, inner, .. } = adapter.term(compute, &h)?;
+            logits + product(&inner, &left)?
+        }
+    }
 }
 
 /// What is computed beside the sum of losses.
@@ -169,13 +209,15 @@ struct Wanted {
     h: bool,
     /// The gradient by W.
     w: bool,
+    /// The gradients by what is beside it.
+    term: bool,
     /// Every loss by itself.
     each: bool,
 }
 
 impl Wanted {
     fn gradients(self) -> bool {
-        self.h || self.w
+        self.h || self.w || self.term
     }
 }
 
@@ -197,20 +239,30 @@ struct Summed {
     dh: Option<Tensor>,
     /// Gradient of the mean by W, if wanted.
     dw: Option<Tensor>,
+    /// What is beside W, and the gradients of the mean by it, if wanted.
+    term: Option<(Term, TermGradients)>,
 }
 
-fn summed(compute: Compute, counted: &Counted, w: &Tensor, wanted: Wanted) -> Result<Summed> {
+fn summed(
+    compute: Compute,
+    counted: &Counted,
+    HeadMatrix { w, adapter }: HeadMatrix,
+    wanted: Wanted,
+) -> Result<Summed> {
     let Counted { h: rows, ids, divisor, .. } = counted;
     check_targets(ids, w)?;
     if rows.dim(1)? != w.dim(1)? {
         bail!("the head's input is {} wide, its weight {}", rows.dim(1)?, w.dim(1)?)
     }
+    let rows = compute.narrowed(rows)?;
+    let term = adapter.map(|adapter| adapter.term(compute, &rows)).transpose()?;
     if compute.takes_kernels(w) {
         // Half precision only rounds what goes into the products.
-        let (rows, w) = (widened(&compute.narrowed(rows)?)?, widened(&compute.narrowed(w)?)?);
-        return with_real!(w.dtype(), T => chunks::<T>(&rows, &w, ids, *divisor, wanted));
+        let (rows, w) = (widened(&rows)?, widened(&compute.narrowed(w)?)?);
+        let term = term.map(Term::widened).transpose()?;
+        return with_real!(w.dtype(), T => chunks::<T>((&rows, &w, term), ids, *divisor, wanted));
     }
-    portable(compute, &compute.narrowed(rows)?, w, ids, *divisor, wanted)
+    portable(compute, (&rows, w, term), ids, *divisor, wanted)
 }
 
 fn check_targets(targets: &Tensor, w: &Tensor) -> Result<()> {
@@ -223,160 +275,4 @@ fn check_targets(targets: &Tensor, w: &Tensor) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The losses by the CPU kernels.
-fn chunks<T: Real>(
-    h: &Tensor,
-    w: &Tensor,
-    targets: &Tensor,
-    divisor: f64,
-    wanted: Wanted,
-) -> Result<Summed> {
-    let ((count, width), (vocabulary, _)) = (h.dims2()?, w.dims2()?);
-    let w = w.contiguous()?;
-    let (h_host, w_host, target_host) = (Host::new(h)?, Host::new(&w)?, Host::new(targets)?);
-    let (h, w, targets) = (h_host.numbers::<T>()?, w_host.numbers::<T>()?, target_host.ids()?);
-    let rows_per_chunk = (CHUNK / vocabulary).clamp(64, count.max(64));
-    let mut logits = unwritten::<T>(rows_per_chunk.min(count) * vocabulary);
-    let (mut sum, mut each) = (0.0, Vec::new());
-    let mut dw = unwritten::<T>(if wanted.w { vocabulary * width } else { 0 });
-    let scale = T::real(1.0 / divisor);
-    let weight = Matrix::new(w, vocabulary, width);
-    let mut pass = |dh: &mut [T]| -> Result<()> {
-        for first in (0..count).step_by(rows_per_chunk) {
-            let rows = rows_per_chunk.min(count - first);
-            let input = Matrix::new(&h[first * width..][..rows * width], rows, width);
-            let logits = &mut logits[..rows * vocabulary];
-            multiply(logits, input, weight.t(), false);
-            let losses: Vec<f64> = logits
-                .par_chunks_mut(vocabulary)
-                .zip(&targets[first..first + rows])
-                .map(|(row, target)| {
-                    if wanted.gradients() {
-                        row_loss_and_gradient(row, *target as usize, scale)
-                    } else {
-                        row_loss(row, *target as usize)
-                    }
-                })
-                .collect();
-            sum += losses.iter().sum::<f64>();
-            if wanted.each {
-                each.extend(losses);
-            }
-            let d_logits = Matrix::new(logits, rows, vocabulary);
-            if wanted.h {
-                multiply(&mut dh[first * width..][..rows * width], d_logits, weight, false);
-            }
-            if wanted.w {
-                multiply(&mut dw, d_logits.t(), input, first > 0);
-            }
-        }
-        Ok(())
-    };
-    let dh = if wanted.h {
-        Some(build::<T>((count, width), pass)?)
-    } else {
-        pass(&mut [])?;
-        None
-    };
-    let dw = if wanted.w {
-        Some(Tensor::from_vec(dw, (vocabulary, width), &candle_core::Device::Cpu)?)
-    } else {
-        None
-    };
-    Ok(Summed { loss: Tensor::new(sum, &candle_core::Device::Cpu)?, each, dh, dw })
-}
-
-/// −ln softmax(row)[target].
-fn row_loss<T: Real>(row: &mut [T], target: usize) -> f64 {
-    vectorized!({
-        let max = lane_max(row);
-        let at_target = row[target];
-        let sum = lane_sum([row], |[x]| (x - max).exponential());
-        sum.wide().ln() + max.wide() - at_target.wide()
-    })
-}
-
-/// The row's loss; the row becomes scale · (softmax − onehot).
-fn row_loss_and_gradient<T: Real>(row: &mut [T], target: usize, scale: T) -> f64 {
-    vectorized!({
-        let max = lane_max(row);
-        let at_target = row[target];
-        row.iter_mut().for_each(|x| *x = (*x - max).exponential());
-        let sum = lane_sum([row], |[x]| x);
-        let factor = scale / sum;
-        row.iter_mut().for_each(|x| *x *= factor);
-        row[target] -= scale;
-        sum.wide().ln() + max.wide() - at_target.wide()
-    })
-}
-
-/// The same by candle operations, in larger chunks.
-fn portable(
-    compute: Compute,
-    h: &Tensor,
-    w: &Tensor,
-    targets: &Tensor,
-    divisor: f64,
-    wanted: Wanted,
-) -> Result<Summed> {
-    let ((count, _), vocabulary) = (h.dims2()?, w.dim(0)?);
-    let (narrow, wide) = (compute.narrowed(w)?, w.dtype());
-    let chunk = if compute.gpu(w).is_some() { GPU_CHUNK } else { PORTABLE_CHUNK };
-    let rows_per_chunk = (chunk / vocabulary).clamp(64, count.max(64));
-    let (mut loss, mut each) = (Tensor::zeros((), wide, w.device())?, Vec::new());
-    let (mut dw, mut dh) = (None, Vec::new());
-    let divisor = wanted.gradients().then_some(divisor);
-    for first in (0..count).step_by(rows_per_chunk) {
-        let rows = rows_per_chunk.min(count - first);
-        let (input, ids) = (
-            h.narrow(0, first, rows)?,
-            targets.narrow(0, first, rows)?.unsqueeze(1)?.contiguous()?,
-        );
-        let logits = product_by(compute, &input, &narrow.t()?)?;
-        let (losses, d_logits) = match compute.gpu(&logits) {
-            Some(gpu) => gpu::cross_entropy(gpu, &logits, &ids, divisor.map(f64::recip))?,
-            None => losses_of(&logits.to_dtype(wide)?, &ids, divisor)?,
-        };
-        drop(logits);
-        loss = (loss + losses.sum_all()?)?;
-        if wanted.each {
-            each.extend(losses.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
-        }
-        if let Some(d_logits) = d_logits {
-            let d_logits = compute.narrowed(&d_logits)?;
-            if wanted.h {
-                dh.push(product_by(compute, &d_logits, &narrow)?);
-            }
-            if !wanted.w {
-                continue;
-            }
-            let part = wide_product_by(compute, &d_logits.t()?, &input)?;
-            dw = Some(match dw {
-                None => part,
-                Some(sum) => (sum + part)?,
-            });
-        }
-    }
-    let dh = if wanted.h { Some(Tensor::cat(&dh, 0)?.to_dtype(wide)?) } else { None };
-    Ok(Summed { loss, each, dh, dw })
-}
-
-/// Loss of each row of logits (rows, V) against its target (rows, 1), and, with a divisor, (softmax −
-/// onehot) / divisor.
-fn losses_of(
-    logits: &Tensor,
-    ids: &Tensor,
-    divisor: Option<f64>,
-) -> Result<(Tensor, Option<Tensor>)> {
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
-    let powers = shifted.exp()?;
-    let sums = powers.sum_keepdim(D::Minus1)?;
-    let losses = (sums.log()? - shifted.gather(ids, 1)?)?;
-    drop(shifted);
-    let Some(divisor) = divisor else { return Ok((losses, None)) };
-    let minus_one = ids.ones_like()?.to_dtype(logits.dtype())?.neg()?;
-    let p = powers.broadcast_div(&sums)?.scatter_add(ids, &minus_one, 1)?;
-    Ok((losses, Some((p / divisor)?)))
 }

@@ -15,6 +15,7 @@ mod embedding;
 mod few_rows;
 mod gpu;
 mod gradients;
+mod head_adapter;
 mod linear;
 mod norm;
 mod pointwise;
@@ -29,10 +30,14 @@ pub(crate) use crate::kernels::work;
 pub use crate::kernels::{profile, scalar};
 pub use attention::{AttentionHeads, cached_attention, causal_attention, document_attention};
 pub use compute::Compute;
-pub use cross_entropy::{Targets, cross_entropies, cross_entropy_head, cross_entropy_sum, logits};
+pub use cross_entropy::{
+    Targets, adapted_cross_entropy_head, cross_entropies, cross_entropy_head, cross_entropy_sum,
+    logits,
+};
 pub use documents::PackedDocuments;
 pub use embedding::{embedding, token_embedding};
 pub use gradients::Gradients;
+pub use head_adapter::{HeadAdapter, HeadMatrix};
 pub use linear::{dense_matrix_linear, linear, low_rank_linear, measured_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use pointwise::{Dropout, add, dropout, gelu, scaled, swiglu};

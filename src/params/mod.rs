@@ -66,9 +66,9 @@ impl Weight {
 /// A weight matrix's place in the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Transformer block, counted from 0.
+    /// Transformer block, counted from 0; their number for the head.
     pub layer: usize,
-    /// Which matrix of the block.
+    /// Which matrix of the block, or the head.
     pub target: Target,
 }
 

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 /// rounded, at least 1 and at most what the matrix can have: `{low_rank: {rank: r, layers: [{q: …,
 /// …}, …]}}` with r the mean over all of them, and `targets` for those that are dense in the model.
 /// The ranks come by block and target; a block that has none is an empty entry. Of adapters
-/// `{adapter: …}`, with `targets` for those that are adapted; there 0 is a rank, that of none.
+/// `{adapter: …}`, with `targets` for those that are adapted and `head` for that of the head; there
+/// 0 is a rank, that of none.
 pub fn allotment(
     model: &ModelPlan,
     ranks: &BTreeMap<(usize, Target), usize>,
@@ -16,11 +17,16 @@ pub fn allotment(
 ) -> String {
     let (form, least) = if model.is_adapted() { ("adapter", 0) } else { ("low_rank", 1) };
     let scaled = |target: Target, rank: usize| {
-        let (rows, columns) = model.shape(target);
+        let (rows, columns) = match target {
+            Target::HEAD => (usize::MAX, model.n_embd),
+            _ => model.shape(target),
+        };
         ((rank as f64 * scale).round() as usize).clamp(least, rows.min(columns).max(1))
     };
     let left_out = model.places().filter(|(_, target)| model.form(*target).is_adapter());
     let mut ranks = ranks.clone();
+    let head = ranks.remove(&(model.n_layer, Target::HEAD)).map(|rank| scaled(Target::HEAD, rank));
+    let head = head.filter(|rank| *rank > 0).map(|rank| format!("head: {rank}, "));
     left_out.for_each(|place| {
         ranks.entry(place).or_insert(0);
     });
@@ -45,8 +51,8 @@ pub fn allotment(
         (false, "adapter") => format!("targets: [{}], ", names(&others, "")),
         (false, _) => format!("targets: {{{}}}, ", names(&dense, ": dense")),
     };
-    let (mean, layers) = (mean.max(1), layers.join(",\n"));
-    format!("{{{form}: {{rank: {mean}, {targets}layers: [\n{layers}\n]}}}}")
+    let (mean, head, layers) = (mean.max(1), head.unwrap_or_default(), layers.join(",\n"));
+    format!("{{{form}: {{rank: {mean}, {targets}{head}layers: [\n{layers}\n]}}}}")
 }
 
 #[cfg(test)]

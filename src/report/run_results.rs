@@ -178,7 +178,8 @@ impl RunResults {
         let redundant = match (&self.plan.rank, self.ranks.last()) {
             (RankPlan::Fixed, _) => {
                 let model = self.model_as_cut()?;
-                let forms = model.places().map(|(layer, target)| model.form_in(layer, target));
+                let forms =
+                    model.places_with_head().map(|(layer, target)| model.form_in(layer, target));
                 forms.map(redundant).sum::<usize>()
             }
             (_, Some(last)) => {
@@ -238,10 +239,12 @@ impl RunResults {
     }
 }
 
-/// Block and target of a weight, by its name: `transformer.h.3.attn.q`.
-fn place_of(name: &str) -> Option<(usize, Target)> {
-    let layer = name.split('.').find_map(|part| part.parse().ok())?;
-    Some((layer, Target::named(name.rsplit('.').next()?)?))
+/// Block and target of a weight or its adapter, by its name: `transformer.h.3.attn.q`,
+/// `model.layers.3.mlp.up.adapter`; none for what is in no block.
+pub(super) fn place_of(name: &str) -> Option<(usize, Target)> {
+    let site = name.strip_suffix(".adapter").unwrap_or(name);
+    let layer = site.split('.').find_map(|part| part.parse().ok())?;
+    Some((layer, Target::named(site.rsplit('.').next()?)?))
 }
 
 /// The JSON objects of a file, one per line; a last line that a killed process cut short is left

@@ -2,7 +2,7 @@
 //! table, charts.
 
 use super::columns::{Column, fitted, wrapped};
-use super::run_results::{RanksAt, RunResults, SpectrumAt};
+use super::run_results::{RanksAt, RunResults, SpectrumAt, place_of};
 use crate::plot::{Axis, Chart, Mark, Series, figure};
 use crate::record::TruncationFigures;
 use crate::spec::Target;
@@ -316,16 +316,11 @@ fn shown(blocks: &BTreeSet<usize>) -> Vec<usize> {
 }
 
 fn blocks<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<usize> {
-    names.filter_map(block_of).collect()
-}
-
-/// The block of a weight named as in `transformer.h.3.attn.q`.
-fn block_of(name: &str) -> Option<usize> {
-    name.strip_prefix("transformer.h.")?.split('.').next()?.parse().ok()
+    names.filter_map(|name| Some(place_of(name)?.0)).collect()
 }
 
 fn is_weight(name: &str, target: Target, block: usize) -> bool {
-    block_of(name) == Some(block) && name.rsplit('.').next() == Some(target.name())
+    place_of(name) == Some((block, target))
 }
 
 fn weight(layers: &Layers, target: Target, block: usize) -> Option<&[f64]> {

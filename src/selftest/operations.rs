@@ -2,7 +2,8 @@
 
 use super::{Check, distance, numbers, placed};
 use crate::ops::{
-    self, AttentionHeads, Compute, Dropout, Gradients, PackedDocuments, Rotation, Tape, Value,
+    self, AttentionHeads, Compute, Dropout, Gradients, HeadAdapter, PackedDocuments, Rotation,
+    Tape, Value,
 };
 use crate::rng;
 use candle_core::{DType, Device, Result, Tensor};
@@ -235,11 +236,28 @@ fn operations() -> Result<Vec<Operation>> {
         vec![weight(11, &[50, width])?],
         Box::new(move |tape, v, place| ops::token_embedding(tape, &place.put(&read)?, &v[0])),
     );
+    let read = tokens.clone();
     add(
         "head and loss",
         vec![(x()?, Activation), weight(11, &[50, width])?],
         Box::new(move |tape, v, place| {
-            ops::cross_entropy_head(tape, &v[0], &v[1], &place.put(&tokens)?)
+            ops::cross_entropy_head(tape, &v[0], &v[1], &place.put(&read)?)
+        }),
+    );
+    let s = normal(4, &[rank, rank])?;
+    add(
+        "head with an adapter, and loss",
+        vec![
+            (x()?, Activation),
+            weight(11, &[50, width])?,
+            weight(5, &[50, rank])?,
+            weight(6, &[width, rank])?,
+        ],
+        Box::new(move |tape, v, place| {
+            let (u, v_basis) = (v[2].clone(), v[3].clone());
+            let adapter = HeadAdapter::LowRank { u, s: place.put(&s)?, v: v_basis };
+            let targets = place.put(&tokens)?;
+            ops::adapted_cross_entropy_head(tape, &v[0], &v[1], Some(&adapter), &targets)
         }),
     );
     Ok(all)

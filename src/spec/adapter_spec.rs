@@ -2,6 +2,7 @@
 
 use super::architecture::Target;
 use super::findings::Findings;
+use super::model_plan::ModelPlan;
 use super::model_spec::WeightsSpec;
 use super::plan::WeightForm;
 use super::run_spec::RunSpec;
@@ -29,6 +30,11 @@ pub struct AdapterWeightsSpec {
     /// default: all matrices of the blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<AdapterTargets>,
+    /// Rank of an adapter beside the head (`lm_head`, which may be the table of tokens and then
+    /// stays that of the tokens as it is); default: none. It keeps its rank where `rank:` changes
+    /// others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<usize>,
     /// Ranks of single blocks' adapters: a list with an entry for each block from the first on,
     /// `[{up: 8}, {q: 0, up: 0}]`; 0 for a matrix that is not adapted there. Other ranks are for
     /// those that stay as they start.
@@ -65,8 +71,15 @@ impl AdapterWeightsSpec {
             None => Some(None),
             Some(AdapterTargets(targets)) => targets.get(&target).copied(),
         };
-        let Some(own) = own else { return WeightForm::Dense };
-        let rank = own.unwrap_or(self.rank);
+        own.map_or(WeightForm::Dense, |own| self.of_rank(own.unwrap_or(self.rank)))
+    }
+
+    /// Form of the adapter beside the head.
+    pub(super) fn head_form(&self) -> Option<WeightForm> {
+        self.head.map(|rank| self.of_rank(rank))
+    }
+
+    fn of_rank(&self, rank: usize) -> WeightForm {
         let alpha = match self.form {
             AdapterForm::LowRank => None,
             AdapterForm::Lora => Some(self.alpha.unwrap_or(rank)),
@@ -74,14 +87,13 @@ impl AdapterWeightsSpec {
         WeightForm::Adapter { rank, form: self.form, alpha }
     }
 
-    /// The spec of these forms of all targets, the first adapter's settings for all, and of these
-    /// ranks of single blocks.
-    pub(super) fn of(
-        forms: &BTreeMap<Target, WeightForm>,
-        layers: &[BTreeMap<Target, usize>],
-    ) -> Option<Self> {
-        let adapters: BTreeMap<Target, (usize, AdapterForm, Option<usize>)> = forms
+    /// The spec of a model's adapters, the first one's settings for all, and of the ranks of single
+    /// blocks.
+    pub(super) fn of(model: &ModelPlan) -> Option<Self> {
+        let adapters: BTreeMap<Target, (usize, AdapterForm, Option<usize>)> = model
+            .weights
             .iter()
+            .chain(model.head_adapter.as_ref().map(|form| (&Target::HEAD, form)))
             .filter_map(|(target, form)| match form {
                 WeightForm::Adapter { rank, form, alpha } => {
                     Some((*target, (*rank, *form, *alpha)))
@@ -90,13 +102,16 @@ impl AdapterWeightsSpec {
             })
             .collect();
         let (rank, form, alpha) = *adapters.values().next()?;
-        let is_usual = adapters.len() == forms.len() && adapters.values().all(|a| a.0 == rank);
-        let ranks = adapters.iter().map(|(target, adapter)| (*target, Some(adapter.0)));
-        let targets = (!is_usual).then(|| AdapterTargets(ranks.collect()));
         // One α for all, or each its rank.
         let follows = adapters.values().all(|(rank, _, alpha)| *alpha == Some(*rank));
         let alpha = alpha.filter(|_| !follows);
-        Some(Self { rank, form, alpha, targets, layers: layers.to_vec() })
+        let head = adapters.get(&Target::HEAD).map(|adapter| adapter.0);
+        let in_blocks = || adapters.iter().filter(|(target, _)| **target != Target::HEAD);
+        let is_usual = in_blocks().count() == model.weights.len()
+            && in_blocks().all(|(_, adapter)| adapter.0 == rank);
+        let ranks = in_blocks().map(|(target, adapter)| (*target, Some(adapter.0)));
+        let targets = (!is_usual).then(|| AdapterTargets(ranks.collect()));
+        Some(Self { rank, form, alpha, targets, head, layers: model.layers.clone() })
     }
 }
 
@@ -110,9 +125,17 @@ pub(super) fn check_adapter(found: &mut Findings, spec: &RunSpec) {
         "is 0; set at least 1, such as the rank or twice that, or leave it out".into()
     });
     let is_empty = adapter.targets.as_ref().is_some_and(|targets| targets.0.is_empty());
-    found.require(!is_empty, "model.weights.adapter.targets", || {
-        "names no matrix; name some, or leave it out to adapt all".into()
+    found.require(!is_empty || adapter.head.is_some(), "model.weights.adapter.targets", || {
+        "names no matrix; name some, leave it out to adapt all, or adapt the head, `head: RANK`"
+            .into()
     });
+    // A vocabulary that is smaller than that is known with the tokenizer.
+    if let Some(rank) = adapter.head {
+        let width = spec.model.n_embd;
+        found.require((1..=width).contains(&rank), "model.weights.adapter.head", || {
+            format!("rank {rank} is not possible for a head {width} wide; choose 1 to {width}")
+        });
+    }
 }
 
 impl Serialize for AdapterTargets {
@@ -166,7 +189,7 @@ impl JsonSchema for AdapterTargets {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let names: Vec<&str> = Target::known().map(Target::name).collect();
+        let names: Vec<&str> = Target::of_blocks().map(Target::name).collect();
         let mut ranks = super::model_spec::per_target_schema::<usize>(generator);
         ranks.insert("description".into(), "Ranks by matrix.".into());
         json_schema!({

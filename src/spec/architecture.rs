@@ -39,8 +39,8 @@ pub struct Target(&'static str);
 /// The base of the rotary angles where nothing is said.
 pub const ROPE_THETA: f64 = 10_000.0;
 
-/// The names of the targets of all architectures, in their order.
-const NAMES: &[&str] = &["q", "k", "v", "qkv", "o", "gate", "up", "down"];
+/// The names of the targets of all architectures, in their order; the head's last.
+const NAMES: &[&str] = &["q", "k", "v", "qkv", "o", "gate", "up", "down", "head"];
 
 impl Target {
     /// Attention query.
@@ -60,9 +60,17 @@ impl Target {
     /// MLP down.
     pub const DOWN: Target = Target("down");
 
-    /// Every target of every architecture, in their order.
+    /// The head, which is in no block: what an adapter beside it goes by.
+    pub const HEAD: Target = Target("head");
+
+    /// Every target of every architecture, in their order, and the head.
     pub fn known() -> impl Iterator<Item = Target> {
         NAMES.iter().copied().map(Target)
+    }
+
+    /// Every target of a block of every architecture, in their order.
+    pub fn of_blocks() -> impl Iterator<Item = Target> {
+        Target::known().filter(|target| *target != Target::HEAD)
     }
 
     /// The target of this name; `None` if no architecture has one.
@@ -205,6 +213,9 @@ impl Architecture {
                             `k` and `v`"
                     .to_owned()
             }
+            Target::HEAD => "`head` is in no block; the rank of an adapter beside it is \
+                             `model.weights.adapter.head`"
+                .to_owned(),
             _ if self.knows(target) => format!(
                 "`{name}` is a part of the target `qkv` with `model.fused_qkv: true`; name `qkv`, or \
                  remove `fused_qkv`"

@@ -63,7 +63,8 @@ pub(super) fn step_operations(plan: &Plan, vocabulary: u64) -> f64 {
     let forward = blocks + layers * 2.0 * context * width + vocabulary as f64 * width;
     let ranks = model.weights.values().filter_map(|form| form.rank());
     let own_ranks = model.layers.iter().flat_map(|ranks| ranks.values().copied());
-    let largest_rank = ranks.chain(own_ranks).max().unwrap_or(0);
+    let head_rank = model.head_adapter.and_then(WeightForm::rank);
+    let largest_rank = ranks.chain(own_ranks).chain(head_rank).max().unwrap_or(0);
     let full = plan.optimizer.matrices.is_some()
         && model.weights.values().any(|form| *form == WeightForm::Dense);
     let rank = if full { width } else { largest_rank as f64 };

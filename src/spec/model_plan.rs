@@ -63,6 +63,9 @@ pub struct ModelPlan {
     /// for each block from the first on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<BTreeMap<Target, usize>>,
+    /// The adapter beside the head, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_adapter: Option<WeightForm>,
 }
 
 impl ModelPlan {
@@ -91,12 +94,16 @@ impl ModelPlan {
             start: LowRankStart::Factors,
             weights,
             layers: Vec::new(),
+            head_adapter: None,
         }
     }
 
-    /// Form of one matrix of a block; dense where nothing is said. Where `layers` gives single
-    /// blocks ranks of their own, all but the rank.
+    /// Form of one matrix of a block, or what the head's adapter is; dense where nothing is said.
+    /// Where `layers` gives single blocks ranks of their own, all but the rank.
     pub fn form(&self, target: Target) -> WeightForm {
+        if target == Target::HEAD {
+            return self.head_adapter.unwrap_or(WeightForm::Dense);
+        }
         self.weights.get(&target).copied().unwrap_or(WeightForm::Dense)
     }
 
@@ -132,6 +139,11 @@ impl ModelPlan {
         (0..self.n_layer).flat_map(move |layer| targets.iter().map(move |target| (layer, *target)))
     }
 
+    /// [`Self::places`], and that of the head's adapter, n_layer, if there is one.
+    pub fn places_with_head(&self) -> impl Iterator<Item = (usize, Target)> {
+        self.places().chain(self.head_adapter.map(|_| (self.n_layer, Target::HEAD)))
+    }
+
     /// Blocks in which this matrix has the form that [`Self::form`] says: all, or those where its
     /// adapter is not left out.
     pub fn blocks_of(&self, target: Target) -> usize {
@@ -147,7 +159,7 @@ impl ModelPlan {
 
     /// Whether only adapters are trained.
     pub fn is_adapted(&self) -> bool {
-        self.weights.values().any(|form| form.is_adapter())
+        self.head_adapter.is_some() || self.weights.values().any(|form| form.is_adapter())
     }
 
     /// Rows and columns (m, n) of one matrix of a block; (0, 0) where it has no such matrix.

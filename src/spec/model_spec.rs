@@ -246,7 +246,7 @@ pub enum TargetRank {
 pub(crate) fn per_target_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let entry =
         |target: Target| (target.name().to_owned(), generator.subschema_for::<T>().to_value());
-    let properties: serde_json::Map<_, _> = Target::known().map(entry).collect();
+    let properties: serde_json::Map<_, _> = Target::of_blocks().map(entry).collect();
     json_schema!({ "type": "object", "properties": properties, "additionalProperties": false })
 }
 

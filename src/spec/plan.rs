@@ -298,6 +298,10 @@ fn model_plan(spec: &ModelSpec) -> ModelPlan {
             WeightsSpec::Adapter(adapter) => adapter.layers.clone(),
             _ => Vec::new(),
         },
+        head_adapter: match &spec.weights {
+            WeightsSpec::Adapter(adapter) => adapter.head_form(),
+            _ => None,
+        },
     };
     // `full` is a matter of the shapes.
     let shape = |target| plan.shape(target);

@@ -106,13 +106,13 @@ impl Plan {
 
 /// One rank for all targets, the first one's, and exceptions.
 fn weights(model: &ModelPlan, cut: Option<CutSpec>) -> Result<WeightsSpec, Problem> {
+    if let Some(adapter) = AdapterWeightsSpec::of(model) {
+        return Ok(WeightsSpec::Adapter(adapter));
+    }
     let forms = &model.weights;
     let Some(first) = forms.values().find(|form| **form != WeightForm::Dense) else {
         return Ok(WeightsSpec::Dense);
     };
-    if let Some(adapter) = AdapterWeightsSpec::of(forms, &model.layers) {
-        return Ok(WeightsSpec::Adapter(adapter));
-    }
     let rank = first.rank().unwrap_or(0);
     let factors = |form: &WeightForm| match form {
         WeightForm::Factored { form, .. } => Some(*form),

@@ -10,7 +10,7 @@ use super::Trainer;
 use crate::account::FlopLedger;
 use crate::data::TokenShard;
 use crate::ops::work;
-use crate::params::{Role, Weight};
+use crate::params::{Place, Role, Weight};
 use crate::spec::{Plan, Target, load_plan};
 use candle_core::Device;
 use std::path::Path;
@@ -119,6 +119,31 @@ const CASES: &[Case] = &[
         overrides: &[
             "init={run: source}",
             "model.weights={adapter: {rank: 8, form: lora, targets: [q, up]}}",
+        ],
+        cubes: 0,
+    },
+    // One beside the head, with others and alone, when no gradient passes through the blocks.
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &["init={run: source}", "model.weights={adapter: {rank: 8, head: 5}}"],
+        cubes: 12,
+    },
+    Case {
+        method: "dlra-spectral",
+        steps: 3,
+        overrides: &[
+            "init={run: source}",
+            "model.weights={adapter: {rank: 8, head: 5, targets: []}}",
+        ],
+        cubes: 12,
+    },
+    Case {
+        method: "factored-adamw",
+        steps: 1,
+        overrides: &[
+            "init={run: source}",
+            "model.weights={adapter: {rank: 8, head: 5, form: lora, targets: [q, up]}}",
         ],
         cubes: 0,
     },
@@ -279,8 +304,13 @@ fn left_out(trainer: &Trainer, plan: &Plan, step: u64) -> i64 {
         })
         .sum();
     let (layers, lowest) = (plan.model.n_layer as u64, lowest_trained(plan));
-    // No gradient passes through the first block's attention where nothing is trained below it.
-    let stopped = u64::from(!lowest.is_empty() && !lowest.contains(&plan.model.targets()[0]));
+    // No gradient passes through the first block's attention where nothing is trained below it, and
+    // through none where the head alone is.
+    let stopped = match lowest.first().copied() {
+        Some(Target::HEAD) => layers,
+        Some(target) => u64::from(target != plan.model.targets()[0]),
+        None => 0,
+    };
     let passed = 7 * layers - 5 * stopped;
     let attention = passed * 2 * width * scores * plan.train.batch_size as u64;
     let ledger = FlopLedger::at_step(plan, VOCABULARY as u64, step, &|_, _| None);
@@ -293,6 +323,8 @@ fn left_out(trainer: &Trainer, plan: &Plan, step: u64) -> i64 {
         .map(|(_, parameter, point)| {
             let saved = |rows: usize| tokens.saturating_sub(rows as u64);
             let is_lowest = match parameter.role {
+                // There S always goes onto the rows of h V.
+                Role::Matrix(Place { target: Target::HEAD, .. }) => return 0,
                 Role::Matrix(place) => place.layer == 0 && lowest.contains(&place.target),
                 _ => false,
             };
@@ -308,12 +340,13 @@ fn left_out(trainer: &Trainer, plan: &Plan, step: u64) -> i64 {
 }
 
 /// Where only adapters are trained, the first matrices of the first block with adapters: those that
-/// work on the same input. None where everything is trained.
+/// work on the same input; the head where it alone is. None where everything is trained.
 fn lowest_trained(plan: &Plan) -> Vec<Target> {
     let is_adapted = |target: &Target| plan.model.form(*target).is_adapter();
     let first = plan.model.targets().iter().copied().find(|target| is_adapted(target));
     match first {
         Some(Target::Q | Target::K | Target::V) => vec![Target::Q, Target::K, Target::V],
+        None if plan.model.is_adapted() => vec![Target::HEAD],
         other => other.into_iter().collect(),
     }
 }

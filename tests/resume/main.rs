@@ -197,6 +197,22 @@ fn adapters_with_changing_ranks() {
     );
 }
 
+/// The head's adapter keeps its rank where those of the blocks change.
+#[test]
+fn adapters_of_the_head() {
+    let rule = dlra("spectral", "svd");
+    let weights = "{adapter: {rank: 6, head: 3, targets: [q, down]}}";
+    check_adapter("a head's adapter", weights, &format!("{rule}{TOLERANCE}"), &[4, 7]);
+    let budget = "rank: {budget: {final_rank: 2, norm: fisher, batches: 3, every: 4, settle: 1, start: 1, freeze: 12}}\n";
+    check_adapter("under a budget", weights, &format!("{rule}{budget}"), &[5]);
+    check_adapter(
+        "LoRA of the head alone",
+        "{adapter: {rank: 4, head: 4, alpha: 8, form: lora, targets: []}}",
+        "optimizer: {low_rank: {adamw: {learning_rate: 1e-2}}}\n",
+        &[5],
+    );
+}
+
 #[test]
 fn lora() {
     check_adapter(

@@ -22,8 +22,14 @@ fn a_summary_of_known_values() {
 
 #[test]
 fn blocks_are_read_from_names_and_thinned() {
-    assert_eq!(block_of("transformer.h.12.attn.q"), Some(12));
-    assert_eq!(block_of("transformer.wte.weight"), None);
+    for name in
+        ["transformer.h.12.attn.q", "model.layers.12.attn.q", "model.layers.12.attn.q.adapter"]
+    {
+        assert_eq!(place_of(name), Some((12, Target::Q)), "{name}");
+    }
+    for name in ["transformer.wte.weight", "lm_head.adapter"] {
+        assert_eq!(place_of(name), None, "{name}");
+    }
     assert!(
         is_weight("transformer.h.0.mlp.up", Target::UP, 0)
             && !is_weight("transformer.h.0.mlp.up", Target::UP, 1)

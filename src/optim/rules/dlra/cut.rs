@@ -199,13 +199,18 @@ pub(super) fn cut(
             Weight::Uncut(tensor) => Some(tensor.dims2()?),
             Weight::Dense(_) => None,
         };
-        let (Some(target), Some((rows, columns))) = (target_of(parameter), shape) else {
-            bail!("`{}` is low-rank outside the blocks", parameter.name)
-        };
-        offers.push(Offer { target, sides: rows + columns, singular_values });
+        let Some((rows, columns)) = shape else { bail!("`{}` has no rank to cut", parameter.name) };
+        if let Some(target) = target_of(parameter) {
+            offers.push(Offer { target, sides: rows + columns, singular_values });
+        }
     }
-    let ranks = policy.cut(place, &offers).into_iter().zip(weights);
-    let ranks: Vec<usize> = ranks.filter(|(_, (id, _))| owns(*id)).map(|(rank, _)| rank).collect();
+    let mut chosen = policy.cut(place, &offers).into_iter();
+    // What stands outside the blocks keeps its rank.
+    let rank_of = |(id, parameter): &(ParamId, &Parameter)| {
+        let rank = target_of(parameter).map_or_else(|| parameter.weight.rank(), |_| chosen.next());
+        rank.filter(|_| owns(*id))
+    };
+    let ranks: Vec<usize> = weights.iter().filter_map(rank_of).collect();
     let cuts = updates.into_par_iter().zip(&spectra).zip(ranks).zip(&own).map(
         |(((update, (point, spectrum)), rank), (_, parameter))| {
             let cut = update.cut((point.clone(), spectrum), rank, place, spec);
@@ -250,10 +255,10 @@ fn failed(parameter: &Parameter) -> String {
     format!("cutting the rank of `{}` failed", parameter.name)
 }
 
-/// Which matrix of a block a parameter is; none for others.
+/// Which matrix of a block a parameter is; none for others, the head's adapter among them.
 pub(super) fn target_of(parameter: &Parameter) -> Option<Target> {
     match parameter.role {
-        Role::Matrix(place) => Some(place.target),
+        Role::Matrix(place) if place.target != Target::HEAD => Some(place.target),
         _ => None,
     }
 }
