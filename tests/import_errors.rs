@@ -163,7 +163,7 @@ fn parts_of_a_factored_folder_are_checked() {
     );
 }
 
-/// The adapter of a GPT-2's fused attention and of its MLP, on its base.
+/// The adapter of a GPT-2's fused attention, of its MLP and of its head, on its base.
 struct Adapter {
     base: Exported,
     folder: PathBuf,
@@ -173,7 +173,8 @@ impl Adapter {
     fn new() -> Self {
         let base = Exported::new(&network("gpt2", json!({})), false);
         let adapter = json!({"adapter": {"rank": 2}});
-        let weights = json!({"weights": {"q": adapter, "v": adapter, "up": adapter}});
+        let blocks = json!({"q": adapter, "v": adapter, "up": adapter});
+        let weights = json!({"weights": blocks, "head_adapter": adapter});
         let (model, params) = network("gpt2", weights);
         let folder = base.place.path().join("adapter");
         let at = base.path();
@@ -253,6 +254,21 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
         "`transformer.h.1.mlp.c_fc`",
     );
     adapter.refuses_tensors(put("lora_E", 1, 1), "lora_E.weight");
+    for (leaf, rows, columns, said) in [
+        ("lora_A", 2, 15, "`lm_head` has 15 columns, the base 16"),
+        ("lora_B", 7, 2, "`lm_head` has 7 rows, the base"),
+        ("lora_B", 7, 3, "`lm_head`: lora_A has rank 2, lora_B 3"),
+        (
+            "base_layer",
+            7,
+            16,
+            "`base_model.model.lm_head.base_layer.weight` is [7, 16], the base's",
+        ),
+    ] {
+        let zeros = Tensor::zeros((rows, columns), DType::F32, &CPU).expect("zeros");
+        let name = format!("base_model.model.lm_head.{leaf}.weight");
+        adapter.refuses_tensors(|all| drop(all.insert(name.clone(), zeros.clone())), said);
+    }
     adapter.refuses_tensors(|all| drop(all.remove(&name("lora_B"))), "lora_B.weight");
     adapter.refuses_tensors(put("lora_A", 3000, 16), "it is no adapter of this base");
     let weights = adapter.folder.join("adapter_model.safetensors");

@@ -269,6 +269,13 @@ pub fn import_peft(
             let (m, n) = tensors[at].1.dims2()?;
             factors.check("columns", factors.a.dim(1)?, n)?;
             factors.check("rows", factors.b.dim(0)?, m)?;
+            // PEFT keeps the head itself with its adapter, and loads it over the base's.
+            let kept = format!("{PREFIX}.{HEAD}.base_layer.weight");
+            if reader.contains(&kept) {
+                let w = reader.take(&kept)?;
+                ensure!(w.dims() == [m, n], "`{kept}` is {:?}, the base's {m} × {n}", w.dims());
+                tensors[at].1 = w;
+            }
             let sum = (&tensors[at].1 + factors.product(&scale)?)?;
             if tied {
                 tensors.push((name, sum));

@@ -99,5 +99,13 @@ mod tests {
         let layers = json!([{"q": 4, "down": 0}, {"q": 0, "down": 1}]);
         let expected = json!({"rank": 1, "targets": ["q", "down"], "layers": layers});
         assert_eq!(found, json!({ "adapter": expected }));
+
+        // The head's stands by itself.
+        let mut with_head = ranks.clone();
+        with_head.insert((2, Target::HEAD), 40);
+        let written = allotment(&model, &with_head, 1.0);
+        let found: Value = serde_yaml::from_str(&written).expect(&written);
+        assert_eq!(found["adapter"]["head"], json!(16));
+        assert_eq!(found["adapter"]["layers"].as_array().expect("blocks").len(), 2);
     }
 }

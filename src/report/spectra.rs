@@ -156,7 +156,8 @@ pub fn spectra_figure(title: &str, now: &Layers, history: Option<&RunResults>) -
         };
         columns.iter().filter_map(of_target).collect::<Vec<_>>()
     };
-    let rows: Vec<Vec<Chart>> = Target::known().map(in_row).filter(|row| !row.is_empty()).collect();
+    let rows: Vec<Vec<Chart>> =
+        Target::of_blocks().map(in_row).filter(|row| !row.is_empty()).collect();
     let width = rows.iter().map(Vec::len).max().unwrap_or(1);
     figure(title, &rows.concat(), width)
 }
@@ -260,7 +261,7 @@ pub fn spectra_of_middle_block(layers: &Layers) -> Option<Chart> {
             (1..).map(f64::from).zip(values.iter().copied()).collect(),
         ))
     };
-    let series: Vec<Series> = Target::known().enumerate().filter_map(line).collect();
+    let series: Vec<Series> = Target::of_blocks().enumerate().filter_map(line).collect();
     (!series.is_empty())
         .then(|| chart(format!("Block {middle}"), "index", Axis::log("singular value"), series))
 }
@@ -293,7 +294,7 @@ fn panels(
     let of = |target: Target| {
         (target, shown.iter().filter_map(|block| series(target, *block)).flatten().collect())
     };
-    Target::known()
+    Target::of_blocks()
         .map(of)
         .filter(|(_, series): &(Target, Vec<Series>)| !series.is_empty())
         .collect()

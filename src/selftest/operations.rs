@@ -244,7 +244,8 @@ fn operations() -> Result<Vec<Operation>> {
             ops::cross_entropy_head(tape, &v[0], &v[1], &place.put(&read)?)
         }),
     );
-    let s = normal(4, &[rank, rank])?;
+    // Logits of about the size of those of the head alone.
+    let s = (normal(4, &[rank, rank])? * 0.1)?;
     add(
         "head with an adapter, and loss",
         vec![

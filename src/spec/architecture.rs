@@ -39,8 +39,8 @@ pub struct Target(&'static str);
 /// The base of the rotary angles where nothing is said.
 pub const ROPE_THETA: f64 = 10_000.0;
 
-/// The names of the targets of all architectures, in their order; the head's last.
-const NAMES: &[&str] = &["q", "k", "v", "qkv", "o", "gate", "up", "down", "head"];
+/// The names of the targets of the blocks of all architectures, in their order.
+const NAMES: &[&str] = &["q", "k", "v", "qkv", "o", "gate", "up", "down"];
 
 impl Target {
     /// Attention query.
@@ -63,14 +63,14 @@ impl Target {
     /// The head, which is in no block: what an adapter beside it goes by.
     pub const HEAD: Target = Target("head");
 
-    /// Every target of every architecture, in their order, and the head.
-    pub fn known() -> impl Iterator<Item = Target> {
+    /// Every target of a block of every architecture, in their order.
+    pub fn of_blocks() -> impl Iterator<Item = Target> {
         NAMES.iter().copied().map(Target)
     }
 
-    /// Every target of a block of every architecture, in their order.
-    pub fn of_blocks() -> impl Iterator<Item = Target> {
-        Target::known().filter(|target| *target != Target::HEAD)
+    /// [`Self::of_blocks`] and the head.
+    fn known() -> impl Iterator<Item = Target> {
+        Target::of_blocks().chain([Target::HEAD])
     }
 
     /// The target of this name; `None` if no architecture has one.
@@ -84,7 +84,7 @@ impl Target {
     }
 
     fn position(self) -> Option<usize> {
-        NAMES.iter().position(|name| *name == self.0)
+        Target::known().position(|target| target.0 == self.0)
     }
 }
 

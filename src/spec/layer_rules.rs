@@ -48,8 +48,10 @@ pub(super) fn check_layers(found: &mut Findings, spec: &RunSpec, plan: &Plan) {
             });
         }
     }
-    let is_anything =
-        plan.model.places().any(|(layer, target)| plan.model.is_adapted_in(layer, target));
+    let is_anything = plan
+        .model
+        .places_with_head()
+        .any(|(layer, target)| plan.model.is_adapted_in(layer, target));
     found.require(!is_adapter || is_anything, path, || {
         "leaves no adapter; give one of them a rank of at least 1".into()
     });
@@ -122,6 +124,7 @@ mod tests {
 
         for (setting, said) in [
             ("model.weights={adapter: {rank: 3, layers: [{q: 9}]}}", "choose 1 to 8"),
+            ("model.weights={adapter: {rank: 3, layers: [{head: 2}]}}", "`head` is in no block"),
             ("model.weights={adapter: {rank: 3, targets: [v], layers: [{q: 2}]}}", "not adapted"),
             (
                 "model.weights={adapter: {rank: 3, layers: [{v: 0}, {v: 0}, {v: 0}], targets: [v]}}",

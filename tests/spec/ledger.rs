@@ -81,6 +81,15 @@ fn adapters_say_what_they_adapt() {
         [Target::Q, Target::V, Target::K].map(|target| own.form(target)),
         [adapter(4, lora, Some(16)), adapter(8, lora, Some(16)), WeightForm::Dense]
     );
+    // Beside the head, with others or alone; α is each one's rank, where none is given.
+    let head = with("{adapter: {rank: 8, head: 4, form: lora}}");
+    assert_eq!(
+        [Target::Q, Target::HEAD].map(|target| head.form(target)),
+        [adapter(8, lora, Some(8)), adapter(4, lora, Some(4))]
+    );
+    let alone = with("{adapter: {rank: 8, head: 4, targets: []}}");
+    assert!(alone.is_adapted() && alone.weights.values().all(|form| *form == WeightForm::Dense));
+    assert_eq!(alone.form(Target::HEAD), adapter(4, low_rank, None));
     let refused = |flags: &[&str]| {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let error = spec::load_plan(Path::new("configs/gpt-small.yaml"), &flags);
@@ -99,6 +108,23 @@ fn adapters_say_what_they_adapt() {
         (
             vec!["model.weights={adapter: {rank: 8, targets: {q: 5000}}}", init],
             "rank 5000 is not possible for `q`",
+        ),
+        (
+            vec!["model.weights={adapter: {rank: 8, head: 0}}", init],
+            "model.weights.adapter.head: rank 0 is not possible for a head 256 wide; choose 1 to 256",
+        ),
+        (vec!["model.weights={adapter: {rank: 8, head: 257}}", init], "choose 1 to 256"),
+        (
+            vec!["model.weights={adapter: {rank: 8, targets: {head: 4}}}", init],
+            "the rank of an adapter beside it is `model.weights.adapter.head`",
+        ),
+        (
+            vec![
+                "model.weights={adapter: {rank: 8, head: 4}}",
+                init,
+                "rank={budget: {final_rank: 2, targets: {head: {min_rank: 1}}}}",
+            ],
+            "`head` is in no block",
         ),
         (
             vec![

@@ -195,8 +195,10 @@ STILL = [
 ]  # fmt: skip
 
 
-def adapted(place, name, weights, *flags, arch="gpt2"):
-    """Adapts an own dense run; its adapter in PEFT on the exported base, merged, and back here."""
+def adapted(place, name, weights, *flags, arch="gpt2", untied=()):
+    """Adapts an own dense run; its adapter in PEFT on the exported base, merged, and back here.
+
+    `untied` says that the head is no longer the table of tokens then."""
     base, source = place / f"base-{arch}-hf", f"base-{arch}"
     flags = [*flags, "--set", f"model.arch={arch}"]
     if not base.exists():
@@ -224,12 +226,12 @@ def adapted(place, name, weights, *flags, arch="gpt2"):
     check(f"  {name} merged", (mine - theirs(model, tokens)).abs().max().item(), TOLERANCE)
     init = f"{{peft: {{adapter: {adapter}}}}}"
     still = [flag.format(init=init) for flag in STILL]
-    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-back", *still, *flags[-2:], cwd=place)
+    run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-back", *still, *flags[-2:], *untied, cwd=place)
     back = ours("run", f"{name}-back", tokens, place)
     check("  and in again", (mine - back).abs().max().item(), 1e-4)
 
 
-def adapter_of_peft(place, name, arch="gpt2", **settings):
+def adapter_of_peft(place, name, arch="gpt2", untied=(), **settings):
     """A random adapter made there loads here."""
     torch.manual_seed(7)
     base = place / f"base-{arch}-hf"
@@ -244,7 +246,7 @@ def adapter_of_peft(place, name, arch="gpt2", **settings):
     spec = SPEC.format(weights="dense", bias="true", tokenizer="bytes", model="")
     (place / "spec.yaml").write_text(spec)
     init = f"{{peft: {{adapter: {folder}, base: {base}}}}}"
-    still = [*(flag.format(init=init) for flag in STILL), "--set", f"model.arch={arch}"]
+    still = [*(flag.format(init=init) for flag in STILL), "--set", f"model.arch={arch}", *untied]
     run(LRPT, "train", "spec.yaml", "--run-dir", f"{name}-run", *still, cwd=place)
     tokens = list(b"the rank of a matrix ")
     mine = ours("run", f"{name}-run", tokens, place)
@@ -282,6 +284,19 @@ def adapters(place):
     adapter_of_peft(
         place, "peft-llama", "llama", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"]
     )
+    # Beside the head, which is the table of tokens in the one base and a matrix of its own in the other.
+    untied = ["--set", "model.tie_word_embeddings=false"]
+    adapted(
+        place, "adapter-head", "{adapter: {rank: 6, head: 5, targets: [q, down]}}", "--set", fast,
+        untied=untied,
+    )  # fmt: skip
+    alone = "{adapter: {rank: 4, head: 4, alpha: 8, form: lora, targets: []}}"
+    adapted(place, "llama-head", alone, "--set", lora, arch="llama")
+    adapter_of_peft(
+        place, "peft-head", r=4, lora_alpha=8, target_modules=["c_attn", "lm_head"],
+        rank_pattern={"lm_head": 6}, untied=untied,
+    )  # fmt: skip
+    adapter_of_peft(place, "peft-llama-head", "llama", r=4, lora_alpha=8, target_modules=["lm_head", "o_proj"])
 
 
 CONVERSATION = [

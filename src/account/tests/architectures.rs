@@ -37,6 +37,34 @@ fn adapted(form: &str, targets: &str, integrator: &str) -> Ledger {
     Ledger::new(&tiny(&kind, &rule, true), 10, 1)
 }
 
+/// Beside the head, of 10 tokens and 8 wide, an adapter of rank 3; alone, it gets no further than
+/// the head.
+#[test]
+fn an_adapter_of_the_head_is_counted_beside_it() {
+    let count = |weights: &str| {
+        let kind = format!("{{adapter: {{rank: 2, {weights}}}}}");
+        Ledger::new(&tiny(&kind, "init: {run: source}\n", true), 10, 1)
+    };
+    let (without, with) = (count("targets: [q]"), count("targets: [q], head: 3"));
+    let alone = count("targets: [], head: 3");
+    let numbers = 3 * (10 + 8) + 9;
+    assert_eq!(with.parameters.trained() - without.parameters.trained(), numbers);
+    assert_eq!(with.parameters.total() - without.parameters.total(), numbers);
+    assert_eq!(alone.parameters.trained(), numbers);
+    assert_eq!(with.parameters.dense_equivalent(), without.parameters.dense_equivalent());
+    let head = |ledger: &Ledger| ledger.flops.forward_head_per_token;
+    assert_eq!((head(&without), head(&with)), (160, 160 + 2 * numbers));
+    // Forward, K and L, and back through both; S has no gradient product of its own.
+    let training = |ledger: &Ledger| ledger.flops.training_per_token;
+    assert_eq!(training(&with) - training(&without), 6 * numbers - 2 * 9);
+    // Alone: the blocks (2 of 768) and the head forward, and the adapter without its way back, 2 (n
+    // r + r²).
+    let own = 6 * numbers - 2 * 9 - 2 * (8 * 3 + 9);
+    assert_eq!(training(&alone), 2 * 2 * 768 + 2 * 80 + 160 + own);
+    let shown = with.to_string();
+    assert!(shown.contains("head  10 × 8, frozen, adapter 3"), "{shown}");
+}
+
 #[test]
 fn only_adapters_are_trained_and_frozen_matrices_get_no_gradient() {
     let dense = Ledger::new(&tiny("dense", "", true), 10, 1);
