@@ -323,3 +323,42 @@ fn the_model_section_may_be_left_to_the_source() {
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(said.contains("init: nowhere") && said.contains("config.json"), "{said}");
 }
+
+/// By an adapter of its own the head is no longer the table of tokens, which whoever goes on from
+/// there learns from the source: a run, or what PEFT has of it. A rank that the vocabulary cannot
+/// have is refused.
+#[test]
+fn an_adapted_head_goes_on_as_one_of_its_own() {
+    let place = Workplace::new();
+    place.spec("dense", "");
+    train(&place, "source", "", &[], 0);
+    place.run(&["export", "source", "--to", "exported"], 0);
+    place.spec("{adapter: {rank: 3, head: 4, targets: [q]}}", "init: {hf: exported}\n");
+    let fast = ["--set", "optimizer.low_rank={dlra: {learning_rate: 0.1}}"];
+    let adapted = loss(&train(&place, "adapted", "", &fast, 0));
+    place.run(&["export", "adapted", "--to", "adapter"], 0);
+    for (index, init) in ["{run: adapted}", "{peft: {adapter: adapter}}"].into_iter().enumerate() {
+        let text = format!(
+            "name: more\ninit: {init}\n\
+             data: {{source: {{text: {{path: text.txt, val_fraction: 0.2}}}}}}\n\
+             train: {{max_steps: 1, batch_size: 2}}\neval: {{tokens: 256}}\n"
+        );
+        fs::write(place.path("spec.yaml"), text).expect("a spec");
+        let run = format!("more-{index}");
+        let again = loss(&train(&place, &run, "", &STILL, 0));
+        assert!((adapted - again).abs() < 2e-5, "{init}: {again} after {adapted}");
+        let plan = fs::read_to_string(place.path(&format!("{run}/plan.yaml"))).expect("a plan");
+        assert!(plan.contains("tie_word_embeddings: false"), "{plan}");
+        let tied = [&STILL[..], &["--set", "model.tie_word_embeddings=true"]].concat();
+        let refused = train(&place, &format!("tied-{index}"), "", &tied, 2);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("model.tie_word_embeddings is true, the source has false"), "{said}");
+    }
+    place.spec("dense", "");
+    let few = ["--set", "data.tokenizer=chars", "--set", "model.n_embd=64"];
+    train(&place, "few", "", &few, 0);
+    place.spec("{adapter: {rank: 3, head: 60, targets: [q]}}", "init: {run: few}\n");
+    let refused = train(&place, "many", "", &few, 2);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("model.weights.adapter.head: rank 60 is not possible for"), "{said}");
+}

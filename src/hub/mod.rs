@@ -32,6 +32,6 @@ mod weights;
 pub use folder::{ExportOptions, Exported, export, import, import_config};
 pub use fused::with_fused_qkv;
 pub use gguf::{import as import_gguf, read_config as import_gguf_config};
-pub use peft::{export_peft, import_peft, peft_base};
+pub use peft::{export_peft, import_peft, import_peft_config, peft_base};
 pub use tokenizer::ChatTokenizer;
 pub use weights::Named;

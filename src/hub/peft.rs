@@ -5,7 +5,7 @@ use super::folder::{in_f32, read_json, write, write_json};
 use super::format::format_of;
 use super::fused::refuse_parted;
 use super::tokenizer::{ChatTokenizer, write_tokenizer};
-use super::{Exported, import};
+use super::{Exported, import, import_config};
 use crate::fs::write_directory_atomic;
 use crate::lowrank::Spectrum;
 use crate::model::{HEAD, ModelConfig, Network};
@@ -202,6 +202,20 @@ fn fused(parts: &[(usize, Option<(Tensor, Tensor)>)]) -> Result<Option<(Tensor, 
     Ok(Some((Tensor::cat(&blocks, 1)?, Tensor::cat(&a, 0)?)))
 }
 
+/// The configuration of [`import_peft`]'s model; no tensor is read.
+///
+/// # Errors
+/// As for [`import_peft`].
+pub fn import_peft_config(adapter: &Path, base: Option<&Path>) -> Result<ModelConfig> {
+    let mut config = import_config(&peft_base(adapter, base)?)?;
+    let file = TensorFile::open(&adapter.join(WEIGHTS))?;
+    let of_head = format!("{PREFIX}.{HEAD}.lora_A.weight");
+    if file.shapes().any(|(name, _)| name == of_head) {
+        config.untie();
+    }
+    Ok(config)
+}
+
 /// The model that an adapter of PEFT makes of its base: the configuration and the dense parameters
 /// W₀ + (α/r) B A, in f32. The base is a folder of `transformers`, by default the one that the
 /// adapter names.
@@ -279,7 +293,7 @@ pub fn import_peft(
             let sum = (&tensors[at].1 + factors.product(&scale)?)?;
             if tied {
                 tensors.push((name, sum));
-                config.tie_word_embeddings = Some(false).filter(|_| config.arch.ties_embeddings());
+                config.untie();
             } else {
                 tensors[at].1 = sum;
             }

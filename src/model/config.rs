@@ -37,6 +37,26 @@ impl ModelConfig {
         AttentionHeads { queries: self.n_head, keys: self.key_heads() }
     }
 
+    /// The same once adapters are taken into what they adapt: dense, and with a head of its own where
+    /// the table of tokens had an adapter as the head. One without adapters as it is.
+    pub fn merged(&self) -> Self {
+        let mut merged = self.clone();
+        if !self.is_adapted() {
+            return merged;
+        }
+        merged.weights.values_mut().for_each(|form| *form = WeightForm::Dense);
+        merged.layers.clear();
+        if merged.head_adapter.take().is_some() {
+            merged.untie();
+        }
+        merged
+    }
+
+    /// Makes the head a matrix of its own.
+    pub fn untie(&mut self) {
+        self.tie_word_embeddings = Some(false).filter(|_| self.arch.ties_embeddings());
+    }
+
     /// Checks that every size is one that a network can have, before anything is made from it: a
     /// `config.json` may come from anyone.
     ///

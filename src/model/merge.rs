@@ -20,12 +20,9 @@ pub fn merged(config: &ModelConfig, params: ParamStore) -> Result<(ModelConfig, 
         return Ok((config.clone(), params));
     }
     let adapted = build(config.clone())?;
-    let mut dense = config.clone();
-    dense.weights.values_mut().for_each(|form| *form = WeightForm::Dense);
-    dense.layers.clear();
     let mut weights = params.weights();
     // The head first, while the table of tokens that it may be is as it was.
-    if let Some(WeightForm::Adapter { rank, alpha, .. }) = dense.head_adapter.take() {
+    if let Some(WeightForm::Adapter { rank, alpha, .. }) = config.head_adapter {
         let product = product(&weights, HEAD, lora_scale(rank, alpha))?;
         let frozen = &adapted.declared()[adapted.head().weight.0].name;
         let Some(Weight::Dense(w)) = weights.get(frozen) else {
@@ -33,7 +30,6 @@ pub fn merged(config: &ModelConfig, params: ParamStore) -> Result<(ModelConfig, 
         };
         let merged = Weight::Dense((w + product)?);
         weights.insert(format!("{HEAD}.weight"), merged);
-        dense.tie_word_embeddings = Some(false).filter(|_| dense.arch.ties_embeddings());
     }
     for site in adapted.sites() {
         let form = config.form_in(site.layer, site.kind);
@@ -46,7 +42,7 @@ pub fn merged(config: &ModelConfig, params: ParamStore) -> Result<(ModelConfig, 
             *w = (&*w + product)?;
         }
     }
-    let network = build(dense)?;
+    let network = build(config.merged())?;
     let params = ParamStore::of_weights(network.declared(), weights)?;
     Ok((network.config().clone(), params))
 }

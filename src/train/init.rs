@@ -7,7 +7,7 @@ use crate::hub::{Named, with_fused_qkv};
 use crate::lowrank::LowRank;
 use crate::model::{ModelConfig, Network};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Parameter, Role, Weight};
-use crate::spec::{LowRankStart, Plan};
+use crate::spec::{LowRankStart, Plan, WeightForm};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -28,6 +28,7 @@ pub fn initial_parameters(
     let place_of = || format!("init: {}", init.path());
     let (config, params) = source::read(init).with_context(place_of)?;
     check_shape(model.config(), &config).with_context(place_of)?;
+    check_head(model.config())?;
     let source_hash = hash(&params)?;
     let (_, params) = with_fused_qkv(&config, params, model.config().fused_qkv)?;
     let named = Named::new(&params);
@@ -88,6 +89,22 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
         return Ok(());
     }
     Err(Failure::Usage(format!("{}; set them alike", differences.join("; "))).into())
+}
+
+/// Refuses an adapter of the head that has more directions than the vocabulary has tokens.
+fn check_head(model: &ModelConfig) -> Result<()> {
+    let (most, width) = (model.vocab_size.min(model.n_embd), model.n_embd);
+    match model.head_adapter.and_then(WeightForm::rank) {
+        Some(rank) if rank > most => {
+            let vocabulary = model.vocab_size;
+            Err(Failure::Usage(format!(
+                "model.weights.adapter.head: rank {rank} is not possible for {vocabulary} × {width}; \
+                 choose 1 to {most}"
+            ))
+            .into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A parameter with its first numbers, and what a cut came to where there was one.

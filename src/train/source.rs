@@ -21,12 +21,14 @@ pub(super) fn read_config(init: &InitSpec) -> Result<(ModelConfig, Option<PathBu
     let (config, tokenizer) = match init {
         InitSpec::Hf(_) => of_folder(path)?,
         InitSpec::Peft(peft) => {
-            of_folder(&hub::peft_base(path, peft.base.as_deref().map(Path::new))?)?
+            let base = peft.base.as_deref().map(Path::new);
+            let tokenizer = hub::peft_base(path, base)?.join("tokenizer.json");
+            (hub::import_peft_config(path, base)?, tokenizer)
         }
         InitSpec::Gguf(_) => (hub::import_gguf_config(path)?, path.to_owned()),
         InitSpec::Run(_) => {
             let (config, folder) = LoadedRun::config(path)?;
-            (config, folder.tokenizer_path())
+            (config.merged(), folder.tokenizer_path())
         }
     };
     Ok((config, tokenizer.is_file().then_some(tokenizer)))
