@@ -95,22 +95,39 @@ fn losses(place: &Workplace, run: &str) -> Vec<f64> {
 #[test]
 fn processes_that_meet_by_tcp_give_the_bytes_of_one_sharded_or_not() {
     let place = Workplace::new();
-    let spec = place.spec(LOW_RANK, RANKS);
-    let spec = spec.to_str().expect("UTF-8");
-    let train = |run: &'static str| ["train", spec, "--run-dir", run, "--set", FOUR];
-    let port = free_port();
-    let one = process(&place, &port, (0, 1), &train("one")).output().expect("it starts");
-    all_succeed(&[one]);
-    let expected = trajectory(&place, "one");
-    for (run, world, more) in
-        [("two", 2, &[][..]), ("three", 3, &["--set", SHARDED]), ("four", 4, &["--set", SHARDED])]
-    {
-        all_succeed(&ended(start(&place, world, &[&train(run)[..], more].concat())));
-        assert_same(&expected, &trajectory(&place, run), run);
+    let spec = place.spec("dense", "");
+    place.run(&["train", spec.to_str().expect("UTF-8"), "--run-dir", "source"], 0);
+    let adapted = format!("init: {{run: source}}\n{RANKS}");
+    for (form, weights, extra) in [
+        ("low-rank", LOW_RANK, RANKS),
+        ("adapters", "{adapter: {rank: 6, head: 4, targets: [q, down]}}", &adapted),
+    ] {
+        let spec = place.spec(weights, extra);
+        let spec = spec.to_str().expect("UTF-8");
+        let train = |run: &str| -> Vec<String> {
+            ["train", spec, "--run-dir", run, "--set", FOUR].map(str::to_owned).to_vec()
+        };
+        let runs = |name: &str| format!("{form}-{name}");
+        let port = free_port();
+        let arguments = train(&runs("one"));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let one = process(&place, &port, (0, 1), &arguments).output().expect("it starts");
+        all_succeed(&[one]);
+        let expected = trajectory(&place, &runs("one"));
+        for (name, world, more) in [
+            ("two", 2, &[][..]),
+            ("three", 3, &["--set", SHARDED]),
+            ("four", 4, &["--set", SHARDED]),
+        ] {
+            let arguments = train(&runs(name));
+            let arguments: Vec<&str> =
+                arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+            all_succeed(&ended(start(&place, world, &arguments)));
+            assert_same(&expected, &trajectory(&place, &runs(name)), &runs(name));
+        }
     }
 }
 
-/// One all-reduce in place of the order of one process: equal up to rounding, and refused by nothing.
 #[test]
 fn without_the_order_of_one_process_losses_differ_by_rounding() {
     let place = Workplace::new();
