@@ -8,7 +8,7 @@ use super::tokenizer::{ChatTokenizer, write_tokenizer};
 use super::{Exported, import, import_config};
 use crate::fs::write_directory_atomic;
 use crate::lowrank::Spectrum;
-use crate::model::{HEAD, ModelConfig, Network};
+use crate::model::{HEAD, ModelConfig, Network, lora_scale};
 use crate::params::{Factor, ParamStore, TensorReader, Weight};
 use crate::spec::{Architecture, Target, WeightForm};
 use crate::tensor_file::TensorFile;
@@ -180,8 +180,7 @@ fn factors(
         Some(Weight::Dense(tensor)) => Ok(tensor.to_device(&Device::Cpu)?),
         _ => bail!("the model has no adapter of `{site}`"),
     };
-    let scale = alpha.map_or(1.0, |alpha| alpha as f64 / rank as f64);
-    Ok(Some(((factor("b")? * scale)?, factor("a")?)))
+    Ok(Some(((factor("b")? * lora_scale(rank, alpha))?, factor("a")?)))
 }
 
 /// The adapters of parts with these numbers of rows, one below the other: B block by block, A one

@@ -1,11 +1,12 @@
 //! The head: the matrix (V, C) that turns hidden states into logits, with or without an adapter.
 
+use super::adapter::Adapter;
 use super::config::ModelConfig;
-use super::layers::{Declarations, INIT_STANDARD_DEVIATION, Pass, adapter_name, lora_scale};
+use super::layers::{Declarations, INIT_STANDARD_DEVIATION, Pass};
 use crate::lowrank::LowRank;
 use crate::ops::{self, Compute, HeadAdapter, HeadMatrix, Targets, Value};
-use crate::params::{Factor, Initial, ParamId, ParamStore, Place, Role};
-use crate::spec::{AdapterForm, Target, WeightForm};
+use crate::params::{Initial, ParamId, ParamStore, Place, Role};
+use crate::spec::Target;
 use candle_core::{Result, Tensor};
 
 /// Name of the head in checkpoints, without the names of its parts; `transformers` has the same.
@@ -16,16 +17,8 @@ pub const HEAD: &str = "lm_head";
 pub struct Head {
     /// Its parameter, which may be the table of tokens.
     pub weight: ParamId,
+    /// What is trained beside it.
     adapter: Option<Adapter>,
-}
-
-/// What is trained beside it.
-#[derive(Clone, Copy, Debug)]
-enum Adapter {
-    /// U S Vᵀ.
-    LowRank(ParamId),
-    /// scale · B A.
-    Lora { b: ParamId, a: ParamId, scale: f64 },
 }
 
 impl Head {
@@ -45,23 +38,9 @@ impl Head {
             }
         };
         let place = Place { layer: config.n_layer, target: Target::HEAD };
-        let name = adapter_name(HEAD);
-        let adapter = match config.head_adapter {
-            Some(WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. }) => {
-                let initial = Initial::Adapter { rows, columns, rank };
-                Some(Adapter::LowRank(declarations.add(name, Role::Matrix(place), initial)))
-            }
-            Some(WeightForm::Adapter { rank, form: AdapterForm::Lora, alpha }) => {
-                let mut factor = |factor: Factor, initial| {
-                    let name = format!("{name}.{}", factor.name());
-                    declarations.add(name, Role::Factor(place, factor), initial)
-                };
-                let b = factor(Factor::B, Initial::LoraB { rows, rank });
-                let a = factor(Factor::A, Initial::LoraA { rank, columns });
-                Some(Adapter::Lora { b, a, scale: lora_scale(rank, alpha) })
-            }
-            _ => None,
-        };
+        let adapter = config
+            .head_adapter
+            .and_then(|form| Adapter::declare(declarations, HEAD, place, (rows, columns), form));
         Self { weight, adapter }
     }
 

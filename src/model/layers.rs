@@ -3,6 +3,7 @@
 //! A layer declares its parameters once and keeps their ids; a forward pass looks the numbers up. A
 //! weight is m × n (outputs × inputs): y = x Wᵀ.
 
+use super::adapter::Adapter;
 use super::cache::KeyValueCache;
 use super::config::ModelConfig;
 use super::network::{DropoutKey, Site};
@@ -10,7 +11,7 @@ use crate::lowrank::LowRank;
 use crate::ops::{self, AttentionHeads, Dropout, PackedDocuments, Tape, Value};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Place, Role, Weight};
 use crate::rng;
-use crate::spec::{AdapterForm, FactorForm, InitialSpectrum, LowRankStart, Target, WeightForm};
+use crate::spec::{FactorForm, InitialSpectrum, LowRankStart, Target, WeightForm};
 use candle_core::{Result, Tensor, bail};
 
 /// Standard deviation of initial weights (Radford et al. 2019).
@@ -130,10 +131,8 @@ enum LinearWeight {
     TwoFactors { b: ParamId, a: ParamId },
     /// W = U S Vᵀ, each trained freely.
     ThreeFactors { u: ParamId, s: ParamId, vt: ParamId },
-    /// W = W₀ + U S Vᵀ.
-    Adapted { frozen: ParamId, adapter: ParamId },
-    /// W = W₀ + scale · B A.
-    Lora { frozen: ParamId, b: ParamId, a: ParamId, scale: f64 },
+    /// W = W₀ + U S Vᵀ or W = W₀ + scale · B A.
+    Adapted { frozen: ParamId, adapter: Adapter },
 }
 
 impl Linear {
@@ -176,22 +175,12 @@ impl Linear {
         };
         let weight = match form {
             WeightForm::Dense => LinearWeight::Matrix(full(declarations)),
-            WeightForm::Adapter { rank, form: AdapterForm::LowRank, .. } => {
+            WeightForm::Adapter { .. } => {
                 let frozen = full(declarations);
-                let initial = Initial::Adapter { rows, columns, rank };
-                let adapter = adapter_name(&name);
-                let adapter = declarations.add(adapter, Role::Matrix(place), initial);
-                LinearWeight::Adapted { frozen, adapter }
-            }
-            WeightForm::Adapter { rank, form: AdapterForm::Lora, alpha } => {
-                let frozen = full(declarations);
-                let mut factor = |factor: Factor, initial| {
-                    let name = format!("{}.{}", adapter_name(&name), factor.name());
-                    declarations.add(name, Role::Factor(place, factor), initial)
-                };
-                let b = factor(Factor::B, Initial::LoraB { rows, rank });
-                let a = factor(Factor::A, Initial::LoraA { rank, columns });
-                LinearWeight::Lora { frozen, b, a, scale: lora_scale(rank, alpha) }
+                Adapter::declare(declarations, &name, place, (rows, columns), form).map_or(
+                    LinearWeight::Matrix(frozen),
+                    |adapter| LinearWeight::Adapted { frozen, adapter },
+                )
             }
             WeightForm::LowRank { rank } => {
                 let initial =
@@ -247,17 +236,22 @@ impl Linear {
             },
             LinearWeight::Adapted { frozen, adapter } => {
                 let y = ops::linear(pass.tape, x, &pass.dense(frozen)?, bias.as_ref())?;
-                let LowRank { u, s, v } = pass.params.point(adapter)?;
-                let u = pass.value(adapter, ParamStore::slot(adapter), u);
-                let v = pass.value(adapter, ParamStore::l_slot(adapter), v);
-                let added = ops::low_rank_linear(pass.tape, x, &u, s, &v, None)?;
-                ops::add(pass.tape, &y, &added)
-            }
-            LinearWeight::Lora { frozen, b, a, scale } => {
-                let y = ops::linear(pass.tape, x, &pass.dense(frozen)?, bias.as_ref())?;
-                let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
-                let z = if scale == 1.0 { z } else { ops::scaled(pass.tape, &z, scale)? };
-                let added = ops::linear(pass.tape, &z, &pass.dense(b)?, None)?;
+                let added = match adapter {
+                    Adapter::LowRank(id) => {
+                        let LowRank { u, s, v } = pass.params.point(id)?;
+                        let u = pass.value(id, ParamStore::slot(id), u);
+                        let v = pass.value(id, ParamStore::l_slot(id), v);
+                        ops::low_rank_linear(pass.tape, x, &u, s, &v, None)?
+                    }
+                    Adapter::Lora { b, a, scale } => {
+                        let z = ops::linear(pass.tape, x, &pass.dense(a)?, None)?;
+                        let z = match scale {
+                            1.0 => z,
+                            _ => ops::scaled(pass.tape, &z, scale)?,
+                        };
+                        ops::linear(pass.tape, &z, &pass.dense(b)?, None)?
+                    }
+                };
                 ops::add(pass.tape, &y, &added)
             }
             LinearWeight::TwoFactors { b, a } => {
@@ -273,16 +267,6 @@ impl Linear {
             }
         }
     }
-}
-
-/// Name of a site's adapter in checkpoints, without the names of its parts.
-pub(super) fn adapter_name(site: &str) -> String {
-    format!("{site}.adapter")
-}
-
-/// α/r, the scale of B A; 1 where there is no α.
-pub(super) fn lora_scale(rank: usize, alpha: Option<usize>) -> f64 {
-    alpha.map_or(1.0, |alpha| alpha as f64 / rank as f64)
 }
 
 /// One forward pass: the parameters, the tape, the dropout of this step, and what tokens see.

@@ -1,7 +1,7 @@
 //! Adapters taken into the matrices that they adapt.
 
+use super::adapter::{adapter_name, lora_scale};
 use super::head::HEAD;
-use super::layers::{adapter_name, lora_scale};
 use super::{ModelConfig, build};
 use crate::params::{Factor, ParamStore, Weight};
 use crate::spec::WeightForm;

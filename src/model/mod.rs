@@ -3,6 +3,7 @@
 //! An architecture is one file that implements [`Network`] out of `layers`, and an arm of
 //! [`build`].
 
+mod adapter;
 mod cache;
 mod config;
 pub mod cost;
@@ -17,6 +18,7 @@ mod network;
 mod projections;
 mod restore;
 
+pub use adapter::lora_scale;
 pub use cache::KeyValueCache;
 pub use config::ModelConfig;
 pub use generate::{Request, Sampling, generate};
