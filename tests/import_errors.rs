@@ -258,12 +258,7 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
         ("lora_A", 2, 15, "`lm_head` has 15 columns, the base 16"),
         ("lora_B", 7, 2, "`lm_head` has 7 rows, the base"),
         ("lora_B", 7, 3, "`lm_head`: lora_A has rank 2, lora_B 3"),
-        (
-            "base_layer",
-            7,
-            16,
-            "`base_model.model.lm_head.base_layer.weight` is [7, 16], the base's",
-        ),
+        ("base_layer", 7, 16, "its `lm_head.weight` is [7, 16], the base's"),
     ] {
         let zeros = Tensor::zeros((rows, columns), DType::F32, &CPU).expect("zeros");
         let name = format!("base_model.model.lm_head.{leaf}.weight");

@@ -76,7 +76,7 @@ pub fn adapted_cross_entropy_head<'a>(
     let wanted = Wanted {
         h: tape.is_recording() && to_h.is_some(),
         w: tape.is_recording() && to_w.is_some(),
-        term: tape.is_recording() && to_adapter.iter().any(Option::is_some),
+        term: tape.is_recording() && (to_h.is_some() || to_adapter != [None; 2]),
         each: false,
     };
     let counted = Counted::new(h.tensor(), targets.into())?;

@@ -98,6 +98,21 @@ fn a_head_with_a_point_beside_it() -> Result<()> {
                 let error = largest(&numbers(&difference)?) / largest(&numbers(&expected)?);
                 assert!(error < 1e-12, "{name}: {error}");
             }
+            // Frozen, it still stands in the way of the gradient by h.
+            let (frozen, mut by_frozen) = (tape(), Gradients::new(1));
+            let h_value = frozen.parameter(0, &h);
+            let [u_value, v_value, w_value] = [&u, &v, &w].map(|x| frozen.constant(x.clone()));
+            let adapter = HeadAdapter::LowRank { u: u_value, s: s.clone(), v: v_value };
+            let loss = ops::adapted_cross_entropy_head(
+                &frozen,
+                &h_value,
+                &w_value,
+                Some(&adapter),
+                chosen,
+            )?;
+            frozen.backward(&loss, &mut by_frozen)?;
+            let dh = by_frozen.get(0).map(numbers).transpose()?;
+            assert_eq!(dh, found.get(0).map(numbers).transpose()?);
             // Σ of (δ U)ᵀ (δ U), with δ from the logits of the sum.
             let p = candle_nn::ops::softmax(&counted.matmul(&sum.t()?)?, 1)?;
             let chosen_ids = targets.flatten_all()?;
