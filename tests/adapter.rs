@@ -261,7 +261,9 @@ const RANK: usize = 3;
 /// direction at W = 0 with these bases: P(G) for heavy ball, its scaled polar factor for spectral.
 #[test]
 fn the_first_step_from_zero_agrees_with_the_dense_textbook() {
-    for momentum in [Momentum::HeavyBall, Momentum::Spectral] {
+    for (momentum, of_head) in
+        [(Momentum::HeavyBall, false), (Momentum::Spectral, false), (Momentum::Spectral, true)]
+    {
         let settings = DlraSpec {
             momentum,
             retraction: RetractionSpec::Svd,
@@ -282,7 +284,9 @@ fn the_first_step_from_zero_agrees_with_the_dense_textbook() {
             Momentum::HeavyBall => projected,
             _ => {
                 let (a, _, b) = truncated_svd(&projected, 2 * RANK);
-                0.2 * (ROWS as f64).sqrt() * (a * b.transpose())
+                // Of the head by the width alone.
+                let side = if of_head { COLUMNS } else { ROWS };
+                0.2 * (side as f64).sqrt() * (a * b.transpose())
             }
         };
         let tangent = Tangent::project(&start, &tensor(&gradient)).expect("projection");
@@ -293,6 +297,7 @@ fn the_first_step_from_zero_agrees_with_the_dense_textbook() {
             learning_rate: rate,
             step: 1,
             rank: RankDecision::Keep,
+            of_head,
         };
         let update = state.step(&start, Scaled::new(&tangent, 1.0), &hyper).expect("a step");
         let found = dense(&update.point.to_dense().expect("dense"));
@@ -346,6 +351,7 @@ fn every_rule_starts_from_zero() {
                     learning_rate: 0.02,
                     step,
                     rank: RankDecision::Keep,
+                    of_head: false,
                 };
                 // ½‖W − T‖² is the loss of inputs without a preferred direction.
                 let inputs = Tensor::eye(RANK, DType::F64, &Device::Cpu).expect("I");

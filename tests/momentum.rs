@@ -177,7 +177,7 @@ fn geometric_step(
     step: u64,
 ) -> (LowRank, DlraState) {
     let tangent = Tangent::project(point, gradient).expect("projection");
-    let rule = DlraStep { settings, learning_rate, step, rank: RankDecision::Keep };
+    let rule = DlraStep { settings, learning_rate, step, rank: RankDecision::Keep, of_head: false };
     let update = state.step(point, Scaled::new(&tangent, 1.0), &rule).expect("step");
     (update.point, update.state)
 }

@@ -146,7 +146,13 @@ impl Weights {
             }
             Weights::Point { point, state, settings } => {
                 let tangent = Tangent::project(point, gradient)?;
-                let rule = DlraStep { settings, learning_rate, step, rank: RankDecision::Keep };
+                let rule = DlraStep {
+                    settings,
+                    learning_rate,
+                    step,
+                    rank: RankDecision::Keep,
+                    of_head: false,
+                };
                 let update = state.step(point, Scaled::new(&tangent, 1.0), &rule)?;
                 (*point, *state) = (update.point, update.state);
             }

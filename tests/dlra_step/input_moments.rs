@@ -22,6 +22,7 @@ fn is_a_whitening_by_a_whole_matrix_that_v_has_seen() {
             learning_rate: LEARNING_RATE,
             step,
             rank: RankDecision::Keep,
+            of_head: false,
         };
         let measured = state.with_inputs(&inputs(step, &point), &settings).expect("inputs");
         let update = measured.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
@@ -94,6 +95,7 @@ fn factors_of_full_rank_take_the_dense_step() {
                 learning_rate: LEARNING_RATE,
                 step,
                 rank: RankDecision::Keep,
+                of_head: false,
             };
             let measured = state.with_inputs(&seen, &settings).expect("inputs");
             let update = measured.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
@@ -124,6 +126,7 @@ fn even_inputs_change_nothing() {
             learning_rate: LEARNING_RATE,
             step: 1,
             rank: RankDecision::Keep,
+            of_head: false,
         };
         let state = DlraState::new(&point, &settings).expect("state");
         let state = state.with_inputs(inputs, &settings).expect("inputs");

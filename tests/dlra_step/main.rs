@@ -89,8 +89,13 @@ fn compare(
     for step in 1..=steps {
         let gradient = random("gradient", step);
         let tangent = Tangent::project(&point, &tensor(&gradient)).expect("projection");
-        let hyper =
-            DlraStep { settings, learning_rate: LEARNING_RATE, step, rank: RankDecision::Keep };
+        let hyper = DlraStep {
+            settings,
+            learning_rate: LEARNING_RATE,
+            step,
+            rank: RankDecision::Keep,
+            of_head: false,
+        };
         let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
         (point, state) = (update.point, update.state);
 
@@ -233,8 +238,13 @@ fn gathered_weights_are_adams_correction_in_fixed_bases() {
         let tangent =
             Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
         // A learning rate of zero keeps the point where it is; only the moments move.
-        let hyper =
-            DlraStep { settings: &settings, learning_rate: 0.0, step, rank: RankDecision::Keep };
+        let hyper = DlraStep {
+            settings: &settings,
+            learning_rate: 0.0,
+            step,
+            rank: RankDecision::Keep,
+            of_head: false,
+        };
         let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
         (point, state) = (update.point, update.state);
         let named: std::collections::BTreeMap<_, _> =
@@ -300,7 +310,8 @@ fn ranks_grow_and_shrink_with_their_state() {
         for (step, rank) in (1..).zip(decisions) {
             let tangent =
                 Tangent::project(&point, &tensor(&random("gradient", step))).expect("projection");
-            let hyper = DlraStep { settings: &settings, learning_rate: 1e-3, step, rank };
+            let hyper =
+                DlraStep { settings: &settings, learning_rate: 1e-3, step, rank, of_head: false };
             let measured = state.with_inputs(&inputs(step, &point), &settings).expect("inputs");
             let update = measured.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
             match rank {

@@ -137,6 +137,7 @@ fn matrix_adam_does_not_depend_on_the_bases() {
                 learning_rate: 0.05,
                 step,
                 rank: RankDecision::Keep,
+                of_head: false,
             };
             let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
             (point, state) = (update.point, update.state);
@@ -166,6 +167,7 @@ fn linear_transport_of_roots_underestimates_variances() {
                     learning_rate: 0.3,
                     step,
                     rank: RankDecision::Keep,
+                    of_head: false,
                 };
                 let update = state.step(&point, Scaled::new(&tangent, 1.0), &hyper).expect("step");
                 (point, state) = (update.point, update.state);

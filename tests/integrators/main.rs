@@ -127,7 +127,13 @@ fn coefficient_cycle_agrees_with_the_dense_textbook() {
 /// Gradients of ½‖W − A‖² by hand, so that the step itself is exact where theory says so.
 fn quadratic_step(point: &LowRank, target: &Mat<f64>, dlra: &DlraSpec) -> Mat<f64> {
     let gradient = |w: &LowRank| tensor(&(dense(&w.to_dense().expect("dense")) - target));
-    let hyper = DlraStep { settings: dlra, learning_rate: 0.3, step: 1, rank: RankDecision::Keep };
+    let hyper = DlraStep {
+        settings: dlra,
+        learning_rate: 0.3,
+        step: 1,
+        rank: RankDecision::Keep,
+        of_head: false,
+    };
     let state = DlraState::new(point, dlra).expect("state");
     let mut step = state
         .begin_galerkin(

@@ -135,7 +135,13 @@ fn points_in_f32_keep_their_kind() {
         LowRank::random(12, 9, 2, 1.0, &mut rng::stream(3, "start", &[]), DType::F32, &Device::Cpu)
             .expect("valid sizes");
     let dlra = settings(Integrator::AugmentedBug, Momentum::Adam, 1);
-    let hyper = DlraStep { settings: &dlra, learning_rate: 0.1, step: 1, rank: RankDecision::Keep };
+    let hyper = DlraStep {
+        settings: &dlra,
+        learning_rate: 0.1,
+        step: 1,
+        rank: RankDecision::Keep,
+        of_head: false,
+    };
     let gradient = Tangent::project(
         &point,
         &tensor(&random(12, 9, "gradient", 0)).to_dtype(DType::F32).expect("f32"),

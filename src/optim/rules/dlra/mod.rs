@@ -61,6 +61,9 @@ pub struct DlraStep<'a> {
     pub step: u64,
     /// What happens to the rank.
     pub rank: RankDecision,
+    /// Whether the weight is one of the head, whose spectral directions are scaled by its width
+    /// alone.
+    pub of_head: bool,
 }
 
 /// Optimizer state of one low-rank weight.
@@ -154,12 +157,16 @@ impl DlraStep<'_> {
         Beta1::of_dlra(self.settings)
     }
 
-    /// 0.2 √max(m, n) times the polar factor of coefficients: the direction of `spectral`.
+    /// 0.2 √max(m, n) times the polar factor of coefficients: the direction of `spectral`. Of the
+    /// head, where m is the vocabulary, 0.2 √n: its gradient lies on the rows of the few tokens that
+    /// a batch has, and so does the direction.
     ///
     /// Steps that retract by an SVD take the exact polar factor too; the others stay with matrix
     /// products.
     fn polar(&self, point: &LowRank, core: &Tensor) -> Result<Tensor> {
-        let scale = SPECTRAL_SCALE * (point.rows().max(point.columns()) as f64).sqrt();
+        let (rows, columns) = (point.rows(), point.columns());
+        let side = if self.of_head { columns } else { rows.max(columns) };
+        let scale = SPECTRAL_SCALE * (side as f64).sqrt();
         let polar = match self.settings.retraction_at(self.step) {
             RetractionSpec::Svd => linalg::polar(core)?,
             RetractionSpec::Subspace => linalg::polar_newton_schulz(core)?,

@@ -13,8 +13,8 @@ use crate::optim::leaves::{LeafMap, Leaves};
 use crate::optim::optimizer::{GradientOracle, OptimizerSettings};
 use crate::optim::rank::{RankDecision, RankEvent};
 use crate::optim::rule::{Members, Rule, Step};
-use crate::params::{ParamId, ParamStore, Parameter, Weight};
-use crate::spec::{CyclePhase, DlraSpec, Integrator, RankPlan};
+use crate::params::{ParamId, ParamStore, Parameter, Role, Weight};
+use crate::spec::{CyclePhase, DlraSpec, Integrator, RankPlan, Target};
 use anyhow::{Context, bail};
 use candle_core::Tensor;
 use std::borrow::Cow;
@@ -100,9 +100,10 @@ fn points_of<'a>(
 
 impl DlraRule {
     /// The numbers of the step of a weight whose rank changes like this.
-    fn numbers(&self, step: &Step, rank: RankDecision) -> DlraStep<'_> {
+    fn numbers(&self, step: &Step, parameter: &Parameter, rank: RankDecision) -> DlraStep<'_> {
         let learning_rate = self.spec.learning_rate * step.schedule_factor;
-        DlraStep { settings: &self.spec, learning_rate, step: step.number, rank }
+        let of_head = matches!(parameter.role, Role::Matrix(place) if place.target == Target::HEAD);
+        DlraStep { settings: &self.spec, learning_rate, step: step.number, rank, of_head }
     }
 
     /// The second moment of a weight's inputs, where the momentum goes by it.
@@ -161,7 +162,6 @@ impl DlraRule {
         params: &ParamStore,
         step: &Step,
     ) -> anyhow::Result<Vec<Update>> {
-        let hyper = self.numbers(step, RankDecision::Keep);
         let uncut = members.iter().filter_map(|(id, state)| match state {
             MemberState::Uncut(state) => Some((id, state)),
             MemberState::Point(_) => None,
@@ -176,6 +176,7 @@ impl DlraRule {
                 let [outputs, inputs] = cut_moments_of((id, params.get(id)), step)?;
                 state = Cow::Owned(state.with_moments(decay, [&outputs, &inputs])?);
             }
+            let hyper = self.numbers(step, params.get(id), RankDecision::Keep);
             let next = state.step(weight, gradient, &hyper, step.execution.compute);
             let place = || format!("the step of `{}` failed", params.get(id).name);
             let (weight, state) = next.with_context(place)?;
@@ -190,7 +191,7 @@ impl DlraRule {
         step: &Step,
     ) -> anyhow::Result<Vec<DlraUpdate>> {
         let item = |member: &'a Member<'a>| {
-            let hyper = self.numbers(step, self.growth(member, step.rank));
+            let hyper = self.numbers(step, member.parameter, self.growth(member, step.rank));
             let Member { parameter, point, state, gradient, .. } = member;
             Item { name: &parameter.name, state, point, gradient: *gradient, hyper }
         };
@@ -229,10 +230,10 @@ impl DlraRule {
         oracle: &mut dyn GradientOracle,
         step: &Step,
     ) -> anyhow::Result<(Vec<DlraUpdate>, Duration)> {
-        let hyper = self.numbers(step, RankDecision::Keep);
+        let hyper = |member: &Member| self.numbers(step, member.parameter, RankDecision::Keep);
         let placement = step.execution.linalg;
         let mut steps = map_all(placement, members.iter().collect(), |member: &Member| {
-            let begun = member.state.begin_galerkin(member.point, member.gradient, &hyper);
+            let begun = member.state.begin_galerkin(member.point, member.gradient, &hyper(member));
             begun.with_context(|| {
                 format!("augmenting the bases of `{}` failed", member.parameter.name)
             })
@@ -261,7 +262,7 @@ impl DlraRule {
             steps = map_all(placement, pairs, |(galerkin, member): (GalerkinStep, &Member)| {
                 let k_gradient = gradients.get(ParamStore::slot(member.id));
                 let sum = coefficient_gradient(&galerkin, member, k_gradient, step)?;
-                let advanced = galerkin.advance(member.gradient.with(&sum), &hyper);
+                let advanced = galerkin.advance(member.gradient.with(&sum), &hyper(member));
                 advanced.with_context(|| {
                     format!("a coefficient step of `{}` failed", member.parameter.name)
                 })
@@ -270,7 +271,7 @@ impl DlraRule {
         let pairs = steps?.into_iter().zip(members).collect();
         let updates = map_all(placement, pairs, |(galerkin, member): (GalerkinStep, &Member)| {
             let rank = self.growth(member, step.rank);
-            let update = galerkin.finish(&self.numbers(step, rank));
+            let update = galerkin.finish(&self.numbers(step, member.parameter, rank));
             let update = update.with_context(|| {
                 format!("the low-rank step of `{}` failed", member.parameter.name)
             })?;

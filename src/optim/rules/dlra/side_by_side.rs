@@ -28,7 +28,8 @@ pub struct Item<'a> {
 /// Takes `step` on every item; the updates are in the items' order, and nothing is changed in
 /// place.
 ///
-/// On the device, weights whose rank stays step together if shape and rank are the same: the number
+/// On the device, weights whose rank stays step together if shape and rank are the same, but for one
+/// of the head: the number
 /// of kernels and of transfers does not grow with the number of layers. A weight whose rank may
 /// change steps as a stack of one.
 ///
@@ -44,7 +45,8 @@ pub fn step_all(
         Placement::Device => {
             let key = |(index, item): (usize, &Item)| {
                 let alone = if item.hyper.rank == RankDecision::Keep { 0 } else { index + 1 };
-                (alone, item.point.rows(), item.point.columns(), item.point.rank())
+                let shape = (item.point.rows(), item.point.columns(), item.point.rank());
+                (alone, item.hyper.of_head, shape)
             };
             let mut updates: Vec<Option<DlraUpdate>> = items.iter().map(|_| None).collect();
             for group in groups(items.iter().enumerate().map(key)) {

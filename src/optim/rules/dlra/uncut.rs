@@ -217,7 +217,7 @@ mod tests {
         let mut state = UncutState::new(&weight, settings).expect("zeros");
         for step in 1..=3 {
             let (rank, learning_rate) = (RankDecision::Keep, settings.learning_rate);
-            let hyper = DlraStep { settings, learning_rate, step, rank };
+            let hyper = DlraStep { settings, learning_rate, step, rank, of_head: false };
             let sum = normal(step, DType::F32);
             state = state.with_inputs(&inputs(step, DType::F32), settings).expect("n × n");
             let next = state.step(&weight, Scaled::new(&sum, 0.25), &hyper, Compute::default());
@@ -291,7 +291,8 @@ mod tests {
             let settings = DlraSpec { weight_decay: 0.0, ..settings(momentum, true) };
             let (weight, sum) = (normal(0, DType::F64), normal(1, DType::F64));
             let (rank, learning_rate) = (RankDecision::Keep, settings.learning_rate);
-            let hyper = DlraStep { settings: &settings, learning_rate, step: 1, rank };
+            let hyper =
+                DlraStep { settings: &settings, learning_rate, step: 1, rank, of_head: false };
             let state = UncutState::new(&weight, &settings)?;
             let (moved, _) =
                 state.step(&weight, Scaled::new(&sum, 0.25), &hyper, Compute::default())?;
