@@ -28,10 +28,9 @@ pub struct Item<'a> {
 /// Takes `step` on every item; the updates are in the items' order, and nothing is changed in
 /// place.
 ///
-/// On the device, weights whose rank stays step together if shape and rank are the same, but for one
-/// of the head: the number
-/// of kernels and of transfers does not grow with the number of layers. A weight whose rank may
-/// change steps as a stack of one.
+/// On the device, weights whose rank stays step together if shape and rank are the same and they are
+/// of the blocks: the number of kernels and of transfers does not grow with the number of layers. A
+/// weight whose rank may change steps as a stack of one.
 ///
 /// # Errors
 /// As `step`, naming the weight, or the first and the number of a stack.
