@@ -291,6 +291,19 @@ fn absurd_sizes_are_refused_before_memory_is_taken() {
     assert!(said.contains("and no checkpoint of the network in its config.json"), "{said}");
 }
 
+/// The first loss and the plan of a run whose spec leaves model and tokenizer to this source.
+fn goes_on(place: &Workplace, init: &str, run: &str) -> (f64, String) {
+    let text = format!(
+        "name: more\ninit: {init}\n\
+         data: {{source: {{text: {{path: text.txt, val_fraction: 0.2}}}}}}\n\
+         train: {{max_steps: 1, batch_size: 2}}\neval: {{tokens: 256}}\n"
+    );
+    fs::write(place.path("spec.yaml"), text).expect("a spec");
+    let first = loss(&train(place, run, "", &STILL, 0));
+    let plan = fs::read_to_string(place.path(&format!("{run}/plan.yaml"))).expect("a plan");
+    (first, plan)
+}
+
 /// What a spec leaves out of the model's shape and the tokenizer is the source's.
 #[test]
 fn the_model_section_may_be_left_to_the_source() {
@@ -299,16 +312,9 @@ fn the_model_section_may_be_left_to_the_source() {
     let source = loss(&train(&place, "source", "", &[], 0));
     place.run(&["export", "source", "--to", "exported"], 0);
     for (index, init) in ["{run: source}", "{hf: exported}"].into_iter().enumerate() {
-        let text = format!(
-            "name: more\ninit: {init}\n\
-             data: {{source: {{text: {{path: text.txt, val_fraction: 0.2}}}}}}\n\
-             train: {{max_steps: 1, batch_size: 2}}\neval: {{tokens: 256}}\n"
-        );
-        fs::write(place.path("spec.yaml"), text).expect("a spec");
         let run = format!("more-{index}");
-        let again = loss(&train(&place, &run, "", &STILL, 0));
+        let (again, plan) = goes_on(&place, init, &run);
         assert!((source - again).abs() < 2e-5, "{init}: {again} after {source}");
-        let plan = fs::read_to_string(place.path(&format!("{run}/plan.yaml"))).expect("a plan");
         assert!(plan.contains("n_layer: 2") && plan.contains("block_size:"), "{plan}");
         place.run(&["spec", "check", "spec.yaml"], 0);
         let shorter = ["--set", "model.block_size=8"];
@@ -338,16 +344,9 @@ fn an_adapted_head_goes_on_as_one_of_its_own() {
     let adapted = loss(&train(&place, "adapted", "", &fast, 0));
     place.run(&["export", "adapted", "--to", "adapter"], 0);
     for (index, init) in ["{run: adapted}", "{peft: {adapter: adapter}}"].into_iter().enumerate() {
-        let text = format!(
-            "name: more\ninit: {init}\n\
-             data: {{source: {{text: {{path: text.txt, val_fraction: 0.2}}}}}}\n\
-             train: {{max_steps: 1, batch_size: 2}}\neval: {{tokens: 256}}\n"
-        );
-        fs::write(place.path("spec.yaml"), text).expect("a spec");
         let run = format!("more-{index}");
-        let again = loss(&train(&place, &run, "", &STILL, 0));
+        let (again, plan) = goes_on(&place, init, &run);
         assert!((adapted - again).abs() < 2e-5, "{init}: {again} after {adapted}");
-        let plan = fs::read_to_string(place.path(&format!("{run}/plan.yaml"))).expect("a plan");
         assert!(plan.contains("tie_word_embeddings: false"), "{plan}");
         let tied = [&STILL[..], &["--set", "model.tie_word_embeddings=true"]].concat();
         let refused = train(&place, &format!("tied-{index}"), "", &tied, 2);

@@ -25,6 +25,11 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT puts before the names of a model's modules.
 const PREFIX: &str = "base_model.model";
 
+/// Name of a module's tensor there.
+fn tensor_name(module: &str, leaf: &str) -> String {
+    format!("{PREFIX}.{module}.{leaf}.weight")
+}
+
 /// Writes the adapters of a run as a folder of PEFT, whole or not at all.
 ///
 /// U S Vᵀ goes out balanced, B = U P √Σ and A = √Σ Qᵀ Vᵀ with S = P Σ Qᵀ; LoRA's α/r goes into B.
@@ -67,8 +72,8 @@ pub fn export_peft(
     let mut add = |module: &str, b: Tensor, a: Tensor| -> Result<()> {
         ranks.push((module.to_owned(), a.dim(0)?));
         for (leaf, tensor) in [("lora_A", a), ("lora_B", b)] {
-            let name = format!("{PREFIX}.{module}.{leaf}.weight");
-            tensors.insert(name, tensor.to_dtype(dtype)?.contiguous()?);
+            let tensor = tensor.to_dtype(dtype)?.contiguous()?;
+            tensors.insert(tensor_name(module, leaf), tensor);
         }
         Ok(())
     };

@@ -136,10 +136,7 @@ impl ModelConfig {
 
     /// Refuses a rank that a matrix cannot have, by the key of `config.json`.
     fn check_rank(&self, key: &str, target: Target, rank: usize) -> Result<()> {
-        let (rows, columns) = match target {
-            Target::HEAD => (self.vocab_size, self.n_embd),
-            _ => self.shape(target),
-        };
+        let (rows, columns) = self.shape_with_head(target, self.vocab_size);
         let limit = rows.min(columns);
         ensure!(
             (1..=limit).contains(&rank),

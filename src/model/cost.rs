@@ -25,10 +25,7 @@ impl MatrixCost {
     /// The matrix of this kind in this block, of a model with this vocabulary; of the head what is
     /// beside its matrix, which is no part of this.
     pub fn new(model: &ModelPlan, vocabulary: u64, layer: usize, target: Target) -> Self {
-        let (rows, columns) = match target {
-            Target::HEAD => (vocabulary as usize, model.n_embd),
-            _ => model.shape(target),
-        };
+        let (rows, columns) = model.shape_with_head(target, vocabulary as usize);
         let (form, is_beside_frozen) = trained_form(model, layer, target);
         let is_uncut =
             model.start == LowRankStart::Dense && matches!(form, WeightForm::LowRank { .. });

@@ -3,9 +3,8 @@
 use super::adapter::Adapter;
 use super::config::ModelConfig;
 use super::layers::{Declarations, INIT_STANDARD_DEVIATION, Pass};
-use crate::lowrank::LowRank;
 use crate::ops::{self, Compute, HeadAdapter, HeadMatrix, Targets, Value};
-use crate::params::{Initial, ParamId, ParamStore, Place, Role};
+use crate::params::{Initial, ParamId, Place, Role};
 use crate::spec::Target;
 use candle_core::{Result, Tensor};
 
@@ -94,9 +93,7 @@ impl Head {
         Ok(match self.adapter {
             None => None,
             Some(Adapter::LowRank(id)) => {
-                let LowRank { u, s, v } = pass.params.point(id)?;
-                let u = pass.value(id, ParamStore::slot(id), u);
-                let v = pass.value(id, ParamStore::l_slot(id), v);
+                let (u, s, v) = pass.point(id, pass.params.point(id)?);
                 Some(HeadAdapter::LowRank { u, s: s.clone(), v })
             }
             Some(Adapter::Lora { b, a, scale }) => {

@@ -228,9 +228,8 @@ impl Linear {
                     let to_inputs = pass.value(id, ParamStore::l_slot(id), w);
                     linear(pass.tape, x, &pass.dense(id)?, &to_inputs, bias.as_ref())
                 }
-                Weight::LowRank(LowRank { u, s, v }) => {
-                    let u = pass.value(id, ParamStore::slot(id), u);
-                    let v = pass.value(id, ParamStore::l_slot(id), v);
+                Weight::LowRank(point) => {
+                    let (u, s, v) = pass.point(id, point);
                     ops::low_rank_linear(pass.tape, x, &u, s, &v, bias.as_ref())
                 }
             },
@@ -238,9 +237,7 @@ impl Linear {
                 let y = ops::linear(pass.tape, x, &pass.dense(frozen)?, bias.as_ref())?;
                 let added = match adapter {
                     Adapter::LowRank(id) => {
-                        let LowRank { u, s, v } = pass.params.point(id)?;
-                        let u = pass.value(id, ParamStore::slot(id), u);
-                        let v = pass.value(id, ParamStore::l_slot(id), v);
+                        let (u, s, v) = pass.point(id, pass.params.point(id)?);
                         ops::low_rank_linear(pass.tape, x, &u, s, &v, None)?
                     }
                     Adapter::Lora { b, a, scale } => {
@@ -345,8 +342,19 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// U, S and V of a low-rank parameter, U and V on the tape: their gradients are the K- and the
+    /// L-gradient.
+    pub(super) fn point<'b>(
+        &self,
+        id: ParamId,
+        LowRank { u, s, v }: &'b LowRank,
+    ) -> (Value, &'b Tensor, Value) {
+        let u = self.value(id, ParamStore::slot(id), u);
+        (u, s, self.value(id, ParamStore::l_slot(id), v))
+    }
+
     /// A tensor of a parameter, whose gradient goes to this slot; a frozen one has none.
-    pub(super) fn value(&self, id: ParamId, slot: usize, tensor: &Tensor) -> Value {
+    fn value(&self, id: ParamId, slot: usize, tensor: &Tensor) -> Value {
         if self.params.get(id).trained {
             self.tape.parameter(slot, tensor)
         } else {

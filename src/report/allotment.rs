@@ -17,10 +17,8 @@ pub fn allotment(
 ) -> String {
     let (form, least) = if model.is_adapted() { ("adapter", 0) } else { ("low_rank", 1) };
     let scaled = |target: Target, rank: usize| {
-        let (rows, columns) = match target {
-            Target::HEAD => (usize::MAX, model.n_embd),
-            _ => model.shape(target),
-        };
+        // The vocabulary bounded the head's rank when it was chosen.
+        let (rows, columns) = model.shape_with_head(target, usize::MAX);
         ((rank as f64 * scale).round() as usize).clamp(least, rows.min(columns).max(1))
     };
     let left_out = model.places().filter(|(_, target)| model.form(*target).is_adapter());

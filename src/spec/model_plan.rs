@@ -170,6 +170,11 @@ impl ModelPlan {
         }
     }
 
+    /// [`Self::shape`], and that of the head, (V, C), with a vocabulary of this size.
+    pub fn shape_with_head(&self, target: Target, vocabulary: usize) -> (usize, usize) {
+        if target == Target::HEAD { (vocabulary, self.n_embd) } else { self.shape(target) }
+    }
+
     /// Rows of the queries, keys and values in the matrix that has them one below the other: C, and
     /// twice C G/H with G of H heads.
     pub fn qkv_rows(&self) -> [usize; 3] {

@@ -7,7 +7,7 @@ use crate::hub::{Named, with_fused_qkv};
 use crate::lowrank::LowRank;
 use crate::model::{ModelConfig, Network};
 use crate::params::{Declared, Factor, Initial, ParamId, ParamStore, Parameter, Role, Weight};
-use crate::spec::{LowRankStart, Plan, WeightForm};
+use crate::spec::{LowRankStart, Plan, Target, WeightForm, bounds};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -93,17 +93,13 @@ fn check_shape(model: &ModelConfig, source: &ModelConfig) -> Result<()> {
 
 /// Refuses an adapter of the head that has more directions than the vocabulary has tokens.
 fn check_head(model: &ModelConfig) -> Result<()> {
-    let (most, width) = (model.vocab_size.min(model.n_embd), model.n_embd);
-    match model.head_adapter.and_then(WeightForm::rank) {
-        Some(rank) if rank > most => {
-            let vocabulary = model.vocab_size;
-            Err(Failure::Usage(format!(
-                "model.weights.adapter.head: rank {rank} is not possible for {vocabulary} × {width}; \
-                 choose 1 to {most}"
-            ))
-            .into())
+    let rank = model.head_adapter.and_then(WeightForm::rank);
+    let shape = model.shape_with_head(Target::HEAD, model.vocab_size);
+    match rank.and_then(|rank| bounds::rank_problem("head", rank, shape)) {
+        None => Ok(()),
+        Some(problem) => {
+            Err(Failure::Usage(format!("model.weights.adapter.head: {problem}")).into())
         }
-        _ => Ok(()),
     }
 }
 

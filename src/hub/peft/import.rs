@@ -2,8 +2,9 @@
 
 use super::super::folder::{in_f32, read_json};
 use super::super::format::format_of;
+use super::super::weights::HEAD_WEIGHT;
 use super::super::{import, import_config};
-use super::{CONFIG, PREFIX, WEIGHTS};
+use super::{CONFIG, WEIGHTS, tensor_name};
 use crate::model::{HEAD, ModelConfig};
 use crate::params::TensorReader;
 use crate::tensor_file::TensorFile;
@@ -37,7 +38,7 @@ pub fn peft_base(adapter: &Path, base: Option<&Path>) -> Result<PathBuf> {
 pub fn import_peft_config(adapter: &Path, base: Option<&Path>) -> Result<ModelConfig> {
     let mut config = import_config(&peft_base(adapter, base)?)?;
     let file = TensorFile::open(&adapter.join(WEIGHTS))?;
-    let of_head = format!("{PREFIX}.{HEAD}.lora_A.weight");
+    let of_head = tensor_name(HEAD, "lora_A");
     if file.shapes().any(|(name, _)| name == of_head) {
         config.untie();
     }
@@ -79,7 +80,7 @@ pub fn import_peft(
         }
         if let Some(factors) = Factors::take(&mut reader, HEAD)? {
             // PEFT keeps the head itself with its adapter, and loads it over the base's.
-            let kept = format!("{PREFIX}.{HEAD}.base_layer.weight");
+            let kept = tensor_name(HEAD, "base_layer");
             let kept = match reader.contains(&kept) {
                 true => Some(reader.take(&kept)?),
                 false => None,
@@ -132,20 +133,20 @@ fn add_to_head(
     factors: &Factors,
     scale: &Scale,
 ) -> Result<()> {
-    let name = format!("{HEAD}.weight");
     let tied = config.ties_embeddings();
     let table = format_of(config.arch).shapes(config).swap_remove(0).0;
-    let w = of_base(tensors, if tied { &table } else { &name })?;
+    let w = of_base(tensors, if tied { &table } else { HEAD_WEIGHT })?;
     let (m, n) = w.dims2()?;
     factors.check("columns", factors.a.dim(1)?, n)?;
     factors.check("rows", factors.b.dim(0)?, m)?;
     if let Some(kept) = kept {
-        ensure!(kept.dims() == [m, n], "its `{name}` is {:?}, the base's {m} × {n}", kept.dims());
+        let shape = kept.dims();
+        ensure!(shape == [m, n], "its `{HEAD_WEIGHT}` is {shape:?}, the base's {m} × {n}");
         *w = kept;
     }
     let sum = (&*w + factors.product(scale)?)?;
     if tied {
-        tensors.push((name, sum));
+        tensors.push((HEAD_WEIGHT.to_owned(), sum));
         config.untie();
     } else {
         *w = sum;
@@ -163,7 +164,7 @@ struct Factors<'a> {
 impl<'a> Factors<'a> {
     /// Those of this module; none where it has none.
     fn take(reader: &mut TensorReader, module: &'a str) -> Result<Option<Self>> {
-        let name = |leaf: &str| format!("{PREFIX}.{module}.{leaf}.weight");
+        let name = |leaf: &str| tensor_name(module, leaf);
         if !reader.contains(&name("lora_A")) {
             return Ok(None);
         }
